@@ -1,0 +1,49 @@
+"""What a model is: sizes and switches, as plain data. Reading a checkpoint's own file is elsewhere."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding whose angle is position times a fixed frequency.
+
+    `variant` is "default", "linear", "llama3" or "yarn"; the other fields are that variant's
+    parameters under the names of Hugging Face configs, None where it has no such parameter.
+    """
+
+    theta: float
+    variant: str = "default"
+    factor: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Llama-family decoder. Sizes in elements; `max_positions` in tokens."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    norm_eps: float
+    max_positions: int
+    rope: RopeConfig
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    tied_embeddings: bool
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]

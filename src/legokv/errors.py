@@ -1,0 +1,59 @@
+"""Errors a caller can act on, each with the status code a server reports for it."""
+
+from typing import ClassVar
+
+
+class LegokvError(Exception):
+    """Root of all errors raised on purpose; `code` is the Triton status it maps to."""
+
+    code: ClassVar[str] = "INTERNAL"
+
+
+class InvalidRequest(LegokvError):
+    """The request can never succeed as it is: a value is wrong or out of range."""
+
+    code = "INVALID_ARG"
+
+
+class NotFound(LegokvError):
+    """Something the request names is not known in its namespace."""
+
+    code = "NOT_FOUND"
+
+
+class PoolFull(LegokvError):
+    """The page pool cannot hold what was asked; nothing was taken."""
+
+    code = "UNAVAILABLE"
+
+
+class Busy(LegokvError):
+    """What was asked is in use or the queue is full; the same call may succeed later."""
+
+    code = "UNAVAILABLE"
+
+
+class Cancelled(LegokvError):
+    """The request was cancelled before it finished."""
+
+    code = "CANCELLED"
+
+
+class UnsupportedModel(LegokvError):
+    """A checkpoint this project cannot compile correctly; the message says what and why."""
+
+    code = "UNSUPPORTED"
+
+
+class EngineMismatch(LegokvError):
+    """An engine folder that does not fit this version, machine or library; names both sides."""
+
+    code = "UNSUPPORTED"
+
+
+class ChunkUnreadable(LegokvError):
+    """A stored chunk that is gone, short or damaged. The caller compiles it again."""
+
+
+class ServerError(LegokvError):
+    """The Triton server could not be started or did not become ready."""
