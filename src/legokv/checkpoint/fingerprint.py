@@ -1,0 +1,58 @@
+"""What a model is, as one digest: the same for the same weights, config and tokenizer anywhere."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Never
+
+from tqdm import tqdm
+
+from legokv.checkpoint.layout import decoder_tensors
+from legokv.checkpoint.tensor_table import StoredTensor
+from legokv.config import ModelConfig
+
+_ENCODING = "legokv model 1"
+_BLOCK_BYTES = 8 << 20
+
+
+def model_fingerprint(
+    config: ModelConfig, stored: Mapping[str, StoredTensor], tokenizer_fingerprint: str
+) -> str:
+    """Hex SHA-256 over the config with its rotary settings, the weights and the tokenizer.
+
+    Does not depend on paths, times, the order of tensors or how they are spread over files.
+    """
+    digest = hashlib.sha256()
+    for part in (_ENCODING, _canonical(asdict(config)), tokenizer_fingerprint):
+        _add(digest, part.encode())
+    used = {source.name for tensor in decoder_tensors(config) for source in tensor.sources}
+    tensors = [stored[name] for name in sorted(used)]
+    total = sum(tensor.end - tensor.start for tensor in tensors)
+    # disable=None: no bar where the output is not a terminal.
+    with tqdm(desc="Weights", total=total, unit="B", unit_scale=True, disable=None) as bar:
+        for tensor in tensors:
+            _add(digest, _canonical([tensor.name, tensor.dtype, list(tensor.shape)]).encode())
+            _add_bytes(digest, tensor, bar)
+    return digest.hexdigest()
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _add(digest: "hashlib._Hash", part: bytes) -> None:
+    # The length first: no two sequences of parts may read the same.
+    digest.update(len(part).to_bytes(8, "little"))
+    digest.update(part)
+
+
+def _add_bytes(digest: "hashlib._Hash", tensor: StoredTensor, bar: "tqdm[Never]") -> None:
+    with tensor.file.open("rb") as stream:
+        stream.seek(tensor.start)
+        left = tensor.end - tensor.start
+        while left:
+            block = stream.read(min(left, _BLOCK_BYTES))
+            digest.update(block)
+            bar.update(len(block))
+            left -= len(block)

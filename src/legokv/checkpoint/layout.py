@@ -1,0 +1,113 @@
+"""Which stored tensors make up each of the decoder's: the one table of names and shapes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from legokv.checkpoint.tensor_table import StoredTensor
+from legokv.config import ModelConfig
+from legokv.errors import UnsupportedModel
+
+_FLOAT_DTYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor as a checkpoint names it, with the shape the model needs."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DecoderTensor:
+    """A tensor of the decoder's state dict: its sources stacked along the first axis."""
+
+    name: str
+    sources: tuple[Source, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(source.shape[0] for source in self.sources), *self.sources[0].shape[1:])
+
+
+def decoder_tensors(config: ModelConfig) -> tuple[DecoderTensor, ...]:
+    """All tensors of the decoder; `head.weight` is absent where the embedding is tied."""
+    table = (config.vocab_size, config.hidden_size)
+    tensors = [_single("embed.weight", "model.embed_tokens.weight", table)]
+    for layer in range(config.num_layers):
+        tensors.extend(_layer_tensors(config, layer))
+    tensors.append(_single("norm.weight", "model.norm.weight", (config.hidden_size,)))
+    if not config.tied_embeddings:
+        tensors.append(_single("head.weight", "lm_head.weight", table))
+    return tuple(tensors)
+
+
+def check_tensors(stored: Mapping[str, StoredTensor], config: ModelConfig) -> None:
+    """UnsupportedModel for the first tensor that is missing, misshapen, quantised or left over."""
+    needed = [source for tensor in decoder_tensors(config) for source in tensor.sources]
+    for source in needed:
+        _check_source(stored.get(source.name), source, config)
+    spare = sorted(set(stored) - {source.name for source in needed})
+    unused = [name for name in spare if not _may_be_ignored(name, config)]
+    if unused:
+        raise UnsupportedModel(
+            f"the checkpoint has {len(unused)} tensors {config.architecture} does not use, "
+            f"the first is {unused[0]}: leaving them out would change the model"
+        )
+
+
+def _layer_tensors(config: ModelConfig, layer: int) -> Iterator[DecoderTensor]:
+    ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
+    attention = f"{theirs}.self_attn"
+    hidden, head, mlp = config.hidden_size, config.head_size, config.intermediate_size
+    query, key = config.num_heads * head, config.num_kv_heads * head
+    qkv = {"q_proj": query, "k_proj": key, "v_proj": key}
+    gate_up = {"gate_proj": mlp, "up_proj": mlp}
+
+    yield _single(f"{ours}.attention_norm.weight", f"{theirs}.input_layernorm.weight", (hidden,))
+    yield from _linear(f"{ours}.qkv", attention, qkv, hidden, config.qkv_bias)
+    if config.qk_norm:
+        yield _single(f"{ours}.q_norm.weight", f"{attention}.q_norm.weight", (head,))
+        yield _single(f"{ours}.k_norm.weight", f"{attention}.k_norm.weight", (head,))
+    yield from _linear(f"{ours}.out", attention, {"o_proj": hidden}, query, config.out_bias)
+    yield _single(f"{ours}.mlp_norm.weight", f"{theirs}.post_attention_layernorm.weight", (hidden,))
+    yield from _linear(f"{ours}.gate_up", f"{theirs}.mlp", gate_up, hidden, config.mlp_bias)
+    yield from _linear(f"{ours}.down", f"{theirs}.mlp", {"down_proj": hidden}, mlp, config.mlp_bias)
+
+
+def _single(name: str, source: str, shape: tuple[int, ...]) -> DecoderTensor:
+    return DecoderTensor(name, (Source(source, shape),))
+
+
+def _linear(
+    name: str, prefix: str, rows: Mapping[str, int], columns: int, bias: bool
+) -> Iterator[DecoderTensor]:
+    """The projections of `rows` (output sizes by their own name) stacked into one."""
+    weights = (Source(f"{prefix}.{own}.weight", (size, columns)) for own, size in rows.items())
+    yield DecoderTensor(f"{name}.weight", tuple(weights))
+    if bias:
+        biases = (Source(f"{prefix}.{own}.bias", (size,)) for own, size in rows.items())
+        yield DecoderTensor(f"{name}.bias", tuple(biases))
+
+
+def _check_source(stored: StoredTensor | None, source: Source, config: ModelConfig) -> None:
+    if stored is None:
+        raise UnsupportedModel(
+            f"{source.name} is missing: the checkpoint is incomplete or not {config.architecture}"
+        )
+    if stored.shape != source.shape:
+        raise UnsupportedModel(
+            f"{source.name} has shape {list(stored.shape)}, config.json asks for "
+            f"{list(source.shape)}"
+        )
+    if stored.dtype not in _FLOAT_DTYPES:
+        raise UnsupportedModel(
+            f"{source.name} is stored as {stored.dtype}: only {', '.join(_FLOAT_DTYPES)} weights "
+            "are supported, not quantised ones"
+        )
+
+
+def _may_be_ignored(name: str, config: ModelConfig) -> bool:
+    # Old checkpoints store the rotary table; tied ones may store the head a second time.
+    tied_head = config.tied_embeddings and name == "lm_head.weight"
+    return tied_head or name.endswith("rotary_emb.inv_freq")

@@ -1,0 +1,105 @@
+"""What a config.json may not ask for: each refusal is one function and one sentence."""
+
+from legokv.checkpoint.architectures import ARCHITECTURES, Architecture
+from legokv.checkpoint.config_values import JsonObject, flag, optional_int, positive_int
+from legokv.errors import UnsupportedModel
+
+_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok")
+_LATENT_KEYS = ("kv_lora_rank", "q_lora_rank")
+
+
+def known_architecture(config: JsonObject) -> Architecture:
+    """The architecture config.json names; UnsupportedModel for experts, MLA and unknown ones."""
+    name = _architecture_name(config)
+    experts = [key for key in _EXPERT_KEYS if config.get(key)]
+    if experts:
+        raise UnsupportedModel(
+            f"{name} is a mixture of experts ({experts[0]} = {config[experts[0]]}): "
+            "only dense feed-forward layers are supported"
+        )
+    latent = [key for key in _LATENT_KEYS if config.get(key)]
+    if latent:
+        raise UnsupportedModel(
+            f"{name} uses multi-head latent attention ({latent[0]} = {config[latent[0]]}): "
+            "its cache has no per-head keys to link"
+        )
+    if name not in ARCHITECTURES:
+        raise UnsupportedModel(
+            f"architecture {name} is not supported: it is none of {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[name]
+
+
+def refuse_unsupported(config: JsonObject, architecture: Architecture) -> None:
+    """UnsupportedModel if anything in config.json would make the compiled model wrong."""
+    _refuse_quantised(config)
+    _refuse_activation(config)
+    _refuse_narrow_window(config, architecture)
+
+
+def refuse_uneven_heads(num_heads: int, num_kv_heads: int, head_size: int) -> None:
+    if num_heads % num_kv_heads:
+        raise UnsupportedModel(
+            f"{num_heads} query heads do not divide into {num_kv_heads} key-value heads"
+        )
+    if head_size % 2:
+        raise UnsupportedModel(f"head size {head_size} is odd: rotary embedding needs pairs")
+
+
+def _architecture_name(config: JsonObject) -> str:
+    named = config.get("architectures")
+    if isinstance(named, list) and named:
+        return str(named[0])
+    model_type = config.get("model_type")
+    for architecture in ARCHITECTURES.values():
+        if architecture.model_type == model_type:
+            return architecture.name
+    return f"of model_type {model_type!r}"
+
+
+def _refuse_quantised(config: JsonObject) -> None:
+    quantisation = config.get("quantization_config")
+    if quantisation:
+        method = dict(quantisation).get("quant_method", "unnamed")
+        raise UnsupportedModel(
+            f"the checkpoint is quantised ({method}): only float32, float16 and bfloat16 weights "
+            "are supported; take the unquantised checkpoint, or a GGUF file"
+        )
+
+
+def _refuse_activation(config: JsonObject) -> None:
+    activation = config.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise UnsupportedModel(f"activation '{activation}' is not supported: only silu is")
+
+
+def _refuse_narrow_window(config: JsonObject, architecture: Architecture) -> None:
+    window = _window(config, architecture)
+    context = positive_int(config, "max_position_embeddings")
+    if window is not None and window < context:
+        raise UnsupportedModel(
+            f"sliding window of {window} tokens is narrower than the context of {context}: "
+            "a linked chunk must see every earlier chunk"
+        )
+
+
+def _window(config: JsonObject, architecture: Architecture) -> int | None:
+    """The narrowest window of any layer, in tokens; None where all layers see everything."""
+    if architecture.model_type == "mistral":
+        if "sliding_window" not in config:
+            return architecture.default_window
+        return optional_int(config, "sliding_window")
+    return positive_int(config, "sliding_window") if _any_layer_slides(config) else None
+
+
+def _any_layer_slides(config: JsonObject) -> bool:
+    layer_types = config.get("layer_types")
+    if not isinstance(layer_types, list):
+        first = config.get("max_window_layers", 28)
+        return flag(config, "use_sliding_window") and first < positive_int(
+            config, "num_hidden_layers"
+        )
+    kinds = set(layer_types) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise UnsupportedModel(f"layers of type {sorted(kinds)[0]} are not supported")
+    return "sliding_attention" in layer_types

@@ -1,0 +1,153 @@
+"""The engine folder: engine.json with every fact a runner checks, the tokenizer, the weights.
+
+Reading needs no torch, so that every Triton process can do it.
+"""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from legokv.config import ModelConfig, RopeConfig
+from legokv.errors import EngineMismatch, InvalidRequest
+
+FORMAT_VERSION = 1
+FACTS_FILE = "engine.json"
+# Where a hard link is impossible (another disk, a file system without them), a copy does.
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file beside engine.json and the size it must have."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """All that is recorded about an engine. `dtype` is "bfloat16", "float16" or "float32"."""
+
+    format_version: int
+    legokv_version: str
+    name: str
+    model: ModelConfig
+    dtype: str
+    page_size: int
+    fingerprint: str
+    backend: str
+    files: tuple[StoredFile, ...]
+
+
+def read_engine_folder(path: Path) -> EngineFacts:
+    """The facts of an engine folder whose files are all there at their recorded sizes.
+
+    EngineMismatch, naming both sides, for a folder of another format version or with a file
+    missing or of another size.
+    """
+    facts = _facts_from_json(_engine_json(path), path)
+    for file in facts.files:
+        _check_file(path / file.name, file.size_bytes)
+    return facts
+
+
+def write_engine_folder(path: Path, facts: EngineFacts, checkpoint: Path) -> None:
+    """Put `facts` and the files they name, taken from `checkpoint`, into a folder at `path`.
+
+    Weights are hard-linked where the file system can, else copied. The folder appears whole or
+    not at all, in place of an older engine; InvalidRequest if `path` is anything else.
+    """
+    refuse_foreign_folder(path)
+    with _replaced_folder(path) as folder:
+        for file in facts.files:
+            _link_or_copy((checkpoint / file.name).resolve(), folder / file.name)
+        text = json.dumps(asdict(facts), indent=2, sort_keys=True)
+        (folder / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def stored_files(checkpoint: Path, names: Iterator[str]) -> tuple[StoredFile, ...]:
+    """The named files of a checkpoint, those it has, in name order."""
+    present = sorted(name for name in set(names) if (checkpoint / name).is_file())
+    return tuple(StoredFile(name, (checkpoint / name).stat().st_size) for name in present)
+
+
+def refuse_foreign_folder(path: Path) -> None:
+    """InvalidRequest if `path` exists and is not an engine folder that may be replaced."""
+    if path.exists() and not (path / FACTS_FILE).is_file():
+        raise InvalidRequest(
+            f"{path} exists and holds no {FACTS_FILE}: it is not replaced; choose another --output"
+        )
+
+
+def _engine_json(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise EngineMismatch(f"engine folder {path} does not exist: run build/build_engine.py")
+    try:
+        data = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EngineMismatch(f"{path} holds no {FACTS_FILE}: it is not an engine folder") from None
+    except ValueError as error:
+        raise EngineMismatch(f"{path / FACTS_FILE} is not JSON: {error}") from None
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise EngineMismatch(
+            f"{path} has engine format {version}, this legokv reads format {FORMAT_VERSION}: "
+            "build the engine again"
+        )
+    return dict(data)
+
+
+def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
+    try:
+        model = dict(data["model"])
+        model["rope"] = RopeConfig(**model["rope"])
+        model["eos_token_ids"] = tuple(model["eos_token_ids"])
+        files = tuple(StoredFile(**file) for file in data["files"])
+        return EngineFacts(**(data | {"model": ModelConfig(**model), "files": files}))
+    except (KeyError, TypeError) as error:
+        raise EngineMismatch(
+            f"{path / FACTS_FILE} says format {FORMAT_VERSION} but lacks its fields ({error}): "
+            "build the engine again"
+        ) from None
+
+
+def _check_file(file: Path, size_bytes: int) -> None:
+    if not file.is_file():
+        raise EngineMismatch(f"{FACTS_FILE} names {file.name}, {file} does not exist")
+    found = file.stat().st_size
+    if found != size_bytes:
+        raise EngineMismatch(
+            f"{file} has {found} bytes, {FACTS_FILE} says {size_bytes}: build the engine again"
+        )
+
+
+@contextmanager
+def _replaced_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place at the end, or vanishes on an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    if source.suffix != ".safetensors":
+        shutil.copyfile(source, target)
+        return
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        shutil.copyfile(source, target)
