@@ -53,7 +53,7 @@ def _save_as_hf_folder(gguf: Path, folder: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         gguf.parent, gguf_file=gguf.name, local_files_only=True
     )
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
     )
     # The weights are plain floats now; save_pretrained refuses while these say otherwise.
@@ -61,6 +61,9 @@ def _save_as_hf_folder(gguf: Path, folder: Path) -> None:
     model.hf_quantizer = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        # Weights are saved for their owner alone; a server may run as somebody else.
+        file.chmod(0o644)
 
 
 def _refuse_lost_settings(gguf: Path) -> None:

