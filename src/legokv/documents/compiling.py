@@ -1,0 +1,102 @@
+"""Bring a document to ready: compile its chunks, or wait for whoever does. No tensors here."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from legokv.documents.claims import Claim, ClaimLost, finish_claim, record_chunk, take_claim
+from legokv.documents.document import Document, DocumentLimits, State
+from legokv.documents.registry import Registry
+from legokv.errors import Busy, LegokvError
+
+# `compile_chunk(namespace, token_ids)` compiles and keeps one chunk and gives its key.
+CompileChunk = Callable[[str, Sequence[int]], str]
+# `drop_chunks(keys)` lets the stored KV of these chunks go.
+DropChunks = Callable[[Sequence[str]], None]
+
+POLL_SECONDS = 0.05
+
+_log = logging.getLogger(__name__)
+
+
+class Compiler:
+    """Compiles documents of one registry; several of them, in any processes, share the work."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        compile_chunk: CompileChunk,
+        drop_chunks: DropChunks,
+        limits: DocumentLimits,
+    ) -> None:
+        self._registry = registry
+        self._compile_chunk = compile_chunk
+        self._drop_chunks = drop_chunks
+        self._limits = limits
+
+    def bring_to_ready(self, namespace: str, document_id: str) -> Document:
+        """The document, ready or failed; compiled here unless another does it already.
+
+        Busy when it is still not done after `wait_seconds`; NotFound when it is deleted meanwhile.
+        """
+        deadline = time.monotonic() + self._limits.wait_seconds
+        while True:
+            self.compile_if_free(namespace, document_id)
+            document = self._registry.get(namespace, document_id)
+            if document.state in (State.READY, State.FAILED):
+                return document
+            if time.monotonic() >= deadline:
+                raise Busy(
+                    f"document {document_id} has {document.compiled_chunks} of "
+                    f"{document.num_chunks} chunks compiled after "
+                    f"{self._limits.wait_seconds:g} s; ask for it again later"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def compile_if_free(self, namespace: str, document_id: str) -> None:
+        """Compile the document unless it is done or another is at it.
+
+        A failure is noted in the registry; one that nobody foresaw is raised too. A document
+        deleted meanwhile leaves nothing.
+        """
+        database = self._registry.database
+        claim = take_claim(database, namespace, document_id, self._limits.claim_seconds)
+        if claim is None:
+            return
+        try:
+            self._compile(claim)
+        except ClaimLost:
+            return
+        except LegokvError as error:
+            _log.warning("document %s was not compiled: %s", document_id, error)
+            self._fail(claim, str(error))
+        except Exception as error:
+            self._fail(claim, f"{type(error).__name__}: {error}")
+            raise
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Let the stored KV of these chunks go; what can't be dropped now is left to eviction."""
+        if not keys:
+            return
+        try:
+            self._drop_chunks(keys)
+        except LegokvError as error:
+            _log.warning("%d chunks were not dropped: %s", len(keys), error)
+
+    def _compile(self, claim: Claim) -> None:
+        chunks = self._registry.chunks(claim.namespace, claim.document_id)
+        for position, chunk in enumerate(chunks):
+            if chunk.key is not None:
+                continue  # by an earlier holder that died or failed at a later chunk
+            key = self._compile_chunk(claim.namespace, chunk.token_ids)
+            try:
+                record_chunk(self._registry.database, claim, position, key)
+            except ClaimLost:
+                self.drop(self._registry.unnamed([key]))
+                raise
+        finish_claim(self._registry.database, claim)
+
+    def _fail(self, claim: Claim, reason: str) -> None:
+        with suppress(ClaimLost):
+            finish_claim(self._registry.database, claim, failure=reason)

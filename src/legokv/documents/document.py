@@ -1,0 +1,134 @@
+"""What a document is: plain data, its identity, and which texts and namespaces are taken."""
+
+import enum
+import hashlib
+import re
+import struct
+from dataclasses import dataclass
+from typing import TypedDict
+
+from legokv.errors import InvalidRequest
+
+TokenSpan = tuple[int, ...]
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+class State(enum.StrEnum):
+    """How far a document's chunks are compiled."""
+
+    REGISTERED = "registered"
+    COMPILING = "compiling"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class DocumentLimits:
+    """What one server takes. `max_pinned_tokens` is its share of the pool that pins may hold."""
+
+    max_document_bytes: int = 4 * 2**20
+    max_document_tokens: int = 131072
+    max_chunk_tokens: int = 1024
+    max_pinned_tokens: int = 65536
+    claim_seconds: float = 120.0
+    wait_seconds: float = 600.0
+
+
+@dataclass(frozen=True)
+class NewDocument:
+    """A document to register: `text` normalised, `chunks` its token ids in order, cut."""
+
+    namespace: str
+    text: str
+    chunks: tuple[TokenSpan, ...]
+
+    @property
+    def id(self) -> str:
+        """The id its content gives it."""
+        return document_id(self.namespace, self.text)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all chunks."""
+        return sum(map(len, self.chunks))
+
+
+class Changes(TypedDict, total=False):
+    """What of a document may change; what is not there stays as it is.
+
+    `ttl_seconds` counts from now, None means for ever. `pinned` keeps its chunks from eviction,
+    not from expiry.
+    """
+
+    name: str | None
+    ttl_seconds: float | None
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class Document:
+    """A registered document without its text and token ids. Times are Unix seconds.
+
+    `num_bytes` counts the text in UTF-8; `compiled_chunks` of `num_chunks` are compiled so far;
+    `failure` is why compiling failed, None in every other state.
+    """
+
+    id: str
+    namespace: str
+    name: str | None
+    state: State
+    failure: str | None
+    num_bytes: int
+    num_tokens: int
+    num_chunks: int
+    compiled_chunks: int
+    pinned: bool
+    created_at: float
+    expires_at: float | None
+    last_used_at: float | None
+
+
+@dataclass(frozen=True)
+class StoredChunk:
+    """One chunk of a document, in its place; `key` is None until it has been compiled once."""
+
+    token_ids: TokenSpan
+    key: str | None
+
+
+@dataclass(frozen=True)
+class DocumentPage:
+    """Some documents in order of registration; `next_after` continues the list, None ends it."""
+
+    documents: tuple[Document, ...]
+    next_after: int | None
+
+
+def normalise_text(text: str) -> str:
+    """The text as it is registered, so that the same content gets the same id.
+
+    Line ends become newlines; a byte order mark, blank lines before and blanks behind the text go.
+    """
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").rstrip()
+    return re.sub(r"\A(?:[^\S\n]*\n)+", "", text)
+
+
+def document_id(namespace: str, text: str) -> str:
+    """`doc-` and 24 hexadecimal digits of SHA-256 over the namespace and the normalised text."""
+    digest = hashlib.sha256()
+    for part in (b"legokv document", namespace.encode(), text.encode()):
+        # Each part behind its length: no two lists of parts have the same encoding.
+        digest.update(struct.pack("<Q", len(part)))
+        digest.update(part)
+    return f"doc-{digest.hexdigest()[:24]}"
+
+
+def check_namespace(namespace: str) -> str:
+    """The namespace itself; InvalidRequest if it is not 1 to 64 of A-Z a-z 0-9 . _ -"""
+    if not _NAMESPACE.fullmatch(namespace):
+        raise InvalidRequest(
+            f"a namespace is 1 to 64 letters, digits, dots, underscores or dashes, "
+            f"not {namespace[:80]!r} ({len(namespace)} characters)"
+        )
+    return namespace

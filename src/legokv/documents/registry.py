@@ -1,0 +1,160 @@
+"""The one truth about registered documents, for several processes and across restarts. No KV."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+
+from legokv.chunks.key import tokens_from_blob
+from legokv.documents import rows
+from legokv.documents.database import Database
+from legokv.documents.document import (
+    Changes,
+    Document,
+    DocumentPage,
+    NewDocument,
+    State,
+    StoredChunk,
+)
+
+
+class Registry:
+    """Documents by (namespace, id). A document past its expiry is as good as deleted.
+
+    Methods that end documents give the keys of chunks that no document names any more: their
+    stored KV may go. What is compiled by whom is in `legokv.documents.claims`.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    @classmethod
+    def open(cls, path: Path, clock: Callable[[], float] = time.time) -> "Registry":
+        """The registry in the file `path`, made if missing; EngineMismatch for another version."""
+        return cls(Database.open(path, clock))
+
+    def close(self) -> None:
+        """Close the file."""
+        self.database.close()
+
+    def __enter__(self) -> "Registry":
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def register(
+        self, new: NewDocument, changes: Changes, max_pinned_tokens: int
+    ) -> tuple[Document, bool]:
+        """The document of this content, and whether it is new. All or nothing.
+
+        Content that is there already keeps its chunks and state, except that a failed document
+        may be compiled again; `changes` apply to it either way.
+        """
+        now = self.database.now()
+        with self.database.transaction() as sql:
+            row = rows.find(sql, new.namespace, new.id)
+            if row is not None and rows.is_expired(row, now):
+                rows.delete(sql, [row["number"]])
+                row = None
+            number = rows.insert(sql, new, now) if row is None else row["number"]
+            sql.execute(
+                "UPDATE documents SET state = ?, failure = NULL WHERE number = ? AND state = ?",
+                (State.REGISTERED, number, State.FAILED),
+            )
+            if changes.get("pinned"):
+                rows.check_pin(sql, number, max_pinned_tokens, now)
+            rows.change(sql, number, changes, now)
+            document = rows.to_document(rows.require(sql, new.namespace, new.id, now))
+            return document, row is None
+
+    def get(self, namespace: str, document_id: str) -> Document:
+        """NotFound if the namespace has no such document."""
+        with self.database.snapshot() as sql:
+            return rows.to_document(rows.require(sql, namespace, document_id, self.database.now()))
+
+    def text(self, namespace: str, document_id: str) -> str:
+        """The normalised text; NotFound if the namespace has no such document."""
+        with self.database.snapshot() as sql:
+            text: str = rows.require(sql, namespace, document_id, self.database.now())["text"]
+            return text
+
+    def chunks(self, namespace: str, document_id: str) -> tuple[StoredChunk, ...]:
+        """The chunks in order; NotFound if the namespace has no such document."""
+        with self.database.snapshot() as sql:
+            row = rows.require(sql, namespace, document_id, self.database.now())
+            found = sql.execute(
+                "SELECT token_ids, key FROM chunks WHERE document = ? ORDER BY position",
+                (row["number"],),
+            )
+            return tuple(StoredChunk(tokens_from_blob(blob), key) for blob, key in found)
+
+    def page(
+        self, namespace: str, *, after: int = 0, limit: int = 100, name: str | None = None
+    ) -> DocumentPage:
+        """Up to `limit` documents in order of registration, those called `name` if it is given.
+
+        `after` is a page's `next_after`; documents registered or deleted meanwhile shift nothing.
+        """
+        with self.database.snapshot() as sql:
+            found = rows.page(sql, namespace, after, name, self.database.now())
+            first, more = found.fetchmany(limit), found.fetchone() is not None
+        return DocumentPage(
+            tuple(map(rows.to_document, first)), first[-1]["number"] if more else None
+        )
+
+    def update(
+        self, namespace: str, document_id: str, changes: Changes, max_pinned_tokens: int
+    ) -> Document:
+        """The document with all the changes made, or none of them if a pin is refused."""
+        now = self.database.now()
+        with self.database.transaction() as sql:
+            number = rows.require(sql, namespace, document_id, now)["number"]
+            if changes.get("pinned"):
+                rows.check_pin(sql, number, max_pinned_tokens, now)
+            rows.change(sql, number, changes, now)
+            return rows.to_document(rows.require(sql, namespace, document_id, now))
+
+    def touch(self, namespace: str, document_ids: Iterable[str]) -> None:
+        """Note that these documents were used just now; unknown ids are passed over."""
+        now = self.database.now()
+        with self.database.transaction() as sql:
+            sql.executemany(
+                "UPDATE documents SET last_used_at = ? WHERE namespace = ? AND id = ?",
+                [(now, namespace, document_id) for document_id in document_ids],
+            )
+
+    def delete(self, namespace: str, document_id: str) -> tuple[str, ...]:
+        """Forget the document; the chunk keys now unnamed. NotFound if there is none."""
+        with self.database.transaction() as sql:
+            row = rows.require(sql, namespace, document_id, self.database.now())
+            return rows.delete(sql, [row["number"]])
+
+    def sweep(self) -> tuple[str, ...]:
+        """Forget all expired documents; the chunk keys now unnamed."""
+        now = self.database.now()
+        with self.database.snapshot() as sql:
+            if not rows.expired(sql, now):
+                return ()  # the usual case takes no writer's lock
+        with self.database.transaction() as sql:
+            return rows.delete(sql, rows.expired(sql, now))
+
+    def pinned_chunk_keys(self) -> frozenset[str]:
+        """Keys of the compiled chunks of pinned documents, in all namespaces."""
+        with self.database.snapshot() as sql:
+            found = sql.execute(
+                "SELECT DISTINCT key FROM chunks JOIN documents ON document = number"
+                " WHERE pinned AND key IS NOT NULL AND coalesce(expires_at > ?, 1)",
+                (self.database.now(),),
+            )
+            return frozenset(key for (key,) in found)
+
+    def unnamed(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Those of the keys that no document's chunks carry."""
+        with self.database.snapshot() as sql:
+            return rows.unnamed(sql, tuple(keys))

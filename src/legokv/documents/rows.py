@@ -1,0 +1,151 @@
+"""The registry's SQL, one statement or two at a time, inside a transaction somebody else opened."""
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+
+from legokv.chunks.key import token_blob
+from legokv.documents.document import Changes, Document, NewDocument, State
+from legokv.errors import Busy, InvalidRequest, NotFound
+
+_DOCUMENT = """
+SELECT *,
+    (SELECT count(*) FROM chunks WHERE document = number) AS num_chunks,
+    (SELECT count(key) FROM chunks WHERE document = number) AS compiled_chunks
+FROM documents
+"""
+
+
+def find(sql: sqlite3.Connection, namespace: str, document_id: str) -> sqlite3.Row | None:
+    """The document's row, expired or not."""
+    found: sqlite3.Row | None = sql.execute(
+        f"{_DOCUMENT} WHERE namespace = ? AND id = ?", (namespace, document_id)
+    ).fetchone()
+    return found
+
+
+def require(sql: sqlite3.Connection, namespace: str, document_id: str, now: float) -> sqlite3.Row:
+    """The document's row; NotFound if there is none or it has expired."""
+    row = find(sql, namespace, document_id)
+    if row is None or is_expired(row, now):
+        raise NotFound(f"no document {document_id[:80]!r} in namespace {namespace!r}")
+    return row
+
+
+def is_expired(row: sqlite3.Row, now: float) -> bool:
+    """Whether the document's time is over."""
+    return row["expires_at"] is not None and row["expires_at"] <= now
+
+
+def expired(sql: sqlite3.Connection, now: float) -> list[int]:
+    """Numbers of the documents whose time is over."""
+    found = sql.execute("SELECT number FROM documents WHERE expires_at <= ?", (now,))
+    return [number for (number,) in found]
+
+
+def insert(sql: sqlite3.Connection, new: NewDocument, now: float) -> int:
+    """The number of the row made for the document and its chunks."""
+    number = sql.execute(
+        "INSERT INTO documents (namespace, id, text, num_bytes, num_tokens, state, created_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING number",
+        (
+            new.namespace,
+            new.id,
+            new.text,
+            len(new.text.encode()),
+            new.num_tokens,
+            State.REGISTERED,
+            now,
+        ),
+    ).fetchone()["number"]
+    sql.executemany(
+        "INSERT INTO chunks (document, position, token_ids) VALUES (?, ?, ?)",
+        [(number, position, token_blob(ids)) for position, ids in enumerate(new.chunks)],
+    )
+    return int(number)
+
+
+def change(sql: sqlite3.Connection, number: int, changes: Changes, now: float) -> None:
+    """Make the changes to one document."""
+    if "name" in changes:
+        sql.execute("UPDATE documents SET name = ? WHERE number = ?", (changes["name"], number))
+    if "ttl_seconds" in changes:
+        ttl = changes["ttl_seconds"]
+        expires_at = None if ttl is None else now + ttl
+        sql.execute("UPDATE documents SET expires_at = ? WHERE number = ?", (expires_at, number))
+    if "pinned" in changes:
+        sql.execute("UPDATE documents SET pinned = ? WHERE number = ?", (changes["pinned"], number))
+
+
+def check_pin(sql: sqlite3.Connection, number: int, max_pinned_tokens: int, now: float) -> None:
+    """InvalidRequest or Busy if pinning this document would pass the cap for pins."""
+    (tokens,) = sql.execute(
+        "SELECT num_tokens FROM documents WHERE number = ?", (number,)
+    ).fetchone()
+    (others,) = sql.execute(
+        "SELECT coalesce(sum(num_tokens), 0) FROM documents"
+        " WHERE pinned AND number != ? AND coalesce(expires_at > ?, 1)",
+        (number, now),
+    ).fetchone()
+    if tokens > max_pinned_tokens:
+        raise InvalidRequest(
+            f"a document of {tokens} tokens is more than the {max_pinned_tokens} tokens "
+            "that may be pinned at all"
+        )
+    if others + tokens > max_pinned_tokens:
+        raise Busy(
+            f"{others} tokens are pinned and this document has {tokens}: more than the "
+            f"{max_pinned_tokens} that may be pinned; unpin another document first"
+        )
+
+
+def delete(sql: sqlite3.Connection, numbers: Iterable[int]) -> tuple[str, ...]:
+    """Delete these documents; the keys their chunks had and no other document's have."""
+    keys: set[str] = set()
+    for number in numbers:
+        rows = sql.execute(
+            "SELECT key FROM chunks WHERE document = ? AND key IS NOT NULL", (number,)
+        )
+        keys.update(key for (key,) in rows)
+        sql.execute("DELETE FROM documents WHERE number = ?", (number,))
+    return unnamed(sql, keys)
+
+
+def unnamed(sql: sqlite3.Connection, keys: Iterable[str]) -> tuple[str, ...]:
+    """Those of the keys that no chunk carries, sorted."""
+    return tuple(sorted(set(keys).difference(_carried(sql, keys))))
+
+
+def _carried(sql: sqlite3.Connection, keys: Iterable[str]) -> Iterator[str]:
+    for key in keys:
+        if sql.execute("SELECT 1 FROM chunks WHERE key = ? LIMIT 1", (key,)).fetchone():
+            yield key
+
+
+def page(
+    sql: sqlite3.Connection, namespace: str, after: int, name: str | None, now: float
+) -> sqlite3.Cursor:
+    """Rows of the namespace's documents behind number `after`, in order, those named `name`."""
+    return sql.execute(
+        f"{_DOCUMENT} WHERE namespace = ? AND number > ? AND name IS coalesce(?, name)"
+        " AND coalesce(expires_at > ?, 1) ORDER BY number",
+        (namespace, after, name, now),
+    )
+
+
+def to_document(row: sqlite3.Row) -> Document:
+    """The row as plain data."""
+    return Document(
+        id=row["id"],
+        namespace=row["namespace"],
+        name=row["name"],
+        state=State(row["state"]),
+        failure=row["failure"],
+        num_bytes=row["num_bytes"],
+        num_tokens=row["num_tokens"],
+        num_chunks=row["num_chunks"],
+        compiled_chunks=row["compiled_chunks"],
+        pinned=bool(row["pinned"]),
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        last_used_at=row["last_used_at"],
+    )

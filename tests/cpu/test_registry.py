@@ -1,0 +1,328 @@
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from legokv.documents.claims import ClaimLost, finish_claim, record_chunk, take_claim
+from legokv.documents.document import (
+    NewDocument,
+    State,
+    check_namespace,
+    document_id,
+    normalise_text,
+)
+from legokv.documents.registry import Registry
+from legokv.errors import Busy, EngineMismatch, InvalidRequest, NotFound
+
+CAP = 100
+
+
+class Clock:
+    def __init__(self):
+        self.seconds = 1000.0
+
+    def __call__(self):
+        return self.seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def registry(tmp_path, clock):
+    with Registry.open(tmp_path / "registry.sqlite", clock) as registry:
+        yield registry
+
+
+def new(text="Some text.", namespace="default", chunks=((1, 2, 3), (4, 5))):
+    return NewDocument(namespace, text, chunks)
+
+
+def register(registry, document=None, **changes):
+    return registry.register(document or new(), changes, CAP)[0]
+
+
+def compile_all(registry, document, keys):
+    claim = take_claim(registry.database, document.namespace, document.id, 60.0)
+    for position, key in enumerate(keys):
+        record_chunk(registry.database, claim, position, key)
+    finish_claim(registry.database, claim)
+
+
+def test_a_document_comes_back_as_it_was_registered(registry):
+    document = register(registry, name="notes", ttl_seconds=60.0)
+    assert registry.get("default", document.id) == document
+    assert (document.state, document.name, document.failure) == (State.REGISTERED, "notes", None)
+    assert (document.num_bytes, document.num_tokens, document.num_chunks) == (10, 5, 2)
+    assert (document.created_at, document.expires_at) == (1000.0, 1060.0)
+    assert registry.text("default", document.id) == "Some text."
+    assert [chunk.token_ids for chunk in registry.chunks("default", document.id)] == [
+        (1, 2, 3),
+        (4, 5),
+    ]
+
+
+def test_the_same_content_is_the_same_document_and_what_is_new_in_the_call_applies(registry):
+    first, made = registry.register(new(), {"name": "a", "ttl_seconds": 60.0}, CAP)
+    second, made_again = registry.register(new(), {"ttl_seconds": 90.0}, CAP)
+    assert (made, made_again) == (True, False)
+    assert (second.id, second.name, second.expires_at) == (first.id, "a", 1090.0)
+    assert len(registry.page("default").documents) == 1
+
+
+def test_ids_come_from_content_and_namespace_and_never_change():
+    assert document_id("default", "Some text.") == "doc-0b5c558cc29c1a1b686fa173"
+    assert document_id("default", "Some text") != document_id("default", "Some text.")
+    assert document_id("other", "Some text.") != document_id("default", "Some text.")
+    assert document_id("ab", "c") != document_id("a", "bc")
+
+
+def test_line_ends_byte_order_mark_and_blanks_around_do_not_make_another_document():
+    assert normalise_text("\ufeff \r\n\n  One\r\ntwo\rthree \n\n") == "  One\ntwo\nthree"
+    assert normalise_text("\n \t\r\n") == ""
+
+
+def test_a_document_is_unknown_in_every_other_namespace(registry):
+    document = register(registry)
+    for namespace in ("other", "Default", ""):
+        with pytest.raises(NotFound, match=document.id):
+            registry.get(namespace, document.id)
+        with pytest.raises(NotFound):
+            registry.delete(namespace, document.id)
+        assert registry.page(namespace).documents == ()
+    assert registry.get("default", document.id) == document
+
+
+@pytest.mark.parametrize("namespace", ["", "a" * 65, "a/b", "a b", "ä", "a\n", "../x"])
+def test_a_namespace_is_made_of_a_few_plain_characters(namespace):
+    with pytest.raises(InvalidRequest, match="namespace"):
+        check_namespace(namespace)
+
+
+def test_a_document_past_its_time_is_gone_everywhere_and_swept_with_its_chunks(registry, clock):
+    document = register(registry, ttl_seconds=60.0, pinned=True)
+    compile_all(registry, document, ["k1", "k2"])
+    clock.seconds += 59.9
+    assert registry.pinned_chunk_keys() == {"k1", "k2"}
+    assert registry.sweep() == ()
+    clock.seconds += 0.1
+    for method in (registry.get, registry.text, registry.chunks, registry.delete):
+        with pytest.raises(NotFound):
+            method("default", document.id)
+    with pytest.raises(NotFound):
+        registry.update("default", document.id, {"ttl_seconds": None}, CAP)
+    assert registry.page("default").documents == ()
+    assert registry.pinned_chunk_keys() == frozenset()
+    assert registry.sweep() == ("k1", "k2")
+    assert registry.sweep() == ()
+
+
+def test_registering_an_expired_document_makes_it_anew(registry, clock):
+    old = register(registry, ttl_seconds=60.0, name="old")
+    clock.seconds += 61
+    document, made = registry.register(new(), {}, CAP)
+    assert made
+    assert (document.id, document.name, document.expires_at) == (old.id, None, None)
+
+
+def test_changes_are_all_made_or_none(registry):
+    document = register(registry, name="before")
+    with pytest.raises(InvalidRequest):
+        registry.update("default", document.id, {"name": "after", "pinned": True}, 4)
+    assert registry.get("default", document.id) == document
+    changed = registry.update("default", document.id, {"name": None, "pinned": True}, 5)
+    assert (changed.name, changed.pinned) == (None, True)
+
+
+def test_a_pin_past_the_cap_is_refused_with_numbers_and_nothing_is_registered(registry):
+    register(registry, pinned=True)
+    with pytest.raises(Busy, match="5 tokens are pinned and this document has 6: more than the 10"):
+        registry.register(new("Other.", chunks=((1,) * 6,)), {"pinned": True}, 10)
+    with pytest.raises(InvalidRequest, match="a document of 11 tokens is more than the 10"):
+        registry.register(new("Third.", chunks=((1,) * 11,)), {"pinned": True}, 10)
+    assert len(registry.page("default").documents) == 1
+
+
+def test_pinning_what_is_pinned_already_counts_it_once(registry):
+    document = register(registry, pinned=True)
+    assert registry.update("default", document.id, {"pinned": True}, 5).pinned
+
+
+def test_only_compiled_chunks_of_pinned_documents_are_pinned(registry):
+    pinned = register(registry, pinned=True)
+    loose = register(registry, new("Other.", chunks=((9,),)))
+    compile_all(registry, pinned, ["k1", "k2"])
+    compile_all(registry, loose, ["k9"])
+    assert registry.pinned_chunk_keys() == {"k1", "k2"}
+    registry.update("default", pinned.id, {"pinned": False}, CAP)
+    assert registry.pinned_chunk_keys() == frozenset()
+
+
+def test_deleting_gives_only_the_chunk_keys_that_no_document_names_any_more(registry):
+    one = register(registry, new("One.", chunks=((1,), (2,))))
+    two = register(registry, new("Two.", chunks=((1,), (3,))))
+    compile_all(registry, one, ["shared", "mine"])
+    compile_all(registry, two, ["shared", "yours"])
+    assert registry.delete("default", one.id) == ("mine",)
+    assert registry.delete("default", two.id) == ("shared", "yours")
+    with pytest.raises(NotFound):
+        registry.delete("default", two.id)
+
+
+def test_pages_of_a_list_join_to_the_whole_while_documents_go(registry):
+    ids = [register(registry, new(f"Text {number}.")).id for number in range(7)]
+    first = registry.page("default", limit=3)
+    registry.delete("default", ids[1])
+    registry.delete("default", ids[2])
+    second = registry.page("default", after=first.next_after, limit=3)
+    third = registry.page("default", after=second.next_after, limit=3)
+    assert [[doc.id for doc in page.documents] for page in (first, second, third)] == [
+        ids[:3],
+        ids[3:6],
+        ids[6:],
+    ]
+    assert third.next_after is None
+    assert registry.page("default", limit=5).next_after is None
+
+
+def test_a_list_by_name_has_only_documents_of_that_name(registry):
+    register(registry, new("A."), name="a")
+    register(registry, new("B."))
+    assert [doc.name for doc in registry.page("default", name="a").documents] == ["a"]
+
+
+def test_using_documents_is_noted(registry, clock):
+    document = register(registry)
+    clock.seconds += 5
+    registry.touch("default", [document.id, "doc-unknown"])
+    assert registry.get("default", document.id).last_used_at == 1005.0
+
+
+def test_a_restarted_process_finds_documents_chunks_pins_and_states(tmp_path):
+    path = tmp_path / "registry.sqlite"
+    with Registry.open(path) as before:
+        document = register(before, pinned=True, name="kept")
+        compile_all(before, document, ["k1", "k2"])
+        expected = before.get("default", document.id)
+    with Registry.open(path) as after:
+        assert after.get("default", document.id) == expected
+        assert expected.state == State.READY
+        assert [chunk.key for chunk in after.chunks("default", document.id)] == ["k1", "k2"]
+        assert after.pinned_chunk_keys() == {"k1", "k2"}
+
+
+def test_one_claim_at_a_time_is_given(registry):
+    document = register(registry)
+    claim = take_claim(registry.database, "default", document.id, 60.0)
+    assert registry.get("default", document.id).state == State.COMPILING
+    assert take_claim(registry.database, "default", document.id, 60.0) is None
+    record_chunk(registry.database, claim, 0, "k1")
+    assert registry.get("default", document.id).compiled_chunks == 1
+    finish_claim(registry.database, claim)
+    assert take_claim(registry.database, "default", document.id, 60.0) is None
+
+
+def test_a_claim_past_its_deadline_is_taken_over_where_it_stood_and_its_holder_told(
+    registry, clock
+):
+    document = register(registry)
+    dead = take_claim(registry.database, "default", document.id, 60.0)
+    clock.seconds += 59
+    record_chunk(registry.database, dead, 0, "k1")
+    clock.seconds += 59  # the recorded chunk moved the deadline
+    assert take_claim(registry.database, "default", document.id, 60.0) is None
+    clock.seconds += 1
+    heir = take_claim(registry.database, "default", document.id, 60.0)
+    assert [chunk.key for chunk in registry.chunks("default", document.id)] == ["k1", None]
+    with pytest.raises(ClaimLost):
+        record_chunk(registry.database, dead, 1, "late")
+    with pytest.raises(ClaimLost):
+        finish_claim(registry.database, dead)
+    record_chunk(registry.database, heir, 1, "k2")
+    finish_claim(registry.database, heir)
+    assert registry.get("default", document.id).state == State.READY
+
+
+def test_deleting_a_document_ends_its_claim(registry):
+    document = register(registry)
+    claim = take_claim(registry.database, "default", document.id, 60.0)
+    registry.delete("default", document.id)
+    again = register(registry)
+    assert again.id == document.id
+    with pytest.raises(ClaimLost):
+        record_chunk(registry.database, claim, 0, "k1")
+
+
+def test_a_failed_document_says_why_and_registering_it_again_lets_it_be_compiled_again(registry):
+    document = register(registry)
+    claim = take_claim(registry.database, "default", document.id, 60.0)
+    finish_claim(registry.database, claim, failure="the pool is full")
+    failed = registry.get("default", document.id)
+    assert (failed.state, failed.failure) == (State.FAILED, "the pool is full")
+    assert take_claim(registry.database, "default", document.id, 60.0) is None
+    again = register(registry)
+    assert (again.state, again.failure) == (State.REGISTERED, None)
+    assert take_claim(registry.database, "default", document.id, 60.0) is not None
+
+
+def test_a_registry_of_another_version_is_refused_by_both_names(tmp_path):
+    path = tmp_path / "registry.sqlite"
+    Registry.open(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 7")
+    connection.close()
+    with pytest.raises(EngineMismatch, match=r"registry\.sqlite has registry version 7.*version 1"):
+        Registry.open(path)
+
+
+def test_a_file_that_is_no_registry_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "registry.sqlite"
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(EngineMismatch, match="cannot be used as a document registry"):
+        Registry.open(path)
+    assert path.read_bytes() == b"not a database" * 100
+
+
+def test_many_threads_share_one_registry(registry):
+    def work(number):
+        for step in range(20):
+            text = f"Text {number % 2} {step}."
+            document = register(registry, new(text))
+            registry.touch("default", [document.id])
+            registry.page("default", limit=5)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(registry.page("default").documents) == 40
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from legokv.documents.document import NewDocument
+from legokv.documents.registry import Registry
+registry = Registry.open(Path(sys.argv[1]))
+for step in range(50):
+    for text in (f"Shared {step}.", f"Own {sys.argv[2]} {step}."):
+        registry.register(NewDocument("default", text, ((1, 2), (3,))), {}, 0)
+"""
+
+
+def test_several_processes_open_and_fill_one_new_registry_at_once(tmp_path):
+    path = tmp_path / "registry.sqlite"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(number)])
+        for number in range(3)
+    ]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    with Registry.open(path) as registry:
+        documents = registry.page("default", limit=1000).documents
+        assert len(documents) == 50 + 3 * 50
+        assert all(document.num_chunks == 2 for document in documents)
