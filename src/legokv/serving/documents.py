@@ -1,0 +1,173 @@
+"""The documents service: one JSON request in, one JSON reply out. No tensors, no Triton."""
+
+import dataclasses
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from legokv.documents.compiling import Compiler
+from legokv.documents.cut import TextCodec, cut, document_token_ids
+from legokv.documents.document import (
+    Changes,
+    DocumentLimits,
+    NewDocument,
+    check_namespace,
+    normalise_text,
+)
+from legokv.documents.registry import Registry
+from legokv.errors import InvalidRequest
+from legokv.serving import fields
+from legokv.serving.fields import Request
+
+DEFAULT_NAMESPACE = "default"
+
+MAX_NAME_LEN = 256
+MAX_PAGE_LEN = 1000
+
+Reply = dict[str, Any]
+RunInBackground = Callable[[Callable[[], object]], object]
+
+
+def run_in_thread(job: Callable[[], object]) -> None:
+    """Run the job in a thread of its own that does not keep the process alive."""
+    threading.Thread(target=job, name="compile-document", daemon=True).start()
+
+
+class DocumentService:
+    """Creates, finds, changes and deletes the documents of a namespace, "default" unless told.
+
+    operation  fields (? may be missing)                       reply
+    create     text, name?, ttl_seconds?, pinned?, wait? true  document, created
+    get        id, wait? false, text? false                    document, and text if asked for
+    list       after? 0, limit? 100, name?                     documents, next_after
+    update     id, name?, ttl_seconds?, pinned?                document
+    delete     id                                              deleted, dropped_chunks
+
+    A document is an object with the fields of `Document`. With `wait` it comes ready, or failed
+    with the reason. Bad requests raise the errors of `legokv.errors` and change nothing.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        codec: TextCodec,
+        compiler: Compiler,
+        limits: DocumentLimits,
+        run_in_background: RunInBackground = run_in_thread,
+    ) -> None:
+        self._registry = registry
+        self._codec = codec
+        self._compiler = compiler
+        self._limits = limits
+        self._run_in_background = run_in_background
+        self._operations: dict[str, Callable[[Request], Reply]] = {
+            "create": self._create,
+            "get": self._get,
+            "list": self._list,
+            "update": self._update,
+            "delete": self._delete,
+        }
+
+    def reply_bytes(self, body: bytes) -> bytes:
+        """`reply` from and to JSON in UTF-8."""
+        return json.dumps(self.reply(fields.parse_request(body)), ensure_ascii=False).encode()
+
+    def reply(self, request: object) -> Reply:
+        """The reply to one request, an object with an `operation`; expired documents go first."""
+        known = fields.require_object(request)
+        operation = fields.text(known, "operation")
+        if operation not in self._operations:
+            raise InvalidRequest(
+                f"unknown operation {operation[:80]!r}; known are {', '.join(self._operations)}"
+            )
+        self._compiler.drop(self._registry.sweep())
+        return self._operations[operation](known)
+
+    def _create(self, request: Request) -> Reply:
+        known = ("text", "name", "ttl_seconds", "pinned", "wait")
+        namespace = _namespace(request, known)
+        changes = _changes(request)
+        wait = fields.flag(request, "wait", default=True)
+        new = self._new_document(namespace, fields.text(request, "text"))
+        document, created = self._registry.register(new, changes, self._limits.max_pinned_tokens)
+        if wait:
+            document = self._compiler.bring_to_ready(namespace, document.id)
+        else:
+            self._run_in_background(lambda: self._compiler.compile_if_free(namespace, document.id))
+        return {"document": dataclasses.asdict(document), "created": created}
+
+    def _new_document(self, namespace: str, text: str) -> NewDocument:
+        text = normalise_text(text)
+        if not text:
+            raise InvalidRequest("the document is empty: there is nothing but blanks in 'text'")
+        num_bytes, max_bytes = len(text.encode()), self._limits.max_document_bytes
+        if num_bytes > max_bytes:
+            raise InvalidRequest(f"the document has {num_bytes} bytes, at most {max_bytes} fit")
+        ids, max_tokens = document_token_ids(text, self._codec), self._limits.max_document_tokens
+        if len(ids) > max_tokens:
+            raise InvalidRequest(f"the document has {len(ids)} tokens, at most {max_tokens} fit")
+        chunks = cut(ids, self._limits.max_chunk_tokens, self._codec)
+        return NewDocument(namespace, text, chunks)
+
+    def _get(self, request: Request) -> Reply:
+        namespace = _namespace(request, ("id", "wait", "text"))
+        document_id = fields.text(request, "id")
+        wait = fields.flag(request, "wait", default=False)
+        with_text = fields.flag(request, "text", default=False)
+        if wait:
+            document = self._compiler.bring_to_ready(namespace, document_id)
+        else:
+            document = self._registry.get(namespace, document_id)
+        reply: Reply = {"document": dataclasses.asdict(document)}
+        if with_text:
+            reply["text"] = self._registry.text(namespace, document_id)
+        return reply
+
+    def _list(self, request: Request) -> Reply:
+        namespace = _namespace(request, ("limit", "after", "name"))
+        page = self._registry.page(
+            namespace,
+            after=fields.whole_number(request, "after", default=0, low=0, high=2**63 - 1),
+            limit=fields.whole_number(request, "limit", default=100, low=1, high=MAX_PAGE_LEN),
+            name=fields.optional_text(request, "name", max_len=MAX_NAME_LEN),
+        )
+        documents = [dataclasses.asdict(document) for document in page.documents]
+        return {"documents": documents, "next_after": page.next_after}
+
+    def _update(self, request: Request) -> Reply:
+        namespace = _namespace(request, ("id", "name", "ttl_seconds", "pinned"))
+        document_id = fields.text(request, "id")
+        changes = _changes(request)
+        if not changes:
+            raise InvalidRequest("nothing to update: give 'name', 'ttl_seconds' or 'pinned'")
+        document = self._registry.update(
+            namespace, document_id, changes, self._limits.max_pinned_tokens
+        )
+        return {"document": dataclasses.asdict(document)}
+
+    def _delete(self, request: Request) -> Reply:
+        namespace = _namespace(request, ("id",))
+        document_id = fields.text(request, "id")
+        unnamed = self._registry.delete(namespace, document_id)
+        self._compiler.drop(unnamed)
+        return {"deleted": document_id, "dropped_chunks": len(unnamed)}
+
+
+def _namespace(request: Request, known: tuple[str, ...]) -> str:
+    """The request's namespace, once all its fields are known ones."""
+    fields.refuse_unknown(request, ("operation", "namespace", *known))
+    if "namespace" not in request:
+        return DEFAULT_NAMESPACE
+    return check_namespace(fields.text(request, "namespace"))
+
+
+def _changes(request: Request) -> Changes:
+    changes: Changes = {}
+    if "name" in request:
+        changes["name"] = fields.optional_text(request, "name", max_len=MAX_NAME_LEN)
+    if "ttl_seconds" in request:
+        changes["ttl_seconds"] = fields.optional_seconds(request, "ttl_seconds")
+    if "pinned" in request:
+        changes["pinned"] = fields.flag(request, "pinned", default=False)
+    return changes

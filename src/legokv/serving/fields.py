@@ -1,0 +1,110 @@
+"""Reading a JSON request: each function gives a value of the right type or says why not."""
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from legokv.errors import InvalidRequest
+
+Request = Mapping[str, Any]
+
+
+def parse_request(body: bytes) -> Request:
+    """The JSON object in `body`; InvalidRequest if it is not UTF-8, not JSON or not an object."""
+    try:
+        request = json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"the request is not UTF-8: byte 0x{body[error.start]:02x} at offset {error.start} "
+            f"of {len(body)}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the request is not JSON: {error}") from None
+    return require_object(request)
+
+
+def require_object(request: object) -> Request:
+    """The request itself if it is a JSON object."""
+    if not isinstance(request, Mapping):
+        raise InvalidRequest(f"a request is a JSON object, not {_kind(request)}")
+    return request
+
+
+def refuse_unknown(request: Request, known: Collection[str]) -> None:
+    """InvalidRequest that names the first field not among the known ones, and those."""
+    for name in request:
+        if name not in known:
+            raise InvalidRequest(
+                f"unknown field {str(name)[:80]!r}; known are {', '.join(sorted(known))}"
+            )
+
+
+def text(request: Request, name: str, *, max_len: int | None = None) -> str:
+    """A required text of at most `max_len` characters, all of them valid in UTF-8."""
+    if name not in request:
+        raise InvalidRequest(f"{name!r} is missing")
+    value = request[name]
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name!r} is a text, not {_kind(value)}")
+    if max_len is not None and len(value) > max_len:
+        raise InvalidRequest(f"{name!r} has {len(value)} characters, at most {max_len} are taken")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{name!r} is not UTF-8: half a surrogate pair at character {error.start}"
+        ) from None
+    return value
+
+
+def optional_text(request: Request, name: str, *, max_len: int | None = None) -> str | None:
+    """A text, or None where it is absent or null."""
+    return None if request.get(name) is None else text(request, name, max_len=max_len)
+
+
+def flag(request: Request, name: str, *, default: bool) -> bool:
+    """true or false."""
+    value = request.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name!r} is true or false, not {_kind(value)}")
+    return value
+
+
+def whole_number(request: Request, name: str, *, default: int, low: int, high: int) -> int:
+    """A whole number from `low` to `high`."""
+    value = request.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequest(f"{name!r} is a whole number, not {_kind(value)}")
+    if not low <= value <= high:
+        raise InvalidRequest(f"{name!r} is {value}, outside {low} to {high}")
+    return value
+
+
+def optional_seconds(request: Request, name: str) -> float | None:
+    """A number of seconds above 0, or None where it is absent or null."""
+    value = request.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequest(f"{name!r} is a number of seconds, not {_kind(value)}")
+    if not 0 < value < MAX_SECONDS:
+        raise InvalidRequest(f"{name!r} is {value}, outside 0 to {MAX_SECONDS:g} seconds")
+    return float(value)
+
+
+# A thousand years: past it Unix seconds lose the precision that comparing them needs.
+MAX_SECONDS = 3.2e10
+
+_KINDS = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a fraction",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def _kind(value: object) -> str:
+    return _KINDS.get(type(value), type(value).__name__)
