@@ -69,6 +69,14 @@ def test_writing_leaves_no_temporary_file_and_replaces_what_was_there(stored):
     assert list(stored.parent.iterdir()) == [stored]
 
 
+def test_who_reads_while_another_writes_sees_the_old_file_whole(stored):
+    before = stored.read_bytes()
+    with open(stored, "rb", buffering=0) as reader:
+        start = reader.read(100)
+        write_chunk(stored, KEY, IDS, kv() + 1)
+        assert start + reader.read() == before
+
+
 def test_a_write_that_fails_leaves_the_folder_as_it_was(tmp_path):
     folder_in_the_way = tmp_path / "chunk.safetensors"
     folder_in_the_way.mkdir()

@@ -1,9 +1,10 @@
 import pytest
 from small_tokenizer import CHATML, small_tokenizer
 
-from legokv.documents.cut import document_token_ids
+from legokv.documents.cut import cut, document_token_ids
 from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.prompt import build_prompt, prompt_format
+from legokv.tokenizer import Tokenizer
 
 NO_SYSTEM = (
     "{{ bos_token }}{% for message in messages %}"
@@ -35,6 +36,18 @@ def test_joined_segments_are_the_chat_template_filled_in():
     assert spell(tokenizer, joined) == rendered
     # One token a byte: no merge hides a difference, so the ids are the template's own as well.
     assert joined == tokenizer.encode_template(rendered)
+
+
+def test_a_vocabulary_that_merges_across_a_seam_changes_the_ids_but_not_the_text(tiny_checkpoint):
+    tokenizer = Tokenizer.open(tiny_checkpoint("llama"))
+    text = "A question is answered from the documents."
+    chunks = cut(document_token_ids(text, tokenizer), 5, tokenizer)
+    prompt = build_prompt(tokenizer, prompt_format(tokenizer), "Which pier?", chunks)
+    joined = [token for ids in (*prompt.chunks, prompt.tail_ids) for token in ids]
+    assert len(chunks) > 1
+    assert spell(tokenizer, joined) == tokenizer.render_chat(
+        [{"role": "user", "content": f"{text}\n\nWhich pier?"}]
+    )
 
 
 def test_the_head_is_a_chunk_of_its_own_and_the_same_for_every_question():

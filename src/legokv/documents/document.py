@@ -11,6 +11,8 @@ from legokv.errors import InvalidRequest
 
 TokenSpan = tuple[int, ...]
 
+DEFAULT_NAMESPACE = "default"
+
 _NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 

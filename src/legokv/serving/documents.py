@@ -9,6 +9,7 @@ from typing import Any
 from legokv.documents.compiling import Compiler
 from legokv.documents.cut import TextCodec, cut, document_token_ids
 from legokv.documents.document import (
+    DEFAULT_NAMESPACE,
     Changes,
     DocumentLimits,
     NewDocument,
@@ -19,8 +20,6 @@ from legokv.documents.registry import Registry
 from legokv.errors import InvalidRequest
 from legokv.serving import fields
 from legokv.serving.fields import Request
-
-DEFAULT_NAMESPACE = "default"
 
 MAX_NAME_LEN = 256
 MAX_PAGE_LEN = 1000
