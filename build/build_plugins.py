@@ -1,0 +1,49 @@
+"""Compile the TensorRT plugins: python build/build_plugins.py"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from legokv.errors import LegokvError
+from legokv.launchers import Launchers
+from legokv.plugin_library import ARCHITECTURES, PluginBuild, build_plugin_library
+
+OUT = Path(__file__).resolve().parent.parent / "out"
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=OUT, help="default: out")
+    parser.add_argument(
+        "--architectures",
+        nargs="+",
+        default=ARCHITECTURES,
+        metavar="SM",
+        help=f"as in CMAKE_CUDA_ARCHITECTURES; default: {' '.join(ARCHITECTURES)}",
+    )
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="compilers at once")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parsed = parse_arguments(arguments)
+    build = PluginBuild(parsed.output, architectures=tuple(parsed.architectures), jobs=parsed.jobs)
+    try:
+        library = build_plugin_library(build, say)
+    except LegokvError as error:
+        print(f"build_plugins.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("build_plugins.py: interrupted", file=sys.stderr)
+        return 130
+    info = Launchers(library).info()
+    say(f"{library}: {library.stat().st_size / 2**20:.1f} MiB, ops {', '.join(info['ops'])}")
+    return 0
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

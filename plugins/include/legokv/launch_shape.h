@@ -1,0 +1,16 @@
+// How many blocks of how many threads, with how much shared memory.
+#pragma once
+
+#include <cstdint>
+
+namespace legokv {
+
+struct LaunchShape {
+  int64_t grid_x;  // below 2^31
+  int grid_y;      // below 2^16
+  int grid_z;
+  int threads;
+  int shared_bytes;
+};
+
+}  // namespace legokv

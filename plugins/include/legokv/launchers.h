@@ -1,0 +1,81 @@
+// The library's plain C interface: what a program without TensorRT calls, with device pointers.
+//
+// Legend of shapes: T tokens, B sequences, P rows of a page table, N pool pages, S page size,
+// H query heads, G KV heads, D head size, M imported pages. All tensors are contiguous.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum LegokvDtype { LEGOKV_FLOAT32 = 0, LEGOKV_FLOAT16 = 1, LEGOKV_BFLOAT16 = 2 };
+
+// Which attention kernel runs. AUTO chooses by shape; the others are for tests and measurements.
+enum LegokvRegime {
+  LEGOKV_AUTO = 0,
+  LEGOKV_REFERENCE = 1,  // one warp a query row, any dtype: slow and easy to see correct
+  LEGOKV_SPLIT = 2,      // split over keys, few query rows, any dtype
+  LEGOKV_TILED = 3,      // tensor cores, many query rows, 16-bit dtypes
+};
+
+// What a launcher returns; legokv_last_error() has the sentence.
+enum LegokvStatus { LEGOKV_OK = 0, LEGOKV_INVALID_ARGUMENT = 1, LEGOKV_CUDA_ERROR = 2 };
+
+// Puts M stored pages into the pool; `block` may lie in device or in pinned host memory.
+struct LegokvKvImport {
+  void* pool;            // [N, 2, S, G, D] of pool_dtype
+  const void* block;     // [M, 2, S, G, D] of block_dtype
+  const int32_t* pages;  // [M]; a page outside the pool is not written
+  int64_t num_pool_pages;
+  int64_t num_import_pages;
+  int64_t page_elements;  // 2 * S * G * D
+  int32_t pool_dtype;
+  int32_t block_dtype;
+};
+
+// Writes the tokens' K and V into the pool, then attends over the page table.
+struct LegokvLegolinkAttention {
+  const void* q;                 // [T, H, D], not rotated
+  const void* k;                 // [T, G, D], not rotated
+  const void* v;                 // [T, G, D]
+  void* pool;                    // [N, 2, S, G, D]
+  void* out;                     // [T, H, D]
+  const int32_t* positions;      // [T], ascending within a sequence
+  const int32_t* key_positions;  // [T]
+  const int32_t* slots;          // [T]; a slot outside the pool is not written
+  const int32_t* query_start;    // [B + 1], ascending from 0
+  const int32_t* pages;          // [B, P, 4]: page, base, position of slot 0, filled slots
+  const float* inv_freq;         // [D / 2]
+  void* workspace;               // 16-byte aligned
+  int64_t workspace_bytes;
+  int64_t num_pool_pages;
+  int32_t num_tokens;
+  int32_t num_sequences;
+  int32_t num_table_rows;
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t head_size;
+  int32_t page_size;
+  int32_t dtype;
+  int32_t regime;
+  float scale;
+};
+
+// Both enqueue on `stream` (a cudaStream_t) and return a LegokvStatus. Nothing is allocated.
+int legokv_kv_import(const struct LegokvKvImport* import, void* stream);
+int legokv_legolink_attention(const struct LegokvLegolinkAttention* attention, void* stream);
+
+// Bytes of workspace the call needs; pointers and positions are not read.
+int64_t legokv_legolink_attention_workspace(const struct LegokvLegolinkAttention* attention);
+
+// What the last failed call of this thread had to say.
+const char* legokv_last_error(void);
+
+// JSON: version, form, head sizes, page sizes, dtypes, architectures, layouts of the structs.
+const char* legokv_library_info(void);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,52 @@
+// Rows of a page table, and which of a page's keys a query sees.
+#pragma once
+
+#include <cstdint>
+
+#include "legokv/host_device.h"
+
+namespace legokv {
+
+// One row of `pages` [B, P, 4], read in one 16-byte load.
+struct alignas(16) PageRow {
+  int32_t page;
+  int32_t base;            // absolute position of the chunk's first token
+  int32_t first_position;  // absolute position of slot 0
+  int32_t filled;          // slots that hold a key; 0: no page
+};
+
+LEGOKV_HOST_DEVICE bool sees(int query_position, int key_position) {
+  return key_position <= query_position;
+}
+
+// Keys are walked in strips: 16 neighbouring slots of one page. A page size is a multiple of it.
+constexpr int kStripKeys = 16;
+
+struct KeyStrip {
+  int32_t page;
+  int32_t base;
+  int32_t first_position;  // absolute position of the strip's first key
+  int32_t first_slot;
+  int32_t num_keys;  // 1 ... kStripKeys; 0: no strip
+};
+
+// Strip `index` of a sequence's table, counted through the rows; num_keys is 0 past the filled
+// slots.
+LEGOKV_HOST_DEVICE KeyStrip strip_at(const PageRow* rows, int strips_per_page, int index) {
+  const PageRow row = rows[index / strips_per_page];
+  const int first_slot = index % strips_per_page * kStripKeys;
+  const int left = row.filled - first_slot;
+  const int num_keys = left < 0 ? 0 : (left > kStripKeys ? kStripKeys : left);
+  return {row.page, row.base, row.first_position + first_slot, first_slot, num_keys};
+}
+
+LEGOKV_HOST_DEVICE bool strip_is_seen(const KeyStrip& strip, int query_position) {
+  return strip.num_keys > 0 && sees(query_position, strip.first_position);
+}
+
+// Where part `part` of `num_parts` begins when `total` items are dealt out evenly.
+LEGOKV_HOST_DEVICE int part_begin(int total, int part, int num_parts) {
+  return static_cast<int>(int64_t{total} * part / num_parts);
+}
+
+}  // namespace legokv

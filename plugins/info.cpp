@@ -1,0 +1,142 @@
+// What the library says of itself, as JSON: contract tests compare it with the Python side.
+#include <cstddef>
+#include <string>
+
+#include "kv_import/signature.h"
+#include "legokv/export.h"
+#include "legokv/launchers.h"
+#include "legokv/status.h"
+#include "legolink_attention/plan.h"
+#include "legolink_attention/signature.h"
+
+namespace legokv {
+namespace {
+
+std::string quoted(const std::string& text) { return '"' + text + '"'; }
+
+std::string member(const std::string& name, const std::string& value) {
+  return quoted(name) + ": " + value;
+}
+
+std::string joined(const std::string& left, const std::string& right) {
+  return left.empty() ? right : left + ", " + right;
+}
+
+// Numbers from 1 to 1024 that pass, as a JSON list.
+std::string numbers_that(bool (*pass)(int)) {
+  std::string list;
+  for (int number = 1; number <= 1024; ++number) {
+    if (pass(number)) list = joined(list, std::to_string(number));
+  }
+  return '[' + list + ']';
+}
+
+#define LEGOKV_NAME(name) list = joined(list, quoted(#name));
+#define LEGOKV_NAMES(of)     \
+  [] {                       \
+    std::string list;        \
+    of(LEGOKV_NAME);         \
+    return '[' + list + ']'; \
+  }()
+
+std::string ops() {
+  const std::string kv_import = joined(joined(member("inputs", LEGOKV_NAMES(KV_IMPORT_INPUTS)),
+                                              member("outputs", LEGOKV_NAMES(KV_IMPORT_OUTPUTS))),
+                                       member("attributes", LEGOKV_NAMES(KV_IMPORT_ATTRIBUTES)));
+  const std::string attention =
+      joined(joined(member("inputs", LEGOKV_NAMES(LEGOLINK_ATTENTION_INPUTS)),
+                    member("outputs", LEGOKV_NAMES(LEGOLINK_ATTENTION_OUTPUTS))),
+             member("attributes", LEGOKV_NAMES(LEGOLINK_ATTENTION_ATTRIBUTES)));
+  return '{' +
+         joined(member("KvImport", '{' + kv_import + '}'),
+                member("LegoLinkAttention", '{' + attention + '}')) +
+         '}';
+}
+
+template <typename Struct, typename Member>
+std::string place(const char* name, Member Struct::*, size_t offset) {
+  return member(name, '[' + std::to_string(offset) + ", " + std::to_string(sizeof(Member)) + ']');
+}
+
+// Of each member its offset and size in bytes.
+#define LEGOKV_PLACE(type, name) \
+  fields = joined(fields, place(#name, &type::name, offsetof(type, name)))
+
+std::string kv_import_layout() {
+  std::string fields;
+  LEGOKV_PLACE(LegokvKvImport, pool);
+  LEGOKV_PLACE(LegokvKvImport, block);
+  LEGOKV_PLACE(LegokvKvImport, pages);
+  LEGOKV_PLACE(LegokvKvImport, num_pool_pages);
+  LEGOKV_PLACE(LegokvKvImport, num_import_pages);
+  LEGOKV_PLACE(LegokvKvImport, page_elements);
+  LEGOKV_PLACE(LegokvKvImport, pool_dtype);
+  LEGOKV_PLACE(LegokvKvImport, block_dtype);
+  return '{' + fields + '}';
+}
+
+std::string attention_layout() {
+  using Attention = LegokvLegolinkAttention;
+  std::string fields;
+  LEGOKV_PLACE(Attention, q);
+  LEGOKV_PLACE(Attention, k);
+  LEGOKV_PLACE(Attention, v);
+  LEGOKV_PLACE(Attention, pool);
+  LEGOKV_PLACE(Attention, out);
+  LEGOKV_PLACE(Attention, positions);
+  LEGOKV_PLACE(Attention, key_positions);
+  LEGOKV_PLACE(Attention, slots);
+  LEGOKV_PLACE(Attention, query_start);
+  LEGOKV_PLACE(Attention, pages);
+  LEGOKV_PLACE(Attention, inv_freq);
+  LEGOKV_PLACE(Attention, workspace);
+  LEGOKV_PLACE(Attention, workspace_bytes);
+  LEGOKV_PLACE(Attention, num_pool_pages);
+  LEGOKV_PLACE(Attention, num_tokens);
+  LEGOKV_PLACE(Attention, num_sequences);
+  LEGOKV_PLACE(Attention, num_table_rows);
+  LEGOKV_PLACE(Attention, num_heads);
+  LEGOKV_PLACE(Attention, num_kv_heads);
+  LEGOKV_PLACE(Attention, head_size);
+  LEGOKV_PLACE(Attention, page_size);
+  LEGOKV_PLACE(Attention, dtype);
+  LEGOKV_PLACE(Attention, regime);
+  LEGOKV_PLACE(Attention, scale);
+  return '{' + fields + '}';
+}
+
+std::string dtypes() {
+  return '{' +
+         joined(joined(member("float32", std::to_string(LEGOKV_FLOAT32)),
+                       member("float16", std::to_string(LEGOKV_FLOAT16))),
+                member("bfloat16", std::to_string(LEGOKV_BFLOAT16))) +
+         '}';
+}
+
+std::string structs() {
+  return '{' +
+         joined(member("LegokvKvImport", kv_import_layout()),
+                member("LegokvLegolinkAttention", attention_layout())) +
+         '}';
+}
+
+std::string library_info() {
+  std::string info = member("version", quoted(LEGOKV_VERSION));
+  info = joined(info, member("form", quoted(LEGOKV_FORM)));
+  info = joined(info, member("architectures", quoted(LEGOKV_ARCHITECTURES)));
+  info = joined(info, member("head_sizes", numbers_that(is_supported_head_size)));
+  info = joined(info, member("page_sizes", numbers_that(is_supported_page_size)));
+  info = joined(info, member("dtypes", dtypes()));
+  info = joined(info, member("ops", ops()));
+  return '{' + joined(info, member("structs", structs())) + '}';
+}
+
+}  // namespace
+}  // namespace legokv
+
+LEGOKV_EXPORT const char* legokv_last_error(void) { return legokv::last_error(); }
+
+LEGOKV_EXPORT const char* legokv_library_info(void) {
+  static const std::string info = legokv::library_info();
+  return info.c_str();
+}

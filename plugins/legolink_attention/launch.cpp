@@ -1,0 +1,64 @@
+// The C launcher of legolink_attention: refuses what no kernel can do, then runs the kernels in
+// order.
+#include <cstdint>
+
+#include "legokv/export.h"
+#include "legolink_attention/kernels.h"
+
+namespace legokv {
+namespace {
+
+bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+Status check_memory(const AttentionCall& call) {
+  const LegokvLegolinkAttention& a = call.arguments;
+  if (!is_aligned(a.k) || !is_aligned(a.v) || !is_aligned(a.pool) || !is_aligned(a.pages) ||
+      !is_aligned(a.workspace)) {
+    return invalid_argument("legolink_attention: k, v, pool, pages, workspace must be 16-aligned");
+  }
+  const int64_t need = workspace_bytes(a);
+  if (need > 0 && (a.workspace == nullptr || a.workspace_bytes < need)) {
+    return invalid_argument("legolink_attention: %lld bytes of workspace are too few, %lld needed",
+                            static_cast<long long>(a.workspace_bytes),
+                            static_cast<long long>(need));
+  }
+  return Status::kOk;
+}
+
+Status launch_attend(const AttentionCall& call, void* stream) {
+  switch (call.plan.regime) {
+    case LEGOKV_REFERENCE:
+      return launch_attend_reference(call.arguments, stream);
+    case LEGOKV_SPLIT:
+      return launch_attend_split(call, stream);
+    default:
+      return launch_attend_tiled(call, stream);
+  }
+}
+
+Status run(const LegokvLegolinkAttention& attention, void* stream) {
+  Status status = check_attention_shape(attention);
+  if (status != Status::kOk || attention.num_tokens == 0) return status;
+  const AttentionCall call = {attention, plan_attention(attention)};
+  status = check_memory(call);
+  if (status == Status::kOk) status = launch_write_kv(attention, stream);
+  if (status == Status::kOk) status = launch_attend(call, stream);
+  if (status == Status::kOk && call.plan.num_splits > 1) {
+    status = launch_combine_splits(call, stream);
+  }
+  return status;
+}
+
+}  // namespace
+}  // namespace legokv
+
+LEGOKV_EXPORT int legokv_legolink_attention(const LegokvLegolinkAttention* attention,
+                                            void* stream) {
+  return static_cast<int>(legokv::run(*attention, stream));
+}
+
+LEGOKV_EXPORT int64_t
+legokv_legolink_attention_workspace(const LegokvLegolinkAttention* attention) {
+  if (legokv::check_attention_shape(*attention) != legokv::Status::kOk) return -1;
+  return legokv::workspace_bytes(*attention);
+}

@@ -1,0 +1,27 @@
+// Where the splits of the keys leave their partial results, and where a row's final result goes.
+#pragma once
+
+#include <cstdint>
+
+#include "legokv/host_device.h"
+#include "legolink_attention/plan.h"
+
+namespace legokv {
+
+// A query row is one query head of one token: token * H + head. Maxima are of scores in base 2.
+struct Partials {
+  float* values;  // [splits, rows, D], sums of values weighted by 2^(score - max)
+  float* maxima;  // [splits, rows]
+  float* sums;    // [splits, rows], of the weights
+  int64_t num_rows;
+};
+
+LEGOKV_HOST_DEVICE Partials partials(const AttentionCall& call) {
+  const LegokvLegolinkAttention& a = call.arguments;
+  const int64_t rows = int64_t{a.num_tokens} * a.num_heads;
+  float* values = static_cast<float*>(a.workspace);
+  float* maxima = values + call.plan.num_splits * rows * a.head_size;
+  return {values, maxima, maxima + call.plan.num_splits * rows, rows};
+}
+
+}  // namespace legokv

@@ -1,0 +1,81 @@
+// Walking the strips of a page table that a query can see, and bringing a strip into shared memory.
+#pragma once
+
+#include "legokv/device.h"
+#include "legolink_attention/attention_shape.h"
+
+namespace legokv {
+
+constexpr int kWarpLanes = 32;
+constexpr float kLog2e = 1.4426950408889634f;
+
+// All lanes of a warp walk together: they look at 32 strips at once and take the seen ones in
+// order.
+struct StripWalk {
+  const PageRow* rows;
+  int strips_per_page;
+  int query_position;  // the last position that is to see
+  int next;            // first strip not looked at
+  int end;
+  int window = 0;
+  uint32_t seen = 0;  // of the 32 strips from `window`
+
+  // False if there is no further strip; `strip` has no keys then.
+  LEGOKV_DEVICE bool take(KeyStrip* strip) {
+    while (seen == 0 && next < end) {
+      const int mine = next + device::thread_index() % kWarpLanes;
+      seen = device::ballot(mine < end &&
+                            strip_is_seen(strip_at(rows, strips_per_page, mine), query_position));
+      window = next;
+      next += kWarpLanes;
+    }
+    if (seen == 0) {
+      *strip = KeyStrip{};
+      return false;
+    }
+    *strip = strip_at(rows, strips_per_page, window + device::lowest_bit(seen));
+    seen &= seen - 1;
+    return true;
+  }
+};
+
+// The walk over part `part` of `num_parts` of a sequence's table.
+LEGOKV_DEVICE StripWalk walk_strips(const LegokvLegolinkAttention& a, int sequence, int position,
+                                    int part, int num_parts) {
+  const TableRows table = table_rows(a, sequence);
+  const int strips_per_page = a.page_size / kStripKeys;
+  const int strips = table.num_rows * strips_per_page;
+  return {table.rows, strips_per_page, position, part_begin(strips, part, num_parts),
+          part_begin(strips, part + 1, num_parts)};
+}
+
+// Keys or values of one strip in shared memory. The odd number of 16-byte units between rows keeps
+// ldmatrix free of bank conflicts.
+template <typename T, int kHeadSize>
+struct alignas(16) StripBuffer {
+  static constexpr int kStride = kHeadSize + Vector<T>::kSize;
+  T numbers[kStripKeys][kStride];
+};
+
+// Threads 0 ... num_threads-1 start the copies of a strip; keys past the filled ones become zeros,
+// for a weight of 0 times whatever an unwritten slot holds need not be 0.
+template <typename T, int kHeadSize>
+LEGOKV_DEVICE void start_strip_copies(const LegokvLegolinkAttention& a, const KeyStrip& strip,
+                                      int kv_head, int thread, int num_threads,
+                                      StripBuffer<T, kHeadSize>* keys,
+                                      StripBuffer<T, kHeadSize>* values) {
+  constexpr int kSize = Vector<T>::kSize, kVectors = kHeadSize / kSize;
+  if (strip.num_keys == 0) return;
+  const PoolLayout layout = pool_layout(a);
+  const T* first =
+      static_cast<const T*>(a.pool) + key_offset(layout, strip.page, strip.first_slot, kv_head);
+  for (int i = thread; i < kStripKeys * kVectors; i += num_threads) {
+    const int key = i / kVectors, dimension = i % kVectors * kSize;
+    const T* source = first + key * token_stride(layout) + dimension;
+    const bool valid = key < strip.num_keys;
+    device::copy_async_16(&keys->numbers[key][dimension], source, valid);
+    device::copy_async_16(&values->numbers[key][dimension], source + value_distance(layout), valid);
+  }
+}
+
+}  // namespace legokv

@@ -1,0 +1,206 @@
+"""The plugin library's plain C functions, called with tensors' addresses. No TensorRT here.
+
+The same functions exist in the kernels' host form, where addresses are a CPU's.
+"""
+
+import ctypes
+import json
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from legokv.errors import LegokvError
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+class LaunchRefused(LegokvError):
+    """A launcher that said no; the message is the library's own."""
+
+    code = "UNSUPPORTED"
+
+
+class Regime(IntEnum):
+    """Which attention kernel runs; AUTO chooses by shape."""
+
+    AUTO = 0
+    REFERENCE = 1
+    SPLIT = 2
+    TILED = 3
+
+
+class KvImportArguments(ctypes.Structure):
+    """LegokvKvImport of launchers.h."""
+
+    _fields_ = (
+        ("pool", ctypes.c_void_p),
+        ("block", ctypes.c_void_p),
+        ("pages", ctypes.c_void_p),
+        ("num_pool_pages", ctypes.c_int64),
+        ("num_import_pages", ctypes.c_int64),
+        ("page_elements", ctypes.c_int64),
+        ("pool_dtype", ctypes.c_int32),
+        ("block_dtype", ctypes.c_int32),
+    )
+
+
+class AttentionArguments(ctypes.Structure):
+    """LegokvLegolinkAttention of launchers.h."""
+
+    _fields_ = (
+        ("q", ctypes.c_void_p),
+        ("k", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("pool", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("key_positions", ctypes.c_void_p),
+        ("slots", ctypes.c_void_p),
+        ("query_start", ctypes.c_void_p),
+        ("pages", ctypes.c_void_p),
+        ("inv_freq", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_int64),
+        ("num_pool_pages", ctypes.c_int64),
+        ("num_tokens", ctypes.c_int32),
+        ("num_sequences", ctypes.c_int32),
+        ("num_table_rows", ctypes.c_int32),
+        ("num_heads", ctypes.c_int32),
+        ("num_kv_heads", ctypes.c_int32),
+        ("head_size", ctypes.c_int32),
+        ("page_size", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("regime", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True)
+class AttentionTables:
+    """The inputs of legolink_attention that all layers of a step share (shapes: see the op)."""
+
+    positions: Tensor
+    key_positions: Tensor
+    slots: Tensor
+    query_start: Tensor
+    pages: Tensor
+    inv_freq: Tensor
+    scale: float
+
+    def __post_init__(self) -> None:
+        for name in ("positions", "key_positions", "slots", "query_start", "pages"):
+            _check(name, getattr(self, name), torch.int32)
+        _check("inv_freq", self.inv_freq, torch.float32)
+
+
+def attention_arguments(
+    q: Tensor, k: Tensor, v: Tensor, pool: Tensor, tables: AttentionTables
+) -> AttentionArguments:
+    """Addresses and sizes of one call; the tensors must stay alive until it has run.
+
+    LaunchRefused if a tensor is not contiguous or of another dtype than q's.
+    """
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("pool", pool)):
+        _check(name, tensor, q.dtype)
+    num_pages, _, page_size, num_kv_heads, head_size = pool.shape
+    addresses = {
+        name: getattr(tables, name).data_ptr()
+        for name in ("positions", "key_positions", "slots", "query_start", "pages", "inv_freq")
+    }
+    return AttentionArguments(
+        q=q.data_ptr(),
+        k=k.data_ptr(),
+        v=v.data_ptr(),
+        pool=pool.data_ptr(),
+        num_pool_pages=num_pages,
+        num_tokens=q.shape[0],
+        num_sequences=tables.pages.shape[0],
+        num_table_rows=tables.pages.shape[1],
+        num_heads=q.shape[1],
+        num_kv_heads=num_kv_heads,
+        head_size=head_size,
+        page_size=page_size,
+        dtype=DTYPES[q.dtype],
+        scale=tables.scale,
+        **addresses,
+    )
+
+
+class Launchers:
+    """The functions of one loaded library. Everything is enqueued on `stream`, a CUDA stream's
+    handle, and happens in place; the host form has happened when the call returns."""
+
+    def __init__(self, library: Path) -> None:
+        self.library = ctypes.CDLL(str(library))
+        self.library.legokv_last_error.restype = ctypes.c_char_p
+        self.library.legokv_library_info.restype = ctypes.c_char_p
+        self.library.legokv_legolink_attention_workspace.restype = ctypes.c_int64
+
+    def info(self) -> dict[str, Any]:
+        """What the library says of itself: version, form, sizes, dtypes, layouts."""
+        info: dict[str, Any] = json.loads(self.library.legokv_library_info())
+        return info
+
+    def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor, stream: int = 0) -> None:
+        """Write `block` [M, 2, S, G, D] over `pages` int32 [M] of `pool` [N, 2, S, G, D]."""
+        _check("pool", pool, pool.dtype)
+        _check("block", block, block.dtype)
+        _check("pages", pages, torch.int32)
+        if block.shape[1:] != pool.shape[1:] or pages.shape != block.shape[:1]:
+            raise LaunchRefused(
+                f"a block of {tuple(block.shape)} for {tuple(pages.shape)} pages does not fit "
+                f"a pool of {tuple(pool.shape)}"
+            )
+        arguments = KvImportArguments(
+            pool=pool.data_ptr(),
+            block=block.data_ptr(),
+            pages=pages.data_ptr(),
+            num_pool_pages=pool.shape[0],
+            num_import_pages=block.shape[0],
+            page_elements=pool[0].numel(),
+            pool_dtype=DTYPES[pool.dtype],
+            block_dtype=DTYPES[block.dtype],
+        )
+        self._call(self.library.legokv_kv_import(ctypes.byref(arguments), ctypes.c_void_p(stream)))
+
+    def workspace_bytes(self, arguments: AttentionArguments) -> int:
+        """Bytes of workspace the attention needs for these sizes; LaunchRefused if it can't run."""
+        need = int(self.library.legokv_legolink_attention_workspace(ctypes.byref(arguments)))
+        if need < 0:
+            raise LaunchRefused(self._last_error())
+        return need
+
+    def legolink_attention(
+        self,
+        arguments: AttentionArguments,
+        out: Tensor,
+        workspace: Tensor | None = None,
+        stream: int = 0,
+    ) -> None:
+        """Write K and V into the pool and the attention's output [T, H, D] into `out`."""
+        arguments.out = out.data_ptr()
+        if workspace is not None:
+            arguments.workspace = workspace.data_ptr()
+            arguments.workspace_bytes = workspace.numel() * workspace.element_size()
+        status = self.library.legokv_legolink_attention(
+            ctypes.byref(arguments), ctypes.c_void_p(stream)
+        )
+        self._call(status)
+
+    def _call(self, status: int) -> None:
+        if status != 0:
+            raise LaunchRefused(self._last_error())
+
+    def _last_error(self) -> str:
+        message: bytes = self.library.legokv_last_error()
+        return message.decode()
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype or not tensor.is_contiguous():
+        contiguous = "contiguous" if tensor.is_contiguous() else "not contiguous"
+        raise LaunchRefused(f"{name} must be contiguous {dtype}; it is {contiguous} {tensor.dtype}")

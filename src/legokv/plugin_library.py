@@ -1,0 +1,87 @@
+"""The compiled plugins: where they lie, how they are built from plugins/, and their digest."""
+
+import hashlib
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from legokv.errors import LegokvError
+from legokv.toolchain import find_cmake, nvcc_or_wheels, tensorrt_headers
+
+SOURCE = Path(__file__).resolve().parents[2] / "plugins"
+LIBRARY_NAME = "liblegokv_plugins.so"
+# One cubin for each GPU family and, by the bare number, PTX that later ones compile for themselves.
+ARCHITECTURES = ("80-real", "86-real", "89-real", "90")
+
+Say = Callable[[str], None]
+
+
+class PluginBuildFailed(LegokvError):
+    """CMake or a compiler failed; the message ends with the last lines they printed."""
+
+
+@dataclass(frozen=True)
+class PluginBuild:
+    """What to build where. `out` holds CMake's folders and what is fetched."""
+
+    out: Path
+    source: Path = SOURCE
+    architectures: tuple[str, ...] = ARCHITECTURES
+    jobs: int = 2
+
+
+def build_plugin_library(build: PluginBuild, say: Say) -> Path:
+    """Compile the plugin library, or only what changed since; its path.
+
+    ToolchainMissing if there is no compiler or header to be had; PluginBuildFailed with the
+    compiler's words if it does not compile.
+    """
+    nvcc = nvcc_or_wheels(build.out / "cuda-13.0", say)
+    headers = tensorrt_headers(build.out / "downloads", say)
+    say(f"Compiling the plugins with {nvcc} for {', '.join(build.architectures)}")
+    folder = build.out / "plugins"
+    options = [
+        f"-DLEGOKV_ARCHITECTURES={';'.join(build.architectures)}",
+        f"-DLEGOKV_TENSORRT_INCLUDE={headers}",
+        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+    ]
+    _cmake(build, folder, options, say)
+    return folder / LIBRARY_NAME
+
+
+def build_host_kernels(build: PluginBuild, say: Say) -> Path:
+    """Compile the kernels' host form and its test programs, no CUDA needed; their folder."""
+    folder = build.out / "plugins-host"
+    _cmake(build, folder, ["-DLEGOKV_CUDA=OFF", "-DLEGOKV_HOST_TESTS=ON"], say)
+    return folder / "tests"
+
+
+def library_digest(library: Path) -> str:
+    """SHA-256 of the library file, which engine.json keeps beside a plan."""
+    return hashlib.sha256(library.read_bytes()).hexdigest()
+
+
+def _cmake(build: PluginBuild, folder: Path, options: Sequence[str], say: Say) -> None:
+    from legokv import __version__
+
+    cmake = str(find_cmake())
+    configure = [cmake, "-S", str(build.source), "-B", str(folder), *options]
+    _run([*configure, f"-DLEGOKV_VERSION={__version__}"], say)
+    _run([cmake, "--build", str(folder), "--parallel", str(build.jobs)], say)
+
+
+def _run(command: Sequence[str], say: Say) -> None:
+    """Run, saying each line of progress; what was printed is kept for the error."""
+    lines: list[str] = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if line.startswith("["):
+                say(line.rstrip())
+    if process.returncode != 0:
+        tail = "\n".join(lines[-30:])
+        raise PluginBuildFailed(f"{' '.join(command[:3])} … failed:\n{tail}")

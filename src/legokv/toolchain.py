@@ -1,0 +1,115 @@
+"""What compiles the plugins: nvcc, TensorRT headers, CMake; the machine's own or PyPI's."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from legokv.errors import LegokvError
+
+Say = Callable[[str], None]
+
+# nvcc and what it needs, of one release; later ones want later drivers.
+NVCC_WHEELS = (
+    "nvidia-cuda-nvcc==13.0.88",
+    "nvidia-cuda-crt==13.0.88",
+    "nvidia-nvvm==13.0.88",
+    "nvidia-cuda-runtime==13.0.96",
+    "nvidia-cuda-cccl==13.0.85",
+    "nvidia-cuda-culibos==13.0.85",
+)
+# This wheel carries NVIDIA's TensorRT 10.14 headers (Apache-2.0); it is unpacked, never imported.
+HEADERS_WHEEL = "kernel-lens==2.0.1"
+HEADERS_SHA256 = "07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0"
+HEADERS_FOLDER = "kernel_lens/include/tensorrt"
+HEADER = "NvInferRuntime.h"
+
+
+class ToolchainMissing(LegokvError):
+    """Something needed to compile is not there and could not be fetched; says how to get it."""
+
+    code = "UNSUPPORTED"
+
+
+def find_cmake() -> Path:
+    """CMake of this environment, or the machine's."""
+    own = Path(sysconfig.get_path("scripts")) / "cmake"
+    found = str(own) if own.is_file() else shutil.which("cmake")
+    if found is None:
+        raise ToolchainMissing("no cmake: pip install cmake, or the system's package")
+    return Path(found)
+
+
+def find_nvcc() -> Path | None:
+    """The machine's own nvcc: $CUDACXX, then PATH, then the toolkit's usual folder."""
+    for candidate in (os.environ.get("CUDACXX"), shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"):
+        if candidate and Path(candidate).is_file():
+            return Path(candidate)
+    return None
+
+
+def nvcc_or_wheels(folder: Path, say: Say) -> Path:
+    """The machine's nvcc, or the one in the pinned wheels, unpacked into `folder` once."""
+    own = find_nvcc()
+    if own is not None:
+        return own
+    nvcc = folder / "nvidia/cu13/bin/nvcc"
+    if not nvcc.is_file():
+        say(f"No nvcc on this machine: fetching {', '.join(NVCC_WHEELS)} (about 200 MB)")
+        _pip(["install", "--no-deps", "--target", str(folder), *NVCC_WHEELS], "nvcc")
+        _add_lib64(folder / "nvidia/cu13")
+    return nvcc
+
+
+def tensorrt_headers(folder: Path, say: Say) -> Path:
+    """A folder with NvInferRuntime.h: a TensorRT installation's, or the pinned wheel's.
+
+    $TENSORRT_INCLUDE comes first and must have the header if it is set.
+    """
+    named = os.environ.get("TENSORRT_INCLUDE")
+    if named and not (Path(named) / HEADER).is_file():
+        raise ToolchainMissing(f"TENSORRT_INCLUDE={named} has no {HEADER}")
+    machine = f"/usr/include/{os.uname().machine}-linux-gnu"
+    for candidate in (named, machine, "/usr/include", "/usr/local/tensorrt/include"):
+        if candidate and (Path(candidate) / HEADER).is_file():
+            return Path(candidate)
+    headers = folder / HEADERS_FOLDER
+    if not (headers / HEADER).is_file():
+        say(f"No TensorRT headers on this machine: fetching {HEADERS_WHEEL}")
+        _unpack_headers(folder)
+    return headers
+
+
+def _unpack_headers(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _pip(["download", "--no-deps", "--dest", str(folder), HEADERS_WHEEL], "TensorRT's headers")
+    wheel = next(folder.glob("kernel_lens-*.whl"))
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if found != HEADERS_SHA256:
+        wheel.unlink()
+        raise ToolchainMissing(f"{wheel.name} has SHA-256 {found}, expected {HEADERS_SHA256}")
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.namelist():
+            if member.startswith(HEADERS_FOLDER):
+                archive.extract(member, folder)
+
+
+def _add_lib64(toolkit: Path) -> None:
+    # nvcc links from lib64; the wheels have lib.
+    if not (toolkit / "lib64").exists():
+        (toolkit / "lib64").symlink_to("lib")
+
+
+def _pip(arguments: Sequence[str], what: str) -> None:
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    status = subprocess.run(command, check=False, stdout=sys.stderr).returncode
+    if status != 0:
+        raise ToolchainMissing(
+            f"pip could not fetch {what} (exit status {status}): check the network, or install the "
+            "CUDA toolkit 13.0 and TensorRT's headers"
+        )
