@@ -1,4 +1,4 @@
-"""What a model is: sizes and switches, as plain data. Reading a checkpoint's own file is elsewhere."""
+"""What a model is: sizes and switches, as plain data. Reading a checkpoint is elsewhere."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,133 @@
+"""Which chunks lie in the page pool, who leases them, and which leave when room is needed.
+
+Host bookkeeping only: it hands out page numbers; computing and loading KV is the executor's.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from legokv.chunks.chunk import Chunk
+from legokv.errors import PoolFull
+from legokv.pages import PagePool
+
+
+@dataclass
+class Resident:
+    """A chunk with pages in the pool; `ready` once its KV is in them.
+
+    Dummy tokens before the chunk are computed into `dummy_pages`, given back when it is ready.
+    """
+
+    chunk: Chunk
+    pages: list[int]
+    dummy_pages: list[int] = field(default_factory=list)
+    ready: bool = False
+    leases: int = 0
+    dropped: bool = False
+
+
+@dataclass(frozen=True)
+class Grant:
+    """Pages for one request: a leased resident per chunk asked, `new` ones still without KV."""
+
+    residents: tuple[Resident, ...]
+    new: tuple[Resident, ...]
+    private_pages: list[int]
+
+
+class ChunkCache:
+    """Chunks in the pool, least recently used first. A leased or pinned chunk is never evicted."""
+
+    def __init__(
+        self, pool: PagePool, pinned_keys: Callable[[], Collection[str]] = frozenset
+    ) -> None:
+        self.pool = pool
+        self.num_evicted = 0
+        self._pinned_keys = pinned_keys
+        self._residents: dict[str, Resident] = {}
+
+    def find(self, key: str) -> Resident | None:
+        return self._residents.get(key)
+
+    @property
+    def num_leases(self) -> int:
+        return sum(resident.leases for resident in self._residents.values())
+
+    def grant(self, chunks: Sequence[Chunk], num_private_pages: int) -> Grant:
+        """Lease all `chunks` and take the private pages, or PoolFull and take nothing.
+
+        Chunks not in the pool get pages there, others that nobody leases making room.
+        """
+        absent = [chunk for chunk in chunks if chunk.key not in self._residents]
+        needed = num_private_pages + sum(self._pages_of(chunk) for chunk in absent)
+        self._make_room(needed, {chunk.key for chunk in chunks})
+        new = tuple(self._place(chunk) for chunk in absent)
+        residents = tuple(self._use(chunk.key) for chunk in chunks)
+        return Grant(residents, new, self.pool.take(num_private_pages))
+
+    def release(self, grant: Grant) -> None:
+        """End the grant's leases and free its private pages."""
+        self.pool.give_back(grant.private_pages)
+        for resident in grant.residents:
+            resident.leases -= 1
+            self._free_if_dropped(resident)
+
+    def mark_ready(self, resident: Resident) -> None:
+        """The resident's KV is in its pages."""
+        resident.ready = True
+        self.pool.give_back(resident.dummy_pages)
+        resident.dummy_pages = []
+
+    def drop(self, key: str) -> None:
+        """Forget a chunk; its pages are freed when its last lease ends."""
+        resident = self._residents.pop(key, None)
+        if resident is not None:
+            resident.dropped = True
+            self._free_if_dropped(resident)
+
+    def pages_needed(self, chunks: Sequence[Chunk], num_private_pages: int) -> int:
+        """Pages a request over `chunks` holds at once, whatever is in the pool now."""
+        return num_private_pages + sum(self._pages_of(chunk) for chunk in chunks)
+
+    def _pages_of(self, chunk: Chunk) -> int:
+        pages_for = self.pool.pages_for
+        return pages_for(chunk.num_tokens) + pages_for(chunk.dummy_tokens)
+
+    def _make_room(self, num_pages: int, keep: set[str]) -> None:
+        if num_pages <= self.pool.num_free:
+            return
+        protected = keep | set(self._pinned_keys())
+        evictable = [
+            resident
+            for key, resident in self._residents.items()
+            if resident.ready and not resident.leases and key not in protected
+        ]
+        available = self.pool.num_free + sum(len(resident.pages) for resident in evictable)
+        if num_pages > available:
+            raise PoolFull(
+                f"{num_pages} pages of {self.pool.page_size} tokens are needed, {available} of "
+                f"{self.pool.num_pages} are free or can be freed"
+            )
+        for resident in evictable:
+            if num_pages <= self.pool.num_free:
+                return
+            self.drop(resident.chunk.key)
+            self.num_evicted += 1
+
+    def _place(self, chunk: Chunk) -> Resident:
+        pages = self.pool.take(self.pool.pages_for(chunk.num_tokens))
+        dummy_pages = self.pool.take(self.pool.pages_for(chunk.dummy_tokens))
+        resident = Resident(chunk, pages, dummy_pages)
+        self._residents[chunk.key] = resident
+        return resident
+
+    def _use(self, key: str) -> Resident:
+        resident = self._residents.pop(key)
+        self._residents[key] = resident
+        resident.leases += 1
+        return resident
+
+    def _free_if_dropped(self, resident: Resident) -> None:
+        if resident.dropped and not resident.leases and resident.pages:
+            self.pool.give_back(resident.pages + resident.dummy_pages)
+            resident.pages, resident.dummy_pages = [], []

@@ -1,0 +1,264 @@
+"""The library's front door: an engine folder opened, chunks compiled, prompts answered."""
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from legokv.batch import Int32
+from legokv.checkpoint import load_weights
+from legokv.chunks.cache import ChunkCache
+from legokv.chunks.chunk import Chunk
+from legokv.chunks.folder import ChunkFolder
+from legokv.chunks.key import chunk_key
+from legokv.documents.document import DEFAULT_NAMESPACE
+from legokv.engine_folder import EngineFacts, read_engine_folder
+from legokv.errors import InvalidRequest, LegokvError
+from legokv.executor import Executor
+from legokv.jobs import CompileJob, Ending, Event, GenerateJob, Job, Prefill
+from legokv.link import Segment, link
+from legokv.pages import PagePool
+from legokv.request import (
+    DUMMY_TOKENS,
+    LINK_TOKENS,
+    Finished,
+    GenerateRequest,
+    Token,
+    check_context,
+    check_token_ids,
+)
+from legokv.runners.torch_runner import TorchRunner
+from legokv.sample import SamplingOptions
+from legokv.text import TextStream
+from legokv.tokenizer import Tokenizer
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class Engine:
+    """A model with its page pool and the chunks in it. Safe to call from several threads.
+
+    Whoever waits for a result runs the steps that produce it, everybody's work included; a server
+    instead calls `submit` from any thread and `step` from one.
+    """
+
+    def __init__(
+        self,
+        facts: EngineFacts,
+        tokenizer: Tokenizer,
+        runner: TorchRunner,
+        executor: Executor,
+        cache: ChunkCache,
+    ) -> None:
+        self.facts = facts
+        self.tokenizer = tokenizer
+        self.cache = cache
+        self.executor = executor
+        self._runner = runner
+        self._stepping = threading.Lock()
+
+    @classmethod
+    def open(  # noqa: PLR0913 - each is a setting of its own, all with a default
+        cls,
+        path: str | Path,
+        *,
+        dtype: str | None = None,
+        pool_tokens: int = 32768,
+        max_step_tokens: int = 2048,
+        num_threads: int | None = None,
+        cache_dir: str | Path | None = None,
+        pinned_keys: Callable[[], Collection[str]] = frozenset,
+    ) -> "Engine":
+        """Load the engine folder at `path`; EngineMismatch if it does not fit this version.
+
+        dtype: "bfloat16" or "float32" in place of the one it was built for. pool_tokens: how many
+        tokens' KV the pool holds. max_step_tokens: most tokens one step computes. num_threads:
+        torch's, for this whole process. cache_dir: where persistent chunks are kept, below a
+        folder named by the model's fingerprint. pinned_keys: chunks that must stay in the pool.
+        """
+        facts = read_engine_folder(Path(path))
+        dtype = dtype or facts.dtype
+        if dtype not in _DTYPES:
+            raise InvalidRequest(f"dtype is one of {', '.join(_DTYPES)}, not '{dtype}'")
+        if pool_tokens < facts.page_size or max_step_tokens < 1:
+            raise InvalidRequest(
+                f"pool_tokens is at least one page of {facts.page_size}, max_step_tokens at least "
+                f"1, not {pool_tokens} and {max_step_tokens}"
+            )
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        facts = replace(facts, dtype=dtype)
+        runner = TorchRunner(
+            facts.model,
+            load_weights(Path(path), facts.model, _DTYPES[dtype]),
+            num_pages=pool_tokens // facts.page_size,
+            page_size=facts.page_size,
+        )
+        cache = ChunkCache(PagePool(runner.num_pages, runner.page_size), pinned_keys)
+        executor = Executor(
+            runner,
+            cache,
+            None if cache_dir is None else ChunkFolder(chunk_root(Path(cache_dir), facts)),
+            max_step_tokens=max_step_tokens,
+            dummy_token_id=_dummy_token_id(facts),
+        )
+        return cls(facts, Tokenizer.open(Path(path)), runner, executor, cache)
+
+    def chunk(
+        self,
+        token_ids: Sequence[int] | Int32,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        persistent: bool = True,
+    ) -> Chunk:
+        """Name a chunk without compiling it; a request that uses it does that when it must."""
+        check_token_ids(token_ids, self.facts.model)
+        ids = tuple(np.asarray(token_ids, np.int32).tolist())
+        if not ids:
+            raise InvalidRequest("a chunk has 0 tokens; it needs at least one")
+        check_context(len(ids), 0, self.facts.model)
+        return Chunk(self._key(ids, namespace, 0), namespace, ids, persistent=persistent)
+
+    def compile(
+        self,
+        token_ids: Sequence[int] | Int32,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        persistent: bool = True,
+    ) -> Chunk:
+        """Compile `token_ids` alone from position 0 and keep the KV, unless it is kept already.
+
+        PoolFull if the chunk does not fit into the pool.
+        """
+        chunk = self.chunk(token_ids, namespace, persistent=persistent)
+        job = self.submit_compile(chunk)
+        for _ in self._results(job):
+            pass
+        return chunk
+
+    def prefill(
+        self,
+        segments: Sequence[Segment],
+        *,
+        link_tokens: int = LINK_TOKENS,
+        mode: str = "legolink",
+    ) -> Prefill:
+        """Link `segments` (chunks and token ids, in prompt order): logits of the next token."""
+        job = self.submit(GenerateRequest(segments, 0, mode, link_tokens))
+        result = next(self._results(job))
+        assert isinstance(result, Prefill), "a request for 0 tokens ends with its logits"
+        return result
+
+    def generate(
+        self,
+        segments: Sequence[Segment],
+        *,
+        max_tokens: int,
+        link_tokens: int = LINK_TOKENS,
+        mode: str = "legolink",
+        sampling: SamplingOptions | None = None,
+        stop_words: Sequence[str] = (),
+    ) -> Iterator[Token]:
+        """Answer the prompt token by token; the last has a finish_reason, "stop" or "length".
+
+        Closing the iterator cancels the request.
+        """
+        if max_tokens < 1:
+            raise InvalidRequest(f"max_tokens is 1 or more, not {max_tokens}")
+        request = GenerateRequest(
+            segments,
+            max_tokens,
+            mode,
+            link_tokens,
+            sampling or SamplingOptions(),
+            tuple(stop_words),
+        )
+        job = self.submit(request)
+        return self._tokens(job)
+
+    def submit(self, request: GenerateRequest) -> GenerateJob:
+        """Queue a request; what it can never have is refused here, the rest comes as events."""
+        for segment in request.segments:
+            check_token_ids(segment, self.facts.model)
+        segments = self._variants(request)
+        reserve = max(request.max_tokens - 1, 0)
+        linked = link(segments, request.policy, self.facts.page_size, reserve)
+        check_context(linked.prompt_tokens, request.max_tokens, self.facts.model)
+        text = TextStream(self.tokenizer.decode, request.stop_words)
+        ending = Ending(self.facts.model.eos_token_ids, request.max_tokens)
+        job = GenerateJob(request, linked, text, ending, self.facts.page_size)
+        self.executor.submit(job)
+        return job
+
+    def submit_compile(self, chunk: Chunk) -> CompileJob:
+        """Queue a chunk to be compiled and kept; ends with a Finished."""
+        job = CompileJob(chunk)
+        self.executor.submit(job)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """End a job at the next step; its events end with a Cancelled unless it was over."""
+        job.cancelled = True
+
+    def step(self) -> bool:
+        """Compute one step of whatever is queued; False if nothing was."""
+        with self._stepping:
+            return self.executor.step()
+
+    def drop(self, key: str) -> None:
+        """Forget a chunk's KV in pool and on disk; requests that use it now are not disturbed."""
+        with self._stepping:
+            self.executor.drop(key)
+
+    def _variants(self, request: GenerateRequest) -> list[Segment]:
+        """The segments, for LegoLink-0 with chunks compiled behind dummies but at the start."""
+        if request.mode != "legolink-0":
+            return list(request.segments)
+        return [
+            self._behind_dummies(segment) if number and isinstance(segment, Chunk) else segment
+            for number, segment in enumerate(request.segments)
+        ]
+
+    def _behind_dummies(self, chunk: Chunk) -> Chunk:
+        key = self._key(chunk.token_ids, chunk.namespace, DUMMY_TOKENS)
+        return replace(chunk, key=key, dummy_tokens=DUMMY_TOKENS, persistent=False)
+
+    def _key(self, token_ids: tuple[int, ...], namespace: str, dummy_tokens: int) -> str:
+        fingerprint, dtype = self.facts.fingerprint, self.facts.dtype
+        return chunk_key(fingerprint, dtype, namespace, token_ids, dummy_tokens)
+
+    def _tokens(self, job: GenerateJob) -> Iterator[Token]:
+        try:
+            for event in self._results(job):
+                if isinstance(event, Token):
+                    yield event
+        finally:
+            self.cancel(job)
+
+    def _results(self, job: Job) -> Iterator[Event]:
+        """The job's events as they come, this thread stepping while there are none."""
+        while True:
+            with self._stepping:
+                while job.events.empty():
+                    busy = self.executor.step()
+                    assert busy or not job.events.empty(), "a queued job leaves nothing to do"
+            event = job.events.get()
+            if isinstance(event, LegokvError):
+                raise event
+            yield event
+            if isinstance(event, Finished | Prefill):
+                return
+
+
+def chunk_root(cache_dir: Path, facts: EngineFacts) -> Path:
+    """Where the chunk files of an engine's model lie below a cache folder."""
+    return cache_dir / facts.fingerprint[:16] / "chunks"
+
+
+def _dummy_token_id(facts: EngineFacts) -> int:
+    """LegoLink-0's dummy: the beginning of text where the model has one, else an end."""
+    model = facts.model
+    return next(t for t in (model.bos_token_id, *model.eos_token_ids, 0) if t is not None)

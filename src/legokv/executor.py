@@ -1,0 +1,234 @@
+"""Runs jobs one step at a time: admits them, batches their next tokens, hands out the results.
+
+Chunks a job needs and no tier has are compiled here, once, however many jobs wait for them.
+"""
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from legokv.batch import step_batch
+from legokv.chunks.cache import ChunkCache, Grant, Resident
+from legokv.chunks.chunk import Chunk
+from legokv.chunks.folder import ChunkFolder
+from legokv.errors import Cancelled, ChunkUnreadable, LegokvError, PoolFull
+from legokv.jobs import CompileJob, Job
+from legokv.runners import Runner
+from legokv.schedule import share
+from legokv.sequence import Sequence, chunk_sequence
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Counters:
+    """What happened since the start; each should only grow, `failed_reads` should stay 0."""
+
+    compiled_chunks: int = 0
+    loaded_chunks: int = 0
+    failed_reads: int = 0
+    failed_writes: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Compiling:
+    """A chunk on its way into the pool, its resident leased until it is there."""
+
+    resident: Resident
+    sequence: Sequence
+
+
+class Executor:
+    """One caller at a time may `step`; `submit` and a job's `cancelled` are for any thread."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        cache: ChunkCache,
+        folder: ChunkFolder | None,
+        *,
+        max_step_tokens: int,
+        dummy_token_id: int,
+    ) -> None:
+        self.counters = Counters()
+        self._runner = runner
+        self._cache = cache
+        self._folder = folder
+        self._max_step_tokens = max_step_tokens
+        self._dummy_token_id = dummy_token_id
+        self._waiting: deque[Job] = deque()
+        self._granted: list[Job] = []
+        self._running: list[Job] = []
+        self._compiling: dict[str, Compiling] = {}
+
+    def submit(self, job: Job) -> None:
+        """Queue a job. PoolFull if it could not run even with the pool to itself."""
+        needed = self._cache.pages_needed(job.chunks, job.num_private_pages)
+        if needed > self._runner.num_pages:
+            raise PoolFull(
+                f"the request needs {needed} pages of {self._runner.page_size} tokens, the pool "
+                f"has {self._runner.num_pages}"
+            )
+        self._waiting.append(job)
+
+    def step(self) -> bool:
+        """Do one step's work; False if there was none."""
+        self._drop_cancelled()
+        self._admit()
+        self._start()
+        sequences, owners = self._work()
+        if not sequences:
+            return bool(self._waiting or self._granted)
+        given = share([sequence.num_left for sequence in sequences], self._max_step_tokens)
+        chosen = [n for n, tokens in enumerate(given) if tokens]
+        batch = step_batch([sequences[n].next(given[n]) for n in chosen])
+        try:
+            logits = self._runner.run(batch)
+        except RuntimeError as error:
+            # What torch raises when it runs out of memory; only this batch is lost.
+            self._fail([owners[n] for n in chosen], LegokvError(f"a step failed: {error}"))
+            return True
+        self.counters.steps += 1
+        for row, n in zip(logits, chosen, strict=True):
+            sequences[n].advance(given[n])
+            if not sequences[n].num_left:
+                self._computed(owners[n], row)
+        return True
+
+    def drop(self, key: str) -> None:
+        """Forget a chunk in every tier here; requests that hold it go on."""
+        if key not in self._compiling:
+            self._cache.drop(key)
+        if self._folder is not None:
+            self._folder.remove(key)
+
+    def _drop_cancelled(self) -> None:
+        for job in [*self._waiting, *self._granted, *self._running]:
+            if job.cancelled:
+                self._end(job)
+                job.events.put(Cancelled("the request was cancelled"))
+
+    def _end(self, job: Job) -> None:
+        """Take a job out wherever it stands, and free what it holds."""
+        for jobs in (self._waiting, self._granted, self._running):
+            if job in jobs:
+                jobs.remove(job)
+        if job.grant is not None:
+            self._cache.release(job.grant)
+            job.grant = None
+
+    def _admit(self) -> None:
+        """First come first served: a job that must wait for pages holds back those behind it."""
+        while self._waiting:
+            job = self._waiting[0]
+            if isinstance(job, CompileJob) and self._is_stored(job.chunks[0]):
+                self._waiting.popleft()
+                job.start(self._runner.copy_pages)
+                continue
+            try:
+                job.grant = self._cache.grant(job.chunks, job.num_private_pages)
+            except PoolFull as error:
+                if self._granted or self._running or self._compiling:
+                    return
+                self._end(job)
+                job.events.put(error)
+                continue
+            self._waiting.popleft()
+            self._granted.append(job)
+            started = time.monotonic()
+            for resident in job.grant.new:
+                self._fill(resident)
+            job.found(job.grant, time.monotonic() - started)
+
+    def _is_stored(self, chunk: Chunk) -> bool:
+        return self._folder is not None and chunk.persistent and self._folder.has(chunk.key)
+
+    def _fill(self, resident: Resident) -> None:
+        """Load a new resident's KV, or begin to compile it."""
+        chunk = resident.chunk
+        if self._is_stored(chunk) and self._load(resident):
+            return
+        dummies = (self._dummy_token_id,) * chunk.dummy_tokens
+        sequence = chunk_sequence(
+            chunk.token_ids, resident.pages, self._runner.page_size, dummies, resident.dummy_pages
+        )
+        resident.leases += 1
+        self._compiling[chunk.key] = Compiling(resident, sequence)
+
+    def _load(self, resident: Resident) -> bool:
+        assert self._folder is not None, "only a stored chunk is loaded"
+        try:
+            kv = self._folder.read(resident.chunk)
+        except ChunkUnreadable as error:
+            self.counters.failed_reads += 1
+            log.warning("compiling a chunk again: %s", error)
+            return False
+        self._runner.import_pages(resident.pages, kv)
+        self._cache.mark_ready(resident)
+        self.counters.loaded_chunks += 1
+        return True
+
+    def _start(self) -> None:
+        for job in list(self._granted):
+            assert job.grant is not None, "a granted job has its grant"
+            if not all(resident.ready for resident in job.grant.residents):
+                continue
+            self._granted.remove(job)
+            if isinstance(job, CompileJob):
+                self._store(job.grant.residents[0])
+            if job.start(self._runner.copy_pages):
+                self._running.append(job)
+            else:
+                self._end(job)
+
+    def _work(self) -> tuple[list[Sequence], list["Job | Compiling"]]:
+        owners: list[Job | Compiling] = [*self._running, *self._compiling.values()]
+        sequences = [owner.sequence for owner in owners if owner.sequence is not None]
+        assert len(sequences) == len(owners), "whatever runs has a sequence"
+        return sequences, owners
+
+    def _computed(self, owner: "Job | Compiling", logits: Tensor) -> None:
+        if isinstance(owner, Compiling):
+            self._compiled(owner)
+        elif owner.computed(logits):
+            self._end(owner)
+
+    def _compiled(self, compiling: Compiling) -> None:
+        resident = compiling.resident
+        del self._compiling[resident.chunk.key]
+        self._cache.mark_ready(resident)
+        self.counters.compiled_chunks += 1
+        self._store(resident)
+        self._cache.release(Grant((resident,), (), []))
+
+    def _store(self, resident: Resident) -> None:
+        chunk = resident.chunk
+        if self._folder is None or not chunk.persistent or self._folder.has(chunk.key):
+            return
+        try:
+            self._folder.write(chunk, self._runner.export_pages(resident.pages, chunk.num_tokens))
+        except OSError as error:
+            # The chunk stays usable in the pool; a later request compiles it again.
+            self.counters.failed_writes += 1
+            log.warning("chunk %s could not be stored: %s", chunk.key[:12], error)
+
+    def _fail(self, owners: list["Job | Compiling"], error: LegokvError) -> None:
+        lost = {id(o.resident) for o in owners if isinstance(o, Compiling)}
+        failed = [owner for owner in owners if isinstance(owner, Job)]
+        for job in self._granted:
+            assert job.grant is not None, "a granted job has its grant"
+            if any(id(resident) in lost for resident in job.grant.residents):
+                failed.append(job)
+        for owner in owners:
+            if isinstance(owner, Compiling):
+                del self._compiling[owner.resident.chunk.key]
+                self._cache.drop(owner.resident.chunk.key)
+                self._cache.release(Grant((owner.resident,), (), []))
+        for job in failed:
+            self._end(job)
+            job.events.put(error)
+        log.error("%s", error)

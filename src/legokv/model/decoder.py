@@ -1,0 +1,89 @@
+"""A Llama-family decoder over ragged tokens. How keys and values are kept is not its matter."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from legokv.config import ModelConfig
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(q [T, H, D], k [T, G, D], v [T, G, D], pool) -> (out [T, H, D], pool); q and k not rotated."""
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.float32)
+        scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * scaled.to(x.dtype)
+
+
+class Layer(nn.Module):
+    """Attention and gated MLP, each behind a norm and added to the residual stream [T, hidden]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, eps = config.hidden_size, config.norm_eps
+        self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        self.head_size = config.head_size
+        self.attention_norm = RMSNorm(hidden, eps)
+        self.qkv = nn.Linear(hidden, sum(self.heads) * config.head_size, bias=config.qkv_bias)
+        self.q_norm = RMSNorm(config.head_size, eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_size, eps) if config.qk_norm else None
+        self.out = nn.Linear(config.num_heads * config.head_size, hidden, bias=config.out_bias)
+        self.mlp_norm = RMSNorm(hidden, eps)
+        self.gate_up = nn.Linear(hidden, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down = nn.Linear(config.intermediate_size, hidden, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor, pool: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
+        qkv = self.qkv(self.attention_norm(x)).view(-1, sum(self.heads), self.head_size)
+        q, k, v = qkv.split(self.heads, dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        attended, pool = attention(q, k, v, pool)
+        x = x + self.out(attended.flatten(1))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up), pool
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, final norm and head; `forward` returns logits of the asked rows only."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = None
+        if not config.tied_embeddings:
+            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(
+        self, input_ids: Tensor, logit_rows: Tensor, pools: Sequence[Tensor], attention: Attention
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits float32 [B, V] of `logit_rows` [B] of `input_ids` [T], and the pools after."""
+        x = self.embed(input_ids)
+        pools_after = []
+        for layer, pool in zip(self.layers, pools, strict=True):
+            x, pool = layer(x, pool, attention)
+            pools_after.append(pool)
+        rows = self.norm(x.index_select(0, logit_rows))
+        weight = self.embed.weight if self.head is None else self.head.weight
+        return F.linear(rows, weight).to(torch.float32), pools_after
+
+
+def decoder_from_weights(config: ModelConfig, weights: dict[str, Tensor]) -> Decoder:
+    """The decoder around `weights` (names of its own state dict), which it shares, not copies."""
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    decoder.load_state_dict(weights, strict=True, assign=True)
+    return decoder.requires_grad_(False).eval()

@@ -1,0 +1,94 @@
+"""Attention over linked pages: stored keys keep their rotation, the query turns to each chunk.
+
+The body here is the definition, written to be read. `paged_attention.py` is the form that runs.
+"""
+
+import torch
+from torch import Tensor
+
+from legokv.ops.rotary import cos_sin, rotate
+
+
+@torch.library.custom_op("legokv::legolink_attention", mutates_args=())
+def legolink_attention(  # noqa: PLR0913 - one graph node carries one step's tables
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pool: Tensor,
+    positions: Tensor,
+    key_positions: Tensor,
+    slots: Tensor,
+    query_start: Tensor,
+    pages: Tensor,
+    inv_freq: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Attention output [T, H, D] and the pool with this step's keys and values in it.
+
+    q [T, H, D], k and v [T, G, D] are not rotated yet. k is rotated by `key_positions` [T]; k and v
+    go to `slots` [T] (page * S + slot; a negative one writes nothing). Tokens of sequence b,
+    query_start[b] to query_start[b + 1], then attend to every filled slot of pages[b] whose
+    absolute position is not past their own. A row of `pages` [B, P, 4] is (page, base, absolute
+    position of slot 0, filled slots). With keys stored at chunk-local positions the score is
+
+        scale * R(position - base) q . stored key
+
+    which equals that of rotating both by absolute position, as RoPE depends on differences only.
+    Softmax in float32; query head h reads KV head h // (H / G); a token that sees no key gives 0.
+    """
+    pool = pool.clone()
+    write_keys_and_values(k, v, pool, key_positions, slots, inv_freq)
+    out = torch.zeros_like(q)
+    starts = query_start.tolist()
+    for b in range(pages.shape[0]):
+        rows = pages[b][pages[b, :, 3] > 0]
+        for t in range(starts[b], starts[b + 1]):
+            out[t] = attend_one(q[t], pool, rows, positions[t], inv_freq, scale).to(q.dtype)
+    return out, pool
+
+
+def write_keys_and_values(
+    k: Tensor, v: Tensor, pool: Tensor, key_positions: Tensor, slots: Tensor, inv_freq: Tensor
+) -> None:
+    """Rotate k by `key_positions` and put k and v into their slots; negative slots are skipped."""
+    kept = slots >= 0
+    cos, sin = cos_sin(key_positions[kept, None], inv_freq)
+    page_size = pool.shape[2]
+    page, slot = slots[kept].long() // page_size, slots[kept].long() % page_size
+    pool[page, 0, slot] = rotate(k[kept], cos, sin).to(pool.dtype)
+    pool[page, 1, slot] = v[kept].to(pool.dtype)
+
+
+def attend_one(
+    q: Tensor, pool: Tensor, rows: Tensor, position: Tensor, inv_freq: Tensor, scale: float
+) -> Tensor:
+    """One token's output, float32 [H, D], over page `rows` [P, 4]."""
+    page_size, num_kv_heads, head_size = pool.shape[2:]
+    groups = q.shape[0] // num_kv_heads
+    cos, sin = cos_sin((position - rows[:, 1])[:, None, None], inv_freq)
+    rotated = rotate(q, cos, sin).view(-1, num_kv_heads, groups, head_size)
+    kv = pool[rows[:, 0].long()].float()
+    scores = scale * torch.einsum("pgrd,psgd->grps", rotated, kv[:, 0])
+    slot = torch.arange(page_size, device=pool.device)
+    seen = (slot < rows[:, 3:]) & (rows[:, 2:3] + slot <= position)
+    scores = scores.masked_fill(~seen, -torch.inf).flatten(2)
+    weights = scores.softmax(-1).nan_to_num(0.0).view(num_kv_heads, groups, -1, page_size)
+    values = kv[:, 1].masked_fill(~seen[:, :, None, None], 0.0)
+    return torch.einsum("grps,psgd->grd", weights, values).reshape(-1, head_size)
+
+
+@legolink_attention.register_fake
+def _(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pool: Tensor,
+    positions: Tensor,
+    key_positions: Tensor,
+    slots: Tensor,
+    query_start: Tensor,
+    pages: Tensor,
+    inv_freq: Tensor,
+    scale: float,
+):
+    return torch.empty_like(q), torch.empty_like(pool)

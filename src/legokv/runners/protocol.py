@@ -1,0 +1,27 @@
+"""What the rest of the system asks of a runner."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from legokv.batch import StepBatch
+
+
+class Runner(Protocol):
+    """Owns the model's weights and the pools; L layers, page numbers below `num_pages`."""
+
+    num_pages: int
+    page_size: int
+
+    def run(self, batch: StepBatch) -> Tensor:
+        """Compute one step, K and V going to the pools: logits float32 [B, V], on the host."""
+
+    def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy whole pages in every layer, before the next step."""
+
+    def import_pages(self, pages: Sequence[int], kv: Tensor) -> None:
+        """Put stored kv [L, 2, n, G, D] into `pages`, token i in slot i % S of page i // S."""
+
+    def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
+        """The first `num_tokens` tokens of `pages` as [L, 2, n, G, D] on the host."""

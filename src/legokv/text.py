@@ -1,0 +1,69 @@
+"""Token ids to streamed text: whole characters only, and an end where a stop word begins."""
+
+from collections.abc import Callable, Sequence
+
+REPLACEMENT = "\ufffd"
+
+
+class TextStream:
+    """Text of a growing list of tokens, given out in pieces whose join is the whole text.
+
+    A piece never ends inside a UTF-8 character, and text that may still turn out to begin a stop
+    word is held back. `stopped` is true once one was met; it and what follows are left out.
+    """
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stop_words: Sequence[str] = ()
+    ) -> None:
+        self._decode = decode
+        self._stop_words = tuple(word for word in stop_words if word)
+        self._ids: list[int] = []
+        self._context_start = 0
+        self._decoded_ids = 0
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain after one more token; may be empty."""
+        self._ids.append(token_id)
+        new = self._new_text()
+        if new.endswith(REPLACEMENT):
+            return ""
+        self._accept()
+        self._held += new
+        return self._release()
+
+    def finish(self) -> str:
+        """The text still held back, with an unfinished character as U+FFFD."""
+        if self.stopped:
+            return ""
+        rest, self._held = self._held + self._new_text(), ""
+        self._accept()
+        return rest
+
+    def _new_text(self) -> str:
+        # Tokenizers treat a first token otherwise than a later one, so a few are decoded again.
+        before = self._decode(self._ids[self._context_start : self._decoded_ids])
+        return self._decode(self._ids[self._context_start :])[len(before) :]
+
+    def _accept(self) -> None:
+        self._context_start = max(0, self._decoded_ids - 4)
+        self._decoded_ids = len(self._ids)
+
+    def _release(self) -> str:
+        found = [at for at in map(self._held.find, self._stop_words) if at >= 0]
+        if found:
+            self.stopped = True
+            text, self._held = self._held[: min(found)], ""
+            return text
+        keep = max((self._overlap(word) for word in self._stop_words), default=0)
+        text, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
+        return text
+
+    def _overlap(self, word: str) -> int:
+        """Length of the longest end of the held text that begins `word`."""
+        longest = min(len(word) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(word[:n])), 0)
