@@ -1,0 +1,25 @@
+"""The engine model: a command in, events out. What it does is in legokv.serving."""
+
+import os
+
+from legokv.serving.answering import answer_in_thread
+from legokv.serving.engine_service import EngineService
+from legokv.serving.logs import log_to_server
+from legokv.serving.settings import settings_from
+from legokv.serving.tensors import TensorResponder, Tensors
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        log_to_server("engine")
+        self.tensors = Tensors(args["model_config"])
+        self.service = EngineService.open(settings_from(None, os.environ, {}))
+
+    def execute(self, requests):
+        for request in requests:
+            responder = TensorResponder(self.tensors, request)
+            command = self.tensors.fields(request).get("command", b"")
+            answer_in_thread(self.service.replies(command), responder)
+
+    def finalize(self):
+        self.service.close()

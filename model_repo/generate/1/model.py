@@ -1,0 +1,23 @@
+"""The generate model: tensors to fields, replies to tensors. What it does is in legokv.serving."""
+
+import os
+
+from legokv.serving.answering import answer_in_thread
+from legokv.serving.engine_call import ask_engine
+from legokv.serving.generate import GenerateService
+from legokv.serving.logs import log_to_server
+from legokv.serving.settings import settings_from
+from legokv.serving.tensors import TensorResponder, Tensors
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        log_to_server("generate")
+        self.tensors = Tensors(args["model_config"])
+        self.service = GenerateService.open(settings_from(None, os.environ, {}), ask_engine)
+
+    def execute(self, requests):
+        for request in requests:
+            responder = TensorResponder(self.tensors, request)
+            fields = self.tensors.fields(request)
+            answer_in_thread(self.service.replies(fields, responder.is_cancelled), responder)

@@ -1,0 +1,98 @@
+"""The `legokv` command: its arguments, and what it prints."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import legokv
+from legokv.engine_folder import read_engine_folder
+from legokv.errors import LegokvError
+from legokv.serving.ports import with_ports
+from legokv.serving.settings import Settings, settings_from
+from legokv.serving.triton_server import TritonServer, running_server
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status, 1 for an error that is printed."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        _serve(parsed)
+    except LegokvError as error:
+        print(f"legokv: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="legokv", description=legokv.__doc__)
+    parser.add_argument("--version", action="version", version=f"legokv {legokv.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser(
+        "serve",
+        help="answer over HTTP and gRPC until interrupted",
+        description="Settings come from --config, then LEGOKV_ variables, then these options.",
+    )
+    serve.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
+    serve.add_argument("--format", choices=("text", "json"), default="text", help="of what it says")
+    for item in fields(Settings):
+        serve.add_argument(
+            f"--{item.name.replace('_', '-')}",
+            metavar=item.name.rsplit("_", 1)[-1].upper(),
+            default=argparse.SUPPRESS,
+            help=item.metadata["meaning"],
+        )
+    return parser
+
+
+def _serve(parsed: argparse.Namespace) -> None:
+    names = {item.name for item in fields(Settings)}
+    flags = {name: value for name, value in vars(parsed).items() if name in names}
+    settings = settings_from(parsed.config, os.environ, flags)
+    read_engine_folder(settings.engine)
+    settings = with_ports(settings)
+    say = _say_json if parsed.format == "json" else _say_text
+    say("settings", {name: _plain(value) for name, value in asdict(settings).items()})
+    with running_server(settings) as server:
+        _pass_signals_on(server)
+        server.wait_until_ready()
+        if not server.stopping:
+            say("ready", _addresses(settings))
+        server.wait()
+    say("stopped", {})
+
+
+def _pass_signals_on(server: TritonServer) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: server.stop())
+
+
+def _addresses(settings: Settings) -> dict[str, object]:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return {
+        "http": f"http://{host}:{settings.http_port}",
+        "grpc": f"{host}:{settings.grpc_port}",
+        "metrics": f"http://{host}:{settings.metrics_port}/metrics",
+    }
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _say_json(event: str, facts: dict[str, object]) -> None:
+    print(json.dumps({"event": event, **facts}), flush=True)
+
+
+def _say_text(event: str, facts: dict[str, object]) -> None:
+    print(event, flush=True)
+    for name, value in facts.items():
+        print(f"  {name} = {value}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""The documents service with the engine model behind it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from legokv.documents.compiling import Compiler
+from legokv.documents.registry import Registry
+from legokv.engine_folder import read_engine_folder
+from legokv.errors import InvalidRequest
+from legokv.serving import fields
+from legokv.serving.answering import Reply
+from legokv.serving.documents import DocumentService
+from legokv.serving.generate import AskEngine
+from legokv.serving.messages import Compile, Compiled, Drop
+from legokv.serving.settings import Settings
+from legokv.tokenizer import Tokenizer
+
+
+def open_document_service(settings: Settings, ask_engine: AskEngine) -> DocumentService:
+    """The service for the settings' engine folder; `ask_engine` compiles and drops chunks."""
+
+    def compile_chunk(namespace: str, token_ids: Sequence[int]) -> str:
+        (event,) = ask_engine(Compile(namespace, token_ids))
+        assert isinstance(event, Compiled), "a Compile is answered with a Compiled"
+        return event.key
+
+    def drop_chunks(keys: Sequence[str]) -> None:
+        for _ in ask_engine(Drop(tuple(keys))):
+            pass
+
+    registry = Registry.open(settings.registry_path(read_engine_folder(settings.engine)))
+    limits = settings.document_limits
+    compiler = Compiler(registry, compile_chunk, drop_chunks, limits)
+    return DocumentService(registry, Tokenizer.open(settings.engine), compiler, limits)
+
+
+def document_replies(service: DocumentService, given: Mapping[str, object]) -> Iterator[Reply]:
+    """The one reply to a request whose only field is `request`, JSON in UTF-8."""
+    fields.refuse_unknown(given, ("request",))
+    body = given.get("request")
+    if not isinstance(body, bytes):
+        raise InvalidRequest("'request' is missing: a JSON object as text")
+    yield Reply({"reply": service.reply_bytes(body)}, final=True)

@@ -1,0 +1,157 @@
+"""The generate service: a question becomes a prompt, the engine's events become replies."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from legokv.documents.registry import Registry
+from legokv.engine_folder import read_engine_folder
+from legokv.prompt import Prompt, build_prompt, prompt_format
+from legokv.serving.answering import Reply
+from legokv.serving.cancellation import CancelWatch
+from legokv.serving.messages import (
+    Answered,
+    Cancel,
+    Command,
+    Done,
+    Event,
+    Generate,
+    Piece,
+    PromptSegment,
+)
+from legokv.serving.question import Question, question_from_fields
+from legokv.serving.settings import Settings
+from legokv.tokenizer import Tokenizer
+
+# Gives the events that answer a command and raises the error that ends it.
+AskEngine = Callable[[Command], Iterator[Event]]
+
+
+@dataclass
+class _Progress:
+    """What is known of an answer while it is under way; times in seconds of one clock."""
+
+    started: float = field(default_factory=time.monotonic)
+    looked_up: float = 0.0
+    first_token: float = 0.0
+    pieces: list[str] = field(default_factory=list)
+
+
+class GenerateService:
+    """Answers questions about registered documents. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        tokenizer: Tokenizer,
+        context_tokens: int,
+        ask_engine: AskEngine,
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._tokenizer = tokenizer
+        self._format = prompt_format(tokenizer)
+        self._context_tokens = context_tokens
+        self._ask_engine = ask_engine
+        self._watch = CancelWatch(self._cancel)
+
+    @classmethod
+    def open(cls, settings: Settings, ask_engine: AskEngine) -> "GenerateService":
+        """The service for the settings' engine folder and its document registry."""
+        facts = read_engine_folder(settings.engine)
+        registry = Registry.open(settings.registry_path(facts))
+        tokenizer = Tokenizer.open(settings.engine)
+        return cls(settings, registry, tokenizer, facts.model.max_positions, ask_engine)
+
+    def replies(
+        self, fields: Mapping[str, object], is_cancelled: Callable[[], bool]
+    ) -> Iterator[Reply]:
+        """Replies to one request: text as it comes if it asks for a stream, then one with all else.
+
+        Without a stream the one reply has the whole text too. Raises the errors of
+        `legokv.errors`; a Cancelled soon after `is_cancelled` turns true.
+        """
+        progress = _Progress()
+        question = question_from_fields(fields, self._settings)
+        command = self._command(question)
+        progress.looked_up = time.monotonic()
+        with self._watch.watching(command.request_id, is_cancelled):
+            for event in self._ask_engine(command):
+                if isinstance(event, Piece):
+                    yield from self._piece(event, question, progress)
+                else:
+                    answered = event
+        assert isinstance(answered, Answered), "an answer is Pieces and an Answered"
+        yield Reply(_result(question, answered, progress), final=True)
+
+    def _piece(self, piece: Piece, question: Question, progress: _Progress) -> Iterator[Reply]:
+        progress.first_token = progress.first_token or time.monotonic()
+        if not piece.text:
+            return
+        if question.stream:
+            yield Reply({"text_output": piece.text})
+        else:
+            progress.pieces.append(piece.text)
+
+    def _command(self, question: Question) -> Generate:
+        chunks = [
+            chunk.token_ids
+            for document_id in question.document_ids
+            for chunk in self._registry.chunks(question.namespace, document_id)
+        ]
+        if question.document_ids:
+            self._registry.touch(question.namespace, question.document_ids)
+        prompt = build_prompt(
+            self._tokenizer, self._format, question.text, chunks, question.system_text
+        )
+        return Generate(
+            request_id=uuid.uuid4().hex,
+            namespace=question.namespace,
+            segments=_segments(prompt, question),
+            max_tokens=question.max_tokens or self._default_max_tokens(prompt),
+            mode=question.mode,
+            link_tokens=question.link_tokens,
+            sampling=question.sampling,
+            stop_words=question.stop_words,
+        )
+
+    def _default_max_tokens(self, prompt: Prompt) -> int:
+        left = self._context_tokens - prompt.num_tokens
+        return max(1, min(self._settings.default_max_tokens, left))
+
+    def _cancel(self, request_id: str) -> bool:
+        (done,) = self._ask_engine(Cancel(request_id))
+        return isinstance(done, Done) and done.found
+
+
+def _segments(prompt: Prompt, question: Question) -> tuple[PromptSegment, ...]:
+    """The prompt's pieces. A head with a user's system text is not worth a file on disk."""
+    own_system = question.system_text is not None
+    head = [PromptSegment(prompt.head_ids, persistent=not own_system)] if prompt.head_ids else []
+    documents = [PromptSegment(ids) for ids in prompt.document_chunks]
+    return (*head, *documents, PromptSegment(prompt.tail_ids, cached=False))
+
+
+def _result(question: Question, event: Answered, progress: _Progress) -> dict[str, object]:
+    usage = event.usage
+    return {
+        "text_output": "".join(progress.pieces),
+        "finish_reason": event.finish_reason,
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "recomputed_tokens": usage.recomputed_tokens,
+        "fresh_tokens": usage.fresh_tokens,
+        "compiled_tokens": usage.compiled_tokens,
+        "generated_tokens": usage.generated_tokens,
+        "documents_linked": 0 if question.mode == "full" else len(question.document_ids),
+        "lookup_seconds": progress.looked_up - progress.started,
+        "queue_seconds": usage.queue_seconds,
+        "load_seconds": usage.load_seconds,
+        "compile_seconds": usage.compile_seconds,
+        "link_seconds": usage.link_seconds,
+        "engine_time_to_first_token_seconds": usage.time_to_first_token_seconds,
+        "time_to_first_token_seconds": progress.first_token - progress.started,
+        "total_seconds": time.monotonic() - progress.started,
+    }

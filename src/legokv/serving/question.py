@@ -1,0 +1,144 @@
+"""A generate request's fields, checked and typed: what is asked, about what, answered how."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from legokv.documents.document import DEFAULT_NAMESPACE, check_namespace
+from legokv.errors import InvalidRequest
+from legokv.request import LINK_TOKENS, MODES
+from legokv.sample import SamplingOptions
+from legokv.serving import fields
+from legokv.serving.settings import Settings
+
+INPUT_NAMES = (
+    "text_input",
+    "document_ids",
+    "namespace",
+    "system_text",
+    "mode",
+    "link_tokens",
+    "max_tokens",
+    "stop_words",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "stream",
+)
+_MAX_INT32 = 2**31 - 1
+_MAX_UINT64 = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request. `max_tokens` None: the server's default, or what the context has left."""
+
+    text: str
+    document_ids: tuple[str, ...]
+    namespace: str
+    system_text: str | None
+    mode: str
+    link_tokens: int
+    max_tokens: int | None
+    stop_words: tuple[str, ...]
+    sampling: SamplingOptions
+    stream: bool
+
+
+def question_from_fields(given: Mapping[str, object], settings: Settings) -> Question:
+    """The question in a request's fields, texts as UTF-8 bytes; InvalidRequest says what is wrong.
+
+    Only text_input must be there. Unknown fields are refused by name.
+    """
+    fields.refuse_unknown(given, INPUT_NAMES)
+    known = {name: _decoded(name, value) for name, value in given.items()}
+    return Question(
+        text=_bounded_text(known, "text_input", settings),
+        document_ids=_document_ids(known, settings),
+        namespace=check_namespace(fields.optional_text(known, "namespace") or DEFAULT_NAMESPACE),
+        system_text=_bounded_text(known, "system_text", settings)
+        if "system_text" in known
+        else None,
+        mode=_mode(known),
+        link_tokens=fields.whole_number(
+            known, "link_tokens", default=LINK_TOKENS, low=0, high=_MAX_INT32
+        ),
+        max_tokens=_optional_number(known, "max_tokens", low=1, high=_MAX_INT32),
+        stop_words=_stop_words(known),
+        sampling=_sampling(known),
+        stream=fields.flag(known, "stream", default=False),
+    )
+
+
+def _decoded(name: str, value: object) -> object:
+    """`value` with bytes read as UTF-8, also inside a list."""
+    if isinstance(value, list):
+        return [_decoded(name, item) for item in value]
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"{name!r} is not UTF-8: byte 0x{value[error.start]:02x} at offset {error.start} "
+            f"of {len(value)}"
+        ) from None
+
+
+def _bounded_text(known: fields.Request, name: str, settings: Settings) -> str:
+    text = fields.text(known, name)
+    num_bytes = len(text.encode())
+    if num_bytes > settings.max_question_bytes:
+        raise InvalidRequest(
+            f"{name!r} has {num_bytes} bytes, at most {settings.max_question_bytes} are taken"
+        )
+    return text
+
+
+def _document_ids(known: fields.Request, settings: Settings) -> tuple[str, ...]:
+    ids = tuple(known.get("document_ids", ()))
+    if len(ids) > settings.max_documents:
+        raise InvalidRequest(
+            f"'document_ids' names {len(ids)} documents, at most {settings.max_documents} are taken"
+        )
+    return ids
+
+
+def _mode(known: fields.Request) -> str:
+    mode = fields.text(known, "mode") if "mode" in known else MODES[0]
+    if mode not in MODES:
+        raise InvalidRequest(f"'mode' is one of {', '.join(MODES)}, not {mode[:80]!r}")
+    if mode != MODES[0] and "link_tokens" in known:
+        raise InvalidRequest(f"'link_tokens' belongs to mode {MODES[0]}, the request has {mode}")
+    return mode
+
+
+def _stop_words(known: fields.Request) -> tuple[str, ...]:
+    words = tuple(known.get("stop_words", ()))
+    if "" in words:
+        raise InvalidRequest(f"stop word {words.index('') + 1} of {len(words)} is empty")
+    return words
+
+
+def _sampling(known: fields.Request) -> SamplingOptions:
+    """Greedy unless something asks for a draw: a temperature, or top_k or top_p, at 1.0 then."""
+    draws = "top_k" in known or "top_p" in known
+    return SamplingOptions(
+        temperature=_number(known, "temperature", default=1.0 if draws else 0.0),
+        top_k=fields.whole_number(known, "top_k", default=0, low=0, high=_MAX_INT32),
+        top_p=_number(known, "top_p", default=1.0),
+        seed=_optional_number(known, "seed", low=0, high=_MAX_UINT64),
+    )
+
+
+def _number(known: fields.Request, name: str, *, default: float) -> float:
+    value = known.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequest(f"{name!r} is a number, not {type(value).__name__}")
+    return float(value)
+
+
+def _optional_number(known: fields.Request, name: str, *, low: int, high: int) -> int | None:
+    if name not in known:
+        return None
+    return fields.whole_number(known, name, default=low, low=low, high=high)

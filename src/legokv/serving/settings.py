@@ -1,0 +1,157 @@
+"""What a server is told: one frozen record from a TOML file, the environment and flags. No Triton.
+
+The environment wins over the file, a flag over both. The model processes get the resolved record
+back through their environment.
+"""
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from legokv.documents.document import DocumentLimits
+from legokv.engine_folder import EngineFacts
+from legokv.errors import InvalidRequest
+
+PREFIX = "LEGOKV_"
+FREE_PORT = "auto"
+
+
+def _setting(default: Any, meaning: str, least: int | None = None) -> Any:
+    return field(default=default, metadata={"meaning": meaning, "least": least})
+
+
+def _user_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "legokv"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one server. InvalidRequest for a value out of range."""
+
+    engine: Path = field(metadata={"meaning": "engine folder, from build/build_engine.py"})
+    cache_dir: Path = field(
+        default_factory=_user_cache_dir,
+        metadata={"meaning": "where documents and their KV are kept"},
+    )
+    host: str = _setting("127.0.0.1", "address to listen on")
+    http_port: int = _setting(8000, "HTTP port; 'auto' takes a free one", 0)
+    grpc_port: int = _setting(8001, "gRPC port; 'auto' takes a free one", 0)
+    metrics_port: int = _setting(8002, "metrics port; 'auto' takes a free one", 0)
+    dtype: str = _setting("auto", "bfloat16 or float32 in place of the engine's own")
+    pool_tokens: int = _setting(32768, "tokens whose KV the page pool holds", 1)
+    max_step_tokens: int = _setting(2048, "most tokens one step computes", 1)
+    num_threads: int = _setting(0, "threads that compute; 0: as many as torch chooses", 0)
+    max_chunk_tokens: int = _setting(1024, "longest span of a document compiled at once", 1)
+    max_document_tokens: int = _setting(131072, "longest document", 1)
+    max_document_bytes: int = _setting(4 * 2**20, "longest document's text in UTF-8", 1)
+    max_question_bytes: int = _setting(2**20, "longest question or system text in UTF-8", 1)
+    max_documents: int = _setting(256, "most documents in one prompt", 1)
+    default_max_tokens: int = _setting(256, "longest answer where a request does not say", 1)
+    ready_timeout_seconds: int = _setting(120, "longest start of the server", 1)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, least = getattr(self, item.name), item.metadata.get("least")
+            if least is not None and value < least:
+                raise InvalidRequest(f"{item.name} is {least} or more, not {value}")
+            if item.name.endswith("_port") and value > 65535:
+                raise InvalidRequest(f"{item.name} is at most 65535, not {value}")
+
+    @property
+    def document_limits(self) -> DocumentLimits:
+        """What the documents service takes; pins may hold half of the pool."""
+        return DocumentLimits(
+            max_document_bytes=self.max_document_bytes,
+            max_document_tokens=self.max_document_tokens,
+            max_chunk_tokens=min(self.max_chunk_tokens, self.pool_tokens),
+            max_pinned_tokens=self.pool_tokens // 2,
+        )
+
+    def registry_path(self, facts: EngineFacts) -> Path:
+        """The document registry's file; documents belong to one model."""
+        return self.cache_dir / facts.fingerprint[:16] / "registry.sqlite"
+
+    def environment(self) -> dict[str, str]:
+        """The variables from which `settings_from` makes the same record."""
+        return {f"{PREFIX}{name.upper()}": str(value) for name, value in asdict(self).items()}
+
+
+def settings_from(
+    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, object]
+) -> Settings:
+    """The record from a TOML file, then LEGOKV_ variables, then flags, later ones winning.
+
+    InvalidRequest that names a setting unknown in any of them, or a value of the wrong kind.
+    """
+    values: dict[str, Any] = {}
+    for source, given in (
+        (str(file), {} if file is None else _read_toml(file)),
+        ("the environment", _prefixed(environment)),
+        ("the command line", flags),
+    ):
+        for name, value in given.items():
+            values[name] = _converted(name, value, source)
+    if "engine" not in values:
+        raise InvalidRequest("no engine folder given: pass --engine DIR")
+    return Settings(**values)
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            return tomllib.load(opened)
+    except OSError as error:
+        raise InvalidRequest(f"settings file {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"settings file {file} is not TOML: {error}") from None
+
+
+def _prefixed(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(PREFIX)
+    }
+
+
+def _converted(name: str, value: object, source: str) -> object:
+    kinds = {item.name: item.type for item in fields(Settings)}
+    if name not in kinds:
+        raise InvalidRequest(
+            f"unknown setting '{name}' in {source}; known are {', '.join(sorted(kinds))}"
+        )
+    try:
+        return _CONVERTERS[kinds[name]](name, value)
+    except ValueError:
+        raise InvalidRequest(f"{name} in {source} is no {_NOUNS[kinds[name]]}: {value!r}") from None
+
+
+def _whole_number(name: str, value: object) -> int:
+    if name.endswith("_port") and value == FREE_PORT:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(value)
+    return int(value)
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(value)
+    return value
+
+
+def _path(name: str, value: object) -> Path:
+    # Absolute: the model processes do not run in the caller's folder.
+    path = value if isinstance(value, Path) else Path(_text(name, value))
+    return path.expanduser().absolute()
+
+
+_CONVERTERS: dict[Any, Callable[[str, object], object]] = {
+    int: _whole_number,
+    str: _text,
+    Path: _path,
+}
+_NOUNS: dict[Any, str] = {int: "whole number", str: "text", Path: "path"}

@@ -1,0 +1,65 @@
+"""Between Triton's tensors and plain values, by the model's own config. Runs in Triton's stub."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from legokv.errors import LegokvError
+from legokv.serving.answering import Reply
+
+
+class Tensors:
+    """Translates one model's requests and responses; the config says which values are lists."""
+
+    def __init__(self, model_config: str) -> None:
+        config = json.loads(model_config)
+        self._rank = 2 if config["max_batch_size"] else 1
+        self._lists = {item["name"] for item in config["input"] if item["dims"] == ["-1"]}
+        self._dtypes = {
+            item["name"]: pb_utils.triton_string_to_numpy(item["data_type"])
+            for item in config["output"]
+        }
+
+    def fields(self, request: Any) -> dict[str, object]:
+        """The request's inputs by name, text as bytes, and its parameters beside them."""
+        given = dict(json.loads(request.parameters() or "{}"))
+        for tensor in request.inputs():
+            values = tensor.as_numpy().reshape(-1).tolist()
+            given[tensor.name()] = values if tensor.name() in self._lists else values[0]
+        return given
+
+    def response(self, values: Mapping[str, object]) -> Any:
+        """A response with an output for each value; text goes out as UTF-8."""
+        return pb_utils.InferenceResponse([self._tensor(*item) for item in values.items()])
+
+    def _tensor(self, name: str, value: object) -> Any:
+        plain = value.encode() if isinstance(value, str) else value
+        shape = (1,) * self._rank
+        return pb_utils.Tensor(name, np.array([plain], self._dtypes[name]).reshape(shape))
+
+
+class TensorResponder:
+    """Sends one request's replies as tensors. Outlives the request object it was made from."""
+
+    def __init__(self, tensors: Tensors, request: Any) -> None:
+        self._tensors = tensors
+        self._sender = request.get_response_sender()
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has gone away."""
+        return bool(self._sender.is_cancelled())
+
+    def send(self, reply: Reply) -> None:
+        self._sender.send(self._tensors.response(reply.values), flags=_flags(reply.final))
+
+    def fail(self, error: LegokvError) -> None:
+        code = getattr(pb_utils.TritonError, error.code)
+        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+        self._sender.send(response, flags=_flags(True))
+
+
+def _flags(final: bool) -> int:
+    return int(pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL) if final else 0

@@ -1,0 +1,181 @@
+"""One tritonserver process: start it, wait until it is ready, stop it, leave nothing behind."""
+
+import collections
+import ctypes
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from legokv.errors import ServerError
+from legokv.serving.settings import Settings
+from legokv.serving.triton_install import (
+    TritonInstall,
+    find_triton,
+    lay_out_backend,
+    server_environment,
+)
+
+EXIT_TIMEOUT_SECONDS = 10
+_LOG_TAIL_LINES = 30
+_POLL_SECONDS = 0.1
+_SHARED_MEMORY = Path("/dev/shm")
+_SHARED_MEMORY_PREFIX = "legokv_"
+_PR_SET_PDEATHSIG = 1
+
+
+class TritonServer:
+    """A running server for the models of this package. Its log goes to standard error."""
+
+    def __init__(self, settings: Settings, process: subprocess.Popen[bytes]) -> None:
+        self.settings = settings
+        self.stopping = False
+        self._process = process
+        self._tail: collections.deque[str] = collections.deque(maxlen=_LOG_TAIL_LINES)
+        self._log = threading.Thread(target=self._forward_log, name="triton-log", daemon=True)
+        self._log.start()
+
+    def wait_until_ready(self) -> None:
+        """Return once every model answers, or at once when `stopping`.
+
+        ServerError with the end of the log if the server ends or the settings' time is over.
+        """
+        limit = self.settings.ready_timeout_seconds
+        deadline = time.monotonic() + limit
+        while not self._is_ready() and not self.stopping:
+            if self._process.poll() is not None:
+                raise ServerError(f"the server ended while starting\n{self._log_end()}")
+            if time.monotonic() > deadline:
+                raise ServerError(f"the server was not ready after {limit} s\n{self._log_end()}")
+            time.sleep(_POLL_SECONDS)
+
+    def wait(self) -> None:
+        """Return when the server has ended after a `stop`; ServerError if it ended by itself."""
+        while self._process.poll() is None and not self.stopping:
+            time.sleep(_POLL_SECONDS)
+        if not self.stopping:
+            raise ServerError(
+                f"the server ended with status {self._process.returncode}\n{self._log_end()}"
+            )
+
+    def stop(self) -> None:
+        """Ask the server to end; to be called from a signal handler too."""
+        self.stopping = True
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Stop, wait at most EXIT_TIMEOUT_SECONDS for open requests, end what is left by force."""
+        self.stop()
+        try:
+            self._process.wait(EXIT_TIMEOUT_SECONDS + 2)
+        except subprocess.TimeoutExpired:
+            print("the server did not stop in time and is killed", file=sys.stderr)
+        with suppress(ProcessLookupError):
+            # The model processes are in the server's group, and outlive a server that crashed.
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._log.join()
+
+    def _is_ready(self) -> bool:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)
+        connection = http.client.HTTPConnection(host, self.settings.http_port, timeout=5)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def _forward_log(self) -> None:
+        assert self._process.stdout is not None, "the server's output is a pipe"
+        for line in self._process.stdout:
+            text = line.decode(errors="replace").strip(" \0\n")
+            if text:
+                self._tail.append(text)
+                print(text, file=sys.stderr, flush=True)
+
+    def _log_end(self) -> str:
+        self._process.poll()
+        time.sleep(_POLL_SECONDS)  # the reader may be a few lines behind
+        return "\n".join(["its log ends:", *self._tail])
+
+
+@contextmanager
+def running_server(settings: Settings) -> Iterator[TritonServer]:
+    """A server that was started with `settings`, whose ports are chosen; gone after the block."""
+    install = find_triton()
+    _remove_stale_shared_memory()
+    prefix = f"{_SHARED_MEMORY_PREFIX}{os.getpid()}_"
+    with tempfile.TemporaryDirectory(prefix="legokv-") as folder:
+        lay_out_backend(install, Path(folder))
+        command = _command(settings, install, Path(folder), prefix)
+        environment = server_environment(install, {**os.environ, **settings.environment()})
+        server = TritonServer(settings, _start(command, environment))
+        try:
+            yield server
+        finally:
+            server.end()
+            _remove_shared_memory(prefix)
+
+
+def _command(
+    settings: Settings, install: TritonInstall, backends: Path, shared_memory_prefix: str
+) -> list[str]:
+    ports = [
+        option
+        for name in ("http", "grpc", "metrics")
+        for option in (
+            f"--{name}-address={settings.host}",
+            f"--{name}-port={getattr(settings, f'{name}_port')}",
+        )
+    ]
+    return [
+        str(install.server),
+        f"--model-repository={install.model_repository}",
+        f"--backend-directory={backends}",
+        *ports,
+        "--disable-auto-complete-config",
+        "--log-info=false",
+        "--log-warning=false",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
+        f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
+    ]
+
+
+def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C in a terminal reaches the models only through `stop`, in order.
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_end_with_parent,
+    )
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _remove_shared_memory(prefix: str) -> None:
+    for file in _SHARED_MEMORY.glob(f"{prefix}*"):
+        file.unlink(missing_ok=True)
+
+
+def _remove_stale_shared_memory() -> None:
+    """Remove what servers left behind whose starter was killed."""
+    for file in _SHARED_MEMORY.glob(f"{_SHARED_MEMORY_PREFIX}*_*"):
+        pid = file.name.removeprefix(_SHARED_MEMORY_PREFIX).split("_")[0]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            file.unlink(missing_ok=True)
