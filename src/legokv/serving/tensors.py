@@ -17,7 +17,7 @@ class Tensors:
     def __init__(self, model_config: str) -> None:
         config = json.loads(model_config)
         self._rank = 2 if config["max_batch_size"] else 1
-        self._lists = {item["name"] for item in config["input"] if item["dims"] == ["-1"]}
+        self._lists = {item["name"] for item in config["input"] if int(item["dims"][0]) < 0}
         self._dtypes = {
             item["name"]: pb_utils.triton_string_to_numpy(item["data_type"])
             for item in config["output"]

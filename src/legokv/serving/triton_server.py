@@ -67,9 +67,9 @@ class TritonServer:
 
     def stop(self) -> None:
         """Ask the server to end; to be called from a signal handler too."""
-        self.stopping = True
-        if self._process.poll() is None:
+        if not self.stopping and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+        self.stopping = True
 
     def end(self) -> None:
         """Stop, wait at most EXIT_TIMEOUT_SECONDS for open requests, end what is left by force."""

@@ -1,0 +1,143 @@
+"""Register, list, show, change and delete documents: python client/documents.py add PATH"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from connection import Refused, Server, add_connection_options, exit_status
+from tqdm import tqdm
+
+TEXT_SUFFIXES = (".txt", ".md", ".rst")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_connection_options(parser)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("add", help="register files, folders' text files, or '-' for stdin")
+    add.add_argument("paths", nargs="+", metavar="PATH")
+    add.add_argument("--name", help="default: a file's name without its suffix")
+    commands.add_parser("list", help="all documents of the namespace")
+    show = commands.add_parser("show", help="one document")
+    show.add_argument("document", help="id or name")
+    show.add_argument("--text", action="store_true", help="its text too")
+    update = commands.add_parser("update", help="change a name, time to live or pin")
+    update.add_argument("document", help="id or name")
+    update.add_argument("--name")
+    delete = commands.add_parser("delete", help="forget documents")
+    delete.add_argument("documents", nargs="+", metavar="document", help="id or name")
+    for command in (add, update):
+        command.add_argument("--ttl-seconds", type=float, help="forget it after this time")
+        command.add_argument("--pin", dest="pinned", action="store_true", default=None)
+    update.add_argument("--unpin", dest="pinned", action="store_false", default=None)
+    return parser.parse_args(arguments)
+
+
+def add(server: Server, arguments: argparse.Namespace) -> int:
+    """Register everything that can be, tell of the rest; 1 if there was any."""
+    files = [file for path in arguments.paths for file in files_of(path)]
+    if arguments.name is not None and len(files) > 1:
+        raise Refused(f"--name names one document, {len(files)} files are given")
+    num_failed = 0
+    # The bar shows on a terminal only, so that logs and pipes stay plain.
+    for file in tqdm(files, desc="documents", unit="document", disable=None):
+        try:
+            changes = changes_of(arguments) | {"name": arguments.name or file_name(file)}
+            reply = server.documents("create", text=text_of(file), **changes)
+        except Refused as reason:
+            num_failed += 1
+            tqdm.write(f"error: {file or 'stdin'}: {reason}", file=sys.stderr)
+            continue
+        tqdm.write(document_line(reply["document"], arguments.format), file=sys.stdout)
+        if reply["document"]["state"] == "failed":
+            num_failed += 1
+    return 1 if num_failed else 0
+
+
+def files_of(path: str) -> Iterator[Path | None]:
+    """The files to register for one argument; None stands for standard input."""
+    if path == "-":
+        yield None
+    elif Path(path).is_dir():
+        found = (f for f in sorted(Path(path).rglob("*")) if f.suffix in TEXT_SUFFIXES)
+        yield from (file for file in found if file.is_file())
+    else:
+        yield Path(path)
+
+
+def file_name(file: Path | None) -> str | None:
+    return None if file is None else file.stem
+
+
+def text_of(file: Path | None) -> str:
+    try:
+        content = sys.stdin.buffer.read() if file is None else file.read_bytes()
+        return content.decode("utf-8")
+    except OSError as error:
+        raise Refused(error.strerror or str(error)) from None
+    except UnicodeDecodeError as error:
+        raise Refused(f"not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def changes_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("name", "ttl_seconds", "pinned")
+    given = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def list_all(server: Server, arguments: argparse.Namespace) -> int:
+    for document in server.all_documents():
+        print(document_line(document, arguments.format))
+    return 0
+
+
+def show(server: Server, arguments: argparse.Namespace) -> int:
+    document_id = server.document_id(arguments.document)
+    reply = server.documents("get", id=document_id, text=arguments.text)
+    if arguments.format == "json":
+        print(json.dumps(reply["document"] | {k: reply[k] for k in ("text",) if k in reply}))
+        return 0
+    for name, value in reply["document"].items():
+        print(f"{name:16} {value}")
+    if "text" in reply:
+        print(f"\n{reply['text']}")
+    return 0
+
+
+def update(server: Server, arguments: argparse.Namespace) -> int:
+    document_id = server.document_id(arguments.document)
+    reply = server.documents("update", id=document_id, **changes_of(arguments))
+    print(document_line(reply["document"], arguments.format))
+    return 0
+
+
+def delete(server: Server, arguments: argparse.Namespace) -> int:
+    for name in arguments.documents:
+        reply = server.documents("delete", id=server.document_id(name))
+        print(json.dumps(reply) if arguments.format == "json" else f"deleted {reply['deleted']}")
+    return 0
+
+
+def document_line(document: dict[str, Any], form: str) -> str:
+    if form == "json":
+        return json.dumps(document)
+    line = "{id}  {state:10} {num_tokens:>7} tokens {num_chunks:>4} chunks  {name}".format(
+        **document | {"name": document["name"] or "-"}
+    )
+    return line + (f"  ({document['failure']})" if document["failure"] else "")
+
+
+COMMANDS = {"add": add, "list": list_all, "show": show, "update": update, "delete": delete}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parsed = parse_arguments(arguments)
+    server = Server(parsed.url, parsed.namespace)
+    return exit_status(lambda: COMMANDS[parsed.command](server, parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
