@@ -1,0 +1,14 @@
+"""The compiled plugin library, built once and only where its sources changed."""
+
+from pathlib import Path
+
+import pytest
+
+from legokv.plugin_library import PluginBuild, build_plugin_library
+
+OUT = Path(__file__).resolve().parents[2] / "out"
+
+
+@pytest.fixture(scope="session")
+def plugin_library() -> Path:
+    return build_plugin_library(PluginBuild(OUT), print)

@@ -1,0 +1,91 @@
+"""The C++ plugins against the Python side: names, inputs, outputs, attributes, layouts, symbols."""
+
+import ctypes
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import legokv.ops.kv_import
+import legokv.ops.legolink_attention  # noqa: F401 - registers the op
+from legokv.launchers import DTYPES, AttentionArguments, KvImportArguments, Launchers
+
+OPS = {
+    "KvImport": torch.ops.legokv.kv_import,
+    "LegoLinkAttention": torch.ops.legokv.legolink_attention,
+}
+STRUCTS = {"LegokvKvImport": KvImportArguments, "LegokvLegolinkAttention": AttentionArguments}
+
+
+@pytest.fixture(scope="module")
+def info(plugin_library: Path) -> dict[str, Any]:
+    return Launchers(plugin_library).info()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_plugin_has_the_inputs_and_attributes_of_its_op(info: dict[str, Any], name: str) -> None:
+    arguments = OPS[name].default._schema.arguments
+    tensors = [a.name for a in arguments if isinstance(a.type, torch.TensorType)]
+    assert info["ops"][name]["inputs"] == tensors
+    assert info["ops"][name]["attributes"] == [a.name for a in arguments if a.name not in tensors]
+
+
+def test_a_plugin_gives_what_its_op_returns(info: dict[str, Any]) -> None:
+    outputs = {name: info["ops"][name]["outputs"] for name in OPS}
+    assert outputs == {"KvImport": ["pool_out"], "LegoLinkAttention": ["out", "pool_out"]}
+    returned = {name: len(op.default._schema.returns) for name, op in OPS.items()}
+    assert returned == {name: len(of) for name, of in outputs.items()}
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_both_sides_lay_arguments_out_alike(info: dict[str, Any], name: str) -> None:
+    ours = {}
+    for field, _ in STRUCTS[name]._fields_:
+        place = getattr(STRUCTS[name], field)
+        ours[field] = [place.offset, place.size]
+    assert info["structs"][name] == ours
+
+
+def test_dtypes_have_the_same_numbers(info: dict[str, Any]) -> None:
+    ours = {str(dtype).removeprefix("torch."): number for dtype, number in DTYPES.items()}
+    assert info["dtypes"] == ours
+
+
+def test_the_library_says_what_it_was_built_for(info: dict[str, Any]) -> None:
+    assert info["form"] == "cuda"
+    assert info["architectures"].split()
+    assert info["head_sizes"] == [64, 80, 96, 128]
+    assert info["page_sizes"] == [16, 32, 64]
+
+
+def test_the_library_loads_without_a_gpu_and_hands_out_two_creators(plugin_library: Path) -> None:
+    count = ctypes.c_int32(0)
+    get_creators = ctypes.CDLL(str(plugin_library)).getCreators
+    get_creators.restype = ctypes.POINTER(ctypes.c_void_p)
+    creators = get_creators(ctypes.byref(count))
+    assert count.value == 2
+    assert all(creators[i] for i in range(2))
+
+
+def test_only_the_entry_points_and_launchers_are_visible(plugin_library: Path) -> None:
+    listed = subprocess.check_output(["nm", "-D", "--defined-only", plugin_library], text=True)
+    assert {line.split()[-1] for line in listed.splitlines()} == {
+        "getCreators",
+        "setLoggerFinder",
+        "legokv_kv_import",
+        "legokv_legolink_attention",
+        "legokv_legolink_attention_workspace",
+        "legokv_last_error",
+        "legokv_library_info",
+    }
+
+
+def test_the_library_needs_neither_tensorrt_nor_cuda_to_load(plugin_library: Path) -> None:
+    listed = subprocess.check_output(["readelf", "--dynamic", plugin_library], text=True)
+    needed = [line for line in listed.splitlines() if "NEEDED" in line]
+    assert needed
+    assert not [
+        line for line in needed if "nvinfer" in line or "tensorrt" in line or "cuda" in line
+    ]

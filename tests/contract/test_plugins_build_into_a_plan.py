@@ -1,0 +1,50 @@
+"""TensorRT-RTX, which needs no GPU to build, makes a plan of a graph with both plugins in it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_plugin_graph import DTYPES, HEAD_SIZE, HEADS, KV_HEADS, PAGE_SIZE
+
+tensorrt_rtx_libs = pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
+SCRIPT = Path(__file__).with_name("small_plugin_graph.py")
+TRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """With the name libtensorrt_rtx.so on the path, which the parser opens and the wheel lacks."""
+    folder = tmp_path_factory.mktemp("rtx")
+    libraries = Path(tensorrt_rtx_libs.__file__).parent
+    (folder / "libtensorrt_rtx.so").symlink_to(libraries / "libtensorrt_rtx.so.1")
+    return {**os.environ, "LD_LIBRARY_PATH": f"{folder}:{libraries}"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_plan_with_both_plugins_is_built_without_a_gpu(
+    plugin_library: Path, environment: dict[str, str], tmp_path: Path, dtype: str
+) -> None:
+    plan = tmp_path / "small.plan"
+    finished = subprocess.run(
+        [sys.executable, SCRIPT, plugin_library, dtype, plan],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    made = json.loads(finished.stdout)
+    assert made["creators"] == {"KvImport": ["1", []], "LegoLinkAttention": ["1", ["scale"]]}
+    assert list(made["layers"].values()) == ["LayerType.PLUGIN_V3", "LayerType.PLUGIN_V3"]
+    number = f"DataType.{TRT_TYPES[dtype]}"
+    assert made["outputs"] == {
+        "out": [number, [-1, HEADS, HEAD_SIZE]],
+        "pool_out": [number, [-1, 2, PAGE_SIZE, KV_HEADS, HEAD_SIZE]],
+    }
+    names = [name.encode() for name in ("KvImport", "LegoLinkAttention")]
+    serialized = plan.read_bytes()
+    assert made["plan_bytes"] == len(serialized) > 0
+    assert all(name in serialized for name in names)
