@@ -1,10 +1,16 @@
 """Fixtures every test folder may use. Its being here also puts tests/ on the import path."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tiny_checkpoints import make_tiny_checkpoint
+
+from legokv.engine_build import EngineSettings, build_engine_folder
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +24,28 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return made[name]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_engine_folder(
+    tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The float32 engine folder of a tiny checkpoint by its variant's name, built once."""
+    built: dict[str, Path] = {}
+
+    def folder(name: str = "llama") -> Path:
+        if name not in built:
+            built[name] = tmp_path_factory.mktemp("engines") / name
+            settings = EngineSettings(name, dtype="float32")
+            build_engine_folder(tiny_checkpoint(name), built[name], settings)
+        return built[name]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_engine_folder() -> Path:
+    """The real small model's engine folder, built as `make run` builds it if it is missing."""
+    script = REPOSITORY / "build" / "build_engine.py"
+    subprocess.run([sys.executable, str(script), "--model", "llama"], check=True)
+    return REPOSITORY / "out" / "engines" / "llama"

@@ -57,7 +57,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.cache = cache
         self.executor = executor
-        self._runner = runner
+        self.runner = runner
         self._stepping = threading.Lock()
 
     @classmethod
@@ -135,7 +135,7 @@ class Engine:
         """
         chunk = self.chunk(token_ids, namespace, persistent=persistent)
         job = self.submit_compile(chunk)
-        for _ in self._results(job):
+        for _ in self.results(job):
             pass
         return chunk
 
@@ -148,7 +148,7 @@ class Engine:
     ) -> Prefill:
         """Link `segments` (chunks and token ids, in prompt order): logits of the next token."""
         job = self.submit(GenerateRequest(segments, 0, mode, link_tokens))
-        result = next(self._results(job))
+        result = next(self.results(job))
         assert isinstance(result, Prefill), "a request for 0 tokens ends with its logits"
         return result
 
@@ -232,14 +232,14 @@ class Engine:
 
     def _tokens(self, job: GenerateJob) -> Iterator[Token]:
         try:
-            for event in self._results(job):
+            for event in self.results(job):
                 if isinstance(event, Token):
                     yield event
         finally:
             self.cancel(job)
 
-    def _results(self, job: Job) -> Iterator[Event]:
-        """The job's events as they come, this thread stepping while there are none."""
+    def results(self, job: Job) -> Iterator[Event]:
+        """A job's events as they come, this thread stepping meanwhile; raises its error."""
         while True:
             with self._stepping:
                 while job.events.empty():

@@ -3,6 +3,7 @@
 Chunks a job needs and no tier has are compiled here, once, however many jobs wait for them.
 """
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -166,6 +167,9 @@ class Executor:
         except ChunkUnreadable as error:
             self.counters.failed_reads += 1
             log.warning("compiling a chunk again: %s", error)
+            # Where even that is refused, the next write or read says so again.
+            with contextlib.suppress(OSError):
+                self._folder.remove(resident.chunk.key)
             return False
         self._runner.import_pages(resident.pages, kv)
         self._cache.mark_ready(resident)

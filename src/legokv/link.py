@@ -182,9 +182,10 @@ class _Layout:
     def add_fresh(self, segment: _Placed, reserve_tokens: int) -> None:
         length, size = len(segment.token_ids), self._page_size
         self._tail = (self._num_private, segment.position)
-        for page in range(-(-(length + reserve_tokens) // size)):
-            first = segment.position + page * size
-            self._pages.append(TablePage(0, first, size, private=self._take_private()))
+        for start in range(0, length + reserve_tokens, size):
+            filled = min(size, length + reserve_tokens - start)
+            page = TablePage(0, segment.position + start, filled, private=self._take_private())
+            self._pages.append(page)
         index = np.arange(length)
         self._compute(segment.token_ids, segment.position + index, 0, self._tail[0] * size + index)
         self._counts[2] += length

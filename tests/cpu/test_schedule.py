@@ -1,0 +1,36 @@
+import random
+
+import pytest
+
+from legokv.schedule import share
+
+
+@pytest.mark.parametrize(
+    ("wanted", "budget", "given"),
+    [
+        ([], 8, []),
+        ([3], 8, [3]),
+        ([20], 8, [8]),
+        ([1, 1, 1], 8, [1, 1, 1]),
+        ([100, 1], 8, [7, 1]),
+        ([100, 100], 8, [4, 4]),
+        ([100, 3, 100], 9, [3, 3, 3]),
+        ([5, 5, 5], 2, [1, 1, 0]),
+    ],
+)
+def test_a_budget_is_shared_equally_and_what_short_ones_leave_goes_to_longer(wanted, budget, given):
+    assert share(wanted, budget) == given
+
+
+def test_no_budget_is_wasted_or_exceeded_and_nobody_gets_more_than_wanted():
+    dice = random.Random(5)
+    for _ in range(500):
+        wanted = [dice.randint(1, 300) for _ in range(dice.randint(1, 20))]
+        budget = dice.randint(1, 600)
+        given = share(wanted, budget)
+        assert sum(given) == min(budget, sum(wanted))
+        assert all(0 <= g <= w for g, w in zip(given, wanted, strict=True))
+
+
+def test_a_decode_step_is_never_left_out_while_there_is_budget_for_all():
+    assert share([4096, 1, 4096, 1], 64)[1::2] == [1, 1]
