@@ -37,8 +37,10 @@ struct PendingCopy {
 struct Fiber {
   ucontext_t context = {};
   State state = State::kDone;
-  int block_barriers = 0;
+  int block_barriers = 0;  // come to, the skipped one too
   int warp_barriers = 0;
+  int block_meetings = 0;
+  int warp_syncs = 0;
   int warp_meetings = 0;
   int64_t copy_group = 0;
   std::deque<PendingCopy> copies;
@@ -68,6 +70,11 @@ struct Grid {
 
 thread_local Settings settings;
 thread_local Grid* grid = nullptr;
+
+// Not memcpy: ThreadSanitizer would take its accesses for the kernel's.
+void copy_bytes(unsigned char* to, const unsigned char* from, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) *static_cast<volatile unsigned char*>(to + i) = from[i];
+}
 
 Fiber& running() { return grid->fibers[grid->current]; }
 
@@ -126,7 +133,8 @@ void start_block(int shared_bytes) {
   grid->at_block_barrier = 0;
   for (Fiber& fiber : grid->fibers) {
     fiber.state = State::kRunnable;
-    fiber.block_barriers = fiber.warp_barriers = fiber.warp_meetings = 0;
+    fiber.block_barriers = fiber.block_meetings = 0;
+    fiber.warp_barriers = fiber.warp_syncs = fiber.warp_meetings = 0;
   }
   grid->races.release_start();
 }
@@ -195,34 +203,34 @@ int block_index(int axis) { return grid->block[axis]; }
 unsigned char* shared_memory() { return grid->shared; }
 
 void meet_block() {
-  const int ordinal = running().block_barriers++;
-  if (ordinal == settings.skipped_block_barrier) return;
-  grid->races.release_block(ordinal);
+  if (running().block_barriers++ == settings.skipped_block_barrier) return;
+  const int meeting = running().block_meetings++;
+  grid->races.release_block(meeting);
   if (++grid->at_block_barrier < static_cast<int>(grid->fibers.size())) {
     park(State::kAtBlockBarrier);
   } else {
     grid->at_block_barrier = 0;
     for (Fiber& fiber : grid->fibers) fiber.state = State::kRunnable;
   }
-  grid->races.acquire_block(ordinal);
+  grid->races.acquire_block(meeting);
 }
 
 void meet_warp() {
-  const int ordinal = running().warp_barriers++;
-  if (ordinal == settings.skipped_warp_barrier) return;
-  const int warp = grid->current / kWarpLanes;
-  grid->races.release_warp(warp, ordinal);
+  if (running().warp_barriers++ == settings.skipped_warp_barrier) return;
+  const int warp = grid->current / kWarpLanes, sync = running().warp_syncs++;
+  grid->races.release_warp(warp, sync);
   arrive_at_warp(WarpOperation::kSync);
-  grid->races.acquire_warp(warp, ordinal);
+  grid->races.acquire_warp(warp, sync);
 }
 
 void exchange(WarpOperation operation, const void* mine, size_t bytes, void* all) {
   Warp& warp = grid->warps[grid->current / kWarpLanes];
   // Two buffers: a lane that has left this meeting may write for the next while others still read.
   unsigned char* lanes = warp.lanes[running().warp_meetings % 2];
-  memcpy(lanes + grid->current % kWarpLanes * bytes, mine, bytes);
+  copy_bytes(lanes + grid->current % kWarpLanes * bytes, static_cast<const unsigned char*>(mine),
+             bytes);
   arrive_at_warp(operation);
-  memcpy(all, lanes, kWarpLanes * bytes);
+  copy_bytes(static_cast<unsigned char*>(all), lanes, kWarpLanes * bytes);
 }
 
 void start_copy(void* shared, const void* global, bool valid) {

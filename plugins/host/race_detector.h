@@ -34,10 +34,10 @@ class RaceDetector {
   void switch_to_scheduler() { switch_to(scheduler_); }
   void release_start() { __tsan_release(&start_); }
   void acquire_start() { __tsan_acquire(&start_); }
-  void release_block(int ordinal) { __tsan_release(&block_marks_[ordinal % 2]); }
-  void acquire_block(int ordinal) { __tsan_acquire(&block_marks_[ordinal % 2]); }
-  void release_warp(int warp, int ordinal) { __tsan_release(&warp_marks_[warp * 2 + ordinal % 2]); }
-  void acquire_warp(int warp, int ordinal) { __tsan_acquire(&warp_marks_[warp * 2 + ordinal % 2]); }
+  void release_block(int meeting) { __tsan_release(&block_marks_[meeting % 2]); }
+  void acquire_block(int meeting) { __tsan_acquire(&block_marks_[meeting % 2]); }
+  void release_warp(int warp, int meeting) { __tsan_release(&warp_marks_[warp * 2 + meeting % 2]); }
+  void acquire_warp(int warp, int meeting) { __tsan_acquire(&warp_marks_[warp * 2 + meeting % 2]); }
 
  private:
   static void switch_to(void* thread) {

@@ -1,1 +1,115 @@
-int main() {}
+// Runs one kernel on a small ragged step under ThreadSanitizer, every thread of a block a thread to
+// it.
+//
+//   race_check split|tiled|reference [block|warp ORDINAL]
+//
+// With a second argument, that barrier of every thread does nothing. Exit status 66 and a report: a
+// race was found. Status 0: none was.
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "host/block.h"
+#include "legokv/launchers.h"
+#include "legokv/numbers.h"
+#include "legokv/page_table.h"
+#include "legolink_attention/kernels.h"
+
+namespace legokv {
+namespace {
+
+constexpr int kHeads = 4, kKvHeads = 2, kHeadSize = 64, kPageSize = 16;
+constexpr int kChunks = 12, kChunkTokens = 27, kPagesPerChunk = 2;
+
+// Every chunk's last token is computed, in one sequence: tables of many strips and many bases.
+struct Step {
+  std::vector<bfloat16> q, k, v, pool, out;
+  std::vector<int32_t> positions, key_positions, slots, query_start;
+  std::vector<PageRow> rows;
+  std::vector<float> inv_freq;
+  std::vector<float> workspace;
+};
+
+std::vector<bfloat16> numbers(size_t count) {
+  std::vector<bfloat16> made(count);
+  for (size_t i = 0; i < count; ++i) made[i] = from_float<bfloat16>(float(i * 37 % 101) / 50 - 1);
+  return made;
+}
+
+Step make_step() {
+  Step step;
+  for (int chunk = 0; chunk < kChunks; ++chunk) {
+    const int base = chunk * kChunkTokens, page = chunk * kPagesPerChunk;
+    step.rows.push_back({page, base, base, kPageSize});
+    step.rows.push_back({page + 1, base, base + kPageSize, kChunkTokens - kPageSize});
+    step.positions.push_back(base + kChunkTokens - 1);
+    step.key_positions.push_back(kChunkTokens - 1);
+    step.slots.push_back(page * kPageSize + kChunkTokens - 1);
+  }
+  step.query_start = {0, kChunks};
+  step.q = numbers(kChunks * kHeads * kHeadSize);
+  step.k = step.v = numbers(kChunks * kKvHeads * kHeadSize);
+  step.pool = numbers(kChunks * kPagesPerChunk * 2 * kPageSize * kKvHeads * kHeadSize);
+  step.out.resize(step.q.size());
+  for (int i = 0; i < kHeadSize / 2; ++i) step.inv_freq.push_back(1.0f / float(i + 1));
+  return step;
+}
+
+LegokvLegolinkAttention arguments_of(Step& step, int regime) {
+  LegokvLegolinkAttention a = {};
+  a.q = step.q.data();
+  a.k = step.k.data();
+  a.v = step.v.data();
+  a.pool = step.pool.data();
+  a.out = step.out.data();
+  a.positions = step.positions.data();
+  a.key_positions = step.key_positions.data();
+  a.slots = step.slots.data();
+  a.query_start = step.query_start.data();
+  a.pages = reinterpret_cast<const int32_t*>(step.rows.data());
+  a.inv_freq = step.inv_freq.data();
+  a.num_pool_pages = kChunks * kPagesPerChunk;
+  a.num_tokens = kChunks;
+  a.num_sequences = 1;
+  a.num_table_rows = static_cast<int32_t>(step.rows.size());
+  a.num_heads = kHeads;
+  a.num_kv_heads = kKvHeads;
+  a.head_size = kHeadSize;
+  a.page_size = kPageSize;
+  a.dtype = LEGOKV_BFLOAT16;
+  a.regime = regime;
+  a.scale = 0.125f;
+  return a;
+}
+
+// Two splits, whatever the shapes would suggest: long enough for every buffer to be used again.
+Status run(int regime) {
+  Step step = make_step();
+  AttentionCall call = {arguments_of(step, regime), {regime, regime == LEGOKV_REFERENCE ? 1 : 2}};
+  step.workspace.resize(2 * step.out.size() + 4 * kChunks * kHeads);
+  call.arguments.workspace = step.workspace.data();
+  Status status = launch_write_kv(call.arguments, nullptr);
+  if (status != Status::kOk) return status;
+  if (regime == LEGOKV_REFERENCE) return launch_attend_reference(call.arguments, nullptr);
+  status = regime == LEGOKV_SPLIT ? launch_attend_split(call, nullptr)
+                                  : launch_attend_tiled(call, nullptr);
+  return status == Status::kOk ? launch_combine_splits(call, nullptr) : status;
+}
+
+int regime_named(const std::string& name) {
+  if (name == "split") return LEGOKV_SPLIT;
+  return name == "tiled" ? LEGOKV_TILED : LEGOKV_REFERENCE;
+}
+
+}  // namespace
+}  // namespace legokv
+
+int main(int count, char** words) {
+  if (count == 4) {
+    const auto skip = strcmp(words[2], "block") == 0 ? legokv::host::skip_block_barrier
+                                                     : legokv::host::skip_warp_barrier;
+    skip(atoi(words[3]));
+  }
+  return count < 2 ? 2 : static_cast<int>(legokv::run(legokv::regime_named(words[1])));
+}

@@ -244,3 +244,42 @@ def test_the_arithmetic_and_the_host_form_keep_their_promises(
 ) -> None:
     finished = subprocess.run([tests_folder / program], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def race_check(tests_folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [tests_folder / "race_check", *arguments],
+        env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("kernel", ["split", "tiled", "reference"])
+def test_no_two_threads_race(tests_folder: Path, kernel: str) -> None:
+    finished = race_check(tests_folder, kernel)
+    assert finished.returncode == 0, finished.stderr
+
+
+# By number in the order that a thread comes to them. The tiled kernel's first warp barrier is not
+# here: it protects the query from being rotated again, and the first time there is none yet.
+NEEDED_BARRIERS = [
+    ("split", "warp", 0, "copied strips and the rotated query are read by other lanes"),
+    ("split", "warp", 1, "weights are read by other lanes"),
+    ("split", "warp", 2, "the strip is replaced"),
+    ("split", "block", 0, "the warps' results are merged"),
+    ("tiled", "block", 0, "copied strips are read by other threads"),
+    ("tiled", "block", 1, "the strips are replaced"),
+    ("tiled", "warp", 1, "the rotated query is read by other lanes"),
+    ("tiled", "warp", 2, "the query is rotated again"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "kind", "ordinal", "what"), NEEDED_BARRIERS)
+def test_a_missing_barrier_is_found(
+    tests_folder: Path, kernel: str, kind: str, ordinal: int, what: str
+) -> None:
+    finished = race_check(tests_folder, kernel, kind, str(ordinal))
+    assert finished.returncode == 66, what
+    assert "ThreadSanitizer: data race" in finished.stderr

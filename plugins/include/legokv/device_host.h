@@ -46,13 +46,15 @@ inline int lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
 
 inline float exp2(float value) { return std::exp2(value); }
 
+// A copy writes at any time from its start to its wait. Here it writes NaNs at once and the bytes
+// when it is waited for: who still reads the old ones is found out, and who reads too early.
 inline void copy_async_16(void* shared, const void* global, bool valid) {
   host::start_copy(shared, global, valid);
+  *static_cast<Vector<uint32_t>*>(shared) = {{~0u, ~0u, ~0u, ~0u}};
 }
 
 inline void commit_copies() { host::commit_copies(); }
 
-// Only here do the bytes arrive: a kernel that forgets to wait reads NaNs.
 template <int kPending>
 void wait_copies() {
   host::Copy copy;
