@@ -1,5 +1,6 @@
 """The CUDA kernels' own source, run on a CPU thread by thread, against loops and the torch ops."""
 
+import os
 import subprocess
 from pathlib import Path
 
