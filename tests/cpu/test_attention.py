@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from legokv.ops.attention_tiles import step_tables
 from legokv.ops.kv_import import kv_import
 from legokv.ops.legolink_attention import legolink_attention
-from legokv.ops.paged_attention import attend_in_place, step_tables
+from legokv.ops.paged_attention import attend_in_place
 from legokv.ops.rotary import cos_sin, rotate
 
 D, S = 8, 4

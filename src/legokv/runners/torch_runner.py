@@ -9,8 +9,9 @@ from torch import Tensor
 from legokv.batch import StepBatch
 from legokv.config import ModelConfig
 from legokv.model.decoder import Attention, decoder_from_weights
+from legokv.ops.attention_tiles import StepTables, step_tables
 from legokv.ops.kv_import import kv_import_in_place
-from legokv.ops.paged_attention import StepTables, attend_in_place, step_tables
+from legokv.ops.paged_attention import attend_in_place
 from legokv.rope import inverse_frequencies, score_factor
 
 
