@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from legokv import __version__
 from legokv.errors import LegokvError
 from legokv.toolchain import find_cmake, nvcc_or_wheels, tensorrt_headers
 
@@ -46,14 +47,21 @@ def build_plugin_library(build: PluginBuild, say: Say) -> Path:
         f"-DLEGOKV_TENSORRT_INCLUDE={headers}",
         f"-DCMAKE_CUDA_COMPILER={nvcc}",
     ]
-    _cmake(build, folder, options, say)
+    _cmake(build, folder, options, "legokv_plugins", say)
     return folder / LIBRARY_NAME
+
+
+def build_plugin_test(build: PluginBuild, say: Say) -> Path:
+    """Compile the program that drives the plugin objects on a CPU; needs a built library."""
+    folder = build.out / "plugins"
+    _cmake(build, folder, [], "test_plugins", say)
+    return folder / "tests" / "test_plugins"
 
 
 def build_host_kernels(build: PluginBuild, say: Say) -> Path:
     """Compile the kernels' host form and its test programs, no CUDA needed; their folder."""
     folder = build.out / "plugins-host"
-    _cmake(build, folder, ["-DLEGOKV_CUDA=OFF", "-DLEGOKV_HOST_TESTS=ON"], say)
+    _cmake(build, folder, ["-DLEGOKV_CUDA=OFF"], "host_tests", say)
     return folder / "tests"
 
 
@@ -62,13 +70,11 @@ def library_digest(library: Path) -> str:
     return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
-def _cmake(build: PluginBuild, folder: Path, options: Sequence[str], say: Say) -> None:
-    from legokv import __version__
-
+def _cmake(build: PluginBuild, folder: Path, options: Sequence[str], target: str, say: Say) -> None:
     cmake = str(find_cmake())
     configure = [cmake, "-S", str(build.source), "-B", str(folder), *options]
     _run([*configure, f"-DLEGOKV_VERSION={__version__}"], say)
-    _run([cmake, "--build", str(folder), "--parallel", str(build.jobs)], say)
+    _run([cmake, "--build", str(folder), "--target", target, "--parallel", str(build.jobs)], say)
 
 
 def _run(command: Sequence[str], say: Say) -> None:

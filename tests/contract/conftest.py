@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from legokv.plugin_library import PluginBuild, build_plugin_library
+from legokv.plugin_library import PluginBuild, build_plugin_library, build_plugin_test
 
 OUT = Path(__file__).resolve().parents[2] / "out"
 
@@ -12,3 +12,9 @@ OUT = Path(__file__).resolve().parents[2] / "out"
 @pytest.fixture(scope="session")
 def plugin_library() -> Path:
     return build_plugin_library(PluginBuild(OUT), print)
+
+
+@pytest.fixture(scope="session")
+def plugin_test(plugin_library: Path) -> Path:
+    """The program that drives the plugin objects over the kernels' host form."""
+    return build_plugin_test(PluginBuild(OUT), print)

@@ -89,3 +89,8 @@ def test_the_library_needs_neither_tensorrt_nor_cuda_to_load(plugin_library: Pat
     assert not [
         line for line in needed if "nvinfer" in line or "tensorrt" in line or "cuda" in line
     ]
+
+
+def test_the_plugin_objects_keep_their_promises(plugin_test: Path) -> None:
+    finished = subprocess.run([plugin_test], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -1,0 +1,258 @@
+// The plugin objects as TensorRT drives them, over the kernels' host form: their tensors are a
+// CPU's.
+#include <NvInferRuntime.h>
+
+#include <cstring>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "legokv/numbers.h"
+
+extern "C" nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& num_creators);
+
+namespace legokv {
+namespace {
+
+using namespace nvinfer1;
+
+constexpr int kTokens = 3, kHeads = 2, kKvHeads = 1, kHeadSize = 64, kPageSize = 16, kPages = 2;
+constexpr int kPageElements = 2 * kPageSize * kKvHeads * kHeadSize;
+
+Dims dims(std::initializer_list<int64_t> extents) {
+  Dims made = {static_cast<int32_t>(extents.size()), {}};
+  int axis = 0;
+  for (const int64_t extent : extents) made.d[axis++] = extent;
+  return made;
+}
+
+PluginTensorDesc tensor(DataType type, std::initializer_list<int64_t> extents) {
+  return {dims(extents), type, TensorFormat::kLINEAR, 1.0f};
+}
+
+std::vector<DynamicPluginTensorDesc> dynamic(const std::vector<PluginTensorDesc>& tensors) {
+  std::vector<DynamicPluginTensorDesc> made;
+  for (const PluginTensorDesc& one : tensors) made.push_back({one, one.dims, one.dims, one.dims});
+  return made;
+}
+
+IPluginCreatorV3One& creator(const char* name) {
+  int32_t count = 0;
+  IPluginCreatorInterface* const* creators = getCreators(count);
+  for (int i = 0; i < count; ++i) {
+    auto& one = static_cast<IPluginCreatorV3One&>(*creators[i]);
+    if (strcmp(one.getPluginName(), name) == 0) return one;
+  }
+  fprintf(stderr, "no creator of %s\n", name);
+  exit(1);
+}
+
+// A plugin and its three faces, as TensorRT gets them.
+struct Plugin {
+  explicit Plugin(IPluginV3* made) : plugin(made) {}
+  Plugin(const char* name, const PluginFieldCollection& fields)
+      : Plugin(creator(name).createPlugin("test", &fields, TensorRTPhase::kBUILD)) {}
+
+  template <typename Face>
+  Face& face(PluginCapabilityType type) {
+    return *static_cast<Face*>(plugin->getCapabilityInterface(type));
+  }
+  IPluginV3OneBuildV2& build() { return face<IPluginV3OneBuildV2>(PluginCapabilityType::kBUILD); }
+  IPluginV3OneRuntime& runtime() {
+    return face<IPluginV3OneRuntime>(PluginCapabilityType::kRUNTIME);
+  }
+
+  std::unique_ptr<IPluginV3> plugin;
+};
+
+Plugin attention_plugin(const float* scale) {
+  const PluginField field = {"scale", scale, PluginFieldType::kFLOAT32, 1};
+  return Plugin("LegoLinkAttention", {1, &field});
+}
+
+std::vector<PluginTensorDesc> attention_inputs(DataType number) {
+  const DataType index = DataType::kINT32;
+  return {tensor(number, {kTokens, kHeads, kHeadSize}),
+          tensor(number, {kTokens, kKvHeads, kHeadSize}),
+          tensor(number, {kTokens, kKvHeads, kHeadSize}),
+          tensor(number, {kPages, 2, kPageSize, kKvHeads, kHeadSize}),
+          tensor(index, {kTokens}),
+          tensor(index, {kTokens}),
+          tensor(index, {kTokens}),
+          tensor(index, {2}),
+          tensor(index, {1, 1, 4}),
+          tensor(DataType::kFLOAT, {kHeadSize / 2})};
+}
+
+// One chunk of three tokens at page 1. Keys are zero, so each token's output is the mean of the
+// values it sees: v is 1, 2, 6.
+struct AttentionStep {
+  std::vector<float> q = std::vector<float>(kTokens * kHeads * kHeadSize, 1);
+  std::vector<float> k = std::vector<float>(kTokens * kKvHeads * kHeadSize, 0);
+  std::vector<float> v;
+  std::vector<float> pool = std::vector<float>(kPages * kPageElements, 9);
+  std::vector<float> out = std::vector<float>(kTokens * kHeads * kHeadSize, -1);
+  std::vector<float> inv_freq = std::vector<float>(kHeadSize / 2, 1);
+  int32_t positions[kTokens] = {0, 1, 2};
+  int32_t slots[kTokens] = {16, 17, 18};
+  int32_t query_start[2] = {0, 3};
+  alignas(16) int32_t pages[4] = {1, 0, 0, 3};
+
+  AttentionStep() {
+    for (const float value : {1.0f, 2.0f, 6.0f}) v.insert(v.end(), kHeadSize, value);
+  }
+  std::vector<const void*> inputs() const {
+    return {q.data(),  k.data(), v.data(),    pool.data(), positions,
+            positions, slots,    query_start, pages,       inv_freq.data()};
+  }
+};
+
+int enqueue(Plugin& plugin, AttentionStep& step, void* pool_out) {
+  const std::vector<PluginTensorDesc> inputs = attention_inputs(DataType::kFLOAT);
+  const PluginTensorDesc outputs[] = {inputs[0], inputs[3]};
+  const std::vector<const void*> from = step.inputs();
+  void* const to[] = {step.out.data(), pool_out};
+  EXPECT_EQUAL(plugin.runtime().onShapeChange(inputs.data(), 10, outputs, 2), 0);
+  return plugin.runtime().enqueue(inputs.data(), outputs, from.data(), to, nullptr, nullptr);
+}
+
+void expect_means(const AttentionStep& step) {
+  for (int i = 0; i < kTokens * kHeads * kHeadSize; ++i) {
+    const float expected[] = {1.0f, 1.5f, 3.0f};
+    EXPECT_NEAR(step.out[i], expected[i / (kHeads * kHeadSize)], 1e-6);
+  }
+}
+
+void attention_reads_and_writes_the_tensors_it_is_given() {
+  const float scale = 0.125f;
+  Plugin plugin = attention_plugin(&scale);
+  AttentionStep step;
+  EXPECT_EQUAL(enqueue(plugin, step, step.pool.data()), 0);
+  expect_means(step);
+  EXPECT_EQUAL(step.pool[kPageElements - 1], 9.0f);
+  EXPECT_EQUAL(step.pool[kPageElements + kPageElements / 2 + 2 * kHeadSize], 6.0f);
+}
+
+void a_plugin_made_again_from_its_own_fields_does_the_same() {
+  const float scale = 0.125f;
+  Plugin plugin = attention_plugin(&scale);
+  Plugin clone(plugin.plugin->clone());
+  const PluginFieldCollection& fields = *clone.runtime().getFieldsToSerialize();
+  EXPECT_EQUAL(fields.nbFields, 1);
+  EXPECT_EQUAL(*static_cast<const float*>(fields.fields[0].data), scale);
+  Plugin again(creator("LegoLinkAttention").createPlugin("x", &fields, TensorRTPhase::kRUNTIME));
+  Plugin attached(again.runtime().attachToContext(nullptr));
+  AttentionStep step;
+  EXPECT_EQUAL(enqueue(attached, step, step.pool.data()), 0);
+  expect_means(step);
+}
+
+void a_pool_that_is_not_aliased_is_refused() {
+  const float scale = 1;
+  Plugin plugin = attention_plugin(&scale);
+  AttentionStep step;
+  std::vector<float> other = step.pool;
+  EXPECT_EQUAL(enqueue(plugin, step, other.data()), 1);
+  EXPECT_EQUAL(step.out[0], -1.0f);
+}
+
+void attention_without_its_scale_is_not_made() {
+  const PluginFieldCollection none = {0, nullptr};
+  EXPECT_EQUAL(
+      creator("LegoLinkAttention").createPlugin("x", &none, TensorRTPhase::kBUILD) == nullptr,
+      true);
+}
+
+void attention_takes_one_number_type_and_int32_tables() {
+  const float scale = 1;
+  Plugin plugin = attention_plugin(&scale);
+  for (const DataType type : {DataType::kFLOAT, DataType::kHALF, DataType::kBF16}) {
+    std::vector<PluginTensorDesc> all = attention_inputs(type);
+    all.push_back(all[0]);
+    all.push_back(all[3]);
+    for (int place = 0; place < 12; ++place) {
+      std::vector<DynamicPluginTensorDesc> tensors = dynamic(all);
+      IPluginV3OneBuildV2& build = plugin.build();
+      EXPECT_EQUAL(build.supportsFormatCombination(place, tensors.data(), 10, 2), true);
+      tensors[place].desc.type = DataType::kINT8;
+      EXPECT_EQUAL(build.supportsFormatCombination(place, tensors.data(), 10, 2), false);
+      tensors[place].desc.type = all[place].type;
+      tensors[place].desc.format = TensorFormat::kCHW32;
+      EXPECT_EQUAL(build.supportsFormatCombination(place, tensors.data(), 10, 2), false);
+    }
+  }
+}
+
+void only_the_pool_is_aliased() {
+  const float scale = 1;
+  Plugin attention = attention_plugin(&scale), import("KvImport", {0, nullptr});
+  EXPECT_EQUAL(attention.build().getAliasedInput(0), -1);
+  EXPECT_EQUAL(attention.build().getAliasedInput(1), 3);
+  EXPECT_EQUAL(import.build().getAliasedInput(0), 0);
+}
+
+// Each change makes one input disagree with the others.
+void inputs_that_do_not_fit_together_are_refused() {
+  const float scale = 1;
+  Plugin plugin = attention_plugin(&scale);
+  struct Change {
+    int input, axis, extent;
+  };
+  for (const Change change : {Change{0, 2, 128}, Change{1, 0, 4}, Change{1, 1, 2}, Change{2, 2, 80},
+                              Change{3, 2, 48}, Change{4, 0, 2}, Change{5, 0, 4}, Change{6, 0, 2},
+                              Change{7, 0, 3}, Change{8, 2, 3}, Change{9, 0, 64}}) {
+    std::vector<PluginTensorDesc> inputs = attention_inputs(DataType::kHALF);
+    EXPECT_EQUAL(plugin.runtime().onShapeChange(inputs.data(), 10, nullptr, 2), 0);
+    inputs[change.input].dims.d[change.axis] = change.extent;
+    EXPECT_EQUAL(plugin.runtime().onShapeChange(inputs.data(), 10, nullptr, 2), 1);
+  }
+}
+
+void a_build_without_a_kernel_is_refused() {
+  const float scale = 1;
+  Plugin plugin = attention_plugin(&scale);
+  std::vector<PluginTensorDesc> inputs = attention_inputs(DataType::kHALF);
+  EXPECT_EQUAL(plugin.build().configurePlugin(dynamic(inputs).data(), 10, nullptr, 2), 0);
+  inputs[3].dims.d[4] = 72;
+  EXPECT_EQUAL(plugin.build().configurePlugin(dynamic(inputs).data(), 10, nullptr, 2), 1);
+  inputs[3].dims.nbDims = 4;
+  EXPECT_EQUAL(plugin.build().configurePlugin(dynamic(inputs).data(), 10, nullptr, 2), 1);
+}
+
+void import_converts_into_the_pages_it_is_given() {
+  Plugin plugin("KvImport", {0, nullptr});
+  std::vector<bfloat16> pool(kPages * kPageElements, from_float<bfloat16>(9));
+  const std::vector<float> block(kPageElements, 2.5f);
+  const int32_t pages[] = {1};
+  const PluginTensorDesc inputs[] = {
+      tensor(DataType::kBF16, {kPages, 2, kPageSize, kKvHeads, kHeadSize}),
+      tensor(DataType::kFLOAT, {1, 2, kPageSize, kKvHeads, kHeadSize}),
+      tensor(DataType::kINT32, {1})};
+  const void* const from[] = {pool.data(), block.data(), pages};
+  void* to[] = {pool.data()};
+  EXPECT_EQUAL(plugin.runtime().onShapeChange(inputs, 3, inputs, 1), 0);
+  EXPECT_EQUAL(plugin.runtime().enqueue(inputs, inputs, from, to, nullptr, nullptr), 0);
+  for (int i = 0; i < kPages * kPageElements; ++i) {
+    EXPECT_EQUAL(to_float(pool[i]), i < kPageElements ? 9.0f : 2.5f);
+  }
+  to[0] = nullptr;
+  EXPECT_EQUAL(plugin.runtime().enqueue(inputs, inputs, from, to, nullptr, nullptr), 1);
+}
+
+}  // namespace
+}  // namespace legokv
+
+int main() {
+  using namespace legokv;
+  RUN(attention_reads_and_writes_the_tensors_it_is_given);
+  RUN(a_plugin_made_again_from_its_own_fields_does_the_same);
+  RUN(a_pool_that_is_not_aliased_is_refused);
+  RUN(attention_without_its_scale_is_not_made);
+  RUN(attention_takes_one_number_type_and_int32_tables);
+  RUN(only_the_pool_is_aliased);
+  RUN(inputs_that_do_not_fit_together_are_refused);
+  RUN(a_build_without_a_kernel_is_refused);
+  RUN(import_converts_into_the_pages_it_is_given);
+}
