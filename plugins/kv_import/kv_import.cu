@@ -21,7 +21,7 @@ LEGOKV_DEVICE Vector<Pool> convert(const Vector<Block, Vector<Pool>::kSize>& sto
 // pages one after another, so no block is split over two pages.
 template <typename Pool, typename Block>
 LEGOKV_KERNEL(kThreads)
-kv_import_kernel(LegokvKvImport import) {
+kv_import_kernel(LEGOKV_PARAMETER LegokvKvImport import) {
   using Stored = Vector<Block, Vector<Pool>::kSize>;
   const int64_t page_vectors = import.page_elements / Vector<Pool>::kSize;
   const int64_t blocks_per_page = (page_vectors + kThreads - 1) / kThreads;

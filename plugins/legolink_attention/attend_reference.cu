@@ -54,7 +54,7 @@ struct OnlineSoftmax {
 // believe.
 template <typename T>
 LEGOKV_KERNEL(kLanes)
-attend_reference_kernel(LegokvLegolinkAttention a) {
+attend_reference_kernel(LEGOKV_PARAMETER LegokvLegolinkAttention a) {
   const PoolLayout layout = pool_layout(a);
   const int half = a.head_size / 2;
   const int64_t row = device::block_x();

@@ -109,7 +109,7 @@ struct WarpAttention {
         }
       }
     }
-    const bool seen = key < strip.num_keys && sees(rows.position, strip.first_position + key);
+    const bool seen = key < strip.num_keys;
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
       scores[row] += device::shuffle_xor(scores[row], 1);
@@ -236,7 +236,7 @@ LEGOKV_DEVICE void merge_warps(const AttentionCall& call, const QueryRows& rows,
 // of the keys; its warps take consecutive parts of that split and need each other only at the end.
 template <typename T, int kHeadSize, int kRows>
 LEGOKV_KERNEL(kWarps<T>* kWarpLanes)
-attend_split_kernel(AttentionCall call) {
+attend_split_kernel(LEGOKV_PARAMETER AttentionCall call) {
   const LegokvLegolinkAttention& a = call.arguments;
   auto* warps = reinterpret_cast<WarpMemory<T, kHeadSize, kRows>*>(device::shared_memory());
   const int warp = device::thread_index() / kWarpLanes;
@@ -254,6 +254,7 @@ template <typename T, int kHeadSize, int kRows>
 Status launch_rows(const AttentionCall& call, void* stream) {
   const LegokvLegolinkAttention& a = call.arguments;
   const int tiles = (heads_per_kv_head(a) + kRows - 1) / kRows;
+  static_assert(kWarps<T> * sizeof(WarpMemory<T, kHeadSize, kRows>) <= kMaxSharedBytes);
   const int shared_bytes = kWarps<T> * static_cast<int>(sizeof(WarpMemory<T, kHeadSize, kRows>));
   const LaunchShape shape = {int64_t{a.num_tokens} * tiles, a.num_kv_heads, call.plan.num_splits,
                              kWarps<T> * kWarpLanes, shared_bytes};

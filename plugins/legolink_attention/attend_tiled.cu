@@ -211,7 +211,7 @@ LEGOKV_DEVICE StageStrips start_stage(const LegokvLegolinkAttention& a, int kv_h
 // again whenever the walk comes to another chunk.
 template <typename T, int kHeadSize>
 LEGOKV_KERNEL(kThreads)
-attend_tiled_kernel(AttentionCall call) {
+attend_tiled_kernel(LEGOKV_PARAMETER AttentionCall call) {
   const LegokvLegolinkAttention& a = call.arguments;
   auto& memory = *reinterpret_cast<TileMemory<T, kHeadSize>*>(device::shared_memory());
   const int heads = heads_per_kv_head(a), kv_head = device::block_y();
@@ -237,6 +237,7 @@ attend_tiled_kernel(AttentionCall call) {
 
 template <typename T, int kHeadSize>
 Status launch_typed(const AttentionCall& call, void* stream) {
+  static_assert(sizeof(TileMemory<T, kHeadSize>) <= kMaxSharedBytes);
   const LegokvLegolinkAttention& a = call.arguments;
   const LaunchShape shape = {
       max_tiles(a.num_tokens, a.num_sequences, heads_per_kv_head(a), kTileRows), a.num_kv_heads,

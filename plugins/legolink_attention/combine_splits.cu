@@ -12,7 +12,7 @@ constexpr int kThreads = 128;
 // maximum -infinity: its weight is 0, unless no split saw any, and then the result is 0.
 template <typename T>
 LEGOKV_KERNEL(kThreads)
-combine_splits_kernel(AttentionCall call) {
+combine_splits_kernel(LEGOKV_PARAMETER AttentionCall call) {
   const Partials all = partials(call);
   const int head_size = call.arguments.head_size;
   const int64_t item = device::block_x() * kThreads + device::thread_index();

@@ -20,12 +20,12 @@ struct StripWalk {
   int window = 0;
   uint32_t seen = 0;  // of the 32 strips from `window`
 
-  // False if there is no further strip; `strip` has no keys then.
+  // False if there is no further strip; `strip` has no keys then. Else its keys are those that the
+  // query sees: what lies in later slots is never looked at, and need not be a number.
   LEGOKV_DEVICE bool take(KeyStrip* strip) {
     while (seen == 0 && next < end) {
       const int mine = next + device::thread_index() % kWarpLanes;
-      seen = device::ballot(mine < end &&
-                            strip_is_seen(strip_at(rows, strips_per_page, mine), query_position));
+      seen = device::ballot(mine < end && strip_of(mine).num_keys > 0);
       window = next;
       next += kWarpLanes;
     }
@@ -33,9 +33,15 @@ struct StripWalk {
       *strip = KeyStrip{};
       return false;
     }
-    *strip = strip_at(rows, strips_per_page, window + device::lowest_bit(seen));
+    *strip = strip_of(window + device::lowest_bit(seen));
     seen &= seen - 1;
     return true;
+  }
+
+  LEGOKV_DEVICE KeyStrip strip_of(int index) const {
+    KeyStrip strip = strip_at(rows, strips_per_page, index);
+    strip.num_keys = num_seen_keys(strip, query_position);
+    return strip;
   }
 };
 

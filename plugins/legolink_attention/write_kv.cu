@@ -14,7 +14,7 @@ constexpr int kThreads = 256;
 // copies the same places of the value. Neighbours have neighbouring bytes.
 template <typename T>
 LEGOKV_KERNEL(kThreads)
-write_kv_kernel(LegokvLegolinkAttention a) {
+write_kv_kernel(LEGOKV_PARAMETER LegokvLegolinkAttention a) {
   constexpr int kSize = Vector<T>::kSize;
   const PoolLayout layout = pool_layout(a);
   const int half = a.head_size / 2, vectors = half / kSize;

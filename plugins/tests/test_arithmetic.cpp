@@ -56,11 +56,14 @@ void strips_cover_the_filled_slots_and_no_others() {
   EXPECT_EQUAL(covered[2], 64);
 }
 
-void a_strip_is_seen_from_its_first_key_on() {
-  const KeyStrip strip = {0, 0, 40, 8, 1};
-  EXPECT_EQUAL(strip_is_seen(strip, 39), false);
-  EXPECT_EQUAL(strip_is_seen(strip, 40), true);
-  EXPECT_EQUAL(strip_is_seen(KeyStrip{}, 40), false);
+void a_strip_is_seen_up_to_the_query() {
+  const KeyStrip strip = {0, 0, 40, 8, 3};
+  EXPECT_EQUAL(num_seen_keys(strip, INT32_MIN), 0);
+  EXPECT_EQUAL(num_seen_keys(strip, 39), 0);
+  EXPECT_EQUAL(num_seen_keys(strip, 40), 1);
+  EXPECT_EQUAL(num_seen_keys(strip, 42), 3);
+  EXPECT_EQUAL(num_seen_keys(strip, 1000), 3);
+  EXPECT_EQUAL(num_seen_keys(KeyStrip{}, 40), 0);
 }
 
 void parts_of_a_table_meet_without_gap_or_overlap() {
@@ -212,7 +215,7 @@ int main() {
   RUN(a_key_s_offset_is_that_of_a_contiguous_pool);
   RUN(offsets_go_on_past_two_to_the_thirty_one);
   RUN(strips_cover_the_filled_slots_and_no_others);
-  RUN(a_strip_is_seen_from_its_first_key_on);
+  RUN(a_strip_is_seen_up_to_the_query);
   RUN(parts_of_a_table_meet_without_gap_or_overlap);
   RUN(every_token_finds_its_own_sequence_among_empty_ones);
   RUN(tiles_cover_every_query_row_once);

@@ -81,14 +81,14 @@ def tensorrt_headers(folder: Path, say: Say) -> Path:
     headers = folder / HEADERS_FOLDER
     if not (headers / HEADER).is_file():
         say(f"No TensorRT headers on this machine: fetching {HEADERS_WHEEL}")
-        _unpack_headers(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _pip(["download", "--no-deps", "--dest", str(folder), HEADERS_WHEEL], "TensorRT's headers")
+        unpack_headers(next(folder.glob("kernel_lens-*.whl")))
     return headers
 
 
-def _unpack_headers(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    _pip(["download", "--no-deps", "--dest", str(folder), HEADERS_WHEEL], "TensorRT's headers")
-    wheel = next(folder.glob("kernel_lens-*.whl"))
+def unpack_headers(wheel: Path) -> None:
+    """Unpack the wheel's headers beside it; ToolchainMissing, and no wheel, if it is another one."""
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != HEADERS_SHA256:
         wheel.unlink()
@@ -96,7 +96,7 @@ def _unpack_headers(folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.namelist():
             if member.startswith(HEADERS_FOLDER):
-                archive.extract(member, folder)
+                archive.extract(member, wheel.parent)
 
 
 def _add_lib64(toolkit: Path) -> None:

@@ -157,6 +157,20 @@ def test_tokens_after_the_last_sequence_get_zeros(launchers: Launchers, regime: 
     assert out[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize("regime", REGIMES, ids=lambda regime: regime.name.lower())
+def test_what_lies_after_the_last_token_is_not_looked_at(
+    launchers: Launchers, regime: Regime
+) -> None:
+    inputs = make_inputs(Step((Sequence((70,), (9, 20)),), dtype=torch.float16, seed=9))
+    for page, _, first_position, _ in inputs.tables.pages[0].tolist():
+        if page < inputs.pool.shape[0]:
+            inputs.pool[page, :, max(0, 21 - first_position) :] = torch.nan
+    out, pool = run(launchers, inputs, regime)
+    torch.testing.assert_close(
+        out.double(), expected_out(inputs, pool), rtol=0, atol=TILED_TOLERANCE[torch.float16]
+    )
+
+
 def test_a_step_without_tokens_changes_nothing(launchers: Launchers) -> None:
     inputs = make_inputs(Step((Sequence((20,), ()),)))
     _, pool = run(launchers, inputs, Regime.AUTO)

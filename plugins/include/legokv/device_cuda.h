@@ -11,6 +11,8 @@
 
 #define LEGOKV_DEVICE __device__ __forceinline__
 #define LEGOKV_DEVICE_CALL __device__ __noinline__
+// Marks a kernel's parameter: read where the launch left it, not copied by each thread.
+#define LEGOKV_PARAMETER const __grid_constant__
 #define LEGOKV_KERNEL(max_threads) __global__ void __launch_bounds__(max_threads)
 
 namespace legokv::device {

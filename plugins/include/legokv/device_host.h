@@ -12,6 +12,7 @@
 
 #define LEGOKV_DEVICE inline
 #define LEGOKV_DEVICE_CALL inline
+#define LEGOKV_PARAMETER const
 #define LEGOKV_KERNEL(max_threads) void
 
 namespace legokv::device {

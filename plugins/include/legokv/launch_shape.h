@@ -5,6 +5,9 @@
 
 namespace legokv {
 
+// What a block may have of shared memory on every GPU from sm_80 on.
+constexpr int kMaxSharedBytes = 99 * 1024;
+
 struct LaunchShape {
   int64_t grid_x;  // below 2^31
   int grid_y;      // below 2^16

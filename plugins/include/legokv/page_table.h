@@ -40,8 +40,11 @@ LEGOKV_HOST_DEVICE KeyStrip strip_at(const PageRow* rows, int strips_per_page, i
   return {row.page, row.base, row.first_position + first_slot, first_slot, num_keys};
 }
 
-LEGOKV_HOST_DEVICE bool strip_is_seen(const KeyStrip& strip, int query_position) {
-  return strip.num_keys > 0 && sees(query_position, strip.first_position);
+// How many of the strip's keys, from the first on, a query sees.
+LEGOKV_HOST_DEVICE int num_seen_keys(const KeyStrip& strip, int query_position) {
+  if (!sees(query_position, strip.first_position)) return 0;
+  const int until_query = query_position - strip.first_position + 1;
+  return until_query < strip.num_keys ? until_query : strip.num_keys;
 }
 
 // Where part `part` of `num_parts` begins when `total` items are dealt out evenly.
