@@ -41,19 +41,21 @@ def _attend_tile(
     """Output [G, H/G, rows, D] and log-sum-exp float32 [G, H/G, rows] of one tile."""
     num_kv_heads, head_size = keys.shape[0], keys.shape[2]
     turned = rotate(q[tile.rows], *tile.turn).to(q.dtype)
-    # Query heads of a group are set against one copy of its keys, which expand does not repeat.
-    grouped = turned.view(len(turned), num_kv_heads, -1, head_size).permute(1, 2, 0, 3)
-    shape = (num_kv_heads, grouped.shape[1], -1, head_size)
-
+    heads = turned.view(len(turned), num_kv_heads, -1, head_size).permute(1, 2, 0, 3)
+    shape = heads.shape
+    if not tile.causal and tile.mask is None:
+        # A group's query heads as rows of one head: longer blocks, and its keys are read once.
+        heads = heads.reshape(num_kv_heads, 1, -1, head_size)
+    spread = (num_kv_heads, heads.shape[1], -1, head_size)
     out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        grouped,
-        keys[:, None, tile.keys].expand(shape),
-        values[:, None, tile.keys].expand(shape),
+        heads,
+        keys[:, None, tile.keys].expand(spread),
+        values[:, None, tile.keys].expand(spread),
         is_causal=tile.causal,
         attn_mask=tile.mask,
         scale=scale,
     )
-    return out, log_sum
+    return out.reshape(shape), log_sum.reshape(shape[:-1])
 
 
 def _joined(
