@@ -24,8 +24,7 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
         return event.key
 
     def drop_chunks(keys: Sequence[str]) -> None:
-        for _ in ask_engine(Drop(tuple(keys))):
-            pass
+        ask_engine(Drop(tuple(keys)))
 
     registry = Registry.open(settings.registry_path(read_engine_folder(settings.engine)))
     limits = settings.document_limits

@@ -1,34 +1,54 @@
 """The engine process: one thread that computes, and the commands of all others beside it."""
 
 import logging
+import queue
+import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from legokv.documents.registry import Registry
 from legokv.engine import Engine
 from legokv.engine_folder import read_engine_folder
-from legokv.errors import LegokvError
+from legokv.errors import LegokvError, NotFound
+from legokv.jobs import Event as JobEvent
 from legokv.jobs import Job
 from legokv.request import Finished, GenerateRequest, Token
 from legokv.serving.answering import Reply
 from legokv.serving.messages import (
     Answered,
     Cancel,
+    Command,
     Compile,
     Compiled,
     Done,
     Drop,
     Event,
     Generate,
+    Next,
     Piece,
     decode_command,
-    encode,
+    encode_events,
     failed,
 )
 from legokv.serving.settings import Settings
 
+WAIT_SECONDS = 0.1
+"""How long a command waits for a first event. A client that went away is noticed in between."""
+ABANDONED_SECONDS = 30.0
+"""After this long without a Next, whoever asked is believed dead."""
+_SWITCH_SECONDS = 0.0005
+
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Live:
+    """A job somebody waits for, and when its events were last asked for."""
+
+    job: Job
+    asked_at: float = field(default_factory=time.monotonic)
 
 
 class EngineService:
@@ -36,9 +56,11 @@ class EngineService:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._live: dict[object, Job] = {}
+        self._live: dict[str, _Live] = {}
         self._wake = threading.Event()
         self._stopping = False
+        # Python's 5 ms would be the time a first token waits while the next step is prepared.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         self._scheduler = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._scheduler.start()
 
@@ -64,37 +86,27 @@ class EngineService:
         self._scheduler.join()
 
     def replies(self, body: bytes) -> Iterator[Reply]:
-        """`events` from and to JSON; a refusal or failure is the last event, not an exception."""
+        """The one reply to a command, both JSON; an error is an event in it."""
         try:
-            for event in self.events(body):
-                yield Reply({"event": encode(event)}, final=not isinstance(event, Piece))
+            events = self.events(decode_command(body))
         except LegokvError as error:
-            yield Reply({"event": encode(failed(error))}, final=True)
+            events = [failed(error)]
+        yield Reply({"events": encode_events(events)}, final=True)
 
-    def events(self, body: bytes) -> Iterator[Event]:
+    def events(self, command: Command) -> list[Event]:
         """The events that answer one command; raises the error that ends it."""
-        command = decode_command(body)
         if isinstance(command, Generate):
-            yield from self._generate(command)
-        elif isinstance(command, Compile):
-            yield self._compile(command)
-        elif isinstance(command, Cancel):
-            yield self._cancel(command.request_id)
+            self._begin(command.request_id, self._engine.submit(self._request(command)))
+            return self._next(command.request_id)
+        if isinstance(command, Next):
+            return self._next(command.request_id)
+        if isinstance(command, Compile):
+            return [self._compile(command)]
+        if isinstance(command, Cancel):
+            self._end(command.request_id)
         else:
-            yield self._drop(command)
-
-    def _generate(self, command: Generate) -> Iterator[Event]:
-        job = self._engine.submit(self._request(command))
-        with self._running(command.request_id, job):
-            while True:
-                event = job.events.get()
-                if isinstance(event, LegokvError):
-                    raise event
-                if isinstance(event, Finished):
-                    yield Answered(event.finish_reason, event.usage)
-                    return
-                assert isinstance(event, Token), "an answer is Tokens and a Finished"
-                yield Piece(event.text, (event.id,))
+            self._drop(command)
+        return [Done()]
 
     def _request(self, command: Generate) -> GenerateRequest:
         segments = [
@@ -112,37 +124,52 @@ class EngineService:
             command.stop_words,
         )
 
+    def _begin(self, name: str, job: Job) -> None:
+        self._live[name] = _Live(job)
+        self._wake.set()
+
+    def _end(self, name: str) -> None:
+        """Forget a job, cancelled unless it is over."""
+        live = self._live.pop(name, None)
+        if live is not None:
+            self._engine.cancel(live.job)
+            self._wake.set()
+
+    def _next(self, request_id: str) -> list[Event]:
+        live = self._live.get(request_id)
+        if live is None:
+            raise NotFound(f"no request {request_id[:80]!r} is under way")
+        live.asked_at = time.monotonic()
+        events: list[Event] = []
+        for happened in _taken(live.job):
+            if isinstance(happened, LegokvError):
+                self._end(request_id)
+                raise happened
+            if isinstance(happened, Finished):
+                self._end(request_id)
+                events.append(Answered(happened.finish_reason, happened.usage))
+            else:
+                assert isinstance(happened, Token), "an answer is Tokens and a Finished"
+                events.append(Piece(happened.text, (happened.id,)))
+        return events
+
     def _compile(self, command: Compile) -> Event:
         chunk = self._engine.chunk(command.token_ids, command.namespace)
         job = self._engine.submit_compile(chunk)
-        with self._running(object(), job):
-            event = job.events.get()
-        if isinstance(event, LegokvError):
-            raise event
+        name = f"compile {id(job)}"
+        self._begin(name, job)
+        try:
+            while not (happened := list(_taken(job))):
+                self._live[name].asked_at = time.monotonic()
+        finally:
+            self._end(name)
+        if isinstance(happened[0], LegokvError):
+            raise happened[0]
         return Compiled(chunk.key)
 
-    def _cancel(self, request_id: str) -> Event:
-        job = self._live.get(request_id)
-        if job is not None:
-            self._engine.cancel(job)
-            self._wake.set()
-        return Done(found=job is not None)
-
-    def _drop(self, command: Drop) -> Event:
+    def _drop(self, command: Drop) -> None:
         for key in command.keys:
             self._engine.drop(key)
-        return Done()
-
-    @contextmanager
-    def _running(self, name: object, job: Job) -> Iterator[None]:
-        """The job as a live one for the length of the block; cancelled if that is left early."""
-        self._live[name] = job
-        self._wake.set()
-        try:
-            yield
-        finally:
-            del self._live[name]
-            self._engine.cancel(job)
 
     def _run(self) -> None:
         while not self._stopping:
@@ -154,12 +181,30 @@ class EngineService:
                 log.exception("a step failed")
                 self._fail_all(LegokvError(f"a step failed: {type(error).__name__}: {error}"))
                 busy = False
+            self._end_abandoned()
             if not busy:
-                self._wake.wait()
+                self._wake.wait(ABANDONED_SECONDS)
                 self._wake.clear()
 
+    def _end_abandoned(self) -> None:
+        before = time.monotonic() - ABANDONED_SECONDS
+        for name, live in list(self._live.items()):
+            if live.asked_at < before:
+                log.warning("nobody asked for %s any more; it is cancelled", name)
+                self._end(name)
+
     def _fail_all(self, error: LegokvError) -> None:
-        for job in list(self._live.values()):
-            self._engine.cancel(job)
-            job.events.put(error)
+        for live in list(self._live.values()):
+            self._engine.cancel(live.job)
+            live.job.events.put(error)
         self._wake.set()
+
+
+def _taken(job: Job) -> Iterator[JobEvent]:
+    """What happened since it was last asked, waiting WAIT_SECONDS for the first."""
+    try:
+        yield job.events.get(timeout=WAIT_SECONDS)
+        while True:
+            yield job.events.get_nowait()
+    except queue.Empty:
+        return

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 
 from legokv.documents.registry import Registry
 from legokv.engine_folder import read_engine_folder
+from legokv.errors import Cancelled
 from legokv.prompt import Prompt, build_prompt, prompt_format
 from legokv.serving.answering import Reply
-from legokv.serving.cancellation import CancelWatch
 from legokv.serving.messages import (
     Answered,
     Cancel,
     Command,
-    Done,
     Event,
     Generate,
+    Next,
     Piece,
     PromptSegment,
 )
@@ -24,8 +24,8 @@ from legokv.serving.question import Question, question_from_fields
 from legokv.serving.settings import Settings
 from legokv.tokenizer import Tokenizer
 
-# Gives the events that answer a command and raises the error that ends it.
-AskEngine = Callable[[Command], Iterator[Event]]
+# Gives the events that answer a command and raises the error among them.
+AskEngine = Callable[[Command], tuple[Event, ...]]
 
 
 @dataclass
@@ -55,7 +55,6 @@ class GenerateService:
         self._format = prompt_format(tokenizer)
         self._context_tokens = context_tokens
         self._ask_engine = ask_engine
-        self._watch = CancelWatch(self._cancel)
 
     @classmethod
     def open(cls, settings: Settings, ask_engine: AskEngine) -> "GenerateService":
@@ -77,14 +76,28 @@ class GenerateService:
         question = question_from_fields(fields, self._settings)
         command = self._command(question)
         progress.looked_up = time.monotonic()
-        with self._watch.watching(command.request_id, is_cancelled):
-            for event in self._ask_engine(command):
-                if isinstance(event, Piece):
-                    yield from self._piece(event, question, progress)
-                else:
-                    answered = event
-        assert isinstance(answered, Answered), "an answer is Pieces and an Answered"
-        yield Reply(_result(question, answered, progress), final=True)
+        for event in self._events(command, is_cancelled):
+            if isinstance(event, Piece):
+                yield from self._piece(event, question, progress)
+            else:
+                assert isinstance(event, Answered), "an answer is Pieces and an Answered"
+                yield Reply(_result(question, event, progress), final=True)
+
+    def _events(self, command: Generate, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
+        """All events of the answer; however this is left, the engine is not left working on it."""
+        answered = False
+        try:
+            events = self._ask_engine(command)
+            while not answered:
+                answered = any(isinstance(event, Answered) for event in events)
+                yield from events
+                if not answered and is_cancelled():
+                    raise Cancelled("the client went away")
+                if not answered:
+                    events = self._ask_engine(Next(command.request_id))
+        finally:
+            if not answered:
+                self._ask_engine(Cancel(command.request_id))
 
     def _piece(self, piece: Piece, question: Question, progress: _Progress) -> Iterator[Reply]:
         progress.first_token = progress.first_token or time.monotonic()
@@ -120,10 +133,6 @@ class GenerateService:
     def _default_max_tokens(self, prompt: Prompt) -> int:
         left = self._context_tokens - prompt.num_tokens
         return max(1, min(self._settings.default_max_tokens, left))
-
-    def _cancel(self, request_id: str) -> bool:
-        (done,) = self._ask_engine(Cancel(request_id))
-        return isinstance(done, Done) and done.found
 
 
 def _segments(prompt: Prompt, question: Question) -> tuple[PromptSegment, ...]:

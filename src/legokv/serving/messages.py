@@ -1,7 +1,7 @@
 """What passes between the generate and documents models and the engine model, as JSON. No tensors.
 
-One command goes in; events come back until one that ends it. An error is an event too: Triton
-does not carry an error's code from one model to another.
+One command goes in, some events come back. An error is an event too: Triton does not carry an
+error's code from one model to another.
 """
 
 import json
@@ -31,7 +31,7 @@ class PromptSegment:
 
 @dataclass(frozen=True)
 class Generate:
-    """Answer a prompt: Pieces, then an Answered."""
+    """Begin to answer a prompt; its events come with this and with each Next, Answered the last."""
 
     request_id: str
     namespace: str
@@ -41,6 +41,13 @@ class Generate:
     link_tokens: int
     sampling: SamplingOptions
     stop_words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Next:
+    """The events of a Generate since the last were given; none if there are none for a while."""
+
+    request_id: str
 
 
 @dataclass(frozen=True)
@@ -60,12 +67,12 @@ class Drop:
 
 @dataclass(frozen=True)
 class Cancel:
-    """End a Generate: one Done, `found` false if none of that id is running."""
+    """End a Generate, if it is under way, without further events: one Done."""
 
     request_id: str
 
 
-Command = Generate | Compile | Drop | Cancel
+Command = Generate | Next | Compile | Drop | Cancel
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,6 @@ class Compiled:
 class Done:
     """A command without a result was carried out."""
 
-    found: bool = True
-
 
 @dataclass(frozen=True)
 class Failed:
@@ -109,20 +114,24 @@ class Failed:
 Event = Piece | Answered | Compiled | Done | Failed
 
 
-def encode(message: Command | Event) -> bytes:
-    """The message as JSON in UTF-8."""
-    body = {"type": type(message).__name__, **asdict(message)}
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+def encode_command(command: Command) -> bytes:
+    """The command as JSON in UTF-8."""
+    return _json(_tagged(command))
+
+
+def encode_events(events: Sequence[Event]) -> bytes:
+    """The events as JSON in UTF-8."""
+    return _json([_tagged(event) for event in events])
 
 
 def decode_command(body: bytes) -> Command:
     """The command in `body`; InvalidRequest if there is none."""
-    return _decode(body, _COMMANDS)
+    return _decoded(lambda: _made(json.loads(body), _COMMANDS), "a command")
 
 
-def decode_event(body: bytes) -> Event:
-    """The event in `body`; InvalidRequest if there is none."""
-    return _decode(body, _EVENTS)
+def decode_events(body: bytes) -> tuple[Event, ...]:
+    """The events in `body`; InvalidRequest if it is anything else."""
+    return _decoded(lambda: tuple(_made(item, _EVENTS) for item in json.loads(body)), "events")
 
 
 def failed(error: LegokvError) -> Failed:
@@ -138,14 +147,23 @@ def error_of(event: Failed) -> LegokvError:
     return LegokvError(f"{event.kind}: {event.message}")
 
 
-def _decode(body: bytes, makers: dict[str, Callable[[dict[str, Any]], T]]) -> T:
+def _tagged(message: Command | Event) -> dict[str, Any]:
+    return {"type": type(message).__name__, **asdict(message)}
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _decoded(decode: Callable[[], T], noun: str) -> T:
     try:
-        fields = json.loads(body)
-        return makers[fields.pop("type")](fields)
+        return decode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidRequest(
-            f"not a message of {', '.join(makers)}: {type(error).__name__}: {error}"
-        ) from None
+        raise InvalidRequest(f"not {noun}: {type(error).__name__}: {error}") from None
+
+
+def _made(fields: dict[str, Any], makers: dict[str, Callable[[dict[str, Any]], T]]) -> T:
+    return makers[fields.pop("type")](fields)
 
 
 def _generate(fields: dict[str, Any]) -> Generate:
@@ -157,6 +175,7 @@ def _generate(fields: dict[str, Any]) -> Generate:
 
 _COMMANDS: dict[str, Callable[[dict[str, Any]], Command]] = {
     "Generate": _generate,
+    "Next": lambda fields: Next(**fields),
     "Compile": lambda fields: Compile(**fields),
     "Drop": lambda fields: Drop(tuple(fields["keys"])),
     "Cancel": lambda fields: Cancel(**fields),

@@ -42,24 +42,26 @@ class Tensors:
 
 
 class TensorResponder:
-    """Sends one request's replies as tensors. Outlives the request object it was made from."""
+    """Sends one request's replies as tensors, from one thread. Outlives the request object."""
 
     def __init__(self, tensors: Tensors, request: Any) -> None:
         self._tensors = tensors
         self._sender = request.get_response_sender()
+        self._ended = False
 
     def is_cancelled(self) -> bool:
-        """Whether the client has gone away."""
-        return bool(self._sender.is_cancelled())
+        """Whether the client has gone away before the request ended."""
+        # Triton 24.10 crashes when it is asked about a request that has ended.
+        return not self._ended and bool(self._sender.is_cancelled())
 
     def send(self, reply: Reply) -> None:
-        self._sender.send(self._tensors.response(reply.values), flags=_flags(reply.final))
+        self._send(self._tensors.response(reply.values), reply.final)
 
     def fail(self, error: LegokvError) -> None:
         code = getattr(pb_utils.TritonError, error.code)
-        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
-        self._sender.send(response, flags=_flags(True))
+        self._send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)), True)
 
-
-def _flags(final: bool) -> int:
-    return int(pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL) if final else 0
+    def _send(self, response: Any, final: bool) -> None:
+        self._ended = final
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+        self._sender.send(response, flags=flags)
