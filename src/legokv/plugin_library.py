@@ -24,9 +24,10 @@ class PluginBuildFailed(LegokvError):
 
 @dataclass(frozen=True)
 class PluginBuild:
-    """What to build where. `out` holds CMake's folders and what is fetched."""
+    """What to build where. `out` holds what is fetched and, under `folder`, CMake's files."""
 
     out: Path
+    folder: str = "plugins"
     source: Path = SOURCE
     architectures: tuple[str, ...] = ARCHITECTURES
     jobs: int = 2
@@ -41,7 +42,7 @@ def build_plugin_library(build: PluginBuild, say: Say) -> Path:
     nvcc = nvcc_or_wheels(build.out / "cuda-13.0", say)
     headers = tensorrt_headers(build.out / "downloads", say)
     say(f"Compiling the plugins with {nvcc} for {', '.join(build.architectures)}")
-    folder = build.out / "plugins"
+    folder = build.out / build.folder
     options = [
         f"-DLEGOKV_ARCHITECTURES={';'.join(build.architectures)}",
         f"-DLEGOKV_TENSORRT_INCLUDE={headers}",
@@ -53,7 +54,7 @@ def build_plugin_library(build: PluginBuild, say: Say) -> Path:
 
 def build_plugin_test(build: PluginBuild, say: Say) -> Path:
     """Compile the program that drives the plugin objects on a CPU; needs a built library."""
-    folder = build.out / "plugins"
+    folder = build.out / build.folder
     _cmake(build, folder, [], "test_plugins", say)
     return folder / "tests" / "test_plugins"
 

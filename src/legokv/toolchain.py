@@ -88,7 +88,7 @@ def tensorrt_headers(folder: Path, say: Say) -> Path:
 
 
 def unpack_headers(wheel: Path) -> None:
-    """Unpack the wheel's headers beside it; ToolchainMissing, and no wheel, if it is another one."""
+    """Unpack the wheel's headers beside it; another wheel is removed: ToolchainMissing."""
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != HEADERS_SHA256:
         wheel.unlink()

@@ -32,7 +32,7 @@ def test_a_headers_wheel_with_another_digest_is_not_unpacked(
 ) -> None:
     wheel = tmp_path / "kernel_lens-2.0.1-py3-none-any.whl"
     wheel.write_bytes(b"not the wheel")
-    with pytest.raises(toolchain.ToolchainMissing, match="has SHA-256 .*, expected 07cc714e"):
+    with pytest.raises(toolchain.ToolchainMissing, match=r"has SHA-256 .*, expected 07cc714e"):
         toolchain.unpack_headers(wheel)
     assert not wheel.exists()
 
