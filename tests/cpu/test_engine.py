@@ -97,6 +97,17 @@ def test_an_evicted_chunk_is_compiled_again_and_the_answer_is_the_same(tiny_engi
     assert torch.equal(again.logits, expected.logits)
 
 
+def test_a_chunk_in_use_is_not_evicted_however_long_others_wait_for_pages(tiny_engine_folder):
+    engine = Engine.open(tiny_engine_folder(), pool_tokens=16 * 10)
+    chunk, prompt = engine.compile(random_ids(1, 70)), random_ids(2, 8).tolist()
+    alone = [token.id for token in engine.generate([chunk, prompt], max_tokens=20)]
+    job = engine.submit(GenerateRequest([chunk, prompt], 20))
+    other = engine.submit_compile(engine.chunk(random_ids(3, 90)))
+    assert [event.id for event in engine.results(job) if hasattr(event, "id")] == alone
+    assert [event.finish_reason for event in engine.results(other)] == ["stop"]
+    assert engine.cache.find(chunk.key) is None
+
+
 def test_leases_and_private_pages_return_to_their_start(engine):
     chunk = engine.compile(random_ids(1, 40))
     used = engine.cache.pool.num_used

@@ -100,6 +100,23 @@ def test_5_a_chunk_s_stored_bytes_are_the_same_whatever_used_it_before(engines):
         assert torch.equal(stored_kv(engine, chunk), kv)
 
 
+def test_legolink_0_links_what_was_compiled_behind_four_dummies_and_recomputes_nothing(engines):
+    engine = engines("llama")
+    first, second, question = random_ids(7, 37, 40, 9)
+    chunks = [engine.compile(ids) for ids in (first, second)]
+    linked = engine.prefill([*chunks, question], mode="legolink-0")
+    assert (linked.recomputed_tokens, linked.fresh_tokens) == (0, 9)
+    (variant,) = (r for r in engine.cache.residents if r.chunk.dummy_tokens)
+    dummies = [engine.facts.model.bos_token_id] * 4
+    behind = stored_kv(engine, engine.compile(dummies + second))[:, :, 4:]
+    torch.testing.assert_close(
+        engine.runner.export_pages(variant.pages, 40), behind, atol=1e-5, rtol=1e-4
+    )
+    assert not torch.allclose(stored_kv(engine, chunks[1]), behind, atol=1e-2)
+    naive = engine.prefill([*chunks, question], link_tokens=0)
+    assert not torch.allclose(naive.logits, linked.logits, atol=1e-2)
+
+
 def stored_kv(engine, chunk):
     """The KV [L, 2, n, G, D] of a chunk in the pool."""
     resident = engine.cache.find(chunk.key)

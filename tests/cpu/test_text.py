@@ -62,3 +62,9 @@ def test_a_stop_word_that_never_comes_whole_is_given_out_at_the_end(tokenizer):
     assert not stopped
     assert "".join(pieces) == "one tw"
     assert pieces[-1] == "tw"
+
+
+def test_a_decoder_that_drops_the_first_space_loses_none_in_a_stream():
+    words = {0: " one", 1: " two", 2: " three", 3: " four", 4: " five", 5: " six"}
+    out = TextStream(lambda ids: "".join(words[i] for i in ids).removeprefix(" "))
+    assert "".join([*map(out.push, range(6)), out.finish()]) == "one two three four five six"

@@ -50,6 +50,11 @@ class ChunkCache:
         return self._residents.get(key)
 
     @property
+    def residents(self) -> tuple[Resident, ...]:
+        """All chunks in the pool, least recently used first."""
+        return tuple(self._residents.values())
+
+    @property
     def num_leases(self) -> int:
         return sum(resident.leases for resident in self._residents.values())
 
