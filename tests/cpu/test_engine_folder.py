@@ -1,0 +1,241 @@
+"""An engine folder is whole or not there, holds its weights once, and refuses what does not fit."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_checkpoints import VARIANTS, make_tiny_checkpoint
+
+from legokv.checkpoint import load_weights, read_model_config
+from legokv.engine_build import EngineSettings, build_engine_folder, facts_from_checkpoint
+from legokv.engine_folder import read_engine_folder, write_engine_folder
+from legokv.errors import EngineMismatch, InvalidRequest, UnsupportedModel
+from legokv.tokenizer import Tokenizer
+
+SETTINGS = EngineSettings("tiny", dtype="float32")
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A llama checkpoint the test may change."""
+    return Path(shutil.copytree(tiny_checkpoint("llama"), tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def engine(checkpoint: Path, tmp_path: Path) -> Path:
+    assert build_engine_folder(checkpoint, tmp_path / "engine", SETTINGS)
+    return tmp_path / "engine"
+
+
+def change_facts(engine: Path, **changes: object) -> None:
+    facts = json.loads((engine / "engine.json").read_text())
+    (engine / "engine.json").write_text(json.dumps(facts | changes))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_facts_read_back_as_they_were_written(
+    name: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    facts = facts_from_checkpoint(tiny_checkpoint(name), EngineSettings(name))
+    write_engine_folder(tmp_path / name, facts, tiny_checkpoint(name))
+    assert read_engine_folder(tmp_path / name) == facts
+    assert facts.model == read_model_config(tiny_checkpoint(name))
+
+
+def test_weights_are_stored_once_on_the_disk(checkpoint: Path, engine: Path) -> None:
+    stored, original = engine / "model.safetensors", checkpoint / "model.safetensors"
+    assert stored.samefile(original)
+
+
+def test_weights_are_copied_where_a_link_is_impossible(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_disk(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", other_disk)
+    build_engine_folder(checkpoint, tmp_path / "engine", SETTINGS)
+    stored, original = tmp_path / "engine/model.safetensors", checkpoint / "model.safetensors"
+    assert stored.read_bytes() == original.read_bytes()
+    assert not stored.samefile(original)
+
+
+def test_a_linked_file_behind_a_symbolic_link_is_the_file_itself(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    blob = (checkpoint / "model.safetensors").rename(tmp_path / "blob")
+    (checkpoint / "model.safetensors").symlink_to(blob)
+    build_engine_folder(checkpoint, tmp_path / "engine", SETTINGS)
+    assert not (tmp_path / "engine/model.safetensors").is_symlink()
+
+
+def test_an_engine_folder_is_itself_a_checkpoint(engine: Path, checkpoint: Path) -> None:
+    facts = read_engine_folder(engine)
+    assert Tokenizer.open(engine).fingerprint == Tokenizer.open(checkpoint).fingerprint
+    again = facts_from_checkpoint(engine, SETTINGS)
+    assert again == facts
+
+
+def test_shards_and_their_index_come_along(tmp_path: Path) -> None:
+    sharded = make_tiny_checkpoint("llama", tmp_path / "sharded", max_shard_size="100KB")
+    build_engine_folder(sharded, tmp_path / "engine", SETTINGS)
+    facts = read_engine_folder(tmp_path / "engine")
+    assert len(load_weights(tmp_path / "engine", facts.model, torch.float32)) > 0
+
+
+def test_the_fingerprint_is_of_the_content_not_of_its_place(
+    checkpoint: Path, engine: Path, tmp_path: Path
+) -> None:
+    original = read_engine_folder(engine).fingerprint
+    copy = shutil.copytree(checkpoint, tmp_path / "elsewhere")
+    sharded = make_tiny_checkpoint("llama", tmp_path / "sharded", max_shard_size="100KB")
+    other = EngineSettings("other name", dtype="bfloat16", page_size=32)
+    assert facts_from_checkpoint(copy, other).fingerprint == original
+    assert facts_from_checkpoint(sharded, SETTINGS).fingerprint == original
+
+
+def test_the_fingerprint_is_the_same_on_every_machine_and_in_every_process(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    # A literal: a change of the encoding orphans every stored chunk, and must be meant.
+    folder = Path(shutil.copytree(tiny_checkpoint("llama"), tmp_path / "fixed"))
+    write_constant_weights(folder / "model.safetensors")
+    found = facts_from_checkpoint(folder, SETTINGS).fingerprint
+    assert found == "9f8e5c7ca9459b7e3f738dd6fd180e825f3388f006c037ba7c19c95bea87cb1b"
+
+
+def write_constant_weights(file: Path) -> None:
+    """Overwrite the data behind the header, so that no random generator's version matters."""
+    content = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    content[start:] = bytes(index % 61 for index in range(len(content) - start))
+    file.write_bytes(content)
+
+
+def flip_last_byte(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
+def edit_json(name: str, **changes: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | changes))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        flip_last_byte,
+        edit_json("config.json", rms_norm_eps=1e-3),
+        edit_json("config.json", rope_parameters={"rope_type": "linear", "factor": 2.0}),
+        edit_json("tokenizer.json", normalizer={"type": "NFC"}),
+    ],
+    ids=["weights", "config", "rotary settings", "tokenizer"],
+)
+def test_the_fingerprint_changes_with(
+    change: Callable[[Path], None], checkpoint: Path, engine: Path
+) -> None:
+    original = read_engine_folder(engine).fingerprint
+    change(checkpoint)
+    assert facts_from_checkpoint(checkpoint, SETTINGS).fingerprint != original
+
+
+def test_another_format_version_names_both(engine: Path) -> None:
+    change_facts(engine, format_version=99)
+    with pytest.raises(EngineMismatch, match="has engine format 99, this legokv reads format 1"):
+        read_engine_folder(engine)
+
+
+def test_a_fact_that_is_missing_is_named(engine: Path) -> None:
+    facts = json.loads((engine / "engine.json").read_text())
+    del facts["page_size"]
+    (engine / "engine.json").write_text(json.dumps(facts))
+    with pytest.raises(EngineMismatch, match="page_size"):
+        read_engine_folder(engine)
+
+
+def test_a_missing_folder_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(EngineMismatch, match=r"does not exist: run build/build_engine\.py"):
+        read_engine_folder(tmp_path / "nowhere")
+
+
+def test_a_folder_of_something_else_is_not_an_engine(tmp_path: Path) -> None:
+    with pytest.raises(EngineMismatch, match=r"holds no engine\.json"):
+        read_engine_folder(tmp_path)
+
+
+def test_facts_that_are_not_json_are_refused(engine: Path) -> None:
+    (engine / "engine.json").write_text("{")
+    with pytest.raises(EngineMismatch, match=r"engine\.json is not JSON"):
+        read_engine_folder(engine)
+
+
+def test_a_missing_file_is_named(engine: Path) -> None:
+    (engine / "model.safetensors").unlink()
+    with pytest.raises(EngineMismatch, match=r"names model\.safetensors"):
+        read_engine_folder(engine)
+
+
+def test_a_file_of_another_size_names_both_sizes(engine: Path) -> None:
+    recorded = (engine / "tokenizer.json").stat().st_size
+    (engine / "tokenizer.json").write_text("{}")
+    with pytest.raises(EngineMismatch, match=f"has 2 bytes, engine.json says {recorded}"):
+        read_engine_folder(engine)
+
+
+def test_a_build_that_fails_leaves_the_old_engine_and_nothing_else(
+    checkpoint: Path, engine: Path
+) -> None:
+    before = read_engine_folder(engine)
+    (checkpoint / "tokenizer_config.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        write_engine_folder(engine, before, checkpoint)
+    assert read_engine_folder(engine) == before
+    assert sorted(path.name for path in engine.parent.iterdir()) == ["checkpoint", "engine"]
+
+
+def test_an_engine_that_is_up_to_date_is_kept(checkpoint: Path, engine: Path) -> None:
+    made = (engine / "engine.json").stat().st_ino
+    assert not build_engine_folder(checkpoint, engine, SETTINGS)
+    assert (engine / "engine.json").stat().st_ino == made
+    assert build_engine_folder(checkpoint, engine, SETTINGS, force=True)
+
+
+def test_an_engine_of_other_settings_or_damaged_is_replaced(checkpoint: Path, engine: Path) -> None:
+    assert build_engine_folder(checkpoint, engine, EngineSettings("tiny", page_size=32))
+    assert read_engine_folder(engine).page_size == 32
+    (engine / "config.json").unlink()
+    assert build_engine_folder(checkpoint, engine, EngineSettings("tiny", page_size=32))
+    assert (engine / "config.json").is_file()
+
+
+def test_a_folder_that_is_no_engine_is_never_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("dear")
+    with pytest.raises(InvalidRequest, match=r"mine exists and holds no engine\.json"):
+        build_engine_folder(checkpoint, tmp_path / "mine", SETTINGS, force=True)
+    assert (tmp_path / "mine/letter.txt").read_text() == "dear"
+
+
+def test_a_tokenizer_of_another_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    definition = json.loads((checkpoint / "tokenizer.json").read_text())
+    extra = definition["added_tokens"][0] | {"id": 384, "content": "<|extra|>"}
+    definition["added_tokens"].append(extra)
+    (checkpoint / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(UnsupportedModel, match="ids up to 384, the model has 384 embedding rows"):
+        build_engine_folder(checkpoint, tmp_path / "engine", SETTINGS)
+
+
+def test_the_tokenizers_end_token_ends_answers_too(checkpoint: Path) -> None:
+    edit_json("config.json", eos_token_id=0)(checkpoint)
+    edit_json("generation_config.json", eos_token_id=0)(checkpoint)
+    assert facts_from_checkpoint(checkpoint, SETTINGS).model.eos_token_ids == (0, 2)
