@@ -6,7 +6,7 @@ error's code from one model to another.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from legokv import errors
@@ -148,11 +148,12 @@ def error_of(event: Failed) -> LegokvError:
 
 
 def _tagged(message: Command | Event) -> dict[str, Any]:
-    return {"type": type(message).__name__, **asdict(message)}
+    return {"type": type(message).__name__, **vars(message)}
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    # `vars` for the dataclasses inside: `asdict` copies every token id of a prompt, 4 ms for 4,000.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=vars).encode()
 
 
 def _decoded(decode: Callable[[], T], noun: str) -> T:
