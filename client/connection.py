@@ -65,17 +65,19 @@ class Server:
         inputs = self._inputs({"namespace": self._namespace, **fields})
         replies: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         self._triton.start_stream(lambda result, error: replies.put((result, error)))
+        final = False
         try:
             self._triton.async_stream_infer("generate", inputs)
-            final = False
             while not final:
                 result, error = replies.get()
                 if error is not None:
+                    final = True
                     raise Refused(error.message())
                 final = result.get_response().parameters[FINAL].bool_param
                 yield _outputs(result)
         finally:
-            self._triton.stop_stream(cancel_requests=True)
+            # Cancelling a request that has ended makes the server wait ten seconds when it stops.
+            self._triton.stop_stream(cancel_requests=not final)
 
     def _inputs(self, fields: dict[str, object]) -> list[triton.InferInput]:
         """Tensors of the types that the model's own config names."""

@@ -1,0 +1,65 @@
+"""One server over a tiny engine for most tests; the tests that change a server start their own."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from server import RunningServer, serving
+
+from legokv import Engine
+from legokv.documents.cut import cut, document_token_ids
+from legokv.documents.document import normalise_text
+from legokv.prompt import build_prompt, prompt_format
+
+TEXTS = (
+    "The harbour of Vellin has three lighthouses. The oldest stands on the northern pier. " * 3,
+    "The ferry of Vellin leaves at seven and comes back at nine, except on market days. " * 3,
+    "Größe und Gewicht: 12 µm, 東京, 👩‍🔬. The keeper of the oldest lighthouse is called Orrin. "
+    * 3,
+    "On market days the baker of Vellin sells rye bread from a blue cart by the well. " * 3,
+)
+MAX_CHUNK_TOKENS = 64
+
+
+@pytest.fixture(scope="session")
+def engine_folder(tiny_engine_folder: Callable[[], Path]) -> Path:
+    return tiny_engine_folder()
+
+
+@pytest.fixture(scope="session")
+def server(
+    engine_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    limits = {"max_document_bytes": 4000, "max_documents": 16, "max_chunk_tokens": MAX_CHUNK_TOKENS}
+    with serving(
+        engine_folder, tmp_path_factory.mktemp("cache"), pool_tokens=8192, **limits
+    ) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def documents(server: RunningServer) -> list[str]:
+    """Ids of TEXTS."""
+    return server.register(*TEXTS)
+
+
+@pytest.fixture(scope="session")
+def library(engine_folder: Path) -> Callable[..., str]:
+    """The library's greedy answer to a question over some of TEXTS, by number."""
+    engine = Engine.open(engine_folder, pool_tokens=8192)
+
+    def answer(question: str, numbers: list[int], **options: object) -> str:
+        chunks = [
+            span
+            for number in numbers
+            for span in cut(
+                document_token_ids(normalise_text(TEXTS[number]), engine.tokenizer),
+                MAX_CHUNK_TOKENS,
+                engine.tokenizer,
+            )
+        ]
+        prompt = build_prompt(engine.tokenizer, prompt_format(engine.tokenizer), question, chunks)
+        segments = [*map(engine.compile, prompt.chunks), prompt.tail_ids]
+        return "".join(token.text for token in engine.generate(segments, **options))
+
+    return answer

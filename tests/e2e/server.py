@@ -1,0 +1,153 @@
+"""A real `legokv serve` for the tests, and its three models as plain calls over gRPC and HTTP."""
+
+import json
+import queue
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+STOP_SECONDS = 30
+ANSWER_SECONDS = 120
+TYPES = {
+    "text_input": "BYTES",
+    "document_ids": "BYTES",
+    "namespace": "BYTES",
+    "system_text": "BYTES",
+    "mode": "BYTES",
+    "link_tokens": "INT32",
+    "max_tokens": "INT32",
+    "stop_words": "BYTES",
+    "temperature": "FP32",
+    "top_k": "INT32",
+    "top_p": "FP32",
+    "seed": "UINT64",
+    "stream": "BOOL",
+}
+DTYPES = {"INT32": np.int32, "FP32": np.float32, "UINT64": np.uint64, "BOOL": np.bool_}
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """Addresses and process of one server that is ready."""
+
+    http: str
+    grpc: str
+    metrics: str
+    process: "subprocess.Popen[str]"
+
+    def client(self) -> triton.InferenceServerClient:
+        return triton.InferenceServerClient(self.grpc)
+
+    def document(self, operation: str, **fields: Any) -> dict[str, Any]:
+        """The documents model's reply over gRPC; InferenceServerException where it refuses."""
+        body = json.dumps({"operation": operation, **fields}).encode()
+        return self.document_bytes(body)
+
+    def document_bytes(self, body: bytes) -> dict[str, Any]:
+        with closing(self.client()) as client:
+            result = client.infer("documents", [tensor("request", "BYTES", [body], batch=False)])
+            return json.loads(result.as_numpy("reply")[0])
+
+    def register(self, *texts: str, **fields: Any) -> list[str]:
+        """Ids of the texts, registered and ready."""
+        return [self.document("create", text=t, **fields)["document"]["id"] for t in texts]
+
+    def stream(self, **fields: Any) -> list[dict[str, Any]]:
+        """All replies of one streamed request over gRPC; raises what it is refused with."""
+        with closing(self.client()) as client:
+            return list(replies(client, stream=True, **fields))
+
+    def ask(self, **fields: Any) -> dict[str, Any]:
+        """The one reply to a request without a stream, over gRPC."""
+        with closing(self.client()) as client:
+            (reply,) = replies(client, **fields)
+            return reply
+
+    def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body of one HTTP request."""
+        request = urllib.request.Request(f"{self.http}{path}", body)
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as response:
+                return response.status, response.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+
+def tensor(name: str, kind: str, values: Sequence[Any], *, batch: bool = True) -> triton.InferInput:
+    plain = [value.encode() if isinstance(value, str) else value for value in values]
+    array = np.array(plain, DTYPES.get(kind, np.object_))
+    array = array.reshape(1, -1) if batch else array
+    made = triton.InferInput(name, array.shape, kind)
+    made.set_data_from_numpy(array)
+    return made
+
+
+def inputs(fields: dict[str, Any]) -> list[triton.InferInput]:
+    return [
+        tensor(name, TYPES[name], value if isinstance(value, list) else [value])
+        for name, value in fields.items()
+    ]
+
+
+def replies(client: triton.InferenceServerClient, **fields: Any) -> Iterator[dict[str, Any]]:
+    """Replies as they come; leaving early cancels the request as a client that goes away does."""
+    arrived: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+    client.start_stream(lambda result, error: arrived.put((result, error)))
+    final = False
+    try:
+        client.async_stream_infer("generate", inputs(fields))
+        while not final:
+            result, error = arrived.get(timeout=ANSWER_SECONDS)
+            if error is not None:
+                final = True
+                raise error
+            response = result.get_response()
+            final = response.parameters["triton_final_response"].bool_param
+            values = {o.name: result.as_numpy(o.name).reshape(-1)[0] for o in response.outputs}
+            yield {n: v.decode() if isinstance(v, bytes) else v for n, v in values.items()}
+    finally:
+        client.stop_stream(cancel_requests=not final)
+
+
+def command(engine: Path, cache_dir: Path, **settings: Any) -> list[str]:
+    """`legokv serve` on free ports, with the settings as flags."""
+    ports = {f"{port}_port": "auto" for port in ("http", "grpc", "metrics")}
+    given = {"engine": engine, "cache_dir": cache_dir, "num_threads": 1, **ports, **settings}
+    flags = [
+        part
+        for name, value in given.items()
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    return [sys.executable, "-m", "legokv.cli", "serve", "--format", "json", *flags]
+
+
+@contextmanager
+def serving(engine: Path, cache_dir: Path, **settings: Any) -> Iterator[RunningServer]:
+    """A server that is ready, ended with the block."""
+    process = subprocess.Popen(
+        command(engine, cache_dir, **settings), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        events = (json.loads(line) for line in process.stdout)
+        ready = next((event for event in events if event["event"] == "ready"), None)
+        assert ready is not None, f"the server ended with status {process.wait()}"
+        yield RunningServer(ready["http"], ready["grpc"], ready["metrics"], process)
+    finally:
+        process.terminate()
+        process.wait(STOP_SECONDS)
+
+
+def refusal(error: InferenceServerException) -> tuple[str, str]:
+    """Status and sentence of a refused request."""
+    return str(error.status()), error.message()

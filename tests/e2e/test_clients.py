@@ -1,0 +1,116 @@
+"""The client scripts against the real server, as a user runs them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TEXTS
+from server import RunningServer, serving
+
+CLIENT = Path(__file__).resolve().parents[2] / "client"
+
+
+def run(
+    server: RunningServer, script: str, *arguments: str, text: str = ""
+) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(CLIENT / script), "--url", server.grpc, "--namespace", "clients"]
+    return subprocess.run(
+        [*command, *arguments], input=text, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("texts")
+    for number, text in enumerate(TEXTS):
+        (made / f"text{number}.txt").write_text(text, encoding="utf-8")
+    (made / "ignored.bin").write_bytes(b"\xff\x00")
+    return made
+
+
+def documents(server: RunningServer, *arguments: str, text: str = "") -> list[dict[str, object]]:
+    result = run(server, "documents.py", "--format", "json", *arguments, text=text)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_a_folder_is_added_listed_shown_changed_and_deleted(
+    server: RunningServer, folder: Path
+) -> None:
+    added = documents(server, "add", str(folder))
+    assert [document["name"] for document in added] == ["text0", "text1", "text2", "text3"]
+    assert documents(server, "list") == documents(server, "list")
+    assert [d["id"] for d in documents(server, "list")] == [d["id"] for d in added]
+    (shown,) = documents(server, "show", "text2", "--text")
+    assert shown["text"] == TEXTS[2].strip()
+    (changed,) = documents(server, "update", "text2", "--name", "other", "--pin")
+    assert (changed["name"], changed["pinned"]) == ("other", True)
+    documents(server, "delete", "other", "text0")
+    assert [d["name"] for d in documents(server, "list")] == ["text1", "text3"]
+    documents(server, "delete", "text1", "text3")
+
+
+def test_standard_input_is_a_document(server: RunningServer) -> None:
+    (added,) = documents(server, "add", "-", "--name", "piped", text="The bridge has four arches.")
+    assert added["state"] == "ready"
+    documents(server, "delete", "piped")
+
+
+def test_a_file_that_is_not_text_is_told_of_and_the_others_are_added(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    (tmp_path / "good.txt").write_text("The bridge has four arches.")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")
+    result = run(server, "documents.py", "--format", "json", "add", str(tmp_path))
+    assert result.returncode == 1
+    assert "bad.txt: not UTF-8" in result.stderr
+    assert json.loads(result.stdout)["name"] == "good"
+    documents(server, "delete", "good")
+
+
+def test_a_question_streams_its_answer_and_ends_with_what_it_took(
+    server: RunningServer, folder: Path
+) -> None:
+    documents(server, "add", str(folder))
+    question = ("ask.py", "Who keeps it?", "--max-tokens", "12", "--documents", "text0", "text2")
+    plain = run(server, *question)
+    assert plain.returncode == 0, plain.stderr
+    assert "cached" in plain.stderr
+    lines = run(server, *question, "--format", "json").stdout.splitlines()
+    replies = [json.loads(line) for line in lines]
+    assert "".join(reply["text_output"] for reply in replies) == plain.stdout.removesuffix("\n")
+    assert len(replies) > 3
+    assert replies[-1]["documents_linked"] == 2
+    full = run(server, *question, "--format", "json", "--full").stdout.splitlines()
+    assert json.loads(full[-1])["cached_tokens"] == 0
+    few = run(server, *question, "--format", "json", "--link-tokens", "3").stdout.splitlines()
+    assert json.loads(few[-1])["recomputed_tokens"] < replies[-1]["recomputed_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("ask.py", "Who?", "--documents", "nowhere"), "0 documents are called 'nowhere'"),
+        (("ask.py", "Who?", "--link-tokens", "-4"), "link_tokens"),
+        (("documents.py", "delete", "nowhere"), "0 documents are called 'nowhere'"),
+        (("documents.py", "add", "/nowhere.txt"), "No such file"),
+    ],
+)
+def test_a_refused_command_prints_the_reason_and_fails(
+    server: RunningServer, arguments: tuple[str, ...], reason: str
+) -> None:
+    result = run(server, *arguments)
+    assert result.returncode == 1
+    assert reason in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_server_that_is_not_there_is_said_so(engine_folder: Path, tmp_path: Path) -> None:
+    with serving(engine_folder, tmp_path) as gone:
+        pass
+    result = run(gone, "ask.py", "Who?")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "connect" in result.stderr.lower()

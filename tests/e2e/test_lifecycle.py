@@ -1,0 +1,131 @@
+"""What outlives a request, a client and a server: documents do, jobs and files of ours do not."""
+
+import signal
+import socket
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from conftest import TEXTS
+from server import RunningServer, command, replies, serving
+
+
+def test_documents_survive_a_restart_and_are_not_compiled_again(
+    engine_folder: Path, tmp_path: Path
+) -> None:
+    fields = {"text_input": "Who keeps it?", "max_tokens": 12}
+    with serving(engine_folder, tmp_path) as first:
+        ids = first.register(*TEXTS)
+        before = first.ask(document_ids=ids, **fields)
+    with serving(engine_folder, tmp_path) as second:
+        listed = second.document("list")["documents"]
+        after = second.ask(document_ids=ids, **fields)
+        again = second.register(*TEXTS)
+    assert [document["id"] for document in listed] == ids == again
+    assert {document["state"] for document in listed} == {"ready"}
+    assert after["text_output"] == before["text_output"]
+    assert after["compiled_tokens"] == 0
+    assert after["load_seconds"] > 0
+
+
+def test_a_damaged_chunk_file_is_compiled_again_and_the_answer_is_the_same(
+    engine_folder: Path, tmp_path: Path
+) -> None:
+    fields = {"text_input": "Who keeps it?", "max_tokens": 12}
+    with serving(engine_folder, tmp_path) as first:
+        (document_id,) = first.register(TEXTS[0])
+        before = first.ask(document_ids=[document_id], **fields)
+    for file in tmp_path.rglob("*.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[-9] ^= 64
+        file.write_bytes(content)
+    with serving(engine_folder, tmp_path) as second:
+        after = second.ask(document_ids=[document_id], **fields)
+    assert after["compiled_tokens"] > 0
+    assert after["text_output"] == before["text_output"]
+
+
+def test_a_client_that_goes_away_frees_its_request(engine_folder: Path, tmp_path: Path) -> None:
+    # The pool holds one long answer at a time: the second must wait until the first is gone.
+    with serving(engine_folder, tmp_path, pool_tokens=2048) as server:
+        with closing(server.client()) as client:
+            leaving = replies(client, text_input="Who?", max_tokens=1900, stream=True)
+            next(leaving)
+            started = time.monotonic()
+            leaving.close()
+        reply = server.ask(text_input="Who?", max_tokens=1000, stop_words=["e"])
+        took = time.monotonic() - started
+        whole = server.ask(text_input="Who?", max_tokens=1900)
+    assert reply["finish_reason"] == "stop"
+    assert took < whole["total_seconds"] / 2
+
+
+def test_a_request_too_large_for_the_pool_is_refused_with_the_numbers(
+    engine_folder: Path, tmp_path: Path
+) -> None:
+    with serving(engine_folder, tmp_path, pool_tokens=160) as server:
+        with pytest.raises(Exception, match=r"needs \d+ pages of 16 tokens, the pool has 10"):
+            server.ask(text_input="Who?", max_tokens=400)
+        assert server.ask(text_input="Who?", max_tokens=2)["generated_tokens"] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server_with_nothing_left_behind(
+    engine_folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with serving(engine_folder, tmp_path) as server:
+        server.register(TEXTS[0])
+        children = descendants(server.process.pid)
+        files = shared_memory(server)
+        server.process.send_signal(number)
+        assert server.process.wait(30) == 0
+    assert len(children) >= 4
+    assert not [pid for pid in children if Path("/proc", str(pid)).exists()]
+    assert files
+    assert not [file for file in files if file.exists()]
+
+
+def test_a_port_that_is_taken_is_named_before_anything_starts(
+    engine_folder: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = run(command(engine_folder, tmp_path, grpc_port=port))
+    assert result.returncode == 1
+    assert f"{port}" in result.stderr
+    assert "grpc" in result.stderr
+
+
+def test_an_engine_folder_of_another_version_is_refused_with_both(
+    engine_folder: Path, tmp_path: Path
+) -> None:
+    facts = (engine_folder / "engine.json").read_text()
+    other = tmp_path / "engine"
+    other.mkdir()
+    version = '"format_version": 1'
+    assert version in facts
+    (other / "engine.json").write_text(facts.replace(version, '"format_version": 99'))
+    result = run(command(other, tmp_path))
+    assert result.returncode == 1
+    assert "engine format 99, this legokv reads format 1" in result.stderr
+
+
+def run(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
+
+
+def descendants(pid: int) -> list[int]:
+    """Process numbers below `pid`, from the kernel's own lists."""
+    found = []
+    for thread in Path("/proc", str(pid), "task").iterdir():
+        for child in (thread / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+def shared_memory(server: RunningServer) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"legokv_{server.process.pid}_*"))
