@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from legokv import Chunk, Engine
+from legokv.runners.attention_forms import ATTENTION_FORMS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fresh-tokens", type=int, default=32)
     parser.add_argument("--link-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--attention", choices=ATTENTION_FORMS, default="native")
     parser.add_argument("--rounds", type=int, default=7)
     return parser.parse_args()
 
@@ -82,10 +84,13 @@ def main() -> None:
         text=True,
         check=False,
     )
-    engine = Engine.open(arguments.engine, num_threads=arguments.threads)
+    engine = Engine.open(
+        arguments.engine, num_threads=arguments.threads, attention=arguments.attention
+    )
     print(
         f"commit {commit.stdout.strip()}, {engine.facts.dtype}, torch {torch.__version__}, ", end=""
     )
+    print(f"attention: {engine.runner.attention.description}, ", end="")
     print(f"{arguments.threads} threads, {arguments.rounds} interleaved rounds")
     report(interleaved(methods(engine, arguments), arguments.rounds))
 

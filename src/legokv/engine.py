@@ -30,6 +30,7 @@ from legokv.request import (
     check_context,
     check_token_ids,
 )
+from legokv.runners.attention_forms import attention_form
 from legokv.runners.torch_runner import TorchRunner
 from legokv.sample import SamplingOptions
 from legokv.text import TextStream
@@ -70,6 +71,7 @@ class Engine:
         max_step_tokens: int = 2048,
         num_threads: int | None = None,
         cache_dir: str | Path | None = None,
+        attention: str = "auto",
         pinned_keys: Callable[[], Collection[str]] = frozenset,
     ) -> "Engine":
         """Load the engine folder at `path`; EngineMismatch if it does not fit this version.
@@ -77,7 +79,9 @@ class Engine:
         dtype: "bfloat16" or "float32" in place of the one it was built for. pool_tokens: how many
         tokens' KV the pool holds. max_step_tokens: most tokens one step computes. num_threads:
         torch's, for this whole process. cache_dir: where persistent chunks are kept, below a
-        folder named by the model's fingerprint. pinned_keys: chunks that must stay in the pool.
+        folder named by the model's fingerprint. attention: "native", the CPU library, compiled if
+        it is not yet; "torch"; or "auto", native if it is there. pinned_keys: chunks that must
+        stay in the pool.
         """
         facts = read_engine_folder(Path(path))
         dtype = dtype or facts.dtype
@@ -94,6 +98,7 @@ class Engine:
         runner = TorchRunner(
             facts.model,
             load_weights(Path(path), facts.model, _DTYPES[dtype]),
+            attention_form(attention, facts.model, _DTYPES[dtype]),
             num_pages=pool_tokens // facts.page_size,
             page_size=facts.page_size,
         )

@@ -75,6 +75,7 @@ class EngineService:
             max_step_tokens=settings.max_step_tokens,
             num_threads=settings.num_threads or None,
             cache_dir=settings.cache_dir,
+            attention=settings.attention,
             pinned_keys=registry.pinned_chunk_keys,
         )
         return cls(engine)

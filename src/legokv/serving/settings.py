@@ -44,6 +44,7 @@ class Settings:
     pool_tokens: int = _setting(32768, "tokens whose KV the page pool holds", 1)
     max_step_tokens: int = _setting(2048, "most tokens one step computes", 1)
     num_threads: int = _setting(0, "threads that compute; 0: as many as torch chooses", 0)
+    attention: str = _setting("auto", "native, torch, or auto: native if its library is compiled")
     max_chunk_tokens: int = _setting(1024, "longest span of a document compiled at once", 1)
     max_document_tokens: int = _setting(131072, "longest document", 1)
     max_document_bytes: int = _setting(4 * 2**20, "longest document's text in UTF-8", 1)

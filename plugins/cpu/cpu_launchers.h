@@ -1,0 +1,86 @@
+// The CPU library's plain C interface: a step is begun once, then attended layer by layer.
+//
+// Legend of shapes: T tokens, B sequences, P rows of a page table, N pool pages, S page size,
+// H query heads, G KV heads, D head size, M imported pages.
+#pragma once
+
+#include <stdint.h>
+
+#include "legokv/launchers.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Which build of the kernels runs. BEST is the last that this processor has and that can do the
+// pool's dtype; naming another is for tests and measurements.
+enum LegokvInstructionSet {
+  LEGOKV_BEST = 0,
+  LEGOKV_PORTABLE = 1,
+  LEGOKV_AVX2 = 2,         // with FMA and F16C
+  LEGOKV_AVX512 = 3,       // F, BW, DQ, VL
+  LEGOKV_AVX512_BF16 = 4,  // bfloat16 pools only
+};
+
+// What all layers of a step share. Nothing of it is read after legokv_cpu_begin has returned.
+struct LegokvCpuStep {
+  const int32_t* positions;      // [T], ascending within a sequence
+  const int32_t* key_positions;  // [T]
+  const int32_t* slots;          // [T]; a slot outside the pool is not written
+  const int32_t* query_start;    // [B + 1], ascending from 0
+  const int32_t* pages;          // [B, P, 4]: page, base, position of slot 0, filled slots
+  const float* inv_freq;         // [D / 2]
+  int64_t num_pool_pages;
+  int32_t num_tokens;
+  int32_t num_sequences;
+  int32_t num_table_rows;
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t head_size;  // a multiple of 16
+  int32_t page_size;
+  int32_t dtype;
+  int32_t instruction_set;
+  int32_t num_threads;
+  float scale;  // positive
+};
+
+// One layer's tensors, of the step's dtype. A token's heads are contiguous, tokens are a stride of
+// so many elements apart.
+struct LegokvCpuLayer {
+  const void* q;  // T x [H, D], not rotated
+  const void* k;  // T x [G, D], not rotated
+  const void* v;  // T x [G, D]
+  void* pool;     // [N, 2, S, G, D]
+  void* out;      // [T, H, D]
+  int64_t q_stride;
+  int64_t k_stride;
+  int64_t v_stride;
+};
+
+// A step for the next three; null if it is refused. One thread at a time may use it.
+void* legokv_cpu_begin(const struct LegokvCpuStep* step);
+
+// Writes the tokens' K and V into the pool, then attends over the page table.
+void legokv_cpu_attend(void* begun, const struct LegokvCpuLayer* layer);
+
+// The LegokvInstructionSet that runs.
+int legokv_cpu_instruction_set(const void* begun);
+
+// Frees the step.
+void legokv_cpu_end(void* begun);
+
+// Puts M stored pages into the pool. Returns a LegokvStatus.
+int legokv_cpu_kv_import(const struct LegokvKvImport* import, int num_threads);
+
+// Whether this library and this processor have a LegokvInstructionSet.
+int legokv_cpu_has(int instruction_set);
+
+// The LegokvInstructionSet that BEST stands for with pools of a LegokvDtype.
+int legokv_cpu_best(int dtype);
+
+// What the last failed call of this thread had to say.
+const char* legokv_cpu_last_error(void);
+
+#ifdef __cplusplus
+}
+#endif

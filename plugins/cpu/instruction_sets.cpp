@@ -1,0 +1,79 @@
+#include "cpu/instruction_sets.h"
+
+namespace legokv::cpu {
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  const Kernels* (*kernels)(int dtype);  // null: the compiler could not build it
+};
+
+#ifdef LEGOKV_HAS_AVX2
+constexpr auto* kAvx2 = avx2_kernels;
+#else
+constexpr const Kernels* (*kAvx2)(int) = nullptr;
+#endif
+#ifdef LEGOKV_HAS_AVX512
+constexpr auto* kAvx512 = avx512_kernels;
+#else
+constexpr const Kernels* (*kAvx512)(int) = nullptr;
+#endif
+#ifdef LEGOKV_HAS_AVX512_BF16
+constexpr auto* kAvx512Bf16 = avx512_bf16_kernels;
+#else
+constexpr const Kernels* (*kAvx512Bf16)(int) = nullptr;
+#endif
+
+// By number of LegokvInstructionSet.
+constexpr InstructionSet kSets[] = {{"best", nullptr},
+                                    {"portable", portable_kernels},
+                                    {"avx2", kAvx2},
+                                    {"avx512", kAvx512},
+                                    {"avx512_bf16", kAvx512Bf16}};
+
+bool processor_has(int instruction_set) {
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  switch (instruction_set) {
+    case LEGOKV_AVX2:
+      return avx2;
+    case LEGOKV_AVX512:
+      return avx512;
+    case LEGOKV_AVX512_BF16:
+      return avx512 && __builtin_cpu_supports("avx512bf16");
+    default:
+      break;
+  }
+#endif
+  return instruction_set == LEGOKV_PORTABLE;
+}
+
+}  // namespace
+
+bool has_instruction_set(int instruction_set) {
+  return instruction_set >= LEGOKV_PORTABLE && instruction_set <= LEGOKV_AVX512_BF16 &&
+         kSets[instruction_set].kernels != nullptr && processor_has(instruction_set);
+}
+
+const char* instruction_set_name(int instruction_set) {
+  const bool known = instruction_set >= LEGOKV_BEST && instruction_set <= LEGOKV_AVX512_BF16;
+  return known ? kSets[instruction_set].name : "unknown";
+}
+
+Choice choose_kernels(int instruction_set, int dtype) {
+  if (instruction_set != LEGOKV_BEST) {
+    const bool has = has_instruction_set(instruction_set);
+    return {has ? kSets[instruction_set].kernels(dtype) : nullptr, instruction_set};
+  }
+  for (int set = LEGOKV_AVX512_BF16; set > LEGOKV_PORTABLE; --set) {
+    if (!has_instruction_set(set)) continue;
+    if (const Kernels* kernels = kSets[set].kernels(dtype)) return {kernels, set};
+  }
+  return {portable_kernels(dtype), LEGOKV_PORTABLE};
+}
+
+}  // namespace legokv::cpu

@@ -1,0 +1,133 @@
+// Attention of one tile: rows stay, blocks of keys pass by, stored keys are read as they are.
+#pragma once
+
+#include "cpu/kernels/product.h"
+#include "cpu/kernels/rotate.h"
+#include "cpu/kernels/scratch.h"
+
+namespace legokv::cpu {
+namespace {
+
+template <typename Operand, typename T>
+class TileAttention {
+ public:
+  TileAttention(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile, void* memory)
+      : shape_(shape),
+        layer_(layer),
+        tile_(tile),
+        heads_(shape.num_heads / shape.num_kv_heads),
+        num_rows_(tile.num_tokens * heads_),
+        scale_{shape.exponent_scale, kSlack / shape.exponent_scale} {
+    carve(shape, memory, &scratch_);
+    clear(shape, num_rows_, scratch_);
+    for (int row = 0; row < num_rows_; ++row) {
+      scratch_.positions[row] = tile.positions[row / heads_];
+    }
+  }
+
+  void run() {
+    for (int g = 0; g < tile_.num_groups; ++g) attend_group(tile_.groups[g]);
+    for (int row = 0; row < num_rows_; ++row) finish_row(row);
+  }
+
+ private:
+  // The first token at or past a position: it and those after it see a key there.
+  int first_token_at(int position) const {
+    int token = 0;
+    while (token < tile_.num_tokens && tile_.positions[token] < position) ++token;
+    return token;
+  }
+
+  void attend_group(const KeyGroup& group) {
+    const int first_token = first_token_at(group.first_position);
+    if (first_token == tile_.num_tokens) return;
+    turn_queries(group, first_token);
+    const T* pool_head = static_cast<const T*>(layer_.pool) + tile_.kv_head * shape_.head_size;
+    const int last_position = tile_.positions[tile_.num_tokens - 1];
+    RunCursor cursor = {group.runs, group.runs + group.num_runs, 0};
+    while (take_block(&cursor, shape_, pool_head, last_position, scratch_.zeros, scratch_.block)) {
+      attend_block();
+    }
+  }
+
+  void turn_queries(const KeyGroup& group, int first_token) {
+    const int head_size = shape_.head_size;
+    for (int token = first_token; token < tile_.num_tokens; ++token) {
+      const float* turn = group.turns + int64_t{tile_.first_in_sequence + token} * head_size;
+      const T* heads = static_cast<const T*>(layer_.q) +
+                       (tile_.first_token + token) * layer_.q_stride +
+                       tile_.kv_head * heads_ * head_size;
+      for (int h = 0; h < heads_; ++h) {
+        rotate_head(heads + h * head_size, turn, head_size,
+                    scratch_.queries + (token * heads_ + h) * head_size);
+      }
+    }
+  }
+
+  void attend_block() {
+    const KeyBlock<T>& block = *scratch_.block;
+    pack_keys<Operand>(block, shape_.head_size, scratch_.keys);
+    pack_values<Operand>(block, shape_.head_size, scratch_.values);
+    for (int row = first_token_at(block.positions[0]) * heads_; row < num_rows_;
+         row += kPanelRows) {
+      attend_rows(row, num_rows_ - row < kPanelRows ? num_rows_ - row : kPanelRows);
+    }
+  }
+
+  void attend_rows(int first_row, int num_rows) {
+    constexpr int kPerWord = Operand::kPerWord;
+    const int head_size = shape_.head_size, row_words = head_size / kPerWord;
+    // The last row sees the most; nothing is computed for keys that only later ones see.
+    const int num_keys = scratch_.block->num_seen(scratch_.positions[first_row + num_rows - 1]);
+    const int num_vectors = (num_keys + kLanes - 1) / kLanes;
+    const auto* queries = reinterpret_cast<const uint32_t*>(scratch_.queries);
+    multiply<Operand>(
+        num_rows, num_vectors,
+        {queries + first_row * row_words, row_words, scratch_.keys, row_words, row_words},
+        {scratch_.scores, kBlockKeys, false});
+    for (int row = 0; row < num_rows; ++row) weigh_row(first_row + row, row, num_vectors * kLanes);
+    multiply<Operand>(
+        num_rows, head_size / kLanes,
+        {reinterpret_cast<const uint32_t*>(scratch_.weights), kBlockKeys / kPerWord,
+         scratch_.values, (num_keys + kPerWord - 1) / kPerWord, kBlockKeys / kPerWord},
+        {scratch_.sums + first_row * head_size, head_size, true});
+  }
+
+  // Of `count` scores; `panel_row` is the row's place in the products.
+  void weigh_row(int row, int panel_row, int count) {
+    const KeyBlock<T>& block = *scratch_.block;
+    const int query_position = scratch_.positions[row];
+    float* scores = scratch_.scores + panel_row * kBlockKeys;
+    if (block.positions[count - 1] > query_position) {
+      hide_scores(scores, block.positions, query_position, count);
+    }
+    const RowState state = {scratch_.maxima + row, scratch_.totals + row * kLanes,
+                            scratch_.sums + row * shape_.head_size};
+    weigh(scores, count, scale_, state, shape_.head_size,
+          scratch_.weights + panel_row * kBlockKeys);
+  }
+
+  // A row that has seen no key has no total, and gives zeros.
+  void finish_row(int row) {
+    const float total = sum_of_lanes(load_vector<Floats>(scratch_.totals + row * kLanes));
+    const float share = total == 0 ? 0 : 1 / total;
+    const int64_t token = tile_.first_token + row / heads_;
+    const int head = tile_.kv_head * heads_ + row % heads_;
+    T* out = static_cast<T*>(layer_.out) + (token * shape_.num_heads + head) * shape_.head_size;
+    const float* sums = scratch_.sums + row * shape_.head_size;
+    for (int i = 0; i < shape_.head_size; i += kLanes) {
+      store_floats<kLanes>(out + i, load_vector<Floats>(sums + i) * share);
+    }
+  }
+
+  const Shape& shape_;
+  const LegokvCpuLayer& layer_;
+  const Tile& tile_;
+  const int heads_;  // query heads of the KV head
+  const int num_rows_;
+  const ScoreScale scale_;
+  Scratch<Operand, T> scratch_;
+};
+
+}  // namespace
+}  // namespace legokv::cpu

@@ -1,0 +1,55 @@
+// One instruction set's table of kernels; CMake compiles this file once for each of them.
+#include "cpu/kernels/kernels.h"
+
+#include "cpu/kernels/attend_tile.h"
+
+namespace legokv::cpu {
+namespace {
+
+template <typename Operand, typename T>
+int64_t scratch_bytes(const Shape& shape) {
+  Scratch<Operand, T> unused;
+  return carve(shape, nullptr, &unused);
+}
+
+template <typename T>
+void write_token(const Shape& shape, const LegokvCpuLayer& layer, int token, const float* turn,
+                 int64_t key_offset) {
+  const T* key = static_cast<const T*>(layer.k) + token * layer.k_stride;
+  const T* value = static_cast<const T*>(layer.v) + token * layer.v_stride;
+  T* stored = static_cast<T*>(layer.pool) + key_offset;
+  for (int head = 0; head < shape.num_kv_heads; ++head) {
+    const int at = head * shape.head_size;
+    rotate_head(key + at, turn, shape.head_size, stored + at);
+  }
+  memcpy(stored + shape.value_distance, value, sizeof(T) * shape.token_stride);
+}
+
+template <typename Operand, typename T>
+void attend_tile(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile, void* memory) {
+  TileAttention<Operand, T>(shape, layer, tile, memory).run();
+}
+
+template <typename Operand, typename T>
+constexpr Kernels kTable = {scratch_bytes<Operand, T>, write_token<T>, attend_tile<Operand, T>};
+
+}  // namespace
+
+const Kernels* LEGOKV_KERNELS(int dtype) {
+#if defined(__AVX512BF16__)
+  return dtype == LEGOKV_BFLOAT16 ? &kTable<PairWords, bfloat16> : nullptr;
+#else
+  switch (dtype) {
+    case LEGOKV_FLOAT32:
+      return &kTable<FloatWords, float>;
+    case LEGOKV_FLOAT16:
+      return &kTable<FloatWords, float16>;
+    case LEGOKV_BFLOAT16:
+      return &kTable<FloatWords, bfloat16>;
+    default:
+      return nullptr;
+  }
+#endif
+}
+
+}  // namespace legokv::cpu

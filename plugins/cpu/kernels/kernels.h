@@ -1,0 +1,65 @@
+// What one instruction set's build of the kernels offers, and the plain data it works on.
+//
+// Those builds share no function with the rest or each other: an inline function compiled twice is
+// kept once, and might be the one that this processor cannot run. So here are only data.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/cpu_launchers.h"
+
+namespace legokv::cpu {
+
+// Neighbouring slots of one page that hold keys of ascending positions.
+struct KeyRun {
+  int64_t key_offset;  // of the first slot's key of KV head 0, in elements from the pool's start
+  int32_t first_position;
+  int32_t num_keys;
+};
+
+// Keys of one sequence that share a base, ascending by position, and how queries turn to them.
+struct KeyGroup {
+  const KeyRun* runs;
+  int32_t num_runs;
+  int32_t first_position;
+  const float* turns;  // cosines [D / 2] then sines [D / 2] for each token of the sequence
+};
+
+// Some tokens of a sequence, and the query heads of one KV head: a row is a token's query head.
+struct Tile {
+  const KeyGroup* groups;
+  const int32_t* positions;  // of its tokens
+  int32_t num_groups;
+  int32_t first_token;        // in the step
+  int32_t first_in_sequence;  // the same token, counted in its sequence
+  int32_t num_tokens;
+  int32_t kv_head;
+};
+
+struct Shape {
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t head_size;
+  int32_t max_rows;        // of a tile
+  int64_t token_stride;    // from a slot to the next in the pool, in elements
+  int64_t value_distance;  // from a key to its value
+  float exponent_scale;    // scale * log2(e): weights are powers of two
+};
+
+struct Kernels {
+  // Bytes that attend_tile needs for itself, 64-aligned.
+  int64_t (*scratch_bytes)(const Shape& shape);
+  // Rotates a token's keys by its turn (as in KeyGroup) and puts them and its values into the pool.
+  void (*write_token)(const Shape& shape, const LegokvCpuLayer& layer, int token, const float* turn,
+                      int64_t key_offset);
+  void (*attend_tile)(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile,
+                      void* scratch);
+};
+
+// Each for a LegokvDtype; null where that build cannot do it.
+const Kernels* portable_kernels(int dtype);
+const Kernels* avx2_kernels(int dtype);
+const Kernels* avx512_kernels(int dtype);
+const Kernels* avx512_bf16_kernels(int dtype);
+
+}  // namespace legokv::cpu

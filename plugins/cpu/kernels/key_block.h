@@ -1,0 +1,105 @@
+// Up to 64 keys of one base and their values, packed for products: read once, used by many rows.
+#pragma once
+
+#include "cpu/kernels/kernels.h"
+#include "cpu/kernels/transpose.h"
+
+namespace legokv::cpu {
+namespace {
+
+constexpr int kBlockKeys = 64;
+static_assert(kBlockKeys % kPanelWidth == 0);
+
+// Where the keys of a block lie. Those past num_keys are zeros, whose position nobody sees.
+template <typename T>
+struct KeyBlock {
+  const T* keys[kBlockKeys];
+  const T* values[kBlockKeys];
+  int32_t positions[kBlockKeys];
+  int num_keys;
+
+  int num_vectors() const { return (num_keys + kLanes - 1) / kLanes; }
+
+  // How many of its keys, from the first on, a query sees.
+  int num_seen(int query_position) const {
+    int count = num_keys;
+    while (count > 0 && positions[count - 1] > query_position) --count;
+    return count;
+  }
+};
+
+// Walks a group's runs, block by block.
+struct RunCursor {
+  const KeyRun* run;
+  const KeyRun* end;
+  int used;  // keys of `run` that were taken
+};
+
+// Takes the next keys up to `last_position`, at most kBlockKeys; false when there is none.
+template <typename T>
+bool take_block(RunCursor* cursor, const Shape& shape, const T* pool_head, int last_position,
+                const T* zeros, KeyBlock<T>* block) {
+  int count = 0;
+  while (count < kBlockKeys && cursor->run != cursor->end) {
+    const KeyRun& run = *cursor->run;
+    if (cursor->used == run.num_keys) {
+      ++cursor->run;
+      cursor->used = 0;
+      continue;
+    }
+    const int position = run.first_position + cursor->used;
+    if (position > last_position) break;
+    const T* key = pool_head + run.key_offset + cursor->used * shape.token_stride;
+    block->keys[count] = key;
+    block->values[count] = key + shape.value_distance;
+    block->positions[count] = position;
+    ++count;
+    ++cursor->used;
+  }
+  block->num_keys = count;
+  for (int i = count; i < kBlockKeys; ++i) {
+    block->keys[i] = block->values[i] = zeros;
+    block->positions[i] = INT32_MAX;
+  }
+  return count > 0;
+}
+
+// packed[panel][word of D][kPanelWidth keys].
+template <typename Operand, typename T>
+void pack_keys(const KeyBlock<T>& block, int head_size, uint32_t* packed) {
+  const int depth = head_size / Operand::kPerWord;
+  for (int v = 0; v < block.num_vectors(); ++v) {
+    uint32_t* columns =
+        packed + int64_t{v / kPanelVectors} * depth * kPanelWidth + v % kPanelVectors * kLanes;
+    for (int first = 0; first < depth; first += kLanes) {
+      const int num_words = depth - first < kLanes ? depth - first : kLanes;
+      Words square[kLanes];
+      for (int key = 0; key < kLanes; ++key) {
+        square[key] = Operand::load_key_words(
+            block.keys[v * kLanes + key] + first * Operand::kPerWord, num_words);
+      }
+      transpose(square);
+      for (int word = 0; word < num_words; ++word) {
+        store_vector(columns + int64_t{first + word} * kPanelWidth, square[word]);
+      }
+    }
+  }
+}
+
+// packed[panel of D][kBlockKeys in words][kPanelWidth dimensions].
+template <typename Operand, typename T>
+void pack_values(const KeyBlock<T>& block, int head_size, uint32_t* packed) {
+  constexpr int kPacked = kBlockKeys / Operand::kPerWord;
+  const int depth = (block.num_keys + Operand::kPerWord - 1) / Operand::kPerWord;
+  for (int word = 0; word < depth; ++word) {
+    const T* const* values = block.values + word * Operand::kPerWord;
+    for (int v = 0; v < head_size / kLanes; ++v) {
+      uint32_t* panel = packed + (v / kPanelVectors * kPacked + word) * kPanelWidth;
+      store_vector(panel + v % kPanelVectors * kLanes,
+                   Operand::load_value_words(values, v * kLanes));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace legokv::cpu

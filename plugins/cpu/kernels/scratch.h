@@ -1,0 +1,66 @@
+// What a thread needs to attend one tile, carved from one piece of memory.
+#pragma once
+
+#include "cpu/kernels/key_block.h"
+#include "cpu/kernels/softmax.h"
+
+namespace legokv::cpu {
+namespace {
+
+// R rows of a tile, D rounded up to whole panels where values are packed.
+template <typename Operand, typename T>
+struct Scratch {
+  typename Operand::Number* queries;  // [R, D], turned to a group
+  float* sums;                        // [R, D]
+  float* totals;                      // [R, kLanes]
+  float* maxima;                      // [R]
+  int32_t* positions;                 // [R]
+  uint32_t* keys;
+  uint32_t* values;
+  float* scores;                      // [kPanelRows, kBlockKeys]
+  typename Operand::Number* weights;  // [kPanelRows, kBlockKeys]
+  T* zeros;                           // [D]
+  KeyBlock<T>* block;
+};
+
+// Hands out pieces of memory one after another; with no memory it only counts.
+struct Carver {
+  char* memory;
+  int64_t used = 0;
+
+  template <typename Number>
+  void take(Number** place, int64_t count) {
+    if (memory) *place = reinterpret_cast<Number*>(memory + used);
+    used += (count * static_cast<int64_t>(sizeof(Number)) + 63) / 64 * 64;
+  }
+};
+
+template <typename Operand, typename T>
+int64_t carve(const Shape& shape, void* memory, Scratch<Operand, T>* scratch) {
+  const int64_t rows = shape.max_rows, head_size = shape.head_size;
+  const int64_t padded = (head_size + kPanelWidth - 1) / kPanelWidth * kPanelWidth;
+  Carver carver{static_cast<char*>(memory)};
+  carver.take(&scratch->queries, rows * head_size);
+  carver.take(&scratch->sums, rows * head_size);
+  carver.take(&scratch->totals, rows * kLanes);
+  carver.take(&scratch->maxima, rows);
+  carver.take(&scratch->positions, rows);
+  carver.take(&scratch->keys, kBlockKeys * head_size / Operand::kPerWord);
+  carver.take(&scratch->values, kBlockKeys * padded / Operand::kPerWord);
+  carver.take(&scratch->scores, kPanelRows * kBlockKeys);
+  carver.take(&scratch->weights, kPanelRows * kBlockKeys);
+  carver.take(&scratch->zeros, head_size);
+  carver.take(&scratch->block, 1);
+  return carver.used;
+}
+
+template <typename Operand, typename T>
+void clear(const Shape& shape, int num_rows, const Scratch<Operand, T>& scratch) {
+  memset(scratch.sums, 0, sizeof(float) * num_rows * shape.head_size);
+  memset(scratch.totals, 0, sizeof(float) * num_rows * kLanes);
+  memset(scratch.zeros, 0, sizeof(T) * shape.head_size);
+  for (int row = 0; row < num_rows; ++row) scratch.maxima[row] = kNoScore;
+}
+
+}  // namespace
+}  // namespace legokv::cpu

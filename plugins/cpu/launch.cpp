@@ -1,0 +1,62 @@
+// The C functions of the CPU library: they refuse what no kernel can do, and let no exception out.
+#include <new>
+
+#include "cpu/check_step.h"
+#include "cpu/cpu_launchers.h"
+#include "cpu/kv_import.h"
+#include "cpu/step.h"
+#include "legokv/export.h"
+
+namespace legokv::cpu {
+namespace {
+
+Step* begin(const LegokvCpuStep& step) {
+  if (check_step(step) != Status::kOk) return nullptr;
+  const Choice choice = choose_kernels(step.instruction_set, step.dtype);
+  if (choice.kernels == nullptr) {
+    const Status refused =
+        invalid_argument("no %s kernels for dtype %d in this library and on this processor",
+                         instruction_set_name(step.instruction_set), step.dtype);
+    static_cast<void>(refused);
+    return nullptr;
+  }
+  return new Step(step, choice);
+}
+
+}  // namespace
+}  // namespace legokv::cpu
+
+LEGOKV_EXPORT void* legokv_cpu_begin(const LegokvCpuStep* step) {
+  try {
+    return legokv::cpu::begin(*step);
+  } catch (const std::bad_alloc&) {
+    const legokv::Status refused =
+        legokv::invalid_argument("no memory left for a step of %d tokens", step->num_tokens);
+    static_cast<void>(refused);
+    return nullptr;
+  }
+}
+
+LEGOKV_EXPORT void legokv_cpu_attend(void* begun, const LegokvCpuLayer* layer) {
+  static_cast<legokv::cpu::Step*>(begun)->attend(*layer);
+}
+
+LEGOKV_EXPORT int legokv_cpu_instruction_set(const void* begun) {
+  return static_cast<const legokv::cpu::Step*>(begun)->instruction_set();
+}
+
+LEGOKV_EXPORT void legokv_cpu_end(void* begun) { delete static_cast<legokv::cpu::Step*>(begun); }
+
+LEGOKV_EXPORT int legokv_cpu_kv_import(const LegokvKvImport* import, int num_threads) {
+  return static_cast<int>(legokv::cpu::import_pages(*import, num_threads));
+}
+
+LEGOKV_EXPORT int legokv_cpu_has(int instruction_set) {
+  return legokv::cpu::has_instruction_set(instruction_set) ? 1 : 0;
+}
+
+LEGOKV_EXPORT int legokv_cpu_best(int dtype) {
+  return legokv::cpu::choose_kernels(LEGOKV_BEST, dtype).instruction_set;
+}
+
+LEGOKV_EXPORT const char* legokv_cpu_last_error() { return legokv::last_error(); }

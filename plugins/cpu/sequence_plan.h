@@ -1,0 +1,35 @@
+// One sequence of a step: its keys in groups of one base, and its queries' turns to each group.
+#pragma once
+
+#include <vector>
+
+#include "cpu/kernels/kernels.h"
+#include "cpu/memory.h"
+#include "legokv/page_table.h"
+#include "legokv/pool_layout.h"
+
+namespace legokv::cpu {
+
+class SequencePlan {
+ public:
+  // The tokens of `sequence` in a step that passed check_step. Slots after the last token's
+  // position are left out: none of its queries may look at them.
+  SequencePlan(const LegokvCpuStep& step, int sequence);
+
+  // Cuts the sequence evenly into tiles of at most `max_tokens` tokens for each KV head. They point
+  // into this plan.
+  void add_tiles(int max_tokens, int num_kv_heads, std::vector<Tile>* tiles) const;
+
+ private:
+  void find_groups(const PageRow* rows, int num_rows, const PoolLayout& layout);
+  void turn_queries(const float* inv_freq, int half);
+
+  int first_token_;
+  std::vector<int32_t> bases_;
+  std::vector<std::vector<KeyRun>> runs_;
+  std::vector<KeyGroup> groups_;
+  std::vector<int32_t> positions_;
+  Array<float> turns_;  // [groups, tokens, 2, D / 2]; those that see no key of the group are unset
+};
+
+}  // namespace legokv::cpu

@@ -1,0 +1,44 @@
+// One step, made ready once and used by every layer: where keys go, and the tiles to attend.
+#pragma once
+
+#include <vector>
+
+#include "cpu/instruction_sets.h"
+#include "cpu/sequence_plan.h"
+
+namespace legokv::cpu {
+
+class Step {
+ public:
+  // For a step that passed check_step; it keeps nothing of the caller's.
+  Step(const LegokvCpuStep& step, const Choice& choice);
+
+  void attend(const LegokvCpuLayer& layer);
+
+  int instruction_set() const { return choice_.instruction_set; }
+
+ private:
+  struct Write {
+    int32_t token;
+    int64_t key_offset;
+  };
+
+  void plan_writes(const LegokvCpuStep& step);
+  void plan_tiles(const LegokvCpuStep& step);
+  void clear_unattended(void* out) const;
+
+  const Choice choice_;
+  const int num_threads_;
+  const int num_tokens_;
+  const int num_attending_;  // tokens of the sequences; those after them give zeros
+  const int element_bytes_;
+  const Shape shape_;
+  std::vector<Write> writes_;
+  Array<float> key_turns_;  // one for each write
+  std::vector<SequencePlan> sequences_;
+  std::vector<Tile> tiles_;
+  int64_t scratch_bytes_;
+  Array<char> scratch_;  // for each thread
+};
+
+}  // namespace legokv::cpu

@@ -1,0 +1,156 @@
+"""The forms of attention that a CPU has, behind one protocol, and the choice among them."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from legokv.batch import StepBatch
+from legokv.config import ModelConfig
+from legokv.errors import InvalidRequest
+from legokv.launchers import AttentionTables
+from legokv.model.decoder import Attention
+from legokv.native_calls import NativeCalls, StepShape
+from legokv.native_library import (
+    NativeLibraryMissing,
+    build_native_library,
+    find_native_library,
+)
+from legokv.ops.attention_tiles import step_tables
+from legokv.ops.kv_import import kv_import_in_place
+from legokv.ops.paged_attention import attend_in_place
+from legokv.rope import inverse_frequencies, score_factor
+
+ATTENTION_FORMS = ("auto", "native", "torch")
+
+log = logging.getLogger(__name__)
+
+
+class AttentionForm(Protocol):
+    """One way to do the two ops in place; `description` says which, for logs and reports."""
+
+    description: str
+
+    def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> AbstractContextManager[Attention]:
+        """The attention of a step's layers, over pools [N, 2, S, G, D] all of one shape."""
+
+    def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor) -> None:
+        """Write `block` [M, 2, S, G, D] over `pages` int32 [M] of `pool`."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What a model's attention needs besides a step: inv_freq float32 [D / 2], score scale."""
+
+    inv_freq: Tensor
+    scale: float
+
+
+def rotation_of(config: ModelConfig) -> Rotation:
+    """The rotation and scale of a model's configuration."""
+    frequencies = inverse_frequencies(config.rope, config.head_size, config.max_positions)
+    return Rotation(
+        torch.tensor(frequencies, dtype=torch.float32),
+        score_factor(config.rope, config.max_positions) / config.head_size**0.5,
+    )
+
+
+class TorchForm:
+    """Pages gathered, tiles by torch's fused attention."""
+
+    description = "torch"
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._rotation = rotation_of(config)
+
+    @contextmanager
+    def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> Iterator[Attention]:
+        tables = step_tables(
+            torch.from_numpy(batch.positions),
+            torch.from_numpy(batch.key_positions),
+            torch.from_numpy(batch.slots),
+            torch.from_numpy(batch.query_start),
+            torch.from_numpy(batch.pages),
+            self._rotation.inv_freq,
+            page_size=pools[0].shape[2],
+            dtype=pools[0].dtype,
+        )
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+            return attend_in_place(q, k, v, pool, tables, self._rotation.scale), pool
+
+        yield attend
+
+    def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor) -> None:
+        kv_import_in_place(pool, block, pages)
+
+
+class NativeForm:
+    """The CPU library: pages read where they lie, by the processor's best instructions."""
+
+    def __init__(self, calls: NativeCalls, config: ModelConfig, dtype: torch.dtype) -> None:
+        if config.head_size % 16:
+            raise InvalidRequest(
+                f"the native attention has no head size {config.head_size}, only multiples of 16: "
+                "choose attention 'torch'"
+            )
+        self.description = f"native, {calls.best(dtype).name.lower()}"
+        self._calls = calls
+        self._rotation = rotation_of(config)
+        self._num_heads = config.num_heads
+
+    @contextmanager
+    def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> Iterator[Attention]:
+        num_pages, _, page_size, num_kv_heads, head_size = pools[0].shape
+        shape = StepShape(
+            num_pages, page_size, self._num_heads, num_kv_heads, head_size, pools[0].dtype
+        )
+        tables = AttentionTables(
+            torch.from_numpy(batch.positions),
+            torch.from_numpy(batch.key_positions),
+            torch.from_numpy(batch.slots),
+            torch.from_numpy(batch.query_start),
+            torch.from_numpy(batch.pages),
+            self._rotation.inv_freq,
+            self._rotation.scale,
+        )
+        with self._calls.step(tables, shape, num_threads=torch.get_num_threads()) as begun:
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+                return begun.attend(q, k, v, pool), pool
+
+            yield attend
+
+    def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor) -> None:
+        self._calls.kv_import(pool, block, pages, num_threads=torch.get_num_threads())
+
+
+def attention_form(requested: str, config: ModelConfig, dtype: torch.dtype) -> AttentionForm:
+    """The form that `requested`, one of ATTENTION_FORMS, names; the log says which and why.
+
+    "native" compiles the library if need be, and raises what keeps it from that. "auto" takes it
+    if it is there, compiled from the present sources, and the torch form if not.
+    """
+    if requested not in ATTENTION_FORMS:
+        raise InvalidRequest(f"attention is one of {', '.join(ATTENTION_FORMS)}, not '{requested}'")
+    if requested == "auto":
+        return _present_form(config, dtype)
+    form: AttentionForm = TorchForm(config)
+    if requested == "native":
+        form = NativeForm(NativeCalls(build_native_library(log.info)), config, dtype)
+    log.info("attention: %s, as asked", form.description)
+    return form
+
+
+def _present_form(config: ModelConfig, dtype: torch.dtype) -> AttentionForm:
+    try:
+        form = NativeForm(NativeCalls(find_native_library()), config, dtype)
+    except (NativeLibraryMissing, InvalidRequest) as error:
+        log.warning("attention: torch, the slower form, since %s", error)
+        return TorchForm(config)
+    log.info("attention: %s", form.description)
+    return form
