@@ -30,7 +30,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     delete = commands.add_parser("delete", help="forget documents")
     delete.add_argument("documents", nargs="+", metavar="document", help="id or name")
     for command in (add, update):
-        command.add_argument("--ttl-seconds", type=float, help="forget it after this time")
+        command.add_argument("--ttl-seconds", type=float, help="unpin it after this time")
         command.add_argument("--pin", dest="pinned", action="store_true", default=None)
     update.add_argument("--unpin", dest="pinned", action="store_false", default=None)
     return parser.parse_args(arguments)

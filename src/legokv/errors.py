@@ -55,5 +55,11 @@ class ChunkUnreadable(LegokvError):
     """A stored chunk that is gone, short or damaged. The caller compiles it again."""
 
 
+class CacheUnavailable(LegokvError):
+    """A registry or tier that cannot be reached or written now: disk full, read-only, no server."""
+
+    code = "UNAVAILABLE"
+
+
 class ServerError(LegokvError):
     """The Triton server could not be started or did not become ready."""

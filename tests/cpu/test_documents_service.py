@@ -177,13 +177,13 @@ def test_delete_drops_the_chunks_that_no_other_document_has(service, store):
         service.reply({"operation": "get", "id": one["id"]})
 
 
-def test_an_expired_document_is_gone_and_its_chunks_are_dropped(service, store, clock):
-    document = create(service, ttl_seconds=60)["document"]
+def test_an_expired_document_loses_its_pin_and_nothing_else(service, store, clock):
+    document = create(service, ttl_seconds=60, pinned=True)["document"]
     clock.seconds += 60
-    with pytest.raises(NotFound):
-        service.reply({"operation": "get", "id": document["id"]})
-    assert len(store.dropped) == document["num_chunks"]
-    assert create(service)["created"] is True
+    found = service.reply({"operation": "get", "id": document["id"]})["document"]
+    assert found == {**document, "pinned": False}
+    assert store.dropped == []
+    assert create(service)["created"] is False
 
 
 def test_lists_go_on_where_they_ended(service):

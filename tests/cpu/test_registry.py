@@ -14,6 +14,7 @@ from legokv.documents.document import (
     normalise_text,
 )
 from legokv.documents.registry import Registry
+from legokv.documents.schema import STEPS
 from legokv.errors import Busy, EngineMismatch, InvalidRequest, NotFound
 
 CAP = 100
@@ -103,30 +104,60 @@ def test_a_namespace_is_made_of_a_few_plain_characters(namespace):
         check_namespace(namespace)
 
 
-def test_a_document_past_its_time_is_gone_everywhere_and_swept_with_its_chunks(registry, clock):
+def test_a_document_past_its_time_stays_and_holds_no_pin(registry, clock):
     document = register(registry, ttl_seconds=60.0, pinned=True)
     compile_all(registry, document, ["k1", "k2"])
     clock.seconds += 59.9
+    registry.sweep()
+    assert registry.get("default", document.id).pinned
     assert registry.pinned_chunk_keys() == {"k1", "k2"}
-    assert registry.sweep() == ()
     clock.seconds += 0.1
-    for method in (registry.get, registry.text, registry.chunks, registry.delete):
-        with pytest.raises(NotFound):
-            method("default", document.id)
-    with pytest.raises(NotFound):
-        registry.update("default", document.id, {"ttl_seconds": None}, CAP)
-    assert registry.page("default").documents == ()
     assert registry.pinned_chunk_keys() == frozenset()
-    assert registry.sweep() == ("k1", "k2")
-    assert registry.sweep() == ()
+    registry.sweep()
+    assert not registry.get("default", document.id).pinned
+    assert [found.id for found in registry.page("default").documents] == [document.id]
+    assert registry.delete("default", document.id) == ("k1", "k2")
 
 
-def test_registering_an_expired_document_makes_it_anew(registry, clock):
-    old = register(registry, ttl_seconds=60.0, name="old")
+def test_an_expired_pin_does_not_count_against_the_cap(registry, clock):
+    register(registry, ttl_seconds=60.0, pinned=True)
+    clock.seconds += 61
+    other = new("Other.", chunks=((1,) * 6,))
+    assert registry.register(other, {"pinned": True}, 10)[0].pinned
+
+
+def test_registering_an_expired_document_keeps_its_chunks_and_takes_its_expiry_away(
+    registry, clock
+):
+    old = register(registry, ttl_seconds=60.0, pinned=True)
+    compile_all(registry, old, ["k1", "k2"])
     clock.seconds += 61
     document, made = registry.register(new(), {}, CAP)
-    assert made
-    assert (document.id, document.name, document.expires_at) == (old.id, None, None)
+    assert not made
+    assert (document.state, document.expires_at, document.pinned) == (State.READY, None, False)
+    assert [chunk.key for chunk in registry.chunks("default", old.id)] == ["k1", "k2"]
+
+
+def test_a_clock_set_back_does_not_leave_a_document_claimed_for_ever(registry, clock):
+    document = register(registry)
+    assert take_claim(registry.database, "default", document.id, 60.0) is not None
+    clock.seconds -= 3600
+    assert take_claim(registry.database, "default", document.id, 60.0) is not None
+
+
+def test_a_registry_of_the_first_version_is_brought_to_this_one_with_its_documents(tmp_path):
+    path = tmp_path / "registry.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(f"{STEPS[0]} PRAGMA user_version = 1;")
+    connection.execute(
+        "INSERT INTO documents (namespace, id, text, num_bytes, num_tokens, state, created_at)"
+        " VALUES ('default', 'doc-1', 'Text.', 5, 3, 'ready', 1.0)"
+    )
+    connection.commit()
+    connection.close()
+    with Registry.open(path) as registry:
+        assert registry.text("default", "doc-1") == "Text."
+        assert registry.delete("default", "doc-1") == ()
 
 
 def test_changes_are_all_made_or_none(registry):
@@ -275,7 +306,7 @@ def test_a_registry_of_another_version_is_refused_by_both_names(tmp_path):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 7")
     connection.close()
-    with pytest.raises(EngineMismatch, match=r"registry\.sqlite has registry version 7.*version 1"):
+    with pytest.raises(EngineMismatch, match=r"registry\.sqlite has registry version 7.*version 2"):
         Registry.open(path)
 
 
@@ -308,6 +339,7 @@ import sys
 from pathlib import Path
 from legokv.documents.document import NewDocument
 from legokv.documents.registry import Registry
+from legokv.documents.schema import STEPS
 registry = Registry.open(Path(sys.argv[1]))
 for step in range(50):
     for text in (f"Shared {step}.", f"Own {sys.argv[2]} {step}."):

@@ -39,8 +39,10 @@ def take_claim(
     """
     now = database.now()
     with database.transaction() as sql:
-        row = rows.require(sql, namespace, document_id, now)
-        left_behind = row["state"] == State.COMPILING and row["claim_deadline"] <= now
+        row = rows.require(sql, namespace, document_id)
+        # A deadline further off than a claim lasts was written before the clock was set back.
+        holds = row["state"] == State.COMPILING and now < row["claim_deadline"] <= now + seconds
+        left_behind = row["state"] == State.COMPILING and not holds
         if row["state"] != State.REGISTERED and not left_behind:
             return None
         claim = Claim(namespace, document_id, row["number"], uuid.uuid4().hex, seconds)
@@ -59,6 +61,8 @@ def record_chunk(database: Database, claim: Claim, position: int, key: str) -> N
             "UPDATE chunks SET key = ? WHERE document = ? AND position = ?",
             (key, claim.number, position),
         )
+        # Deleted with an earlier document of the same content, and named again before it went.
+        sql.execute("UPDATE stored_chunks SET dropped = 0 WHERE key = ?", (key,))
         sql.execute(
             "UPDATE documents SET claim_deadline = ? WHERE number = ?",
             (database.now() + claim.seconds, claim.number),

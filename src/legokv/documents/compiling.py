@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from legokv.documents.claims import Claim, ClaimLost, finish_claim, record_chunk, take_claim
+from legokv.documents.claims import Claim, ClaimLost
 from legokv.documents.document import Document, DocumentLimits, State
-from legokv.documents.registry import Registry
+from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import Busy, LegokvError
 
 # `compile_chunk(namespace, token_ids)` compiles and keeps one chunk and gives its key.
@@ -25,7 +25,7 @@ class Compiler:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: DocumentRegistry,
         compile_chunk: CompileChunk,
         drop_chunks: DropChunks,
         limits: DocumentLimits,
@@ -60,8 +60,7 @@ class Compiler:
         A failure is noted in the registry; one that nobody foresaw is raised too. A document
         deleted meanwhile leaves nothing.
         """
-        database = self._registry.database
-        claim = take_claim(database, namespace, document_id, self._limits.claim_seconds)
+        claim = self._registry.take_claim(namespace, document_id, self._limits.claim_seconds)
         if claim is None:
             return
         try:
@@ -91,12 +90,12 @@ class Compiler:
                 continue  # by an earlier holder that died or failed at a later chunk
             key = self._compile_chunk(claim.namespace, chunk.token_ids)
             try:
-                record_chunk(self._registry.database, claim, position, key)
+                self._registry.record_chunk(claim, position, key)
             except ClaimLost:
                 self.drop(self._registry.unnamed([key]))
                 raise
-        finish_claim(self._registry.database, claim)
+        self._registry.finish_claim(claim)
 
     def _fail(self, claim: Claim, reason: str) -> None:
         with suppress(ClaimLost):
-            finish_claim(self._registry.database, claim, failure=reason)
+            self._registry.finish_claim(claim, failure=reason)

@@ -1,4 +1,4 @@
-"""The registry's SQLite file: its schema, its version, and transactions several processes share."""
+"""The registry's SQLite file: opened at this version, with transactions several processes share."""
 
 import fcntl
 import sqlite3
@@ -8,41 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from legokv.errors import Busy, EngineMismatch
-
-SCHEMA_VERSION = 1
+from legokv.documents.schema import SCHEMA_VERSION, STEPS
+from legokv.errors import Busy, CacheUnavailable, EngineMismatch, LegokvError
 
 BUSY_SECONDS = 10.0
 
-_SCHEMA = """
-CREATE TABLE documents (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of registration, never used again
-    namespace TEXT NOT NULL,
-    id TEXT NOT NULL,
-    name TEXT,
-    text TEXT NOT NULL,
-    num_bytes INTEGER NOT NULL,
-    num_tokens INTEGER NOT NULL,
-    state TEXT NOT NULL,
-    failure TEXT,
-    pinned INTEGER NOT NULL DEFAULT 0,
-    created_at REAL NOT NULL,
-    expires_at REAL,
-    last_used_at REAL,
-    claim TEXT,            -- who compiles it, while its state is compiling
-    claim_deadline REAL,   -- until when that one is believed to be alive
-    UNIQUE (namespace, id)
-);
-CREATE TABLE chunks (
-    document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
-    position INTEGER NOT NULL,
-    token_ids BLOB NOT NULL,  -- little-endian int32
-    key TEXT,                 -- of its KV, once it has been compiled
-    PRIMARY KEY (document, position)
-);
-CREATE INDEX documents_by_expiry ON documents (expires_at) WHERE expires_at IS NOT NULL;
-CREATE INDEX chunks_by_key ON chunks (key);
-"""
+# What SQLite says when the file cannot be reached or written now; anything else is our mistake.
+_UNAVAILABLE = {
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_READONLY: "it is read-only",
+    sqlite3.SQLITE_IOERR: "reading or writing it failed",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
+    sqlite3.SQLITE_PERM: "permission is denied",
+    sqlite3.SQLITE_CORRUPT: "it is damaged",
+    sqlite3.SQLITE_NOTADB: "it is no database any more",
+}
 
 
 class Database:
@@ -58,25 +38,21 @@ class Database:
 
     @classmethod
     def open(cls, path: Path, clock: Callable[[], float] = time.time) -> "Database":
-        """Open `path`, made if missing; EngineMismatch if it is another version's or damaged."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(
-            path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        """Open `path`, made if missing; EngineMismatch if it is another version's or damaged.
+
+        CacheUnavailable if the folder cannot be written.
+        """
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             # Going over to WAL does not wait for other processes; a lock beside the file does.
             with open(path.with_name(path.name + ".lock"), "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                _prepare(connection, path)
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            raise EngineMismatch(
-                f"{path} cannot be used as a document registry: {error}"
+                return cls(_connect(path), clock)
+        except OSError as error:
+            raise CacheUnavailable(
+                f"the document registry {path} cannot be opened: {error.strerror}; choose another "
+                "cache folder or make this one writable"
             ) from error
-        except EngineMismatch:
-            connection.close()
-            raise
-        return cls(connection, clock)
 
     def close(self) -> None:
         """Close the file; further use is an error."""
@@ -87,25 +63,62 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All statements of the `with` block or none, alone among all processes' writers.
 
-        Busy if other processes keep the file locked for BUSY_SECONDS.
+        Busy if other processes keep the file locked for BUSY_SECONDS; CacheUnavailable, and
+        nothing done, if the file cannot be written.
         """
-        with self._lock:
-            try:
-                self._connection.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                    raise
-                raise Busy(f"the document registry was locked for {BUSY_SECONDS:g} s") from error
+        with self._lock, _sqlite_errors():
+            self._connection.execute("BEGIN IMMEDIATE")
             with self._connection:  # commits, or rolls back on an exception
                 yield self._connection
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
         """Reads that see one state of the file; waits for no other process's writer."""
-        with self._lock:
+        with self._lock, _sqlite_errors():
             self._connection.execute("BEGIN")
             with self._connection:
                 yield self._connection
+
+
+@contextmanager
+def _sqlite_errors() -> Iterator[None]:
+    """Turn what SQLite says of its file into this project's errors."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_BUSY:
+            raise Busy(f"the document registry was locked for {BUSY_SECONDS:g} s") from error
+        if code in _UNAVAILABLE:
+            raise CacheUnavailable(
+                f"the document registry cannot be used now: {_UNAVAILABLE[code]} ({error})"
+            ) from error
+        raise
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
+    try:
+        with _sqlite_errors():
+            _prepare(connection, path)
+    except CacheUnavailable as error:
+        connection.close()
+        if _is_damaged(error):
+            raise EngineMismatch(
+                f"{path} cannot be used as a document registry: {error.__cause__}"
+            ) from error
+        raise
+    except (LegokvError, sqlite3.DatabaseError):
+        connection.close()
+        raise
+    return connection
+
+
+def _is_damaged(error: CacheUnavailable) -> bool:
+    code = getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -115,12 +128,11 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if version == 0 and num_tables == 0:
-        connection.executescript(
-            f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-        )
-    elif version != SCHEMA_VERSION:
+    if version > SCHEMA_VERSION or (version == 0 and num_tables):
         raise EngineMismatch(
             f"{path} has registry version {version}, this program uses version {SCHEMA_VERSION}; "
             "move the file away to start an empty registry"
         )
+    steps = "".join(STEPS[old] for old in range(version, SCHEMA_VERSION))
+    if steps:
+        connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")

@@ -1,12 +1,14 @@
 """The one truth about registered documents, for several processes and across restarts. No KV."""
 
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 
 from legokv.chunks.key import tokens_from_blob
-from legokv.documents import rows
+from legokv.documents import claims, rows
+from legokv.documents.claims import Claim
 from legokv.documents.database import Database
 from legokv.documents.document import (
     Changes,
@@ -16,10 +18,13 @@ from legokv.documents.document import (
     State,
     StoredChunk,
 )
+from legokv.errors import Busy, CacheUnavailable
+
+_log = logging.getLogger(__name__)
 
 
 class Registry:
-    """Documents by (namespace, id). A document past its expiry is as good as deleted.
+    """Documents by (namespace, id). One past its expiry holds no pin; it stays until deleted.
 
     Methods that end documents give the keys of chunks that no document names any more: their
     stored KV may go. What is compiled by whom is in `legokv.documents.claims`.
@@ -54,15 +59,14 @@ class Registry:
         """The document of this content, and whether it is new. All or nothing.
 
         Content that is there already keeps its chunks and state, except that a failed document
-        may be compiled again; `changes` apply to it either way.
+        may be compiled again and an expired one has no expiry now; then `changes` apply to it.
         """
         now = self.database.now()
         with self.database.transaction() as sql:
             row = rows.find(sql, new.namespace, new.id)
-            if row is not None and rows.is_expired(row, now):
-                rows.delete(sql, [row["number"]])
-                row = None
             number = rows.insert(sql, new, now) if row is None else row["number"]
+            if row is not None and rows.is_expired(row, now):
+                rows.change(sql, number, {"ttl_seconds": None, "pinned": False}, now)
             sql.execute(
                 "UPDATE documents SET state = ?, failure = NULL WHERE number = ? AND state = ?",
                 (State.REGISTERED, number, State.FAILED),
@@ -70,24 +74,24 @@ class Registry:
             if changes.get("pinned"):
                 rows.check_pin(sql, number, max_pinned_tokens, now)
             rows.change(sql, number, changes, now)
-            document = rows.to_document(rows.require(sql, new.namespace, new.id, now))
+            document = rows.to_document(rows.require(sql, new.namespace, new.id))
             return document, row is None
 
     def get(self, namespace: str, document_id: str) -> Document:
         """NotFound if the namespace has no such document."""
         with self.database.snapshot() as sql:
-            return rows.to_document(rows.require(sql, namespace, document_id, self.database.now()))
+            return rows.to_document(rows.require(sql, namespace, document_id))
 
     def text(self, namespace: str, document_id: str) -> str:
         """The normalised text; NotFound if the namespace has no such document."""
         with self.database.snapshot() as sql:
-            text: str = rows.require(sql, namespace, document_id, self.database.now())["text"]
+            text: str = rows.require(sql, namespace, document_id)["text"]
             return text
 
     def chunks(self, namespace: str, document_id: str) -> tuple[StoredChunk, ...]:
         """The chunks in order; NotFound if the namespace has no such document."""
         with self.database.snapshot() as sql:
-            row = rows.require(sql, namespace, document_id, self.database.now())
+            row = rows.require(sql, namespace, document_id)
             found = sql.execute(
                 "SELECT token_ids, key FROM chunks WHERE document = ? ORDER BY position",
                 (row["number"],),
@@ -102,7 +106,7 @@ class Registry:
         `after` is a page's `next_after`; documents registered or deleted meanwhile shift nothing.
         """
         with self.database.snapshot() as sql:
-            found = rows.page(sql, namespace, after, name, self.database.now())
+            found = rows.page(sql, namespace, after, name)
             first, more = found.fetchmany(limit), found.fetchone() is not None
         return DocumentPage(
             tuple(map(rows.to_document, first)), first[-1]["number"] if more else None
@@ -114,35 +118,39 @@ class Registry:
         """The document with all the changes made, or none of them if a pin is refused."""
         now = self.database.now()
         with self.database.transaction() as sql:
-            number = rows.require(sql, namespace, document_id, now)["number"]
+            number = rows.require(sql, namespace, document_id)["number"]
             if changes.get("pinned"):
                 rows.check_pin(sql, number, max_pinned_tokens, now)
             rows.change(sql, number, changes, now)
-            return rows.to_document(rows.require(sql, namespace, document_id, now))
+            return rows.to_document(rows.require(sql, namespace, document_id))
 
     def touch(self, namespace: str, document_ids: Iterable[str]) -> None:
-        """Note that these documents were used just now; unknown ids are passed over."""
+        """Note that these were used just now; unknown ids, or a full disk, are passed over."""
         now = self.database.now()
-        with self.database.transaction() as sql:
-            sql.executemany(
-                "UPDATE documents SET last_used_at = ? WHERE namespace = ? AND id = ?",
-                [(now, namespace, document_id) for document_id in document_ids],
-            )
+        try:
+            with self.database.transaction() as sql:
+                sql.executemany(
+                    "UPDATE documents SET last_used_at = ? WHERE namespace = ? AND id = ?",
+                    [(now, namespace, document_id) for document_id in document_ids],
+                )
+        except (Busy, CacheUnavailable) as error:
+            _log.warning("the use of documents was not noted: %s", error)
 
     def delete(self, namespace: str, document_id: str) -> tuple[str, ...]:
         """Forget the document; the chunk keys now unnamed. NotFound if there is none."""
         with self.database.transaction() as sql:
-            row = rows.require(sql, namespace, document_id, self.database.now())
+            row = rows.require(sql, namespace, document_id)
             return rows.delete(sql, [row["number"]])
 
-    def sweep(self) -> tuple[str, ...]:
-        """Forget all expired documents; the chunk keys now unnamed."""
+    def sweep(self) -> None:
+        """Unpin all documents whose time is over, so that their chunks may be evicted."""
         now = self.database.now()
         with self.database.snapshot() as sql:
-            if not rows.expired(sql, now):
-                return ()  # the usual case takes no writer's lock
+            if not rows.expired_pins(sql, now):
+                return  # the usual case takes no writer's lock
         with self.database.transaction() as sql:
-            return rows.delete(sql, rows.expired(sql, now))
+            for number in rows.expired_pins(sql, now):
+                rows.change(sql, number, {"pinned": False}, now)
 
     def pinned_chunk_keys(self) -> frozenset[str]:
         """Keys of the compiled chunks of pinned documents, in all namespaces."""
@@ -158,3 +166,20 @@ class Registry:
         """Those of the keys that no document's chunks carry."""
         with self.database.snapshot() as sql:
             return rows.unnamed(sql, tuple(keys))
+
+    def named(self, keys: Collection[str]) -> dict[str, str]:
+        """Those of the keys that some document's chunks carry, each with its namespace."""
+        with self.database.snapshot() as sql:
+            return rows.named(sql, keys)
+
+    def take_claim(self, namespace: str, document_id: str, seconds: float) -> Claim | None:
+        """The right to compile the document; None if there is nothing to do or another has it."""
+        return claims.take_claim(self.database, namespace, document_id, seconds)
+
+    def record_chunk(self, claim: Claim, position: int, key: str) -> None:
+        """Note a compiled chunk and move the claim's deadline; ClaimLost, or nothing."""
+        claims.record_chunk(self.database, claim, position, key)
+
+    def finish_claim(self, claim: Claim, failure: str | None = None) -> None:
+        """The document is ready, or failed for a reason; ClaimLost, or nothing."""
+        claims.finish_claim(self.database, claim, failure)

@@ -23,10 +23,10 @@ def find(sql: sqlite3.Connection, namespace: str, document_id: str) -> sqlite3.R
     return found
 
 
-def require(sql: sqlite3.Connection, namespace: str, document_id: str, now: float) -> sqlite3.Row:
-    """The document's row; NotFound if there is none or it has expired."""
+def require(sql: sqlite3.Connection, namespace: str, document_id: str) -> sqlite3.Row:
+    """The document's row, expired or not; NotFound if there is none."""
     row = find(sql, namespace, document_id)
-    if row is None or is_expired(row, now):
+    if row is None:
         raise NotFound(f"no document {document_id[:80]!r} in namespace {namespace!r}")
     return row
 
@@ -36,9 +36,9 @@ def is_expired(row: sqlite3.Row, now: float) -> bool:
     return row["expires_at"] is not None and row["expires_at"] <= now
 
 
-def expired(sql: sqlite3.Connection, now: float) -> list[int]:
-    """Numbers of the documents whose time is over."""
-    found = sql.execute("SELECT number FROM documents WHERE expires_at <= ?", (now,))
+def expired_pins(sql: sqlite3.Connection, now: float) -> list[int]:
+    """Numbers of the pinned documents whose time is over."""
+    found = sql.execute("SELECT number FROM documents WHERE pinned AND expires_at <= ?", (now,))
     return [number for (number,) in found]
 
 
@@ -107,12 +107,29 @@ def delete(sql: sqlite3.Connection, numbers: Iterable[int]) -> tuple[str, ...]:
         )
         keys.update(key for (key,) in rows)
         sql.execute("DELETE FROM documents WHERE number = ?", (number,))
-    return unnamed(sql, keys)
+    gone = unnamed(sql, keys)
+    # In the same transaction: whatever happens to the process now, the files go with the document.
+    sql.executemany("UPDATE stored_chunks SET dropped = 1 WHERE key = ?", [(key,) for key in gone])
+    return gone
 
 
 def unnamed(sql: sqlite3.Connection, keys: Iterable[str]) -> tuple[str, ...]:
     """Those of the keys that no chunk carries, sorted."""
     return tuple(sorted(set(keys).difference(_carried(sql, keys))))
+
+
+def named(sql: sqlite3.Connection, keys: Iterable[str]) -> dict[str, str]:
+    """Those of the keys that some chunk carries, each with its namespace."""
+    found: dict[str, str] = {}
+    for key in keys:
+        row = sql.execute(
+            "SELECT namespace FROM chunks JOIN documents ON document = number"
+            " WHERE key = ? LIMIT 1",
+            (key,),
+        ).fetchone()
+        if row is not None:
+            found[key] = row["namespace"]
+    return found
 
 
 def _carried(sql: sqlite3.Connection, keys: Iterable[str]) -> Iterator[str]:
@@ -121,14 +138,12 @@ def _carried(sql: sqlite3.Connection, keys: Iterable[str]) -> Iterator[str]:
             yield key
 
 
-def page(
-    sql: sqlite3.Connection, namespace: str, after: int, name: str | None, now: float
-) -> sqlite3.Cursor:
+def page(sql: sqlite3.Connection, namespace: str, after: int, name: str | None) -> sqlite3.Cursor:
     """Rows of the namespace's documents behind number `after`, in order, those named `name`."""
     return sql.execute(
         f"{_DOCUMENT} WHERE namespace = ? AND number > ? AND name IS coalesce(?, name)"
-        " AND coalesce(expires_at > ?, 1) ORDER BY number",
-        (namespace, after, name, now),
+        " ORDER BY number",
+        (namespace, after, name),
     )
 
 

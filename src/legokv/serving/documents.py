@@ -16,7 +16,7 @@ from legokv.documents.document import (
     check_namespace,
     normalise_text,
 )
-from legokv.documents.registry import Registry
+from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import InvalidRequest
 from legokv.serving import fields
 from legokv.serving.fields import Request
@@ -49,7 +49,7 @@ class DocumentService:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: DocumentRegistry,
         codec: TextCodec,
         compiler: Compiler,
         limits: DocumentLimits,
@@ -73,14 +73,14 @@ class DocumentService:
         return json.dumps(self.reply(fields.parse_request(body)), ensure_ascii=False).encode()
 
     def reply(self, request: object) -> Reply:
-        """The reply to one request, an object with an `operation`; expired documents go first."""
+        """The reply to one request, an object with an `operation`; expired pins go first."""
         known = fields.require_object(request)
         operation = fields.text(known, "operation")
         if operation not in self._operations:
             raise InvalidRequest(
                 f"unknown operation {operation[:80]!r}; known are {', '.join(self._operations)}"
             )
-        self._compiler.drop(self._registry.sweep())
+        self._registry.sweep()
         return self._operations[operation](known)
 
     def _create(self, request: Request) -> Reply:

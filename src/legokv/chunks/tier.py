@@ -1,0 +1,72 @@
+"""What every tier below the pool offers: chunks' KV kept by key, that may be lost at any time."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from legokv.chunks.chunk import Chunk
+
+
+@dataclass(frozen=True)
+class TierStats:
+    """One tier's state and its counts since the start. Counts only grow.
+
+    `refused` chunks were not kept because leased or pinned ones fill the budget. `evictions` are
+    by reason: "budget", "quota" (of a namespace), "dropped" (nobody names the chunk any more).
+    """
+
+    tier: str
+    num_chunks: int = 0
+    num_bytes: int = 0
+    max_bytes: int = 0
+    num_leases: int = 0
+    hits: int = 0
+    misses: int = 0
+    writes: int = 0
+    refused: int = 0
+    failed_reads: int = 0
+    failed_writes: int = 0
+    evictions: dict[str, int] = field(default_factory=dict)
+
+
+class ChunkTier(Protocol):
+    """Keeps chunks' KV by key under a byte budget. Safe to use from several threads.
+
+    Every method but `stats` may raise CacheUnavailable when the tier cannot be reached or written
+    just now; its message says why. The caller goes on without the tier.
+    """
+
+    @property
+    def name(self) -> str:
+        """ "host", "disk" or "remote"."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether it outlives the process; such a tier is given persistent chunks only."""
+
+    def has(self, key: str) -> bool:
+        """Whether a read would probably succeed; costs next to nothing."""
+
+    def read(self, chunk: Chunk) -> Tensor:
+        """The chunk's KV [L, 2, n, G, D] on the CPU; ChunkUnreadable unless it is whole and its
+        own."""
+
+    def write(self, chunk: Chunk, kv: Tensor) -> bool:
+        """Keep the KV, evicting others where the budget asks for it; False if there is no room."""
+
+    def remove(self, key: str) -> None:
+        """Let the chunk go, at once or when its last lease ends."""
+
+    def touch(self, keys: Collection[str]) -> None:
+        """Note that these chunks were used just now, wherever they were found."""
+
+    def lease(self, holder: str, keys: Collection[str], seconds: float) -> None:
+        """Keep these chunks from eviction until `release(holder)`, for `seconds` at most."""
+
+    def release(self, holder: str) -> None:
+        """End all leases of this holder; one without any is passed over."""
+
+    def stats(self) -> TierStats:
+        """The tier's state; what cannot be asked now is 0."""

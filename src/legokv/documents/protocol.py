@@ -1,0 +1,75 @@
+"""What a registry of documents offers, wherever it is kept. No KV, no SQL."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Protocol
+
+from legokv.documents.claims import Claim
+from legokv.documents.document import (
+    Changes,
+    Document,
+    DocumentPage,
+    NewDocument,
+    StoredChunk,
+)
+
+
+class DocumentRegistry(Protocol):
+    """Documents by (namespace, id), the one truth for all who share it. Safe for several threads.
+
+    Each method is one atomic step. CacheUnavailable, saying why, if the registry cannot be reached
+    or written; NotFound for a document that is not in the namespace.
+    """
+
+    def register(
+        self, new: NewDocument, changes: Changes, max_pinned_tokens: int
+    ) -> tuple[Document, bool]:
+        """The document of this content, and whether it is new."""
+
+    def get(self, namespace: str, document_id: str) -> Document:
+        """The document as it is now."""
+
+    def text(self, namespace: str, document_id: str) -> str:
+        """Its normalised text."""
+
+    def chunks(self, namespace: str, document_id: str) -> tuple[StoredChunk, ...]:
+        """Its chunks in order."""
+
+    def page(
+        self, namespace: str, *, after: int = 0, limit: int = 100, name: str | None = None
+    ) -> DocumentPage:
+        """Up to `limit` documents in order of registration, those called `name` if given."""
+
+    def update(
+        self, namespace: str, document_id: str, changes: Changes, max_pinned_tokens: int
+    ) -> Document:
+        """The document with all the changes made, or none of them if a pin is refused."""
+
+    def touch(self, namespace: str, document_ids: Iterable[str]) -> None:
+        """Note that these were used; never an error, for an answer does not depend on it."""
+
+    def delete(self, namespace: str, document_id: str) -> tuple[str, ...]:
+        """Forget the document; the chunk keys that no document names any more."""
+
+    def sweep(self) -> None:
+        """Unpin documents whose time is over."""
+
+    def pinned_chunk_keys(self) -> frozenset[str]:
+        """Keys of the compiled chunks of pinned documents, in all namespaces."""
+
+    def unnamed(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Those of the keys that no document's chunks carry."""
+
+    def named(self, keys: Collection[str]) -> Mapping[str, str]:
+        """Those of the keys that some document's chunks carry, each with its namespace."""
+
+    def take_claim(self, namespace: str, document_id: str, seconds: float) -> Claim | None:
+        """The right to compile the document, for `seconds`; None if there is nothing to do."""
+
+    def record_chunk(self, claim: Claim, position: int, key: str) -> None:
+        """Note a compiled chunk, and move the claim's deadline; ClaimLost, or nothing."""
+
+    def finish_claim(self, claim: Claim, failure: str | None = None) -> None:
+        """The document is ready, or failed for a reason; ClaimLost, or nothing."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
