@@ -1,0 +1,248 @@
+"""From a request's fields to the engine and back, over a real registry and a real engine."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from legokv import Engine
+from legokv.documents.document import NewDocument
+from legokv.documents.registry import Registry
+from legokv.engine_folder import read_engine_folder
+from legokv.errors import Cancelled, InvalidRequest, LegokvError, NotFound
+from legokv.serving.answering import Reply, answer
+from legokv.serving.engine_service import EngineService
+from legokv.serving.generate import GenerateService
+from legokv.serving.messages import Cancel, Command, Event, Generate, Next
+from legokv.serving.settings import Settings
+from legokv.tokenizer import Tokenizer
+
+TEXT = "The keeper of the lighthouse is called Orrin.\n\n"
+
+
+@dataclass
+class World:
+    """The service, the engine behind it, and all commands that passed between them."""
+
+    service: GenerateService
+    registry: Registry
+    tokenizer: Tokenizer
+    commands: list[Command] = field(default_factory=list)
+
+    def register(self, *chunks: str, namespace: str = "default") -> bytes:
+        """A document's id, as a tensor has it; its chunks are the given texts."""
+        ids = tuple(tuple(self.tokenizer.encode(chunk)) for chunk in chunks)
+        new = NewDocument(namespace, "".join(chunks), ids)
+        return self.registry.register(new, {}, 0)[0].id.encode()
+
+    def replies(self, **fields: object) -> list[Reply]:
+        """All replies to a request whose client stays."""
+        given = {"text_input": b"Who?", **fields}
+        return list(self.service.replies(given, lambda: False))
+
+    def result(self, **fields: object) -> dict[str, object]:
+        (reply,) = self.replies(**fields)
+        assert reply.final
+        return dict(reply.values)
+
+    def sent(self) -> Generate:
+        """The command of the last question."""
+        return next(c for c in reversed(self.commands) if isinstance(c, Generate))
+
+
+@pytest.fixture
+def world(tiny_engine_folder: Callable[[], Path], tmp_path: Path) -> Iterator[World]:
+    folder = tiny_engine_folder()
+    settings = Settings(engine=folder, cache_dir=tmp_path, max_question_bytes=200)
+    engine = EngineService(Engine.open(folder, pool_tokens=4096))
+    commands: list[Command] = []
+
+    def ask(command: Command) -> tuple[Event, ...]:
+        commands.append(command)
+        return tuple(engine.events(command))
+
+    context_tokens = read_engine_folder(folder).model.max_positions
+    tokenizer = Tokenizer.open(folder)
+    with Registry.open(tmp_path / "registry.sqlite") as registry:
+        service = GenerateService(settings, registry, tokenizer, context_tokens, ask)
+        yield World(service, registry, tokenizer, commands)
+    engine.close()
+
+
+def test_the_prompt_is_head_documents_in_the_order_asked_and_a_fresh_question(
+    world: World,
+) -> None:
+    first, second = world.register("One.\n\n", "Two.\n\n"), world.register("Three.\n\n")
+    world.result(document_ids=[second, first], max_tokens=1)
+    pieces = world.sent().segments
+    decode = world.tokenizer.decode
+    texts = [decode(piece.token_ids, skip_special_tokens=False) for piece in pieces]
+    assert texts[0].endswith("user\n")
+    assert texts[1:4] == ["Three.\n\n", "One.\n\n", "Two.\n\n"]
+    assert texts[4].startswith("Who?")
+    assert [piece.cached for piece in pieces] == [True, True, True, True, False]
+
+
+def test_streamed_pieces_join_to_the_answer_that_comes_whole_without_a_stream(
+    world: World,
+) -> None:
+    whole = world.result(max_tokens=30)
+    *pieces, last = world.replies(max_tokens=30, stream=True)
+    assert len(pieces) > 3
+    assert not any(piece.final for piece in pieces)
+    assert {tuple(piece.values) for piece in pieces} == {("text_output",)}
+    joined = "".join(str(piece.values["text_output"]) for piece in pieces)
+    assert joined == whole["text_output"]
+    assert last.final
+    assert last.values["finish_reason"] == whole["finish_reason"] == "length"
+
+
+def test_the_counts_add_up_and_the_times_follow_one_another(world: World) -> None:
+    ids = [world.register(TEXT * 3), world.register(TEXT * 4)]
+    result = world.result(document_ids=ids, max_tokens=5, link_tokens=4)
+    assert result["recomputed_tokens"] == 8
+    assert result["prompt_tokens"] == sum(
+        int(str(result[f"{kind}_tokens"])) for kind in ("cached", "recomputed", "fresh")
+    )
+    assert (result["documents_linked"], result["generated_tokens"]) == (2, 5)
+    times = [
+        float(str(result[name]))
+        for name in (
+            "lookup_seconds",
+            "engine_time_to_first_token_seconds",
+            "time_to_first_token_seconds",
+            "total_seconds",
+        )
+    ]
+    assert times[0] > 0
+    assert times == sorted(times)
+
+
+def test_every_count_is_a_number_also_without_documents(world: World) -> None:
+    result = world.result(max_tokens=1)
+    counts = {name: value for name, value in result.items() if name.endswith("_tokens")}
+    assert len(counts) == 6
+    assert all(type(value) is int for value in counts.values())
+
+
+def test_without_max_tokens_an_answer_ends_at_the_server_s_limit_or_the_context_s(
+    world: World,
+) -> None:
+    assert world.result(stop_words=[b"e"])["finish_reason"] == "stop"
+    assert world.sent().max_tokens == 256
+    document = world.register("ab " * 600)
+    world.result(document_ids=[document], stop_words=[b"e"])
+    prompt_tokens = sum(len(piece.token_ids) for piece in world.sent().segments)
+    assert world.sent().max_tokens == min(256, 2048 - prompt_tokens)
+
+
+def test_a_user_s_system_text_is_in_the_head_which_then_leaves_no_file(world: World) -> None:
+    world.result(max_tokens=1)
+    assert world.sent().segments[0].persistent
+    world.result(max_tokens=1, system_text=b"Sei kurz.")
+    head = world.sent().segments[0]
+    assert "Sei kurz." in world.tokenizer.decode(head.token_ids)
+    assert not head.persistent
+
+
+def test_greedy_unless_a_temperature_or_a_choice_among_tokens_is_asked_for(world: World) -> None:
+    world.result(max_tokens=1)
+    assert world.sent().sampling.temperature == 0
+    world.result(max_tokens=1, top_p=0.5)
+    assert world.sent().sampling.temperature == 1
+    world.result(max_tokens=1, top_p=0.5, temperature=0.0)
+    assert world.sent().sampling.temperature == 0
+
+
+def test_a_client_that_goes_away_has_its_request_cancelled(world: World) -> None:
+    gone = iter([False, False, True])
+    replies = world.service.replies({"text_input": b"Who?", "max_tokens": 900}, lambda: next(gone))
+    with pytest.raises(Cancelled):
+        list(replies)
+    assert world.commands[-1] == Cancel(world.sent().request_id)
+    assert len([c for c in world.commands if isinstance(c, Next)]) == 2
+
+
+def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> None:
+    fields = {"text_input": b"Who?", "max_tokens": 900, "stream": True}
+    replies = world.service.replies(fields, lambda: False)
+    next(iter(replies))
+    replies.close()  # type: ignore[attr-defined]
+    assert world.commands[-1] == Cancel(world.sent().request_id)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text_input": b" \n"}, "question is empty"),
+        ({"text_input": b"a\xff"}, "'text_input' is not UTF-8: byte 0xff at offset 1 of 2"),
+        ({"text_input": b"x" * 201}, "'text_input' has 201 bytes, at most 200 are taken"),
+        ({"system_text": b"\xc3"}, "'system_text' is not UTF-8: byte 0xc3 at offset 0 of 1"),
+        ({"stop_words": [b"a", b""]}, "stop word 2 of 2 is empty"),
+        ({"max_tokens": 0}, "'max_tokens' is 0, outside 1 to"),
+        ({"link_tokens": -1}, "'link_tokens' is -1, outside 0 to"),
+        ({"mode": b"fast"}, "'mode' is one of legolink, legolink-0, full, not 'fast'"),
+        ({"mode": b"full", "link_tokens": 3}, "'link_tokens' belongs to mode legolink"),
+        ({"temperature": float("nan")}, "temperature is 0 or more, not nan"),
+        ({"top_p": 0.0}, "top_p is above 0 and at most 1, not 0.0"),
+        ({"beam_width": 2}, "unknown field 'beam_width'; known are document_ids"),
+        ({"namespace": b"a b"}, "a namespace is 1 to 64"),
+        ({"document_ids": [b"doc-0"] * 257}, "'document_ids' names 257 documents, at most 256"),
+    ],
+)
+def test_a_bad_field_is_refused_with_the_reason_and_the_engine_is_not_asked(
+    world: World, fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        world.replies(**fields)
+    assert not world.commands
+
+
+def test_a_document_of_another_namespace_is_not_found(world: World) -> None:
+    document = world.register(TEXT, namespace="tenant-a")
+    with pytest.raises(NotFound, match=f"no document '{document.decode()}' in namespace 'default'"):
+        world.replies(document_ids=[document])
+    linked = world.result(document_ids=[document], namespace=b"tenant-a", max_tokens=1)
+    assert linked["documents_linked"] == 1
+
+
+@dataclass
+class Outcome:
+    """What a request's client would get."""
+
+    replies: list[Reply] = field(default_factory=list)
+    errors: list[LegokvError] = field(default_factory=list)
+
+    def send(self, reply: Reply) -> None:
+        self.replies.append(reply)
+
+    def fail(self, error: LegokvError) -> None:
+        self.errors.append(error)
+
+
+def test_an_error_on_purpose_is_the_request_s_last_reply() -> None:
+    def replies() -> Iterator[Reply]:
+        yield Reply({"text_output": "a"})
+        raise NotFound("no document 'x'")
+
+    outcome = Outcome()
+    answer(replies(), outcome)
+    assert outcome.replies == [Reply({"text_output": "a"})]
+    assert [(type(e), str(e)) for e in outcome.errors] == [(NotFound, "no document 'x'")]
+
+
+def test_a_fault_of_ours_is_logged_and_told_without_its_details(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def replies() -> Iterator[Reply]:
+        yield Reply({"secret": [][0]})
+
+    outcome = Outcome()
+    answer(replies(), outcome)
+    (error,) = outcome.errors
+    assert error.code == "INTERNAL"
+    fault_id = str(error).rsplit(" ", 1)[-1]
+    assert fault_id in caplog.text
+    assert "list index out of range" in caplog.text
+    assert "list index" not in str(error)

@@ -1,0 +1,87 @@
+"""Messages between the models arrive as they were sent, errors with their class."""
+
+import pytest
+
+from legokv import errors
+from legokv.errors import InvalidRequest, LegokvError
+from legokv.request import Usage
+from legokv.sample import SamplingOptions
+from legokv.serving.messages import (
+    Answered,
+    Cancel,
+    Command,
+    Compile,
+    Compiled,
+    Done,
+    Drop,
+    Event,
+    Failed,
+    Generate,
+    Next,
+    Piece,
+    PromptSegment,
+    decode_command,
+    decode_events,
+    encode_command,
+    encode_events,
+    error_of,
+    failed,
+)
+
+SEGMENTS = (
+    PromptSegment([1, 2], persistent=False),
+    PromptSegment([3]),
+    PromptSegment([4], cached=False),
+)
+SAMPLING = SamplingOptions(temperature=0.5, top_k=3, top_p=0.25, seed=2**63 + 1)
+COMMANDS = (
+    Generate("r1", "default", SEGMENTS, 8, "legolink", 16, SAMPLING, ("\n", "Größe 東京")),
+    Next("r1"),
+    Compile("tenant", [5, 6, 7]),
+    Drop(("a", "b")),
+    Cancel("r1"),
+)
+USAGE = Usage(9, 4, 2, 3, 2, chunks_found=1, compiled_tokens=4, link_seconds=0.125)
+EVENTS = (
+    Piece("東 \u2028 \U0001f468", (7, 8)),
+    Answered("stop", USAGE),
+    Compiled("ab"),
+    Done(),
+    Failed("NotFound", "no"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: type(command).__name__)
+def test_a_command_arrives_as_it_was_sent(command: Command) -> None:
+    assert decode_command(encode_command(command)) == command
+
+
+def test_events_arrive_as_they_were_sent_and_in_order() -> None:
+    assert decode_events(encode_events(EVENTS)) == EVENTS
+    assert decode_events(encode_events([])) == ()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, LegokvError)],
+)
+def test_an_error_arrives_with_its_class_code_and_sentence(kind: type[LegokvError]) -> None:
+    event: Event = failed(kind("5 > 3"))
+    (arrived,) = decode_events(encode_events([event]))
+    assert isinstance(arrived, Failed)
+    error = error_of(arrived)
+    assert (type(error), error.code, str(error)) == (kind, kind.code, "5 > 3")
+
+
+def test_an_error_of_another_version_still_has_its_sentence() -> None:
+    error = error_of(Failed("TooClever", "5 > 3"))
+    assert type(error) is LegokvError
+    assert str(error) == "TooClever: 5 > 3"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff", b"[]", b"{}", b'{"type":"Generate"}', b'{"type":"Fly"}', b'"Next"']
+)
+def test_what_is_no_command_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="not a command"):
+        decode_command(body)

@@ -1,0 +1,87 @@
+"""Settings come from file, environment and flags, later ones winning, and nothing is ignored."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from legokv.errors import InvalidRequest, ServerError
+from legokv.serving.ports import with_ports
+from legokv.serving.settings import Settings, settings_from
+
+
+def toml(folder: Path, text: str) -> Path:
+    file = folder / "legokv.toml"
+    file.write_text(text)
+    return file
+
+
+def test_the_environment_wins_over_the_file_and_a_flag_over_both(tmp_path: Path) -> None:
+    file = toml(tmp_path, 'engine = "/e"\nhttp_port = 1001\ngrpc_port = 1002\nmetrics_port = 1003')
+    environment = {"LEGOKV_GRPC_PORT": "2002", "LEGOKV_METRICS_PORT": "2003", "HOME": "/root"}
+    settings = settings_from(file, environment, {"metrics_port": "3003"})
+    assert (settings.http_port, settings.grpc_port, settings.metrics_port) == (1001, 2002, 3003)
+    assert settings.engine == Path("/e")
+
+
+def test_the_model_processes_read_back_the_same_settings() -> None:
+    settings = settings_from(None, {}, {"engine": "out/e", "pool_tokens": "512", "host": "::1"})
+    assert settings_from(None, settings.environment(), {}) == settings
+
+
+def test_a_relative_path_is_made_absolute_since_the_models_run_elsewhere() -> None:
+    assert settings_from(None, {}, {"engine": "out/e"}).engine == Path.cwd() / "out/e"
+
+
+def test_a_port_may_be_chosen_for_the_caller_and_is_free_and_another_each() -> None:
+    flags = {"engine": "/e", "http_port": "auto", "grpc_port": "auto", "metrics_port": 0}
+    chosen = with_ports(settings_from(None, {}, flags))
+    ports = {chosen.http_port, chosen.grpc_port, chosen.metrics_port}
+    assert len(ports) == 3
+    assert 0 not in ports
+    assert with_ports(chosen) == chosen
+
+
+def test_one_port_for_two_uses_is_refused_by_name() -> None:
+    free = with_ports(
+        settings_from(None, {}, {"engine": "/e", **dict.fromkeys(PORTS, "auto")})
+    ).http_port
+    flags = {"engine": "/e", "metrics_port": "auto", "http_port": free, "grpc_port": free}
+    with pytest.raises(ServerError, match=f"grpc_port {free} on 127.0.0.1 cannot be used"):
+        with_ports(settings_from(None, {}, flags))
+
+
+@pytest.mark.parametrize(
+    ("file", "environment", "flags", "message"),
+    [
+        ('pool = 3\nengine = "/e"', {}, {}, "unknown setting 'pool' in .*legokv.toml; known are"),
+        ("", {"LEGOKV_POOL": "3"}, {}, "unknown setting 'pool' in the environment"),
+        ("", {"LEGOKV_POOL_TOKENS": "many"}, {}, "pool_tokens in the environment is no whole num"),
+        ("pool_tokens = 1.5", {}, {}, "pool_tokens in .* is no whole number: 1.5"),
+        ("pool_tokens = true", {}, {}, "pool_tokens in .* is no whole number: True"),
+        ("host = 7", {}, {}, "host in .* is no text: 7"),
+        ("pool_tokens = = 3", {}, {}, "is not TOML"),
+        ("", {}, {"engine": "/e", "http_port": "70000"}, "http_port is at most 65535, not 70000"),
+        ("", {}, {"engine": "/e", "pool_tokens": "0"}, "pool_tokens is 1 or more, not 0"),
+        ("", {}, {}, "no engine folder given"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused_by_name(
+    tmp_path: Path, file: str, environment: dict[str, str], flags: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        settings_from(toml(tmp_path, file), environment, flags)
+
+
+def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"nowhere.toml: No such file"):
+        settings_from(tmp_path / "nowhere.toml", {}, {})
+
+
+def test_chunks_are_never_longer_than_the_pool() -> None:
+    settings = Settings(engine=Path("/e"), pool_tokens=256)
+    assert settings.document_limits.max_chunk_tokens == 256
+    assert asdict(settings)["max_chunk_tokens"] == 1024
+
+
+PORTS = ("http_port", "grpc_port", "metrics_port")
