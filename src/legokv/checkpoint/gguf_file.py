@@ -73,20 +73,12 @@ def _refuse_lost_settings(gguf: Path) -> None:
         raise UnsupportedModel(
             f"{gguf.name} holds a {architecture} model: it is none of {', '.join(_ARCHITECTURES)}"
         )
+    experts = _value(reader, f"{architecture}.expert_count")
+    if experts:
+        raise UnsupportedModel(f"{gguf.name} is a mixture of {experts} experts: not supported")
     _refuse_rotary_scaling(gguf, reader, architecture)
-    window = _value(reader, f"{architecture}.attention.sliding_window")
-    context = _value(reader, f"{architecture}.context_length")
-    if window is not None and window < context:
-        raise UnsupportedModel(
-            f"{gguf.name}: sliding window of {window} tokens is narrower than the context of "
-            f"{context}: a linked chunk must see every earlier chunk"
-        )
-    split = _value(reader, "tokenizer.ggml.pre")
-    if _value(reader, "tokenizer.ggml.model") == "gpt2" and split not in (None, *_SPLITS):
-        raise UnsupportedModel(
-            f"{gguf.name}: the conversion does not know the tokenizer's '{split}' way to split "
-            f"words; {_ADVICE}"
-        )
+    _refuse_narrow_window(gguf, reader, architecture)
+    _refuse_unknown_split(gguf, reader)
 
 
 def _refuse_rotary_scaling(gguf: Path, reader: Any, architecture: str) -> None:
@@ -96,6 +88,25 @@ def _refuse_rotary_scaling(gguf: Path, reader: Any, architecture: str) -> None:
     if lost not in (None, "none"):
         raise UnsupportedModel(
             f"{gguf.name}: its rotary scaling ({lost}) is lost in the conversion; {_ADVICE}"
+        )
+
+
+def _refuse_narrow_window(gguf: Path, reader: Any, architecture: str) -> None:
+    window = _value(reader, f"{architecture}.attention.sliding_window")
+    context = _value(reader, f"{architecture}.context_length")
+    if window is not None and window < context:
+        raise UnsupportedModel(
+            f"{gguf.name}: sliding window of {window} tokens is narrower than the context of "
+            f"{context}: a linked chunk must see every earlier chunk"
+        )
+
+
+def _refuse_unknown_split(gguf: Path, reader: Any) -> None:
+    split = _value(reader, "tokenizer.ggml.pre")
+    if _value(reader, "tokenizer.ggml.model") == "gpt2" and split not in (None, *_SPLITS):
+        raise UnsupportedModel(
+            f"{gguf.name}: the conversion does not know the tokenizer's '{split}' way to split "
+            f"words; {_ADVICE}"
         )
 
 
