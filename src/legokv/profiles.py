@@ -1,0 +1,102 @@
+"""Which sizes a plan is built for: one profile to prefill and link, one to decode."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from legokv.bindings import SYMBOLS, Binding, GraphShape
+from legokv.config import ModelConfig
+from legokv.errors import InvalidRequest
+
+# TensorRT counts a tensor's elements in 31 bits in some of its layers.
+MAX_ELEMENTS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class SizeRange:
+    """The smallest, usual and largest size of one symbol."""
+
+    least: int
+    usual: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Ranges of all symbols. A step runs under a profile that holds its sizes."""
+
+    name: str
+    ranges: Mapping[str, SizeRange]
+
+    def shapes(self, binding: Binding) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The binding's smallest, usual and largest shape."""
+        least, usual, most = (
+            {symbol: getattr(size, edge) for symbol, size in self.ranges.items()}
+            for edge in ("least", "usual", "most")
+        )
+        return binding.sized(least), binding.sized(usual), binding.sized(most)
+
+    def excess(self, sizes: Mapping[str, int]) -> str | None:
+        """The first size the profile does not hold, in words; None if it holds all."""
+        for symbol, size in sizes.items():
+            held = self.ranges[symbol]
+            if not held.least <= size <= held.most:
+                return f"{symbol} = {size} is not within {held.least} to {held.most}"
+        return None
+
+
+@dataclass(frozen=True)
+class PlanLimits:
+    """The most one step of a plan can hold; memory for it is set aside when the plan is opened."""
+
+    max_step_tokens: int = 2048
+    max_sequences: int = 64
+    max_import_pages: int = 64
+
+
+def plan_profiles(
+    model: ModelConfig, graph: GraphShape, limits: PlanLimits
+) -> tuple[Profile, Profile]:
+    """The profile of prefill and link steps, which holds any step, then that of decode steps.
+
+    A table can have a page for each position, where chunks are one token long.
+    """
+    if min(limits.max_step_tokens, limits.max_sequences, limits.max_import_pages) < 1:
+        raise InvalidRequest(f"a plan's limits are 1 or more each: {limits}")
+    sequences = min(limits.max_sequences, limits.max_step_tokens)
+    usual_rows = max(1, model.max_positions // (4 * graph.page_size))
+    both = {
+        "P": SizeRange(1, usual_rows, model.max_positions),
+        "N": _up_to(MAX_ELEMENTS // graph.page_elements, usual=2048),
+    }
+    prefill = {
+        "T": _up_to(limits.max_step_tokens, usual=512),
+        "B": _up_to(sequences, usual=1),
+        "M": SizeRange(0, 1, limits.max_import_pages),
+    }
+    decode = {
+        "T": _up_to(sequences, usual=8),
+        "B": _up_to(sequences, usual=8),
+        "M": SizeRange(0, 0, 0),
+    }
+    return Profile("prefill", _ordered(both | prefill)), Profile("decode", _ordered(both | decode))
+
+
+def profile_number(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
+    """Which profile a step of these sizes runs under: decode if it can.
+
+    InvalidRequest, naming the size and the range, if none holds it.
+    """
+    excess = [profile.excess(sizes) for profile in profiles]
+    if sizes["T"] == sizes["B"] and excess[-1] is None:
+        return len(profiles) - 1
+    if excess[0] is not None:
+        raise InvalidRequest(f"the plan can't run this step: {excess[0]}; build it with more")
+    return 0
+
+
+def _up_to(most: int, *, usual: int) -> SizeRange:
+    return SizeRange(1, min(usual, most), most)
+
+
+def _ordered(ranges: dict[str, SizeRange]) -> dict[str, SizeRange]:
+    return {symbol: ranges[symbol] for symbol in SYMBOLS}

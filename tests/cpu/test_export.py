@@ -1,0 +1,235 @@
+"""The exported file executed on a CPU equals the model, step by step, on real steps of the engine.
+
+onnx's reference evaluator computes float32 and float16; it has no arithmetic for bfloat16, so there
+the file's structure is checked and its numbers are not.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from graph_runner import GraphRunner
+from onnx import TensorProto
+from torch import Tensor
+
+from legokv.batch import StepBatch
+from legokv.bindings import GraphShape, graph_shape
+from legokv.checkpoint import load_weights
+from legokv.chunks.cache import ChunkCache
+from legokv.chunks.folder import ChunkFolder
+from legokv.engine import Engine, chunk_root
+from legokv.engine_folder import read_engine_folder
+from legokv.executor import Executor
+from legokv.export import MODEL_FILE, WEIGHTS_FILE, export_onnx
+from legokv.model.decoder import decoder_from_weights
+from legokv.pages import PagePool
+from legokv.request import GenerateRequest, Token
+from legokv.runners import Runner
+from legokv.tokenizer import Tokenizer
+
+DTYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+}
+# The standard ops a decoder may become: primitives that every TensorRT 10 imports.
+PRIMITIVES = {"Add", "Cast", "Gather", "Gemm", "MatMul", "Mul", "Pow", "ReduceMean", "Reciprocal",
+              "Reshape", "Sigmoid", "Split", "Sqrt", "Transpose"}  # fmt: skip
+# float16: both sides round each op, in another order.
+TOLERANCES = {"float32": 2e-4, "float16": 6e-2}
+NUM_PAGES = 64
+
+Exported = Callable[[str, str], Path]
+
+
+def shape_of(folder: Path, dtype: str) -> GraphShape:
+    facts = read_engine_folder(folder)
+    return graph_shape(facts.model, dtype, facts.page_size)
+
+
+@pytest.fixture(scope="session")
+def exported(
+    tiny_engine_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
+    """model.onnx of a tiny checkpoint in a dtype, made once."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def file(name: str, dtype: str) -> Path:
+        if (name, dtype) not in made:
+            folder = tiny_engine_folder(name)
+            facts = read_engine_folder(folder)
+            weights = load_weights(folder, facts.model, getattr(torch, dtype))
+            target = tmp_path_factory.mktemp(f"{name}-{dtype}")
+            decoder = decoder_from_weights(facts.model, weights)
+            made[name, dtype] = export_onnx(decoder, shape_of(folder, dtype), target)
+        return made[name, dtype]
+
+    return file
+
+
+class BothRunners:
+    """Executes every step twice, by torch and by the file, and compares logits and pools."""
+
+    def __init__(self, eager: Runner, graph: GraphRunner, tolerance: float) -> None:
+        self.num_pages, self.page_size = eager.num_pages, eager.page_size
+        self._eager, self._graph, self._tolerance = eager, graph, tolerance
+        self.steps: list[tuple[int, int]] = []
+
+    def run(self, batch: StepBatch) -> Tensor:
+        logits, expected = self._graph.run(batch), self._eager.run(batch)
+        assert logits.dtype == expected.dtype == torch.float32
+        self._compare(logits, expected)
+        everything = range(self.num_pages), self.num_pages * self.page_size
+        self._compare(self._graph.export_pages(*everything), self._eager.export_pages(*everything))
+        self.steps.append((len(batch.input_ids), len(batch.logit_rows)))
+        return expected
+
+    def _compare(self, found: Tensor, expected: Tensor) -> None:
+        tolerance = self._tolerance
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+    def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self._graph.copy_pages(sources, targets)
+        self._eager.copy_pages(sources, targets)
+
+    def import_pages(self, pages: Sequence[int], kv: Tensor) -> None:
+        self._graph.import_pages(pages, kv)
+        self._eager.import_pages(pages, kv)
+
+    def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
+        return self._eager.export_pages(pages, num_tokens)
+
+
+def engine_of_both(
+    folder: Path, model: Path, dtype: str, cache_dir: Path | None = None
+) -> tuple[Engine, BothRunners, GraphRunner]:
+    facts = read_engine_folder(folder)
+    pool_tokens = NUM_PAGES * facts.page_size
+    eager = Engine.open(folder, dtype=dtype, pool_tokens=pool_tokens, attention="torch").runner
+    graph = GraphRunner(model, shape_of(folder, dtype), NUM_PAGES)
+    both = BothRunners(eager, graph, TOLERANCES[dtype])
+    cache = ChunkCache(PagePool(NUM_PAGES, facts.page_size), frozenset)
+    chunks = None if cache_dir is None else ChunkFolder(chunk_root(cache_dir, facts))
+    executor = Executor(both, cache, chunks, max_step_tokens=64, dummy_token_id=0)
+    return Engine(facts, Tokenizer.open(folder), both, executor, cache), both, graph
+
+
+def random_ids(seed: int, length: int) -> list[int]:
+    return np.random.Generator(np.random.PCG64(seed)).integers(3, 384, length).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("llama", "float32"),
+        ("llama", "float16"),
+        ("llama-untied", "float32"),
+        ("llama-yarn", "float32"),
+        ("qwen2", "float32"),
+        ("qwen3", "float32"),
+    ],
+)
+def test_compile_link_and_decode_through_the_file_equal_the_model(
+    exported: Exported, tiny_engine_folder: Callable[[str], Path], name: str, dtype: str
+) -> None:
+    engine, both, _ = engine_of_both(tiny_engine_folder(name), exported(name, dtype), dtype)
+    chunks = [engine.compile(random_ids(n, length)) for n, length in enumerate((40, 17, 33))]
+    assert both.steps == [(40, 1), (17, 1), (33, 1)]
+    prefill = engine.prefill([*chunks, random_ids(9, 5)])
+    # Two of three chunks' 16 link tokens, and 5 fresh ones.
+    assert both.steps[3:] == [(37, 1)]
+    assert prefill.cached_tokens == 40 + 17 + 33 - 32
+
+
+def test_a_batch_of_decodes_through_the_file_equals_the_model(
+    exported: Exported, tiny_engine_folder: Callable[[str], Path]
+) -> None:
+    model = exported("llama", "float32")
+    engine, both, _ = engine_of_both(tiny_engine_folder("llama"), model, "float32")
+    chunk = engine.compile(random_ids(1, 30))
+    prompts = [[chunk, random_ids(n, 3 + n)] for n in range(3)]
+    jobs = [engine.submit(GenerateRequest(prompt, 4)) for prompt in prompts]
+    answers = [[e.id for e in engine.results(job) if isinstance(e, Token)] for job in jobs]
+    assert (3, 3) in both.steps
+    assert all(answers)
+
+
+def test_stored_pages_imported_by_the_file_equal_the_model(
+    exported: Exported, tiny_engine_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, model = tiny_engine_folder("llama"), exported("llama", "float32")
+    first, _, _ = engine_of_both(folder, model, "float32", tmp_path)
+    first.compile(random_ids(1, 40))
+    engine, both, graph = engine_of_both(folder, model, "float32", tmp_path)
+    chunk = engine.chunk(random_ids(1, 40))
+    engine.prefill([chunk, random_ids(2, 4)])
+    assert engine.executor.counters.loaded_chunks == 1
+    assert graph.imported_pages == 3
+    assert both.steps == [(4, 1)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_file_has_the_inputs_and_outputs_of_the_table(
+    exported: Exported, tiny_engine_folder: Callable[[str], Path], dtype: str
+) -> None:
+    graph = onnx.load(exported("llama", dtype), load_external_data=False).graph
+    expected = shape_of(tiny_engine_folder("llama"), dtype)
+    for found, bindings in ((graph.input, expected.inputs), (graph.output, expected.outputs)):
+        assert [edge(value) for value in found] == [
+            (binding.name, {**DTYPES, "int32": TensorProto.INT32}[binding.dtype], binding.shape)
+            for binding in bindings
+        ]
+
+
+def edge(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[int | str, ...]]:
+    tensor = value.type.tensor_type
+    shape = tuple(d.dim_param.replace(" ", "") or d.dim_value for d in tensor.shape.dim)
+    return value.name, tensor.elem_type, shape
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_file_holds_primitives_and_one_of_each_plugin_a_layer(
+    exported: Exported, dtype: str
+) -> None:
+    path = exported("llama", dtype)
+    onnx.checker.check_model(str(path))
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    ours = Counter(node.op_type for node in nodes if node.domain == "legokv")
+    assert ours == {"KvImport": 3, "LegoLinkAttention": 3}
+    assert {node.op_type for node in nodes if node.domain == ""} <= PRIMITIVES
+    for node in nodes:
+        if node.domain == "legokv":
+            texts = {a.name: a.s.decode() for a in node.attribute if a.type == a.STRING}
+            assert texts == {"plugin_version": "1", "plugin_namespace": "legokv"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["llama", "llama-untied"])
+def test_every_weight_is_stored_once_outside_the_file(
+    exported: Exported, tiny_engine_folder: Callable[[str], Path], name: str, dtype: str
+) -> None:
+    path, folder = exported(name, dtype), tiny_engine_folder(name)
+    weights = load_weights(folder, read_engine_folder(folder).model, getattr(torch, dtype))
+    stored = onnx.load(path, load_external_data=False).graph.initializer
+    matrices = [tensor for tensor in stored if len(tensor.dims) == 2]
+    expected = [list(weight.shape) for weight in weights.values() if weight.dim() == 2]
+    assert sorted(list(tensor.dims) for tensor in matrices) == sorted(expected)
+    assert all(tensor.data_location == TensorProto.EXTERNAL for tensor in matrices)
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in weights.values())
+    assert path.with_name(WEIGHTS_FILE).stat().st_size < num_bytes + 4096
+
+
+def test_nothing_in_the_file_tells_where_it_was_made(exported: Exported) -> None:
+    content = exported("llama", "float32").read_bytes()
+    assert str(Path(__file__).resolve().parents[2]).encode() not in content
+    assert b"site-packages" not in content
+    assert b".py" not in content
+
+
+def test_the_files_are_called_as_the_engine_folder_says(exported: Exported) -> None:
+    folder = exported("llama", "float32").parent
+    assert sorted(path.name for path in folder.iterdir()) == [MODEL_FILE, WEIGHTS_FILE]
