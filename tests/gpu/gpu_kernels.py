@@ -1,0 +1,85 @@
+"""Running the launchers over memory that gives away whoever reads or writes the wrong place."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from attention_cases import Inputs
+from torch import Tensor
+
+from legokv.launchers import AttentionTables, Launchers, Regime, attention_arguments
+
+# Absolute, for values of about 1. The plain and the split kernel compute in float32 and round once,
+# at the end; the tensor-core kernel also rounds the rotated query and the weights to 16 bits.
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+TILED_TOLERANCE = {torch.float16: 3e-3, torch.bfloat16: 2.5e-2}
+# One unit in the last place of a rotated key: its sine and cosine are of another library.
+KEY_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+GUARD_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A loaded library and the device its pointers belong to."""
+
+    launchers: Launchers
+    device: torch.device
+
+    def stream(self) -> int:
+        """The current CUDA stream's handle; the host form has none."""
+        return torch.cuda.current_stream().cuda_stream if self.device.type == "cuda" else 0
+
+    def attend(self, inputs: Inputs, regime: Regime) -> tuple[Tensor, Tensor]:
+        """Output and pool, on the device; output and workspace start as NaNs between guards."""
+        given = on_device(inputs, self.device)
+        pool = given.pool.clone()
+        out = attend_in_place(self, replace(given, pool=pool), regime)
+        return out, pool
+
+
+def attend_in_place(kernels: Kernels, given: Inputs, regime: Regime) -> Tensor:
+    """The output, K and V written into given.pool; whoever writes past an end is found out."""
+    arguments = attention_arguments(given.q, given.k, given.v, given.pool, given.tables)
+    arguments.regime = regime
+    out = Guarded(given.q.shape, given.q.dtype, kernels.device)
+    size = kernels.launchers.workspace_bytes(arguments) // 4
+    workspace = Guarded((size,), torch.float32, kernels.device)
+    kernels.launchers.legolink_attention(arguments, out.inner, workspace.inner, kernels.stream())
+    out.check("the output")
+    workspace.check("the workspace")
+    return out.inner
+
+
+class Guarded:
+    """A tensor of NaNs inside a larger one, whose rest must stay as it is."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        row = 1
+        for size in shape[1:]:
+            row *= size
+        # 64 elements keep the inner tensor aligned for every dtype.
+        self._edge = max(row, 64) * GUARD_ROWS
+        size = shape[0] * row
+        self._whole = torch.full((size + 2 * self._edge,), 7.0, dtype=dtype, device=device)
+        self.inner = self._whole[self._edge : self._edge + size].view(shape)
+        self.inner.fill_(torch.nan)
+
+    def check(self, what: str) -> None:
+        before, after = self._whole[: self._edge], self._whole[len(self._whole) - self._edge :]
+        assert (before == 7.0).all(), f"something wrote before {what}"
+        assert (after == 7.0).all(), f"something wrote past {what}"
+
+
+def on_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """The same inputs, each tensor on `device`."""
+    moved = {name: getattr(inputs, name).to(device) for name in ("q", "k", "v", "pool")}
+    return Inputs(**moved, tables=tables_on_device(inputs.tables, device))
+
+
+def tables_on_device(tables: AttentionTables, device: torch.device) -> AttentionTables:
+    names = [field.name for field in fields(tables) if field.name != "scale"]
+    return replace(tables, **{name: getattr(tables, name).to(device) for name in names})
+
+
+def tolerance(dtype: torch.dtype, regime: Regime) -> float:
+    return (TILED_TOLERANCE if regime == Regime.TILED else TOLERANCE)[dtype]
