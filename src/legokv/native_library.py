@@ -5,10 +5,11 @@ One folder for each state of the sources and compiler, so that a library is up t
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from legokv.toolchain import find_cmake
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY_NAME = "liblegokv_cpu.so"
 BUILD_COMMAND = "python build/build_native.py"
+
+_INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
 
 Say = Callable[[str], None]
 
@@ -58,10 +61,19 @@ class NativeBuild:
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()
 
-    def _source_files(self) -> Iterator[Path]:
-        yield self.source / "status.cpp"
-        for folder in (self.source / "cpu", self.source / "include"):
-            yield from (path for path in folder.rglob("*") if path.suffix in (".h", ".cpp", ".txt"))
+    def _source_files(self) -> set[Path]:
+        """All of plugins/cpu, and what it includes from elsewhere in plugins/."""
+        found: set[Path] = set()
+        left = [self.source / "status.cpp", *(self.source / "cpu").rglob("*.*")]
+        while left:
+            file = left.pop()
+            if file in found:
+                continue
+            found.add(file)
+            for name in _INCLUDE.findall(file.read_text(encoding="utf-8")):
+                candidates = (self.source / name, self.source / "include" / name)
+                left += [path for path in candidates if path.is_file()]
+        return found
 
 
 def find_compiler() -> Path:

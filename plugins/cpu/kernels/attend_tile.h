@@ -45,8 +45,12 @@ class TileAttention {
     const T* pool_head = static_cast<const T*>(layer_.pool) + tile_.kv_head * shape_.head_size;
     const int last_position = tile_.positions[tile_.num_tokens - 1];
     RunCursor cursor = {group.runs, group.runs + group.num_runs, 0};
-    while (take_block(&cursor, shape_, pool_head, last_position, scratch_.zeros, scratch_.block)) {
-      attend_block();
+    KeyBlock<T>* blocks = scratch_.blocks;
+    take_block(&cursor, shape_, pool_head, last_position, scratch_.zeros, &blocks[0]);
+    for (int i = 0; blocks[i % 2].num_keys > 0; ++i) {
+      KeyBlock<T>& next = blocks[(i + 1) % 2];
+      take_block(&cursor, shape_, pool_head, last_position, scratch_.zeros, &next);
+      attend_block(blocks[i % 2], next);
     }
   }
 
@@ -64,28 +68,32 @@ class TileAttention {
     }
   }
 
-  void attend_block() {
-    const KeyBlock<T>& block = *scratch_.block;
+  void attend_block(const KeyBlock<T>& block, const KeyBlock<T>& next) {
     pack_keys<Operand>(block, shape_.head_size, scratch_.keys);
     pack_values<Operand>(block, shape_.head_size, scratch_.values);
-    for (int row = first_token_at(block.positions[0]) * heads_; row < num_rows_;
-         row += kPanelRows) {
-      attend_rows(row, num_rows_ - row < kPanelRows ? num_rows_ - row : kPanelRows);
+    const int first_row = first_token_at(block.positions[0]) * heads_;
+    const int num_panels = (num_rows_ - first_row + kPanelRows - 1) / kPanelRows;
+    const int keys_a_panel = (kBlockKeys + num_panels - 1) / num_panels;
+    for (int panel = 0; panel < num_panels; ++panel) {
+      prefetch(next, panel * keys_a_panel, (panel + 1) * keys_a_panel, shape_.head_size);
+      const int row = first_row + panel * kPanelRows;
+      attend_rows(block, row, num_rows_ - row < kPanelRows ? num_rows_ - row : kPanelRows);
     }
   }
 
-  void attend_rows(int first_row, int num_rows) {
+  void attend_rows(const KeyBlock<T>& block, int first_row, int num_rows) {
     constexpr int kPerWord = Operand::kPerWord;
     const int head_size = shape_.head_size, row_words = head_size / kPerWord;
     // The last row sees the most; nothing is computed for keys that only later ones see.
-    const int num_keys = scratch_.block->num_seen(scratch_.positions[first_row + num_rows - 1]);
+    const int num_keys = block.num_seen(scratch_.positions[first_row + num_rows - 1]);
     const int num_vectors = (num_keys + kLanes - 1) / kLanes;
     const auto* queries = reinterpret_cast<const uint32_t*>(scratch_.queries);
     multiply<Operand>(
         num_rows, num_vectors,
         {queries + first_row * row_words, row_words, scratch_.keys, row_words, row_words},
         {scratch_.scores, kBlockKeys, false});
-    for (int row = 0; row < num_rows; ++row) weigh_row(first_row + row, row, num_vectors * kLanes);
+    for (int row = 0; row < num_rows; ++row)
+      weigh_row(block, first_row + row, row, num_vectors * kLanes);
     multiply<Operand>(
         num_rows, head_size / kLanes,
         {reinterpret_cast<const uint32_t*>(scratch_.weights), kBlockKeys / kPerWord,
@@ -94,8 +102,7 @@ class TileAttention {
   }
 
   // Of `count` scores; `panel_row` is the row's place in the products.
-  void weigh_row(int row, int panel_row, int count) {
-    const KeyBlock<T>& block = *scratch_.block;
+  void weigh_row(const KeyBlock<T>& block, int row, int panel_row, int count) {
     const int query_position = scratch_.positions[row];
     float* scores = scratch_.scores + panel_row * kBlockKeys;
     if (block.positions[count - 1] > query_position) {

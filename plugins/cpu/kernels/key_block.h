@@ -35,9 +35,9 @@ struct RunCursor {
   int used;  // keys of `run` that were taken
 };
 
-// Takes the next keys up to `last_position`, at most kBlockKeys; false when there is none.
+// Takes the next keys up to `last_position`, at most kBlockKeys, or none.
 template <typename T>
-bool take_block(RunCursor* cursor, const Shape& shape, const T* pool_head, int last_position,
+void take_block(RunCursor* cursor, const Shape& shape, const T* pool_head, int last_position,
                 const T* zeros, KeyBlock<T>* block) {
   int count = 0;
   while (count < kBlockKeys && cursor->run != cursor->end) {
@@ -61,7 +61,19 @@ bool take_block(RunCursor* cursor, const Shape& shape, const T* pool_head, int l
     block->keys[i] = block->values[i] = zeros;
     block->positions[i] = INT32_MAX;
   }
-  return count > 0;
+}
+
+// Asks for keys `first` to `end` and their values to come nearer. Pages lie anywhere, and a key is
+// a few cache lines among other heads': the processor would not guess them.
+template <typename T>
+inline void prefetch(const KeyBlock<T>& block, int first, int end, int head_size) {
+  constexpr int kLine = 64 / sizeof(T);
+  for (int key = first; key < end && key < block.num_keys; ++key) {
+    for (int i = 0; i < head_size; i += kLine) {
+      __builtin_prefetch(block.keys[key] + i, 0, 2);
+      __builtin_prefetch(block.values[key] + i, 0, 2);
+    }
+  }
 }
 
 // packed[panel][word of D][kPanelWidth keys].
@@ -89,14 +101,13 @@ void pack_keys(const KeyBlock<T>& block, int head_size, uint32_t* packed) {
 // packed[panel of D][kBlockKeys in words][kPanelWidth dimensions].
 template <typename Operand, typename T>
 void pack_values(const KeyBlock<T>& block, int head_size, uint32_t* packed) {
-  constexpr int kPacked = kBlockKeys / Operand::kPerWord;
-  const int depth = (block.num_keys + Operand::kPerWord - 1) / Operand::kPerWord;
-  for (int word = 0; word < depth; ++word) {
-    const T* const* values = block.values + word * Operand::kPerWord;
-    for (int v = 0; v < head_size / kLanes; ++v) {
-      uint32_t* panel = packed + (v / kPanelVectors * kPacked + word) * kPanelWidth;
-      store_vector(panel + v % kPanelVectors * kLanes,
-                   Operand::load_value_words(values, v * kLanes));
+  constexpr int kPackedDepth = kBlockKeys / Operand::kPerWord;
+  for (int v = 0; v < head_size / kLanes; ++v) {
+    uint32_t* column =
+        packed + v / kPanelVectors * kPackedDepth * kPanelWidth + v % kPanelVectors * kLanes;
+    for (int key = 0; key < block.num_keys; key += Operand::kPerWord) {
+      store_vector(column, Operand::load_value_words(block.values + key, v * kLanes));
+      column += kPanelWidth;
     }
   }
 }

@@ -20,7 +20,7 @@ struct Scratch {
   float* scores;                      // [kPanelRows, kBlockKeys]
   typename Operand::Number* weights;  // [kPanelRows, kBlockKeys]
   T* zeros;                           // [D]
-  KeyBlock<T>* block;
+  KeyBlock<T>* blocks;                // [2]: the present one and the next
 };
 
 // Hands out pieces of memory one after another; with no memory it only counts.
@@ -50,7 +50,7 @@ int64_t carve(const Shape& shape, void* memory, Scratch<Operand, T>* scratch) {
   carver.take(&scratch->scores, kPanelRows * kBlockKeys);
   carver.take(&scratch->weights, kPanelRows * kBlockKeys);
   carver.take(&scratch->zeros, head_size);
-  carver.take(&scratch->block, 1);
+  carver.take(&scratch->blocks, 2);
   return carver.used;
 }
 
