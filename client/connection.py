@@ -6,6 +6,7 @@ import os
 import queue
 import sys
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -80,16 +81,17 @@ class Server:
             self._triton.stop_stream(cancel_requests=not final)
 
     def _inputs(self, fields: dict[str, object]) -> list[triton.InferInput]:
-        """Tensors of the types that the model's own config names."""
+        types = self._input_types
+        return [_input(name, _array(value, types[name])) for name, value in fields.items()]
+
+    @cached_property
+    def _input_types(self) -> dict[str, str]:
+        """Triton's types of the generate model's inputs, as the model's own config names them."""
         try:
             config = self._triton.get_model_config("generate", as_json=True)["config"]
         except InferenceServerException as error:
             raise Refused(error.message()) from None
-        types = {item["name"]: item["data_type"] for item in config["input"]}
-        return [
-            _input(name, _array(value, types[name].removeprefix("TYPE_")))
-            for name, value in fields.items()
-        ]
+        return {item["name"]: item["data_type"].removeprefix("TYPE_") for item in config["input"]}
 
 
 def _array(value: object, triton_type: str) -> Any:

@@ -198,7 +198,6 @@ class EngineService:
         for live in list(self._live.values()):
             self._engine.cancel(live.job)
             live.job.events.put(error)
-        self._wake.set()
 
 
 def _taken(job: Job) -> Iterator[JobEvent]:
