@@ -12,8 +12,11 @@ from legokv.batch import Int32
 from legokv.checkpoint import load_weights
 from legokv.chunks.cache import ChunkCache
 from legokv.chunks.chunk import Chunk
-from legokv.chunks.folder import ChunkFolder
 from legokv.chunks.key import chunk_key
+from legokv.chunks.limits import DISK_BYTES, HOST_BYTES, TierLimits
+from legokv.chunks.lower_tiers import LowerTiers
+from legokv.chunks.opening import open_tiers
+from legokv.chunks.stats import TierStats
 from legokv.documents.document import DEFAULT_NAMESPACE
 from legokv.engine_folder import EngineFacts, read_engine_folder
 from legokv.errors import InvalidRequest, LegokvError
@@ -53,10 +56,12 @@ class Engine:
         runner: TorchRunner,
         executor: Executor,
         cache: ChunkCache,
+        tiers: LowerTiers,
     ) -> None:
         self.facts = facts
         self.tokenizer = tokenizer
         self.cache = cache
+        self.tiers = tiers
         self.executor = executor
         self.runner = runner
         self._stepping = threading.Lock()
@@ -72,6 +77,11 @@ class Engine:
         num_threads: int | None = None,
         cache_dir: str | Path | None = None,
         attention: str = "auto",
+        host_bytes: int = HOST_BYTES,
+        disk_bytes: int = DISK_BYTES,
+        namespace_bytes: int = 0,
+        high_watermark: float = 1.0,
+        low_watermark: float = 0.9,
         pinned_keys: Callable[[], Collection[str]] = frozenset,
     ) -> "Engine":
         """Load the engine folder at `path`; EngineMismatch if it does not fit this version.
@@ -80,8 +90,10 @@ class Engine:
         tokens' KV the pool holds. max_step_tokens: most tokens one step computes. num_threads:
         torch's, for this whole process. cache_dir: where persistent chunks are kept, below a
         folder named by the model's fingerprint. attention: "native", the CPU library, compiled if
-        it is not yet; "torch"; or "auto", native if it is there. pinned_keys: chunks that must
-        stay in the pool.
+        it is not yet; "torch"; or "auto", native if it is there. host_bytes, disk_bytes: most KV
+        kept in memory and in cache_dir, 0 for none; namespace_bytes: most on disk of one
+        namespace, 0 for any. Past high_watermark of these, chunks leave down to low_watermark.
+        pinned_keys: chunks that are not evicted.
         """
         facts = read_engine_folder(Path(path))
         dtype = dtype or facts.dtype
@@ -103,14 +115,17 @@ class Engine:
             page_size=facts.page_size,
         )
         cache = ChunkCache(PagePool(runner.num_pages, runner.page_size), pinned_keys)
+        root = None if cache_dir is None else cache_root(Path(cache_dir), facts)
+        limits = TierLimits(host_bytes, disk_bytes, namespace_bytes, high_watermark, low_watermark)
+        tiers = open_tiers(root, limits, pinned_keys)
         executor = Executor(
             runner,
             cache,
-            None if cache_dir is None else ChunkFolder(chunk_root(Path(cache_dir), facts)),
+            tiers,
             max_step_tokens=max_step_tokens,
             dummy_token_id=_dummy_token_id(facts),
         )
-        return cls(facts, Tokenizer.open(Path(path)), runner, executor, cache)
+        return cls(facts, Tokenizer.open(Path(path)), runner, executor, cache, tiers)
 
     def chunk(
         self,
@@ -213,6 +228,12 @@ class Engine:
         with self._stepping:
             return self.executor.step()
 
+    def cache_stats(self) -> tuple[TierStats, ...]:
+        """The state of the pool and of each tier below it. For any thread; takes no lock."""
+        model, dtype = self.facts.model, _DTYPES[self.facts.dtype]
+        token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_size * dtype.itemsize
+        return (self.cache.stats(self.facts.page_size * token_bytes), *self.tiers.stats())
+
     def drop(self, key: str) -> None:
         """Forget a chunk's KV in pool and on disk; requests that use it now are not disturbed."""
         with self._stepping:
@@ -258,9 +279,9 @@ class Engine:
                 return
 
 
-def chunk_root(cache_dir: Path, facts: EngineFacts) -> Path:
-    """Where the chunk files of an engine's model lie below a cache folder."""
-    return cache_dir / facts.fingerprint[:16] / "chunks"
+def cache_root(cache_dir: Path, facts: EngineFacts) -> Path:
+    """Where the registry and the chunk files of an engine's model lie below a cache folder."""
+    return cache_dir / facts.fingerprint[:16]
 
 
 def _dummy_token_id(facts: EngineFacts) -> int:

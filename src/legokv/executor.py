@@ -3,7 +3,6 @@
 Chunks a job needs and no tier has are compiled here, once, however many jobs wait for them.
 """
 
-import contextlib
 import logging
 import time
 from collections import deque
@@ -13,25 +12,23 @@ from torch import Tensor
 
 from legokv.batch import step_batch
 from legokv.chunks.cache import ChunkCache, Grant, Resident
-from legokv.chunks.chunk import Chunk
-from legokv.chunks.folder import ChunkFolder
-from legokv.errors import Cancelled, ChunkUnreadable, LegokvError, PoolFull
+from legokv.chunks.lower_tiers import LowerTiers
+from legokv.errors import Cancelled, LegokvError, PoolFull
 from legokv.jobs import CompileJob, Job
 from legokv.runners import Runner
 from legokv.schedule import share
 from legokv.sequence import Sequence, chunk_sequence
+from legokv.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Counters:
-    """What happened since the start; each should only grow, `failed_reads` should stay 0."""
+    """What happened since the start; each should only grow."""
 
     compiled_chunks: int = 0
     loaded_chunks: int = 0
-    failed_reads: int = 0
-    failed_writes: int = 0
     steps: int = 0
 
 
@@ -50,7 +47,7 @@ class Executor:
         self,
         runner: Runner,
         cache: ChunkCache,
-        folder: ChunkFolder | None,
+        tiers: LowerTiers,
         *,
         max_step_tokens: int,
         dummy_token_id: int,
@@ -58,7 +55,7 @@ class Executor:
         self.counters = Counters()
         self._runner = runner
         self._cache = cache
-        self._folder = folder
+        self._transfer = Transfer(runner, cache, tiers)
         self._max_step_tokens = max_step_tokens
         self._dummy_token_id = dummy_token_id
         self._waiting: deque[Job] = deque()
@@ -74,6 +71,8 @@ class Executor:
                 f"the request needs {needed} pages of {self._runner.page_size} tokens, the pool "
                 f"has {self._runner.num_pages}"
             )
+        if not isinstance(job, CompileJob):
+            job.prefetch = self._transfer.prefetch(job.chunks)
         self._waiting.append(job)
 
     def step(self) -> bool:
@@ -104,8 +103,7 @@ class Executor:
         """Forget a chunk in every tier here; requests that hold it go on."""
         if key not in self._compiling:
             self._cache.drop(key)
-        if self._folder is not None:
-            self._folder.remove(key)
+        self._transfer.drop(key)
 
     def _drop_cancelled(self) -> None:
         for job in [*self._waiting, *self._granted, *self._running]:
@@ -121,12 +119,21 @@ class Executor:
         if job.grant is not None:
             self._cache.release(job.grant)
             job.grant = None
+        self._close_prefetch(job)
+
+    def _close_prefetch(self, job: Job) -> None:
+        if job.prefetch is not None:
+            job.prefetch.close()
+            job.prefetch = None
 
     def _admit(self) -> None:
         """First come first served: a job that must wait for pages holds back those behind it."""
         while self._waiting:
             job = self._waiting[0]
-            if isinstance(job, CompileJob) and self._is_stored(job.chunks[0]):
+            started = time.monotonic()
+            if not self._is_fetched(job):
+                return
+            if isinstance(job, CompileJob) and self._transfer.is_kept(job.chunks[0]):
                 self._waiting.popleft()
                 job.start(self._runner.copy_pages)
                 continue
@@ -140,18 +147,30 @@ class Executor:
                 continue
             self._waiting.popleft()
             self._granted.append(job)
-            started = time.monotonic()
-            for resident in job.grant.new:
-                self._fill(resident)
+            self._fill_all(job.grant)
+            self._transfer.used(job.chunks)
+            self._close_prefetch(job)
             job.found(job.grant, time.monotonic() - started)
 
-    def _is_stored(self, chunk: Chunk) -> bool:
-        return self._folder is not None and chunk.persistent and self._folder.has(chunk.key)
+    def _is_fetched(self, job: Job) -> bool:
+        """Whether the job's prefetch is over; waited for only if there is nothing to compute."""
+        if job.prefetch is None or job.prefetch.done:
+            return True
+        if self._running or self._compiling:
+            return False
+        job.prefetch.wait()
+        return True
+
+    def _fill_all(self, grant: Grant) -> None:
+        self._transfer.keep_evicted(grant.evicted)
+        for resident in grant.new:
+            self._fill(resident)
 
     def _fill(self, resident: Resident) -> None:
         """Load a new resident's KV, or begin to compile it."""
         chunk = resident.chunk
-        if self._is_stored(chunk) and self._load(resident):
+        if self._transfer.load(resident):
+            self.counters.loaded_chunks += 1
             return
         dummies = (self._dummy_token_id,) * chunk.dummy_tokens
         sequence = chunk_sequence(
@@ -160,22 +179,6 @@ class Executor:
         resident.leases += 1
         self._compiling[chunk.key] = Compiling(resident, sequence)
 
-    def _load(self, resident: Resident) -> bool:
-        assert self._folder is not None, "only a stored chunk is loaded"
-        try:
-            kv = self._folder.read(resident.chunk)
-        except ChunkUnreadable as error:
-            self.counters.failed_reads += 1
-            log.warning("compiling a chunk again: %s", error)
-            # Where even that is refused, the next write or read says so again.
-            with contextlib.suppress(OSError):
-                self._folder.remove(resident.chunk.key)
-            return False
-        self._runner.import_pages(resident.pages, kv)
-        self._cache.mark_ready(resident)
-        self.counters.loaded_chunks += 1
-        return True
-
     def _start(self) -> None:
         for job in list(self._granted):
             assert job.grant is not None, "a granted job has its grant"
@@ -183,7 +186,7 @@ class Executor:
                 continue
             self._granted.remove(job)
             if isinstance(job, CompileJob):
-                self._store(job.grant.residents[0])
+                self._transfer.store(job.grant.residents[0])
             if job.start(self._runner.copy_pages):
                 self._running.append(job)
             else:
@@ -206,19 +209,8 @@ class Executor:
         del self._compiling[resident.chunk.key]
         self._cache.mark_ready(resident)
         self.counters.compiled_chunks += 1
-        self._store(resident)
+        self._transfer.store(resident)
         self._cache.release(Grant((resident,), (), []))
-
-    def _store(self, resident: Resident) -> None:
-        chunk = resident.chunk
-        if self._folder is None or not chunk.persistent or self._folder.has(chunk.key):
-            return
-        try:
-            self._folder.write(chunk, self._runner.export_pages(resident.pages, chunk.num_tokens))
-        except OSError as error:
-            # The chunk stays usable in the pool; a later request compiles it again.
-            self.counters.failed_writes += 1
-            log.warning("chunk %s could not be stored: %s", chunk.key[:12], error)
 
     def _fail(self, owners: list["Job | Compiling"], error: LegokvError) -> None:
         lost = {id(o.resident) for o in owners if isinstance(o, Compiling)}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from legokv.chunks.cache import Grant
 from legokv.chunks.chunk import Chunk
+from legokv.chunks.prefetch import Prefetch
 from legokv.errors import LegokvError
 from legokv.link import Link, bind
 from legokv.request import Finished, GenerateRequest, Token, Usage
@@ -50,6 +51,7 @@ class Job:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.cancelled = False
         self.submitted_at = time.monotonic()
+        self.prefetch: Prefetch | None = None
         self.grant: Grant | None = None
         self.sequence: TokenSequence | None = None
 

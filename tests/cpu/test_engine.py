@@ -86,7 +86,7 @@ def test_a_prompt_of_nothing_but_a_chunk_is_answered(engine):
 
 
 def test_an_evicted_chunk_is_compiled_again_and_the_answer_is_the_same(tiny_engine_folder):
-    engine = Engine.open(tiny_engine_folder(), pool_tokens=16 * 10)
+    engine = Engine.open(tiny_engine_folder(), pool_tokens=16 * 10, host_bytes=0)
     a, b = engine.compile(random_ids(1, 40)), engine.compile(random_ids(2, 40))
     expected = engine.prefill([a, b, [5, 6]])
     assert expected.usage.compiled_tokens == 0
@@ -230,7 +230,7 @@ def test_a_damaged_chunk_file_is_compiled_again_counted_and_never_linked(
     result = second.prefill([second.chunk(ids), [5, 6]])
     assert torch.equal(result.logits, expected)
     assert result.usage.compiled_tokens == 40
-    assert second.executor.counters.failed_reads == 1
+    assert second.tiers.stats()[-1].failed_reads == 1
     third = Engine.open(tiny_engine_folder(), cache_dir=tmp_path)
     assert third.prefill([third.chunk(ids), [5, 6]]).usage.compiled_tokens == 0
 

@@ -20,8 +20,9 @@ from legokv.batch import StepBatch
 from legokv.bindings import GraphShape, graph_shape
 from legokv.checkpoint import load_weights
 from legokv.chunks.cache import ChunkCache
-from legokv.chunks.folder import ChunkFolder
-from legokv.engine import Engine, chunk_root
+from legokv.chunks.limits import TierLimits
+from legokv.chunks.opening import open_tiers
+from legokv.engine import Engine, cache_root
 from legokv.engine_folder import read_engine_folder
 from legokv.executor import Executor
 from legokv.export import MODEL_FILE, WEIGHTS_FILE, export_onnx
@@ -113,9 +114,10 @@ def engine_of_both(
     graph = GraphRunner(model, shape_of(folder, dtype), NUM_PAGES)
     both = BothRunners(eager, graph, TOLERANCES[dtype])
     cache = ChunkCache(PagePool(NUM_PAGES, facts.page_size), frozenset)
-    chunks = None if cache_dir is None else ChunkFolder(chunk_root(cache_dir, facts))
-    executor = Executor(both, cache, chunks, max_step_tokens=64, dummy_token_id=0)
-    return Engine(facts, Tokenizer.open(folder), both, executor, cache), both, graph
+    root = None if cache_dir is None else cache_root(cache_dir, facts)
+    tiers = open_tiers(root, TierLimits(), frozenset)
+    executor = Executor(both, cache, tiers, max_step_tokens=64, dummy_token_id=0)
+    return Engine(facts, Tokenizer.open(folder), both, executor, cache, tiers), both, graph
 
 
 def random_ids(seed: int, length: int) -> list[int]:

@@ -6,7 +6,9 @@ Host bookkeeping only: it hands out page numbers; computing and loading KV is th
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from legokv.chunks.budget import Budget, Candidate, victims
 from legokv.chunks.chunk import Chunk
+from legokv.chunks.stats import TierCounts, TierStats
 from legokv.errors import PoolFull
 from legokv.pages import PagePool
 
@@ -27,22 +29,41 @@ class Resident:
 
 
 @dataclass(frozen=True)
+class Evicted:
+    """A chunk that left the pool, and the pages its KV is in until something is written there."""
+
+    chunk: Chunk
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Grant:
-    """Pages for one request: a leased resident per chunk asked, `new` ones still without KV."""
+    """Pages for one request: a leased resident per chunk asked, `new` ones still without KV.
+
+    The `evicted` left for it; their KV is still in its pages, which others may hold by now.
+    """
 
     residents: tuple[Resident, ...]
     new: tuple[Resident, ...]
     private_pages: list[int]
+    evicted: tuple[Evicted, ...] = ()
 
 
 class ChunkCache:
-    """Chunks in the pool, least recently used first. A leased or pinned chunk is never evicted."""
+    """Chunks in the pool, least recently used first. A leased or pinned chunk is never evicted.
+
+    When the pool is full, chunks leave down to its `low_watermark` share; 1: no more than must.
+    """
 
     def __init__(
-        self, pool: PagePool, pinned_keys: Callable[[], Collection[str]] = frozenset
+        self,
+        pool: PagePool,
+        pinned_keys: Callable[[], Collection[str]] = frozenset,
+        low_watermark: float = 1.0,
     ) -> None:
         self.pool = pool
-        self.num_evicted = 0
+        self._budget = Budget(pool.num_pages, low=low_watermark)
+        self._counts = TierCounts("pool")
         self._pinned_keys = pinned_keys
         self._residents: dict[str, Resident] = {}
 
@@ -58,6 +79,15 @@ class ChunkCache:
     def num_leases(self) -> int:
         return sum(resident.leases for resident in self._residents.values())
 
+    def stats(self, page_bytes: int) -> TierStats:
+        """The pool as a tier of pages of `page_bytes`; private pages count as well."""
+        return self._counts.stats(
+            num_chunks=len(self._residents),
+            num_bytes=self.pool.num_used * page_bytes,
+            max_bytes=self.pool.num_pages * page_bytes,
+            num_leases=sum(resident.leases > 0 for resident in self.residents),
+        )
+
     def grant(self, chunks: Sequence[Chunk], num_private_pages: int) -> Grant:
         """Lease all `chunks` and take the private pages, or PoolFull and take nothing.
 
@@ -65,10 +95,12 @@ class ChunkCache:
         """
         absent = [chunk for chunk in chunks if chunk.key not in self._residents]
         needed = num_private_pages + sum(self._pages_of(chunk) for chunk in absent)
-        self._make_room(needed, {chunk.key for chunk in chunks})
+        evicted = self._make_room(needed, {chunk.key for chunk in chunks})
+        self._counts.add("misses", len(absent))
+        self._counts.add("hits", len(chunks) - len(absent))
         new = tuple(self._place(chunk) for chunk in absent)
         residents = tuple(self._use(chunk.key) for chunk in chunks)
-        return Grant(residents, new, self.pool.take(num_private_pages))
+        return Grant(residents, new, self.pool.take(num_private_pages), evicted)
 
     def release(self, grant: Grant) -> None:
         """End the grant's leases and free its private pages."""
@@ -98,26 +130,31 @@ class ChunkCache:
         pages_for = self.pool.pages_for
         return pages_for(chunk.num_tokens) + pages_for(chunk.dummy_tokens)
 
-    def _make_room(self, num_pages: int, keep: set[str]) -> None:
+    def _make_room(self, num_pages: int, keep: set[str]) -> tuple[Evicted, ...]:
         if num_pages <= self.pool.num_free:
-            return
+            return ()
         protected = keep | set(self._pinned_keys())
         evictable = [
             resident
             for key, resident in self._residents.items()
             if resident.ready and not resident.leases and key not in protected
         ]
-        available = self.pool.num_free + sum(len(resident.pages) for resident in evictable)
-        if num_pages > available:
+        candidates = [Candidate(r.chunk.key, len(r.pages)) for r in evictable]
+        leaving = victims(candidates, *self._budget.to_free(self.pool.num_used, num_pages))
+        if leaving is None:
+            available = self.pool.num_free + sum(candidate.size for candidate in candidates)
             raise PoolFull(
                 f"{num_pages} pages of {self.pool.page_size} tokens are needed, {available} of "
                 f"{self.pool.num_pages} are free or can be freed"
             )
-        for resident in evictable:
-            if num_pages <= self.pool.num_free:
-                return
-            self.drop(resident.chunk.key)
-            self.num_evicted += 1
+        return tuple(self._evict(candidate.key) for candidate in leaving)
+
+    def _evict(self, key: str) -> Evicted:
+        resident = self._residents[key]
+        evicted = Evicted(resident.chunk, tuple(resident.pages))
+        self.drop(key)
+        self._counts.add_evictions("budget")
+        return evicted
 
     def _place(self, chunk: Chunk) -> Resident:
         pages = self.pool.take(self.pool.pages_for(chunk.num_tokens))

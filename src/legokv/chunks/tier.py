@@ -1,41 +1,19 @@
 """What every tier below the pool offers: chunks' KV kept by key, that may be lost at any time."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
 from legokv.chunks.chunk import Chunk
-
-
-@dataclass(frozen=True)
-class TierStats:
-    """One tier's state and its counts since the start. Counts only grow.
-
-    `refused` chunks were not kept because leased or pinned ones fill the budget. `evictions` are
-    by reason: "budget", "quota" (of a namespace), "dropped" (nobody names the chunk any more).
-    """
-
-    tier: str
-    num_chunks: int = 0
-    num_bytes: int = 0
-    max_bytes: int = 0
-    num_leases: int = 0
-    hits: int = 0
-    misses: int = 0
-    writes: int = 0
-    refused: int = 0
-    failed_reads: int = 0
-    failed_writes: int = 0
-    evictions: dict[str, int] = field(default_factory=dict)
+from legokv.chunks.stats import TierStats
 
 
 class ChunkTier(Protocol):
     """Keeps chunks' KV by key under a byte budget. Safe to use from several threads.
 
-    Every method but `stats` may raise CacheUnavailable when the tier cannot be reached or written
-    just now; its message says why. The caller goes on without the tier.
+    Every method but `stats` may raise CacheUnavailable or Busy when the tier cannot be reached or
+    written just now; the message says why. The caller goes on without the tier.
     """
 
     @property
@@ -58,6 +36,9 @@ class ChunkTier(Protocol):
 
     def remove(self, key: str) -> None:
         """Let the chunk go, at once or when its last lease ends."""
+
+    def discard(self, key: str) -> None:
+        """Remove a copy that was found damaged, whoever leases it."""
 
     def touch(self, keys: Collection[str]) -> None:
         """Note that these chunks were used just now, wherever they were found."""

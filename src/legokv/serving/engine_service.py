@@ -75,6 +75,11 @@ class EngineService:
             max_step_tokens=settings.max_step_tokens,
             num_threads=settings.num_threads or None,
             cache_dir=settings.cache_dir,
+            host_bytes=settings.host_bytes,
+            disk_bytes=settings.disk_bytes,
+            namespace_bytes=settings.namespace_bytes,
+            high_watermark=settings.tier_limits.high_watermark,
+            low_watermark=settings.tier_limits.low_watermark,
             attention=settings.attention,
             pinned_keys=registry.pinned_chunk_keys,
         )

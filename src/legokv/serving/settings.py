@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from legokv.chunks.limits import DISK_BYTES, HOST_BYTES, TierLimits
 from legokv.documents.document import DocumentLimits
 from legokv.engine_folder import EngineFacts
 from legokv.errors import InvalidRequest
@@ -42,6 +43,11 @@ class Settings:
     metrics_port: int = _setting(8002, "metrics port; 'auto' takes a free one", 0)
     dtype: str = _setting("auto", "bfloat16 or float32 in place of the engine's own")
     pool_tokens: int = _setting(32768, "tokens whose KV the page pool holds", 1)
+    host_bytes: int = _setting(HOST_BYTES, "most KV in memory beside the pool; 0: none", 0)
+    disk_bytes: int = _setting(DISK_BYTES, "most KV in cache_dir; 0: none", 0)
+    namespace_bytes: int = _setting(0, "most KV in cache_dir of one namespace; 0: any", 0)
+    high_watermark_percent: int = _setting(100, "filled past this, a tier evicts", 1)
+    low_watermark_percent: int = _setting(90, "and goes on down to this", 1)
     max_step_tokens: int = _setting(2048, "most tokens one step computes", 1)
     num_threads: int = _setting(0, "threads that compute; 0: as many as torch chooses", 0)
     attention: str = _setting("auto", "native, torch, or auto: native if its library is compiled")
@@ -60,6 +66,13 @@ class Settings:
                 raise InvalidRequest(f"{item.name} is {least} or more, not {value}")
             if item.name.endswith("_port") and value > 65535:
                 raise InvalidRequest(f"{item.name} is at most 65535, not {value}")
+            if item.name.endswith("_percent") and value > 100:
+                raise InvalidRequest(f"{item.name} is at most 100, not {value}")
+        if self.low_watermark_percent > self.high_watermark_percent:
+            raise InvalidRequest(
+                f"low_watermark_percent {self.low_watermark_percent} is above "
+                f"high_watermark_percent {self.high_watermark_percent}"
+            )
 
     @property
     def document_limits(self) -> DocumentLimits:
@@ -69,6 +82,17 @@ class Settings:
             max_document_tokens=self.max_document_tokens,
             max_chunk_tokens=min(self.max_chunk_tokens, self.pool_tokens),
             max_pinned_tokens=self.pool_tokens // 2,
+        )
+
+    @property
+    def tier_limits(self) -> TierLimits:
+        """Budgets of the tiers below the pool."""
+        return TierLimits(
+            self.host_bytes,
+            self.disk_bytes,
+            self.namespace_bytes,
+            self.high_watermark_percent / 100,
+            self.low_watermark_percent / 100,
         )
 
     def registry_path(self, facts: EngineFacts) -> Path:

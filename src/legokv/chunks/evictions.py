@@ -1,0 +1,107 @@
+"""Who leaves the disk for a new chunk: budget and quota applied to the rows. No files."""
+
+import sqlite3
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from legokv.chunks import leases
+from legokv.chunks.budget import Budget, Candidate, victims
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """One stored chunk as the database has it; `num_bytes` is its file's."""
+
+    key: str
+    namespace: str
+    num_bytes: int
+    dropped: bool = False
+
+
+@dataclass(frozen=True)
+class DiskLimits:
+    """The budget of all chunks together, and the quota of each namespace, None for no limit."""
+
+    budget: Budget
+    quota: Budget | None = None
+
+
+@dataclass(frozen=True)
+class Room:
+    """Who leaves so that a chunk can be kept; `kept` false: it can't, and nobody leaves."""
+
+    kept: bool
+    over_quota: tuple[Candidate, ...] = ()
+    over_budget: tuple[Candidate, ...] = ()
+
+    @property
+    def leaving(self) -> tuple[str, ...]:
+        return tuple(candidate.key for candidate in (*self.over_quota, *self.over_budget))
+
+
+def room_for(
+    sql: sqlite3.Connection, row: StoredRow, limits: DiskLimits, stay: Collection[str]
+) -> Room:
+    """Who leaves for `row`: of its own namespace if that is over its quota, then of all.
+
+    Chunks that nobody names any more go first, then the least recently used; those that are
+    leased, or in `stay`, do not go. Ends leases that are over first.
+    """
+    quota = limits.quota
+    if row.num_bytes > limits.budget.limit or (quota and row.num_bytes > quota.limit):
+        return Room(False)
+    over_quota = () if quota is None else _over_quota(sql, row, quota, stay)
+    if over_quota is None:
+        return Room(False)
+    over_budget = _over_budget(sql, row, limits.budget, stay, over_quota)
+    return Room(False) if over_budget is None else Room(True, over_quota, over_budget)
+
+
+def surplus(sql: sqlite3.Connection, budget: Budget, stay: Collection[str]) -> Room:
+    """Who leaves because the budget is smaller than what is stored; as many as may."""
+    nobody = StoredRow("", "", 0)
+    wanted, _ = budget.to_free(_used(sql, nobody, None), 0)
+    candidates = _evictable(sql, nobody, stay, None) if wanted else ()
+    return Room(True, (), victims(candidates, wanted, 0) or ())
+
+
+def _over_quota(
+    sql: sqlite3.Connection, row: StoredRow, quota: Budget, stay: Collection[str]
+) -> tuple[Candidate, ...] | None:
+    wanted, needed = quota.to_free(_used(sql, row, row.namespace), row.num_bytes)
+    own = _evictable(sql, row, stay, row.namespace) if wanted else ()
+    return victims(own, wanted, needed)
+
+
+def _over_budget(
+    sql: sqlite3.Connection,
+    row: StoredRow,
+    budget: Budget,
+    stay: Collection[str],
+    gone: tuple[Candidate, ...],
+) -> tuple[Candidate, ...] | None:
+    used = _used(sql, row, None) - sum(candidate.size for candidate in gone)
+    wanted, needed = budget.to_free(used, row.num_bytes)
+    candidates = _evictable(sql, row, stay, None) if wanted else ()
+    return victims((c for c in candidates if c not in gone), wanted, needed)
+
+
+def _used(sql: sqlite3.Connection, row: StoredRow, namespace: str | None) -> int:
+    (used,) = sql.execute(
+        "SELECT coalesce(sum(num_bytes), 0) FROM stored_chunks"
+        " WHERE key != ? AND namespace = coalesce(?, namespace)",
+        (row.key, namespace),
+    ).fetchone()
+    return int(used)
+
+
+def _evictable(
+    sql: sqlite3.Connection, row: StoredRow, stay: Collection[str], namespace: str | None
+) -> tuple[Candidate, ...]:
+    found = sql.execute(
+        "SELECT key, num_bytes FROM stored_chunks"
+        " WHERE key != ? AND namespace = coalesce(?, namespace)"
+        f" AND key NOT IN ({leases.LEASED_KEYS}) ORDER BY dropped DESC, used",
+        (row.key, namespace),
+    )
+    return tuple(Candidate(key, num_bytes) for key, num_bytes in found if key not in stay)

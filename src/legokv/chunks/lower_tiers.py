@@ -1,0 +1,147 @@
+"""The tiers below the pool as one: where a chunk is looked for, and where it is kept."""
+
+import logging
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from legokv.chunks.chunk import Chunk
+from legokv.chunks.stats import TierStats
+from legokv.chunks.tier import ChunkTier
+from legokv.errors import Busy, CacheUnavailable, ChunkUnreadable
+
+LEASE_SECONDS = 120.0
+
+log = logging.getLogger(__name__)
+
+
+class LowerTiers:
+    """Tiers from the fastest to the slowest. Nothing here fails: a tier that does is passed over.
+
+    Persistent chunks are written to durable tiers when they are compiled; the others hold what
+    was used of late. Safe to use from several threads.
+    """
+
+    def __init__(self, tiers: Sequence[ChunkTier]) -> None:
+        self.tiers = tuple(tiers)
+
+    def has(self, chunk: Chunk) -> bool:
+        """Whether some tier would probably give the chunk's KV."""
+        return any(self._has(tier, chunk) for tier in self.tiers)
+
+    def is_kept(self, chunk: Chunk) -> bool:
+        """Whether all that shall be done to keep a compiled chunk is done."""
+        durable = any(tier.durable for tier in self.tiers)
+        return durable and chunk.persistent and not self.takes_compiled(chunk)
+
+    def read(self, chunk: Chunk) -> Tensor | None:
+        """The chunk's KV [L, 2, n, G, D] from the fastest tier that has it whole; None if none.
+
+        It is put into the faster tiers as well, and damaged copies of it are removed.
+        """
+        for number, tier in enumerate(self.tiers):
+            kv = self._read(tier, chunk)
+            if kv is not None:
+                for faster in self.tiers[:number]:
+                    self._write(faster, chunk, kv)
+                return kv
+        return None
+
+    def fetchable(self, chunk: Chunk) -> bool:
+        """Whether `fetch` would bring the chunk from a slower tier into one that holds it ready."""
+        ready, slower = self._ready_tiers(), [tier for tier in self.tiers if tier.durable]
+        return (
+            bool(ready)
+            and not any(self._has(tier, chunk) for tier in ready)
+            and any(self._has(tier, chunk) for tier in slower)
+        )
+
+    def fetch(self, chunk: Chunk) -> None:
+        """Bring a chunk that is `fetchable` into the fastest tier."""
+        if self.fetchable(chunk):
+            self.read(chunk)
+
+    def takes_compiled(self, chunk: Chunk) -> bool:
+        """Whether a tier wants the chunk as soon as it is compiled; `keep` is worth a copy then."""
+        lacking = [tier for tier in self.tiers if tier.durable and not self._has(tier, chunk)]
+        return chunk.persistent and bool(lacking)
+
+    def keep(self, chunk: Chunk, kv: Tensor) -> None:
+        """Store a compiled chunk in every durable tier that lacks it."""
+        for tier in self.tiers:
+            if tier.durable and not self._has(tier, chunk):
+                self._write(tier, chunk, kv)
+
+    def takes_evicted(self, chunk: Chunk) -> bool:
+        """Whether a tier wants what leaves the pool; `keep_evicted` is then worth a copy."""
+        return any(not self._has(tier, chunk) for tier in self._ready_tiers())
+
+    def keep_evicted(self, chunk: Chunk, kv: Tensor) -> None:
+        """Hold on to a chunk that left the pool."""
+        for tier in self._ready_tiers():
+            self._write(tier, chunk, kv)
+
+    def remove(self, key: str) -> None:
+        """Let the chunk go everywhere, from a tier that leases it when that lease ends."""
+        for tier in self.tiers:
+            with _passing_over(tier):
+                tier.remove(key)
+
+    def touch(self, keys: Collection[str]) -> None:
+        """Note that these chunks were used, also by a request that found them in the pool."""
+        for tier in self.tiers:
+            with _passing_over(tier):
+                tier.touch(keys)
+
+    @contextmanager
+    def leased(self, keys: Collection[str], seconds: float = LEASE_SECONDS) -> Iterator[None]:
+        """Keep the chunks from eviction in every tier for the block, or `seconds` at most."""
+        holder = uuid.uuid4().hex
+        try:
+            for tier in self.tiers:
+                with _passing_over(tier):
+                    tier.lease(holder, keys, seconds)
+            yield
+        finally:
+            for tier in self.tiers:
+                with _passing_over(tier):
+                    tier.release(holder)
+
+    def stats(self) -> tuple[TierStats, ...]:
+        """The state of each tier, fastest first."""
+        return tuple(tier.stats() for tier in self.tiers)
+
+    def _ready_tiers(self) -> list[ChunkTier]:
+        return [tier for tier in self.tiers if not tier.durable]
+
+    def _has(self, tier: ChunkTier, chunk: Chunk) -> bool:
+        with _passing_over(tier):
+            return tier.has(chunk.key)
+        return False
+
+    def _read(self, tier: ChunkTier, chunk: Chunk) -> Tensor | None:
+        with _passing_over(tier):
+            try:
+                return tier.read(chunk)
+            except ChunkUnreadable as error:
+                if tier.has(chunk.key):
+                    log.warning("a chunk is compiled or fetched again: %s", error)
+                    tier.discard(chunk.key)
+        return None
+
+    def _write(self, tier: ChunkTier, chunk: Chunk, kv: Tensor) -> None:
+        if tier.durable and not chunk.persistent:
+            return
+        with _passing_over(tier):
+            tier.write(chunk, kv)
+
+
+@contextmanager
+def _passing_over(tier: ChunkTier) -> Iterator[None]:
+    """Go on without a tier that cannot be used now; its log line says why."""
+    try:
+        yield
+    except (CacheUnavailable, Busy) as error:
+        log.warning("going on without the %s tier: %s", tier.name, error)

@@ -1,0 +1,56 @@
+"""Brings a waiting request's chunks from slow tiers to a fast one, in a thread beside the steps."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+
+from legokv.chunks.chunk import Chunk
+from legokv.chunks.lower_tiers import LowerTiers
+
+
+class Prefetch:
+    """Chunks of one request on their way, leased in all tiers until `close` or a deadline."""
+
+    def __init__(
+        self, tiers: LowerTiers, chunks: Sequence[Chunk], thread: ThreadPoolExecutor
+    ) -> None:
+        self._tiers = tiers
+        self._thread = thread
+        self._lease = ExitStack()
+        self._closed = False
+        self._fetched: Future[None] = thread.submit(self._fetch, tuple(chunks))
+
+    @property
+    def done(self) -> bool:
+        return self._fetched.done()
+
+    def wait(self) -> None:
+        """Return when all is fetched that could be; the rest, the reader will find missing."""
+        wait([self._fetched])
+
+    def close(self) -> None:
+        """End the lease; what is not fetched yet is not fetched any more."""
+        self._closed = True
+        self._thread.submit(self._lease.close)
+
+    def _fetch(self, chunks: tuple[Chunk, ...]) -> None:
+        if self._closed:
+            return
+        self._lease.enter_context(self._tiers.leased([chunk.key for chunk in chunks]))
+        for chunk in chunks:
+            if self._closed:
+                return
+            self._tiers.fetch(chunk)
+
+
+class Prefetcher:
+    """Fetches for one request after another, in the order they were queued."""
+
+    def __init__(self, tiers: LowerTiers) -> None:
+        self._tiers = tiers
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+
+    def begin(self, chunks: Sequence[Chunk]) -> Prefetch | None:
+        """The prefetch of those chunks that a slow tier has; None if there are none."""
+        wanted = [chunk for chunk in chunks if self._tiers.fetchable(chunk)]
+        return Prefetch(self._tiers, wanted, self._thread) if wanted else None
