@@ -10,10 +10,11 @@ from legokv.batch import StepBatch
 from legokv.config import ModelConfig
 from legokv.model.decoder import decoder_from_weights
 from legokv.runners.attention_forms import AttentionForm
+from legokv.runners.packed_weights import pack_linear_layers
 
 
 class TorchRunner:
-    """A runner over `weights` (shared, not copied) on the host, in the weights' dtype.
+    """A runner over `weights` on the host, in their dtype: shared, but for packed bfloat16 layers.
 
     `attention` is the form of the two ops that it uses, made for the same `config`.
     """
@@ -31,6 +32,7 @@ class TorchRunner:
         self.page_size = page_size
         self.attention = attention
         self._decoder = decoder_from_weights(config, weights)
+        pack_linear_layers(self._decoder.layers)
         shape = (num_pages, 2, page_size, config.num_kv_heads, config.head_size)
         dtype = self._decoder.embed.weight.dtype
         self._pools = [torch.zeros(shape, dtype=dtype) for _ in range(config.num_layers)]
