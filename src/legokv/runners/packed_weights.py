@@ -28,7 +28,7 @@ def pack_linear_layers(module: nn.Module) -> None:
     Other types stay: float32 goes to another library, which does not gain by it. So does all where
     torch has no oneDNN, or one without bfloat16 for this processor.
     """
-    if not (torch._C.has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if not (torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return
     for name, child in module.named_children():
         if isinstance(child, nn.Linear) and child.weight.dtype == torch.bfloat16:
