@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := out/venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check format clean
+.PHONY: run test check format gpu clean
 
 run: $(VENV)/ready
 	$(BIN)/python examples/tour.py
@@ -20,6 +20,10 @@ check: $(VENV)/ready
 format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Where there is an NVIDIA GPU: its machine's own Python with torch and pytest, nothing is installed.
+gpu:
+	$(PYTHON) benchmarks/gpu
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,56 @@
+"""The plugin library to run: the one named, else one built for this GPU, else one carried here.
+
+python library.py OUTPUT.json [--host-form]
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from legokv.launchers import Launchers
+from legokv.plugin_library import (
+    LIBRARY_NAME,
+    PluginBuild,
+    build_host_kernels,
+    build_plugin_library,
+)
+from legokv.toolchain import ToolchainMissing
+
+OUT = Path(__file__).resolve().parents[2] / "out"
+VARIABLE = "LEGOKV_PLUGIN_LIBRARY"
+
+
+def find_library(host_form: bool) -> tuple[Path, str]:
+    """The library and where it is from; ToolchainMissing if it can be neither built nor found."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named), f"named by {VARIABLE}"
+    jobs = os.cpu_count() or 2
+    if host_form:
+        folder = build_host_kernels(PluginBuild(OUT, jobs=jobs), say)
+        return folder / "liblegokv_host_kernels.so", "the kernels' host form"
+    major, minor = torch.cuda.get_device_capability()
+    architecture = f"{major}{minor}"
+    build = PluginBuild(OUT, folder="plugins-gpu", architectures=(architecture,), jobs=jobs)
+    try:
+        return build_plugin_library(build, say), f"built for sm_{architecture}"
+    except ToolchainMissing as error:
+        carried = OUT / "plugins" / LIBRARY_NAME
+        if not carried.is_file():
+            raise
+        return carried, f"carried here, since it can't be built: {error}"
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    library, origin = find_library(host_form="--host-form" in sys.argv)
+    info = Launchers(library).info()
+    say(f"{library}: {origin}, {info['form']}")
+    found = {"path": str(library), "origin": origin, "architectures": info["architectures"]}
+    Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")

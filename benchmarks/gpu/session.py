@@ -1,0 +1,56 @@
+"""What a measurement runs on: device, library, model shape, step sizes."""
+
+from dataclasses import dataclass
+
+import torch
+from work import WorkSizes
+
+from legokv.batch import StepBatch
+from legokv.config import ModelConfig
+from legokv.launchers import AttentionTables, Launchers
+from legokv.rope import inverse_frequencies
+
+
+@dataclass(frozen=True)
+class Session:
+    """`cold_bytes`: a measurement goes round as many layers' pools as hold that much, so that
+    none stays in L2, or round `max_pools`."""
+
+    device: torch.device
+    launchers: Launchers
+    model: ModelConfig
+    sizes: WorkSizes
+    cold_bytes: int
+    max_pools: int
+    rounds: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16
+
+    def num_pools(self, pool_bytes: int) -> int:
+        return max(1, min(self.max_pools, -(-self.cold_bytes // pool_bytes)))
+
+    def stream(self) -> int:
+        """The current stream's handle; the host form has none."""
+        return torch.cuda.current_stream().cuda_stream if self.device.type == "cuda" else 0
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=self.dtype, device=self.device)
+
+    def tables(self, batch: StepBatch) -> AttentionTables:
+        """The tables of a step, on the device."""
+        model = self.model
+        frequencies = inverse_frequencies(model.rope, model.head_size, model.max_positions)
+        arrays = (
+            batch.positions,
+            batch.key_positions,
+            batch.slots,
+            batch.query_start,
+            batch.pages,
+        )
+        return AttentionTables(
+            *(torch.from_numpy(array).to(self.device) for array in arrays),
+            inv_freq=torch.tensor(frequencies, dtype=torch.float32, device=self.device),
+            scale=model.head_size**-0.5,
+        )

@@ -1,0 +1,103 @@
+"""Which stages a GPU run has, in what order, for how long, and what each cannot do without."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages import Stage
+
+MEASURED = ("ceilings", "attention", "import", "step")
+# Seconds. Together they fit in ten minutes.
+LIMITS = {
+    "machine": 20,
+    "library": 170,
+    "kernels": 120,
+    "system": 60,
+    "real model": 40,
+    "plans": 70,
+    "ceilings": 20,
+    "attention": 45,
+    "import": 20,
+    "step": 35,
+}
+NO_GPU = "torch finds no NVIDIA GPU"
+NO_LIBRARY = "there is no plugin library"
+KERNEL_TESTS = ("test_kv_import.py", "test_attention_kernels.py", "test_long_attention.py")
+ENGINE = "out/engines/llama"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where the repository and the results are; `dry_run` means on a CPU."""
+
+    root: Path
+    output: Path
+    dry_run: bool
+    commit: str
+
+    def script(self, name: str, *arguments: str) -> list[str]:
+        return [sys.executable, str(self.root / "benchmarks" / "gpu" / name), *arguments]
+
+    def written(self, name: str) -> str:
+        return str(self.output / f"{name}.json")
+
+
+def machine_stage(run: Run) -> Stage:
+    command = run.script("machine.py", run.written("machine"), run.commit)
+    return Stage("machine", command, LIMITS["machine"])
+
+
+def library_stage(run: Run, machine: dict[str, Any]) -> Stage:
+    command = run.script("library.py", run.written("library"))
+    if run.dry_run:
+        command.append("--host-form")
+    return Stage("library", command, LIMITS["library"], _no_gpu(run, machine))
+
+
+def later_stages(run: Run, machine: dict[str, Any], library: Any) -> list[Stage]:
+    """Tests, then measurements; all are left out if there is no GPU or no library."""
+    reason = _no_gpu(run, machine) or (NO_LIBRARY if library is None else None)
+    no_pytest = "pytest" in machine.get("missing", ())
+    untestable = reason or ("pytest is not installed: pip install pytest" if no_pytest else None)
+    no_engine = None if (run.root / ENGINE).is_dir() else f"{ENGINE} was not carried here"
+    no_rtx = _absent(machine, "tensorrt_rtx_bindings")
+    no_safetensors = _absent(machine, "safetensors")
+    stages = [
+        _tests(run, "kernels", KERNEL_TESTS, untestable),
+        _tests(run, "system", ("test_system.py",), untestable),
+        _tests(
+            run, "real model", ("test_real_model.py",), untestable or no_engine or no_safetensors
+        ),
+        _tests(run, "plans", ("test_plans.py",), untestable or no_rtx),
+    ]
+    if library is None:
+        return [*stages, *(Stage(name, (), LIMITS[name], reason) for name in MEASURED)]
+    return [*stages, *(_measurement(run, name, library["path"], reason) for name in MEASURED)]
+
+
+def _tests(run: Run, name: str, files: Sequence[str], not_run: str | None) -> Stage:
+    folder = run.root / "tests" / "gpu"
+    mode = "--host-form" if run.dry_run else "--require-gpu"
+    junit = run.output / f"{name.replace(' ', '-')}.xml"
+    command = [sys.executable, "-m", "pytest", mode, "-q", "-p", "no:cacheprovider"]
+    # The tests' general conftest wants transformers, which a GPU machine may lack.
+    command += ["--confcutdir", str(folder), "--rootdir", str(run.root), f"--junitxml={junit}"]
+    command += [str(folder / file) for file in files]
+    return Stage(name, command, LIMITS[name], not_run)
+
+
+def _measurement(run: Run, name: str, library: str, not_run: str | None) -> Stage:
+    device = "cpu" if run.dry_run else "cuda"
+    options = ["--library", library, "--output", run.written(name), "--device", device]
+    return Stage(name, run.script("measure.py", name, *options), LIMITS[name], not_run)
+
+
+def _no_gpu(run: Run, machine: dict[str, Any]) -> str | None:
+    return None if run.dry_run or machine.get("device") else NO_GPU
+
+
+def _absent(machine: dict[str, Any], module: str) -> str | None:
+    absent = [line for line in machine.get("absent", ()) if line.startswith(module)]
+    return f"{absent[0]} without it" if absent else None
