@@ -22,7 +22,7 @@ from legokv.engine_folder import EngineFacts, read_engine_folder
 from legokv.errors import InvalidRequest, LegokvError
 from legokv.executor import Executor
 from legokv.jobs import CompileJob, Ending, Event, GenerateJob, Job, Prefill
-from legokv.link import Segment, link
+from legokv.link import Segment, link, segment_len
 from legokv.pages import PagePool
 from legokv.request import (
     DUMMY_TOKENS,
@@ -203,10 +203,12 @@ class Engine:
         """Queue a request; what it can never have is refused here, the rest comes as events."""
         for segment in request.segments:
             check_token_ids(segment, self.facts.model)
+        # Before linking, which lists a page for every token there may be.
+        prompt_tokens = sum(map(segment_len, request.segments))
+        check_context(prompt_tokens, request.max_tokens, self.facts.model)
         segments = self._variants(request)
         reserve = max(request.max_tokens - 1, 0)
         linked = link(segments, request.policy, self.facts.page_size, reserve)
-        check_context(linked.prompt_tokens, request.max_tokens, self.facts.model)
         text = TextStream(self.tokenizer.decode, request.stop_words)
         ending = Ending(self.facts.model.eos_token_ids, request.max_tokens)
         job = GenerateJob(request, linked, text, ending, self.facts.page_size)

@@ -17,6 +17,11 @@ from legokv.policy import PlacedChunk, Policy
 Segment = Chunk | Sequence[int] | Int32
 
 
+def segment_len(segment: Segment) -> int:
+    """How many tokens a segment has."""
+    return segment.num_tokens if isinstance(segment, Chunk) else len(segment)
+
+
 @dataclass(frozen=True)
 class TablePage:
     """One page a request sees: `page` of chunk number `chunk`, or private page number `private`.

@@ -1,5 +1,7 @@
 """The library on tiny checkpoints: what any caller may rely on, on any segments, in any order."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -144,6 +146,13 @@ def test_a_prompt_past_the_context_is_refused_with_the_numbers(engine):
         match="2040 prompt tokens and max_tokens 20 exceed the model's context of 2048 tokens",
     ):
         list(engine.generate([random_ids(1, 2040)], max_tokens=20))
+
+
+def test_an_answer_far_past_the_context_is_refused_without_laying_out_its_pages(engine):
+    started = time.perf_counter()
+    with pytest.raises(InvalidRequest, match="1 prompt tokens and max_tokens 2147483647 exceed"):
+        engine.generate([[5]], max_tokens=2**31 - 1)
+    assert time.perf_counter() - started < 1
 
 
 @pytest.mark.parametrize(

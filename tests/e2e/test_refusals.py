@@ -21,6 +21,7 @@ UNKNOWN = "doc-000000000000000000000000"
         ({"max_tokens": 0}, "max_tokens.* 0"),
         ({"max_tokens": -3}, "max_tokens.* -3"),
         ({"max_tokens": 5000}, "max_tokens 5000.*2048"),
+        ({"max_tokens": 2**31 - 1}, "max_tokens 2147483647.*2048"),
         ({"link_tokens": -1}, "link_tokens.* -1"),
         ({"temperature": -1.0}, "temperature.*-1"),
         ({"top_p": 1.5}, r"top_p.*1\.5"),
