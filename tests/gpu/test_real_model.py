@@ -1,0 +1,33 @@
+"""SmolLM2's steps on the GPU against the CPU, where its engine folder is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from device_runner import DeviceRunner, cpu_runner
+from gpu_kernels import Kernels
+from lockstep import Lockstep, whole_conversation
+
+from legokv.checkpoint import load_weights
+from legokv.engine_folder import read_engine_folder
+from legokv.policy import legolink
+
+ENGINE = Path(__file__).resolve().parents[2] / "out" / "engines" / "llama"
+# Shares of the largest logit, after 30 layers.
+TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 6e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_smollm2_gives_the_cpu_s_logits(
+    kernels: Kernels, gpu: torch.device, seed: int, dtype: torch.dtype
+) -> None:
+    if not ENGINE.is_dir():
+        pytest.skip(f"{ENGINE} is not there: python build/build_engine.py --model llama")
+    facts = read_engine_folder(ENGINE)
+    weights = load_weights(ENGINE, facts.model, dtype)
+    runners = (
+        cpu_runner(facts.model, weights, 96, facts.page_size),
+        DeviceRunner(kernels, facts.model, weights, 96, facts.page_size),
+    )
+    lockstep = Lockstep(runners, TOLERANCE[dtype])
+    whole_conversation(lockstep, facts.model.vocab_size, legolink(16), seed)
