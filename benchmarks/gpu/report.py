@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from stage_list import MEASURED
+
 Row = Sequence[str]
 
 
@@ -43,8 +45,11 @@ def _stages(stages: list[dict[str, Any]]) -> str:
 
 
 def _reason(stage: dict[str, Any]) -> str:
+    """The stage's last words; of a measurement that went well, none: they are in the tables."""
     lines = [line for line in stage["detail"].splitlines() if line.strip()]
-    return lines[-1].strip().strip("= ").replace("|", "/")[:160] if lines else ""
+    if not lines or (stage["ended"], stage["name"] in MEASURED) == ("ok", True):
+        return ""
+    return lines[-1].strip("= ").replace("|", "/")[:160]
 
 
 def _ceilings(ceilings: dict[str, Any]) -> str:
