@@ -1,0 +1,153 @@
+"""What a process of the crash loop does until it is killed: register, evict, answer, delete.
+
+Its engine, registry and folder are real and far too small, so that every step evicts something.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import permutations
+from pathlib import Path
+
+import torch
+import torch._dynamo  # what a first model takes two seconds to import; forked workers have it
+
+from legokv import Engine
+from legokv.documents.compiling import Compiler
+from legokv.documents.cut import cut, document_token_ids
+from legokv.documents.document import DocumentLimits
+from legokv.documents.registry import Registry
+from legokv.engine import cache_root
+from legokv.engine_folder import read_engine_folder
+from legokv.errors import Busy, LegokvError
+from legokv.serving.documents import DocumentService
+
+NUM_DOCUMENTS = 7
+TEXTS = tuple(
+    f"Lighthouse number {n} of Vellin was built in {1700 + n} and is {30 + n} metres high. " * 3
+    for n in range(NUM_DOCUMENTS)
+)
+QUESTIONS = tuple(permutations(range(NUM_DOCUMENTS), 2))
+POOL_TOKENS = 16 * 56
+HOST_BYTES = 200_000
+DISK_BYTES = 600_000
+LIMITS = DocumentLimits(
+    max_chunk_tokens=64, max_pinned_tokens=300, claim_seconds=0.5, wait_seconds=20.0
+)
+# float32 sums of a linked prompt differ by rounding with what else was computed in the step.
+TOLERANCE = 1e-4
+
+
+class Worker:
+    """A registry, a documents service and an engine over one cache folder, without a server."""
+
+    def __init__(self, engine_folder: Path, cache_dir: Path) -> None:
+        root = cache_root(cache_dir, read_engine_folder(engine_folder))
+        self.registry = Registry.open(root / "registry.sqlite")
+        self.engine = Engine.open(
+            engine_folder,
+            pool_tokens=POOL_TOKENS,
+            cache_dir=cache_dir,
+            attention="torch",
+            num_threads=1,
+            host_bytes=HOST_BYTES,
+            disk_bytes=DISK_BYTES,
+            pinned_keys=self.registry.pinned_chunk_keys,
+        )
+        compiler = Compiler(self.registry, self._compile, self._drop, LIMITS)
+        self.service = DocumentService(self.registry, self.engine.tokenizer, compiler, LIMITS)
+
+    def register(self, number: int, **fields: object) -> str:
+        """The id of a document that is ready."""
+        request = {"operation": "create", "text": TEXTS[number], **fields}
+        return str(self.service.reply(request)["document"]["id"])
+
+    def answer(self, question: tuple[int, ...]) -> torch.Tensor:
+        """The next token's logits behind the question's documents, which are registered for it."""
+        ids = [self.register(number) for number in question]
+        chunks = [
+            self.engine.chunk(chunk.token_ids)
+            for document in ids
+            for chunk in self.registry.chunks("default", document)
+        ]
+        return self.engine.prefill([*chunks, [5, 6, 7]]).logits
+
+    def delete(self, number: int) -> None:
+        document = self.register(number)
+        self.service.reply({"operation": "delete", "id": document})
+
+    def _compile(self, namespace: str, token_ids: tuple[int, ...]) -> str:
+        return self.engine.compile(token_ids, namespace).key
+
+    def _drop(self, keys: tuple[str, ...]) -> None:
+        for key in keys:
+            self.engine.drop(key)
+
+
+def answers(engine_folder: Path) -> torch.Tensor:
+    """What is right: the logits of all QUESTIONS, by an engine that keeps nothing."""
+    engine = Engine.open(engine_folder, pool_tokens=8192, attention="torch", num_threads=1)
+    return torch.stack([_answer_alone(engine, question) for question in QUESTIONS])
+
+
+def _answer_alone(engine: Engine, question: tuple[int, ...]) -> torch.Tensor:
+    chunks = [
+        engine.compile(span)
+        for number in question
+        for span in cut(
+            document_token_ids(TEXTS[number].rstrip(), engine.tokenizer),
+            LIMITS.max_chunk_tokens,
+            engine.tokenizer,
+        )
+    ]
+    return engine.prefill([*chunks, [5, 6, 7]]).logits
+
+
+def run(engine_folder: Path, cache_dir: Path, seed: int, right: torch.Tensor, log: Path) -> None:
+    """Work until killed; every step leaves one line in `log`."""
+    torch.set_num_threads(1)
+    rng = random.Random(seed)
+    with _lines(log) as say:
+        try:
+            worker = Worker(engine_folder, cache_dir)
+            say("opened")
+            while True:
+                say(_step(worker, rng, right))
+        except Exception as error:
+            say(f"failed {type(error).__name__}: {error}".replace("\n", " "))
+            raise
+
+
+def _step(worker: Worker, rng: random.Random, right: torch.Tensor) -> str:
+    number = rng.randrange(NUM_DOCUMENTS)
+    kind = rng.choices(("answer", "register", "pin", "delete"), (6, 2, 1, 1))[0]
+    try:
+        if kind == "answer":
+            index = rng.randrange(len(QUESTIONS))
+            logits = worker.answer(QUESTIONS[index])
+            return "right" if _close(logits, right[index]) else f"wrong {QUESTIONS[index]}"
+        if kind == "delete":
+            worker.delete(number)
+        else:
+            worker.register(number, pinned=kind == "pin", ttl_seconds=rng.choice((0.2, 60.0, None)))
+    except Busy:
+        return "busy"  # pins are full: said so, and nothing done
+    except LegokvError as error:
+        if error.code == "NOT_FOUND":
+            return "gone"  # the other worker deleted it in between
+        raise
+    return kind
+
+
+def _close(logits: torch.Tensor, right: torch.Tensor) -> bool:
+    return torch.allclose(logits, right, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@contextmanager
+def _lines(log: Path) -> Iterator[object]:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        yield lambda text: os.write(handle, f"{text}\n".encode())
+    finally:
+        os.close(handle)
