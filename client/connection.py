@@ -82,7 +82,7 @@ class Server:
 
     def _inputs(self, fields: dict[str, object]) -> list[triton.InferInput]:
         types = self._input_types
-        return [_input(name, _array(value, types[name])) for name, value in fields.items()]
+        return [_input(name, _array(name, value, types[name])) for name, value in fields.items()]
 
     @cached_property
     def _input_types(self) -> dict[str, str]:
@@ -94,10 +94,15 @@ class Server:
         return {item["name"]: item["data_type"].removeprefix("TYPE_") for item in config["input"]}
 
 
-def _array(value: object, triton_type: str) -> Any:
-    """`value` or a list of values as a batch of one."""
+def _array(name: str, value: object, triton_type: str) -> Any:
+    """`value` or a list of values as a batch of one; Refused for a number the type can't hold."""
     values = value if isinstance(value, list) else [value]
     dtype = triton_to_np_dtype("BYTES" if triton_type == "STRING" else triton_type)
+    if np.issubdtype(dtype, np.integer):
+        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+        for number in values:
+            if not least <= number <= most:
+                raise Refused(f"{name} is {number}, outside {least} to {most}")
     plain = [item.encode() if isinstance(item, str) else item for item in values]
     return np.array(plain, dtype).reshape(1, -1)
 

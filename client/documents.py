@@ -45,7 +45,8 @@ def add(server: Server, arguments: argparse.Namespace) -> int:
     # The bar shows on a terminal only, so that logs and pipes stay plain.
     for file in tqdm(files, desc="documents", unit="document", disable=None):
         try:
-            changes = changes_of(arguments) | {"name": arguments.name or file_name(file)}
+            name = {} if file is None else {"name": file.stem}
+            changes = name | changes_of(arguments)
             reply = server.documents("create", text=text_of(file), **changes)
         except Refused as reason:
             num_failed += 1
@@ -63,13 +64,12 @@ def files_of(path: str) -> Iterator[Path | None]:
         yield None
     elif Path(path).is_dir():
         found = (f for f in sorted(Path(path).rglob("*")) if f.suffix in TEXT_SUFFIXES)
-        yield from (file for file in found if file.is_file())
+        files = [file for file in found if file.is_file()]
+        if not files:
+            raise Refused(f"{path} holds no file that ends in {', '.join(TEXT_SUFFIXES)}")
+        yield from files
     else:
         yield Path(path)
-
-
-def file_name(file: Path | None) -> str | None:
-    return None if file is None else file.stem
 
 
 def text_of(file: Path | None) -> str:

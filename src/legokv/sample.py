@@ -23,7 +23,7 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InvalidRequest(f"temperature is 0 or more, not {self.temperature}")
+            raise InvalidRequest(f"temperature is finite and 0 or more, not {self.temperature}")
         if self.top_k < 0:
             raise InvalidRequest(f"top_k is 0 (all tokens) or more, not {self.top_k}")
         if not 0 < self.top_p <= 1:

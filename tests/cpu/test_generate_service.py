@@ -184,7 +184,7 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ({"link_tokens": -1}, "'link_tokens' is -1, outside 0 to"),
         ({"mode": b"fast"}, "'mode' is one of legolink, legolink-0, full, not 'fast'"),
         ({"mode": b"full", "link_tokens": 3}, "'link_tokens' belongs to mode legolink"),
-        ({"temperature": float("nan")}, "temperature is 0 or more, not nan"),
+        ({"temperature": float("nan")}, "temperature is finite and 0 or more, not nan"),
         ({"top_p": 0.0}, "top_p is above 0 and at most 1, not 0.0"),
         ({"beam_width": 2}, "unknown field 'beam_width'; known are document_ids"),
         ({"namespace": b"a b"}, "a namespace is 1 to 64"),

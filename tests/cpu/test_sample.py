@@ -52,8 +52,8 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.5}, "temperature is 0 or more, not -0.5"),
-        ({"temperature": float("nan")}, "temperature is 0 or more, not nan"),
+        ({"temperature": -0.5}, "temperature is finite and 0 or more, not -0.5"),
+        ({"temperature": float("nan")}, "temperature is finite and 0 or more, not nan"),
         ({"top_k": -1}, r"top_k is 0 \(all tokens\) or more, not -1"),
         ({"top_p": 0.0}, "top_p is above 0 and at most 1, not 0.0"),
         ({"top_p": 1.5}, "top_p is above 0 and at most 1, not 1.5"),

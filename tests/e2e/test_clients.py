@@ -55,6 +55,8 @@ def test_a_folder_is_added_listed_shown_changed_and_deleted(
 def test_standard_input_is_a_document(server: RunningServer) -> None:
     (added,) = documents(server, "add", "-", "--name", "piped", text="The bridge has four arches.")
     assert added["state"] == "ready"
+    (again,) = documents(server, "add", "-", text="The bridge has four arches.")
+    assert (again["id"], again["name"]) == (added["id"], "piped")
     documents(server, "delete", "piped")
 
 
@@ -94,6 +96,8 @@ def test_a_question_streams_its_answer_and_ends_with_what_it_took(
     [
         (("ask.py", "Who?", "--documents", "nowhere"), "0 documents are called 'nowhere'"),
         (("ask.py", "Who?", "--link-tokens", "-4"), "link_tokens"),
+        (("ask.py", "Who?", "--max-tokens", "99999999999"), "max_tokens is 99999999999, outside"),
+        (("ask.py", "Who?", "--seed", "-3"), "seed is -3, outside 0 to"),
         (("documents.py", "delete", "nowhere"), "0 documents are called 'nowhere'"),
         (("documents.py", "add", "/nowhere.txt"), "No such file"),
     ],
