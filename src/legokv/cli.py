@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import legokv
+from legokv.commands.cache_arguments import add_cache_parser
 from legokv.engine_folder import read_engine_folder
 from legokv.errors import LegokvError
 from legokv.serving.ports import with_ports
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status, 1 for an error that is printed."""
     parsed = _parser().parse_args(arguments)
     try:
+        if parsed.command == "cache":
+            return _cache(parsed)
         _serve(parsed)
     except LegokvError as error:
         print(f"legokv: {error}", file=sys.stderr)
@@ -46,7 +49,15 @@ def _parser() -> argparse.ArgumentParser:
             default=argparse.SUPPRESS,
             help=item.metadata["meaning"],
         )
+    add_cache_parser(commands)
     return parser
+
+
+def _cache(parsed: argparse.Namespace) -> int:
+    # Here, for it brings torch, which takes seconds that a starting server need not wait.
+    from legokv.commands.cache import run_cache_command
+
+    return run_cache_command(parsed)
 
 
 def _serve(parsed: argparse.Namespace) -> None:

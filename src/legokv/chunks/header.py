@@ -15,6 +15,8 @@ from legokv.errors import ChunkUnreadable
 
 # safetensors' names of the types KV is stored in, and their bytes per element.
 ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+# What a chunk's key calls them.
+KV_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 # A header is a few hundred bytes; a length past this is damage, not a reason to read gigabytes.
 _MAX_HEADER_BYTES = 65536

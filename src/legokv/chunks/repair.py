@@ -61,7 +61,7 @@ def _mended(tier: DiskTier, named: NamedKeys) -> Repair:
         return repair + _mend_files(tier, [files[key] for key in files.keys() - rows.keys()], named)
 
 
-def verify(tier: DiskTier, progress: Callable[[int, int], None]) -> Repair:
+def verify(tier: DiskTier, progress: Callable[[int, int], object]) -> Repair:
     """Read every file and remove those that are damaged; `progress` gets (files, bytes) done."""
     repair = Repair()
     for file in list(tier.folder.files()):

@@ -40,6 +40,12 @@ def encode_chunk(key: str, token_ids: TokenIds, kv: torch.Tensor) -> EncodedChun
     return EncodedChunk(encode_header(header), data)
 
 
+def stored_bytes(content: bytearray) -> EncodedChunk:
+    """Bytes that were read whole, to be written as they are."""
+    _, start = decode_header(content)
+    return EncodedChunk(bytes(content[:start]), memoryview(content)[start:])
+
+
 def decode_chunk(content: bytearray, key: str, token_ids: TokenIds) -> torch.Tensor:
     """The KV stored for exactly this key and these ids, over `content` itself.
 

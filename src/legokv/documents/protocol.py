@@ -39,6 +39,9 @@ class DocumentRegistry(Protocol):
     ) -> DocumentPage:
         """Up to `limit` documents in order of registration, those called `name` if given."""
 
+    def namespaces(self) -> tuple[str, ...]:
+        """All namespaces that have documents, sorted."""
+
     def update(
         self, namespace: str, document_id: str, changes: Changes, max_pinned_tokens: int
     ) -> Document:

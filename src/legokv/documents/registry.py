@@ -112,6 +112,12 @@ class Registry:
             tuple(map(rows.to_document, first)), first[-1]["number"] if more else None
         )
 
+    def namespaces(self) -> tuple[str, ...]:
+        """All namespaces that have documents, sorted."""
+        with self.database.snapshot() as sql:
+            found = sql.execute("SELECT DISTINCT namespace FROM documents ORDER BY namespace")
+            return tuple(namespace for (namespace,) in found)
+
     def update(
         self, namespace: str, document_id: str, changes: Changes, max_pinned_tokens: int
     ) -> Document:

@@ -1,0 +1,1 @@
+"""The `legokv` command's subcommands, one module each, and what they share of printing."""
