@@ -26,6 +26,7 @@ NO_GPU = "torch finds no NVIDIA GPU"
 NO_LIBRARY = "there is no plugin library"
 KERNEL_TESTS = ("test_kv_import.py", "test_attention_kernels.py", "test_long_attention.py")
 ENGINE = "out/engines/llama"
+PLANS = "out/engines/*/tensorrt-rtx.plan"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def later_stages(run: Run, machine: dict[str, Any], library: Any) -> list[Stage]
     no_pytest = "pytest" in machine.get("missing", ())
     untestable = reason or ("pytest is not installed: pip install pytest" if no_pytest else None)
     no_engine = None if (run.root / ENGINE).is_dir() else f"{ENGINE} was not carried here"
-    no_rtx = _absent(machine, "tensorrt_rtx_bindings")
+    no_plan = None if list(run.root.glob(PLANS)) else f"no {PLANS} was carried here"
+    no_plan = no_plan or _absent(machine, "tensorrt_rtx_bindings")
     no_safetensors = _absent(machine, "safetensors")
     stages = [
         _tests(run, "kernels", KERNEL_TESTS, untestable),
@@ -70,7 +72,7 @@ def later_stages(run: Run, machine: dict[str, Any], library: Any) -> list[Stage]
         _tests(
             run, "real model", ("test_real_model.py",), untestable or no_engine or no_safetensors
         ),
-        _tests(run, "plans", ("test_plans.py",), untestable or no_rtx),
+        _tests(run, "plans", ("test_plans.py",), untestable or no_plan),
     ]
     if library is None:
         return [*stages, *(Stage(name, (), LIMITS[name], reason) for name in MEASURED)]
@@ -81,7 +83,7 @@ def _tests(run: Run, name: str, files: Sequence[str], not_run: str | None) -> St
     folder = run.root / "tests" / "gpu"
     mode = "--host-form" if run.dry_run else "--require-gpu"
     junit = run.output / f"{name.replace(' ', '-')}.xml"
-    command = [sys.executable, "-m", "pytest", mode, "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", mode, "-q", "-rxfE", "-p", "no:cacheprovider"]
     # The tests' general conftest wants transformers, which a GPU machine may lack.
     command += ["--confcutdir", str(folder), "--rootdir", str(run.root), f"--junitxml={junit}"]
     command += [str(folder / file) for file in files]
