@@ -72,7 +72,7 @@ def later_stages(run: Run, machine: dict[str, Any], library: Any) -> list[Stage]
         _tests(
             run, "real model", ("test_real_model.py",), untestable or no_engine or no_safetensors
         ),
-        _tests(run, "plans", ("test_plans.py",), untestable or no_plan),
+        _tests(run, "plans", ("test_opened_plans.py",), untestable or no_plan),
     ]
     if library is None:
         return [*stages, *(Stage(name, (), LIMITS[name], reason) for name in MEASURED)]
