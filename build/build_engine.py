@@ -6,11 +6,13 @@ import time
 from pathlib import Path
 
 from legokv.checkpoint.source import PRESETS, checkpoint_folder
+from legokv.compile.backends import BACKENDS, PLAN_BACKENDS, choose_backend, this_machine
 from legokv.engine_build import DTYPES, EngineSettings, build_engine_folder
-from legokv.errors import LegokvError
+from legokv.errors import InvalidRequest, LegokvError
+from legokv.plugin_library import PluginBuild, build_plugin_library
+from legokv.profiles import PlanLimits
 
 OUT = Path(__file__).resolve().parent.parent / "out"
-BACKENDS = ("auto", "torch")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -22,15 +24,37 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--page-size", type=int, default=16, metavar="TOKENS")
     parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument(
+        "--onnx", action=argparse.BooleanOptionalAction, default=True, help="write model.onnx"
+    )
     parser.add_argument("--force", action="store_true", help="build even if it is up to date")
+    add_plan_arguments(parser.add_argument_group("of a plan"))
     return parser.parse_args(arguments)
 
 
-def chosen_backend(requested: str) -> str:
-    if requested == "auto":
-        say("Backend auto: torch, the only one this version has")
-        return "torch"
-    return requested
+def add_plan_arguments(group: "argparse._ArgumentGroup") -> None:
+    usual = PlanLimits()
+    for option, value, text in (
+        ("--max-step-tokens", usual.max_step_tokens, "tokens one step computes at most"),
+        ("--max-sequences", usual.max_sequences, "sequences in one step at most"),
+        ("--max-import-pages", usual.max_import_pages, "stored pages arriving in a step at most"),
+    ):
+        group.add_argument(option, type=int, default=value, metavar="N", help=f"{text}; {value}")
+    group.add_argument(
+        "--plugin-library", type=Path, help="default: compiled from plugins/ as needed"
+    )
+
+
+def plugin_library(arguments: argparse.Namespace, backend: str) -> Path | None:
+    """The compiled plugins a plan is built with; None for torch, which needs none on a CPU."""
+    if backend not in PLAN_BACKENDS:
+        return None
+    if not arguments.onnx:
+        raise InvalidRequest(f"--backend {backend} builds a plan from model.onnx: drop --no-onnx")
+    given: Path | None = arguments.plugin_library
+    if given is not None and not given.is_file():
+        raise InvalidRequest(f"--plugin-library {given} does not exist: run build/build_plugins.py")
+    return given or build_plugin_library(PluginBuild(OUT), say)
 
 
 def build(arguments: argparse.Namespace) -> None:
@@ -39,11 +63,21 @@ def build(arguments: argparse.Namespace) -> None:
         arguments.checkpoint.stem if arguments.checkpoint else arguments.model
     )
     output = arguments.output or OUT / "engines" / name
-    backend = chosen_backend(arguments.backend)
+    backend = choose_backend(arguments.backend, this_machine(), say)
     checkpoint = checkpoint_folder(arguments.model, arguments.checkpoint, OUT / "checkpoints", say)
-    settings = EngineSettings(name, arguments.dtype, arguments.page_size, backend)
+    settings = EngineSettings(
+        name,
+        arguments.dtype,
+        arguments.page_size,
+        backend,
+        exports_onnx=arguments.onnx,
+        plugin_library=plugin_library(arguments, backend),
+        limits=PlanLimits(
+            arguments.max_step_tokens, arguments.max_sequences, arguments.max_import_pages
+        ),
+    )
     say(f"Checking {checkpoint} and digesting its weights")
-    written = build_engine_folder(checkpoint, output, settings, force=arguments.force)
+    written = build_engine_folder(checkpoint, output, settings, force=arguments.force, say=say)
     state = "written" if written else "already up to date, kept (--force builds it again)"
     say(f"Engine {output} {state}, {time.monotonic() - started:.1f} s")
 

@@ -62,6 +62,9 @@ VARIANTS = {
     "llama": _LLAMA({"tie_word_embeddings": True}),
     "llama-untied": _LLAMA({"head_dim": 32, "num_key_value_heads": 1}),
     "llama-biased": _LLAMA({"attention_bias": True, "mlp_bias": True}),
+    # Head sizes that the plugins have kernels for; the others are smaller, to be quick.
+    "llama-wide": _LLAMA({"tie_word_embeddings": True, "head_dim": 64}),
+    "qwen3-wide": Variant(Qwen3ForCausalLM, Qwen3Config, {"head_dim": 128}),
     "llama3": _LLAMA(_LLAMA3(theta=500000.0, original_max_position_embeddings=64)),
     "llama-linear": _LLAMA(_rope("linear", factor=4.0)),
     "llama-yarn": _LLAMA(_rope("yarn", factor=4.0, original_max_position_embeddings=512)),

@@ -1,14 +1,18 @@
 """From a checkpoint folder to an engine folder."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
 import legokv
+from legokv.bindings import graph_shape
 from legokv.checkpoint.fingerprint import model_fingerprint
 from legokv.checkpoint.hf_config import read_model_config
 from legokv.checkpoint.layout import check_tensors
 from legokv.checkpoint.tensor_table import index_file, read_tensor_table, weight_files
+from legokv.compile.backends import PLAN_BACKENDS
+from legokv.compile.engine_plan import engine_plan
 from legokv.config import ModelConfig
 from legokv.engine_folder import (
     FORMAT_VERSION,
@@ -19,7 +23,10 @@ from legokv.engine_folder import (
     stored_files,
     write_engine_folder,
 )
+from legokv.engine_products import Inputs, make_products, product_names
 from legokv.errors import EngineMismatch, InvalidRequest, UnsupportedModel
+from legokv.plan_facts import PlanFacts
+from legokv.profiles import PlanLimits
 from legokv.tokenizer import TOKENIZER_FILES, Tokenizer
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -28,26 +35,44 @@ _CONFIG_FILES = ("config.json", "generation_config.json")
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What a builder chooses about an engine; `page_size` in tokens."""
+    """What a builder chooses about an engine; `page_size` in tokens.
+
+    exports_onnx: write model.onnx too, which a plan needs. plugin_library, limits: of a plan.
+    """
 
     name: str
     dtype: str = "bfloat16"
     page_size: int = 16
     backend: str = "torch"
+    exports_onnx: bool = False
+    plugin_library: Path | None = None
+    limits: PlanLimits = field(default_factory=PlanLimits)
 
 
 def build_engine_folder(
-    checkpoint: Path, output: Path, settings: EngineSettings, *, force: bool = False
+    checkpoint: Path,
+    output: Path,
+    settings: EngineSettings,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] = print,
 ) -> bool:
     """Make `output` the engine of `checkpoint`; False if it already was and is kept.
 
-    UnsupportedModel, before anything is written, for a checkpoint that cannot be compiled.
+    `say` is told how far a long build is. UnsupportedModel, before anything is written, for a
+    checkpoint that cannot be compiled.
     """
     refuse_foreign_folder(output)
     facts = facts_from_checkpoint(checkpoint, settings)
-    if not force and _is_up_to_date(output, facts):
+    names = product_names(facts, with_onnx=settings.exports_onnx)
+    if not force and _is_up_to_date(output, facts, names):
         return False
-    write_engine_folder(output, facts, checkpoint)
+
+    def produce(folder: Path) -> Collection[str]:
+        make_products(facts, names, Inputs(checkpoint, settings.plugin_library, say), folder)
+        return names
+
+    write_engine_folder(output, facts, checkpoint, produce)
     return True
 
 
@@ -68,6 +93,20 @@ def facts_from_checkpoint(checkpoint: Path, settings: EngineSettings) -> EngineF
         fingerprint=model_fingerprint(model, stored, tokenizer.fingerprint),
         backend=settings.backend,
         files=_files(checkpoint),
+        plan=_plan(model, settings),
+    )
+
+
+def _plan(model: ModelConfig, settings: EngineSettings) -> PlanFacts | None:
+    if settings.backend not in PLAN_BACKENDS:
+        return None
+    assert settings.plugin_library is not None, "a plan is built with the plugin library"
+    return engine_plan(
+        settings.backend,
+        model,
+        graph_shape(model, settings.dtype, settings.page_size),
+        settings.plugin_library,
+        settings.limits,
     )
 
 
@@ -96,8 +135,10 @@ def _with_tokenizer_end(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig
     return replace(model, eos_token_ids=tuple(sorted(ends)))
 
 
-def _is_up_to_date(output: Path, facts: EngineFacts) -> bool:
+def _is_up_to_date(output: Path, facts: EngineFacts, names: Collection[str]) -> bool:
     try:
-        return read_engine_folder(output) == facts
+        found = read_engine_folder(output)
     except EngineMismatch:
         return False
+    has_all = {file.name for file in found.produced}.issuperset(names)
+    return has_all and replace(found, produced=()) == facts

@@ -8,17 +8,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from legokv.config import ModelConfig, RopeConfig
 from legokv.errors import EngineMismatch, InvalidRequest
+from legokv.plan_facts import PlanFacts, plan_facts_from_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FACTS_FILE = "engine.json"
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
 # Where a hard link is impossible (another disk, a file system without them), a copy does.
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -33,7 +36,10 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """All that is recorded about an engine. `dtype` is "bfloat16", "float16" or "float32"."""
+    """All that is recorded about an engine. `dtype` is "bfloat16", "float16" or "float32".
+
+    `files` come from the checkpoint; `produced` were made from it: model.onnx, a plan, its plugins.
+    """
 
     format_version: int
     legokv_version: str
@@ -44,6 +50,12 @@ class EngineFacts:
     fingerprint: str
     backend: str
     files: tuple[StoredFile, ...]
+    produced: tuple[StoredFile, ...] = ()
+    plan: PlanFacts | None = None
+
+
+Produce = Callable[[Path], Collection[str]]
+"""Makes files in the folder it is given; their names."""
 
 
 def read_engine_folder(path: Path) -> EngineFacts:
@@ -53,13 +65,17 @@ def read_engine_folder(path: Path) -> EngineFacts:
     missing or of another size.
     """
     facts = _facts_from_json(_engine_json(path), path)
-    for file in facts.files:
+    for file in (*facts.files, *facts.produced):
         _check_file(path / file.name, file.size_bytes)
     return facts
 
 
-def write_engine_folder(path: Path, facts: EngineFacts, checkpoint: Path) -> None:
+def write_engine_folder(
+    path: Path, facts: EngineFacts, checkpoint: Path, produce: Produce | None = None
+) -> None:
     """Put `facts` and the files they name, taken from `checkpoint`, into a folder at `path`.
+
+    What `produce` makes there is recorded with its sizes.
 
     Weights are hard-linked where the file system can, else copied. The folder appears whole or
     not at all, in place of an older engine; InvalidRequest if `path` is anything else.
@@ -68,6 +84,8 @@ def write_engine_folder(path: Path, facts: EngineFacts, checkpoint: Path) -> Non
     with _replaced_folder(path) as folder:
         for file in facts.files:
             _link_or_copy((checkpoint / file.name).resolve(), folder / file.name)
+        if produce is not None:
+            facts = replace(facts, produced=stored_files(folder, iter(produce(folder))))
         text = json.dumps(asdict(facts), indent=2, sort_keys=True)
         (folder / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -109,8 +127,11 @@ def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
         model = dict(data["model"])
         model["rope"] = RopeConfig(**model["rope"])
         model["eos_token_ids"] = tuple(model["eos_token_ids"])
-        files = tuple(StoredFile(**file) for file in data["files"])
-        return EngineFacts(**(data | {"model": ModelConfig(**model), "files": files}))
+        parts: dict[str, Any] = {
+            name: tuple(StoredFile(**file) for file in data[name]) for name in ("files", "produced")
+        }
+        parts["plan"] = data["plan"] and plan_facts_from_json(data["plan"])
+        return EngineFacts(**(data | parts | {"model": ModelConfig(**model)}))
     except (KeyError, TypeError) as error:
         raise EngineMismatch(
             f"{path / FACTS_FILE} says format {FORMAT_VERSION} but lacks its fields ({error}): "

@@ -170,7 +170,7 @@ def test_the_fingerprint_changes_with(
 
 def test_another_format_version_names_both(engine: Path) -> None:
     change_facts(engine, format_version=99)
-    with pytest.raises(EngineMismatch, match="has engine format 99, this legokv reads format 1"):
+    with pytest.raises(EngineMismatch, match="has engine format 99, this legokv reads format 2"):
         read_engine_folder(engine)
 
 

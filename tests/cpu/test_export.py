@@ -23,9 +23,9 @@ from legokv.chunks.cache import ChunkCache
 from legokv.chunks.limits import TierLimits
 from legokv.chunks.opening import open_tiers
 from legokv.engine import Engine, cache_root
-from legokv.engine_folder import read_engine_folder
+from legokv.engine_folder import MODEL_FILE, WEIGHTS_FILE, read_engine_folder
 from legokv.executor import Executor
-from legokv.export import MODEL_FILE, WEIGHTS_FILE, export_onnx
+from legokv.export import export_onnx
 from legokv.model.decoder import decoder_from_weights
 from legokv.pages import PagePool
 from legokv.request import GenerateRequest, Token

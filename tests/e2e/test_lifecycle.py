@@ -106,12 +106,12 @@ def test_an_engine_folder_of_another_version_is_refused_with_both(
     facts = (engine_folder / "engine.json").read_text()
     other = tmp_path / "engine"
     other.mkdir()
-    version = '"format_version": 1'
+    version = '"format_version": 2'
     assert version in facts
     (other / "engine.json").write_text(facts.replace(version, '"format_version": 99'))
     result = run(command(other, tmp_path))
     assert result.returncode == 1
-    assert "engine format 99, this legokv reads format 1" in result.stderr
+    assert "engine format 99, this legokv reads format 2" in result.stderr
 
 
 def run(arguments: list[str]) -> "subprocess.CompletedProcess[str]":

@@ -1,5 +1,5 @@
 """The model as an ONNX file: standard ops, and this project's two, which the plugins implement."""
 
-from legokv.export.onnx_file import MODEL_FILE, WEIGHTS_FILE, export_onnx
+from legokv.export.onnx_file import export_onnx
 
-__all__ = ["MODEL_FILE", "WEIGHTS_FILE", "export_onnx"]
+__all__ = ["export_onnx"]

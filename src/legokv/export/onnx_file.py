@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from legokv.bindings import AFTER_B, IMPORT_PAGES, STEP_INPUTS, SYMBOLS, Binding, GraphShape
+from legokv.engine_folder import MODEL_FILE
 from legokv.export.plugin_ops import translation_table
 from legokv.export.step_graph import StepGraph
 from legokv.model.decoder import Decoder
-
-MODEL_FILE = "model.onnx"
-WEIGHTS_FILE = "model.onnx.data"
 
 # Sizes to trace with; no two alike, so that none is taken for another.
 _TRACED = {"T": 5, "B": 2, "P": 7, "N": 4, "M": 6}

@@ -1,0 +1,244 @@
+"""Real TensorRT-RTX plans, built without a GPU by the build script, read back in its own words."""
+
+import hashlib
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from legokv.bindings import graph_shape
+from legokv.compile import plan_process
+from legokv.compile.plan_process import build_plan
+from legokv.compile.plan_request import PlanBuildFailed, PlanFiles, plan_request
+from legokv.engine_build import EngineSettings, build_engine_folder, facts_from_checkpoint
+from legokv.engine_folder import read_engine_folder
+from legokv.profiles import PlanLimits, plan_profiles
+
+pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
+SCRIPT = Path(__file__).resolve().parents[2] / "build" / "build_engine.py"
+PLAN = "tensorrt-rtx.plan"
+SUMMARY = re.compile(
+    r"tensorrt-rtx \S+: (\d+) layers, of them (\d+) KvImport, (\d+) LegoLinkAttention; "
+    r"(\d+) profiles; (\S+) MiB"
+)
+
+
+def command(library: Path, output: Path, *arguments: str | Path) -> list[str]:
+    options = ["--backend", "tensorrt-rtx", "--plugin-library", library, "--output", output]
+    return [sys.executable, str(SCRIPT), *map(str, [*options, *arguments])]
+
+
+def build(library: Path, output: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    given = command(library, output, *arguments)
+    return subprocess.run(given, check=False, capture_output=True, text=True)
+
+
+def counts(output: str) -> tuple[int, ...]:
+    """Layers, KvImport layers, LegoLinkAttention layers and profiles of the built network."""
+    found = SUMMARY.search(output)
+    assert found is not None, output
+    print(found[0])
+    return tuple(int(number) for number in found.groups()[:4])
+
+
+Built = Callable[..., tuple[Path, str]]
+
+
+@pytest.fixture(scope="module")
+def built(
+    plugin_library: Path,
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Built:
+    """A tiny checkpoint's engine folder with its plan, and what was said meanwhile; made once."""
+    made: dict[tuple[str, str], tuple[Path, str]] = {}
+
+    def engine(name: str = "llama-wide", dtype: str = "bfloat16") -> tuple[Path, str]:
+        if (name, dtype) not in made:
+            said: list[str] = []
+            output = tmp_path_factory.mktemp("plans") / f"{name}-{dtype}"
+            settings = settings_of(name, plugin_library, dtype)
+            build_engine_folder(tiny_checkpoint(name), output, settings, say=said.append)
+            made[name, dtype] = output, "\n".join(said)
+        return made[name, dtype]
+
+    return engine
+
+
+def settings_of(
+    name: str, library: Path, dtype: str = "bfloat16", max_sequences: int = 5
+) -> EngineSettings:
+    limits = PlanLimits(max_step_tokens=256, max_sequences=max_sequences, max_import_pages=8)
+    return EngineSettings(
+        name, dtype, backend="tensorrt-rtx", plugin_library=library, limits=limits
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("llama-wide", "bfloat16"),
+        ("llama-wide", "float16"),
+        ("llama-wide", "float32"),
+        ("qwen3-wide", "bfloat16"),
+    ],
+)
+def test_a_tiny_model_becomes_a_plan_with_both_plugins_in_every_layer(
+    built: Built, name: str, dtype: str
+) -> None:
+    output, said = built(name, dtype)
+    num_layers, *plugins_and_profiles = counts(said)
+    assert plugins_and_profiles == [3, 3, 2]
+    assert num_layers > 100
+    content = (output / PLAN).read_bytes()
+    assert b"KvImport" in content
+    assert b"LegoLinkAttention" in content
+
+
+def test_engine_json_records_the_plan_and_what_it_depends_on(
+    built: Built, plugin_library: Path
+) -> None:
+    output, _ = built()
+    facts = read_engine_folder(output)
+    plan = facts.plan
+    assert plan is not None
+    assert (facts.backend, plan.flavour, plan.architecture) == ("tensorrt-rtx",) * 2 + ("any",)
+    assert plan.library_sha256 == hashlib.sha256(plugin_library.read_bytes()).hexdigest()
+    assert (output / plan.library_file).read_bytes() == plugin_library.read_bytes()
+    assert [profile.name for profile in plan.profiles] == ["prefill", "decode"]
+    assert [profile.ranges["B"].most for profile in plan.profiles] == [5, 5]
+    assert {file.name: file.size_bytes for file in facts.produced} == {
+        name: (output / name).stat().st_size
+        for name in ("model.onnx", "model.onnx.data", PLAN, plan.library_file)
+    }
+
+
+def test_a_plan_of_other_limits_is_another_and_one_of_the_same_is_kept(
+    built: Built, plugin_library: Path, tiny_checkpoint: Callable[[str], Path]
+) -> None:
+    output, _ = built()
+    checkpoint = tiny_checkpoint("llama-wide")
+    same, other = (settings_of("llama-wide", plugin_library, max_sequences=n) for n in (5, 6))
+    assert not build_engine_folder(checkpoint, output, same)
+    assert facts_from_checkpoint(checkpoint, other) != facts_from_checkpoint(checkpoint, same)
+
+
+def test_smollm2_becomes_a_plan(
+    plugin_library: Path, smollm2_engine_folder: Path, tmp_path: Path
+) -> None:
+    facts = read_engine_folder(smollm2_engine_folder)
+    graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+    model, plan = smollm2_engine_folder / "model.onnx", tmp_path / PLAN
+    profiles = plan_profiles(facts.model, graph, PlanLimits())
+    files = PlanFiles(model, plan, plugin_library)
+    summary = build_plan(plan_request("tensorrt-rtx", graph, profiles, files), print)
+    print(summary)
+    assert summary.plugins == {"KvImport": 30, "LegoLinkAttention": 30}
+    assert summary.num_layers > 1000
+    assert summary.num_profiles == 2
+    # 134.5 million parameters of two bytes, the tied embedding once.
+    assert 269e6 < model.with_name("model.onnx.data").stat().st_size < 270e6
+    assert 269e6 < plan.stat().st_size == summary.plan_bytes < 400e6
+
+
+def test_an_interrupted_build_ends_at_once_and_leaves_nothing(
+    plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    arguments = command(
+        plugin_library, tmp_path / "engine", "--checkpoint", tiny_checkpoint("llama-wide")
+    )
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert any(line.startswith(f"Building {PLAN}") for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert "interrupted, nothing written" in process.stderr.read()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--page-size", "24"], "no kernel for page size 24, only for 16, 32, 64"),
+        (["--no-onnx"], "builds a plan from model.onnx: drop --no-onnx"),
+        (["--max-sequences", "0"], "1 or more each"),
+    ],
+)
+def test_nonsense_is_refused_in_one_sentence(
+    plugin_library: Path,
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    arguments: list[str],
+    words: str,
+) -> None:
+    checkpoint = tiny_checkpoint("llama-wide")
+    finished = build(plugin_library, tmp_path / "e", "--checkpoint", checkpoint, *arguments)
+    assert finished.returncode == 1
+    assert words in finished.stderr
+    assert finished.stderr.count("\n") == 1
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_head_size_without_a_kernel_is_refused_with_those_that_have_one(
+    plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    finished = build(plugin_library, tmp_path / "e", "--checkpoint", tiny_checkpoint("llama"))
+    assert finished.returncode == 1
+    assert "no kernel for head size 16, only for 64, 80, 96, 128" in finished.stderr
+
+
+def test_a_plugin_library_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    finished = build(tmp_path / "none.so", tmp_path / "e")
+    assert finished.returncode == 1
+    assert "none.so does not exist: run build/build_plugins.py" in finished.stderr
+
+
+def try_to_build(checkpoint: Path, library: Path, folder: Path) -> None:
+    facts = facts_from_checkpoint(checkpoint, EngineSettings("tiny"))
+    graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+    files = PlanFiles(folder / "model.onnx", folder / PLAN, library)
+    profiles = plan_profiles(facts.model, graph, PlanLimits())
+    build_plan(plan_request("tensorrt-rtx", graph, profiles, files), print)
+
+
+def test_a_model_that_does_not_parse_is_reported_in_tensorrts_words(
+    plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    with pytest.raises(PlanBuildFailed, match=r"(?s)model\.onnx could not be parsed: .+"):
+        try_to_build(tiny_checkpoint("llama-wide"), plugin_library, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_library_without_plugins_is_reported(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "empty.so").write_bytes(b"")
+    with pytest.raises(PlanBuildFailed, match=r"empty\.so gave TensorRT no plugins"):
+        try_to_build(tiny_checkpoint("llama-wide"), tmp_path / "empty.so", tmp_path)
+
+
+def test_a_build_process_that_aborts_is_an_error_with_its_last_words(
+    built: Built,
+    plugin_library: Path,
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Without the link TensorRT-RTX's parser calls std::terminate at the first plugin.
+    def no_link(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
+        return dict(environment)
+
+    for name in ("model.onnx", "model.onnx.data"):
+        (tmp_path / name).symlink_to(built()[0] / name)
+    monkeypatch.setattr(plan_process, "environment_with_library", no_link)
+    with pytest.raises(PlanBuildFailed, match=r"(?s)ended by SIGABRT.*terminate called"):
+        try_to_build(tiny_checkpoint("llama-wide"), plugin_library, tmp_path)
+    assert not (tmp_path / PLAN).exists()

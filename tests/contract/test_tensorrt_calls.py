@@ -1,0 +1,141 @@
+"""The calls a plan is built by, on a stand-in for the TensorRT that can't be installed here."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tensorrt_standin
+from tensorrt_standin import TensorRT, TensorRTLLM
+
+from legokv.compile import tensorrt, tensorrt_llm
+from legokv.compile.plan_from_onnx import plan_from_onnx
+from legokv.compile.plan_request import (
+    InputRange,
+    PlanBuildFailed,
+    PlanRequest,
+    request_from_json,
+)
+
+PREFILL = (
+    InputRange("input_ids", (1,), (64,), (512,)),
+    InputRange("pages", (1, 4), (2, 4), (8, 4)),
+)
+DECODE = (InputRange("input_ids", (1,), (2,), (8,)), InputRange("pages", (1, 4), (2, 4), (8, 4)))
+CREATED = ["Builder", "create_network", "create_builder_config"]
+FILLED = [
+    "load_library",
+    "parse_from_file",
+    "set_preview_feature",
+    "add_optimization_profile",
+    "add_optimization_profile",
+    "progress_monitor",
+]
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch) -> TensorRT:
+    standin = TensorRT()
+    monkeypatch.setitem(sys.modules, "tensorrt", standin)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "tensorrt_llm", TensorRTLLM(standin))  # type: ignore[arg-type]
+    return standin
+
+
+def request(tmp_path: Path, backend: str = "tensorrt", library: str = "plugins.so") -> PlanRequest:
+    return PlanRequest(
+        backend, "model.onnx", str(tmp_path / "a.plan"), library, "bfloat16", (PREFILL, DECODE)
+    )
+
+
+def ignore(phase: str, done: int, total: int) -> None:
+    pass
+
+
+def test_tensorrt_makes_the_calls_in_order_and_writes_the_plan(
+    trt: TensorRT, tmp_path: Path
+) -> None:
+    summary = plan_from_onnx(tensorrt.open_builder("bfloat16"), request(tmp_path), ignore)
+    assert trt.calls == [*CREATED, *FILLED, "build"]
+    assert (tmp_path / "a.plan").read_bytes() == b"plan"
+    assert summary.plugins == {"KvImport": 1, "LegoLinkAttention": 1}
+    assert (summary.num_layers, summary.num_profiles, summary.plan_bytes) == (3, 2, 4)
+    assert summary.version == tensorrt_standin.VERSION
+
+
+def test_tensorrt_llm_builds_the_same_network_by_its_own_build_engine(
+    trt: TensorRT, tmp_path: Path
+) -> None:
+    objects = tensorrt_llm.open_builder("bfloat16")
+    summary = plan_from_onnx(objects, request(tmp_path, "tensorrt-llm"), ignore)
+    assert trt.calls == [*CREATED, *FILLED, "build_engine", "build"]
+    assert (tmp_path / "a.plan").read_bytes() == b"plan"
+    assert str(summary).startswith("tensorrt-llm 10.14.1.48: 3 layers, of them 1 KvImport")
+
+
+def test_both_profiles_have_the_three_shapes_of_every_input(trt: TensorRT, tmp_path: Path) -> None:
+    plan_from_onnx(tensorrt.open_builder("bfloat16"), request(tmp_path), ignore)
+    pages = ((1, 4), (2, 4), (8, 4))
+    assert trt.profiles == [
+        {"input_ids": ((1,), (64,), (512,)), "pages": pages},
+        {"input_ids": ((1,), (2,), (8,)), "pages": pages},
+    ]
+
+
+def test_progress_comes_from_tensorrts_monitor(trt: TensorRT, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    objects = tensorrt.open_builder("bfloat16")
+    plan_from_onnx(objects, request(tmp_path), lambda *event: told.append(event))
+    assert told == [("Building", 0, 2), ("Building", 1, 2)]
+
+
+def test_deep_phases_are_not_reported(trt: TensorRT, tmp_path: Path) -> None:
+    told: list[str] = []
+    objects = tensorrt.open_builder("bfloat16")
+    plan_from_onnx(objects, request(tmp_path), lambda phase, *_: told.append(phase))
+    monitor = trt.config.monitor
+    told.clear()
+    for parent, phase in ((None, "a"), ("a", "b"), ("b", "c"), ("c", "d")):
+        monitor.phase_start(phase, parent, 1)
+    assert told == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "library", "words"),
+    [
+        ({"parses": False}, "plugins.so", "could not be parsed: error 0: no such operator"),
+        ({"serialized": None}, "plugins.so", "tensorrt built no plan"),
+        ({"refused_profile": True}, "plugins.so", "refused the profile"),
+        ({}, "none.so", "none.so gave TensorRT no plugins"),
+    ],
+)
+def test_a_step_that_fails_is_named_and_leaves_no_file(
+    trt: TensorRT, tmp_path: Path, changes: dict[str, object], library: str, words: str
+) -> None:
+    for name, value in changes.items():
+        setattr(trt, name, value)
+    objects = tensorrt.open_builder("bfloat16")
+    with pytest.raises(PlanBuildFailed, match=words):
+        plan_from_onnx(objects, request(tmp_path, library=library), ignore)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    assert request_from_json(request(tmp_path).to_json()) == request(tmp_path)
+
+
+def test_the_stand_in_has_no_name_that_tensorrt_rtx_lacks() -> None:
+    real: ModuleType = pytest.importorskip("tensorrt_rtx_bindings")
+    pairs = {
+        "": (TensorRT, real),
+        "Builder": (tensorrt_standin.Builder, real.Builder),
+        "Config": (tensorrt_standin.Config, real.IBuilderConfig),
+        "Network": (tensorrt_standin.Network, real.INetworkDefinition),
+        "Parser": (tensorrt_standin.Parser, real.OnnxParser),
+        "Profile": (tensorrt_standin.Profile, real.IOptimizationProfile),
+        "Registry": (tensorrt_standin.Registry, real.IPluginRegistry),
+    }
+    own = {"note", "fill", "build"}  # the stand-in's own
+    for where, (standin, module) in pairs.items():
+        names = {name for name in vars(standin) if not name.startswith("_")} - own
+        missing = {name for name in names if not hasattr(module, name)}
+        assert not missing, f"{where}: {missing}"

@@ -1,0 +1,114 @@
+"""Which backend is taken, why, and what one is told that can't build here or may not run here."""
+
+from dataclasses import replace
+
+import pytest
+
+from legokv.compile.backends import (
+    BACKENDS,
+    PLAN_BACKENDS,
+    BackendMissing,
+    Machine,
+    choose_backend,
+    this_machine,
+)
+from legokv.errors import EngineMismatch
+from legokv.plan_facts import ANY_ARCHITECTURE, PlanFacts, PlanRuntime, check_plan
+from legokv.profiles import PlanLimits
+
+EVERYTHING = frozenset(PLAN_BACKENDS)
+PLAN = PlanFacts(
+    flavour="tensorrt",
+    version="10.14.1",
+    architecture="sm_90",
+    plan_file="tensorrt.plan",
+    library_file="liblegokv_plugins.so",
+    library_sha256="aa",
+    limits=PlanLimits(),
+    profiles=(),
+)
+HERE = PlanRuntime("tensorrt", "10.14.1", "sm_90", "aa")
+
+
+def automatic(machine: Machine) -> tuple[str, str]:
+    said: list[str] = []
+    chosen = choose_backend("auto", machine, said.append)
+    assert len(said) == 1
+    return chosen, said[0]
+
+
+@pytest.mark.parametrize(
+    ("installed", "chosen"),
+    [
+        (EVERYTHING, "tensorrt-llm"),
+        (frozenset({"tensorrt", "tensorrt-rtx"}), "tensorrt"),
+        (frozenset({"tensorrt-rtx"}), "tensorrt-rtx"),
+        (frozenset(), "torch"),
+    ],
+)
+def test_on_a_gpu_auto_takes_the_first_that_is_installed_and_says_why(
+    installed: frozenset[str], chosen: str
+) -> None:
+    found, said = automatic(Machine("sm_90", installed))
+    assert found == chosen
+    assert said.startswith(f"Backend auto: {chosen}, since ")
+    assert ("sm_90" in said) == (chosen != "torch")
+
+
+def test_without_a_gpu_auto_takes_torch_and_names_what_could_build_all_the_same() -> None:
+    chosen, said = automatic(Machine(None, EVERYTHING))
+    assert chosen == "torch"
+    assert "no NVIDIA GPU" in said
+    assert "--backend tensorrt-rtx builds one all the same" in said
+    assert "--backend tensorrt " not in said
+    assert "--backend" not in automatic(Machine(None, frozenset()))[1]
+
+
+@pytest.mark.parametrize("name", PLAN_BACKENDS)
+def test_what_is_not_installed_is_refused_with_how_to_get_it(name: str) -> None:
+    with pytest.raises(BackendMissing, match=f"{name} is not installed: pip install"):
+        choose_backend(name, Machine("sm_90", frozenset()), print)
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-llm"])
+def test_what_needs_a_gpu_to_build_is_refused_without_one(name: str) -> None:
+    with pytest.raises(BackendMissing, match="torch sees none here: build there"):
+        choose_backend(name, Machine(None, EVERYTHING), print)
+
+
+def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
+    with pytest.raises(BackendMissing, match=f"no backend 'onnx'; there are {BACKENDS[0]}, torch"):
+        choose_backend("onnx", Machine(None, EVERYTHING), print)
+
+
+@pytest.mark.parametrize("name", ["torch", "tensorrt-rtx"])
+def test_what_is_asked_for_by_name_is_taken_without_a_word(name: str) -> None:
+    said: list[str] = []
+    assert choose_backend(name, Machine(None, EVERYTHING), said.append) == name
+    assert said == []
+
+
+def test_this_machine_has_what_can_be_imported() -> None:
+    installed = this_machine().installed
+    assert installed <= EVERYTHING
+    for name in installed:
+        pytest.importorskip(PLAN_BACKENDS[name].modules[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"flavour": "tensorrt-rtx"}, "flavour tensorrt, here it is tensorrt-rtx"),
+        ({"version": "11.0.0"}, "tensorrt version 10.14.1, here it is 11.0.0"),
+        ({"architecture": "sm_80"}, "GPU architecture sm_90, here it is sm_80"),
+        ({"library_sha256": "bb"}, "plugin library's SHA-256 aa, here it is bb"),
+    ],
+)
+def test_a_plan_that_does_not_fit_names_both_sides(change: dict[str, str], words: str) -> None:
+    check_plan(PLAN, HERE)
+    with pytest.raises(EngineMismatch, match=words):
+        check_plan(PLAN, replace(HERE, **change))
+
+
+def test_a_plan_bound_to_no_architecture_runs_on_any() -> None:
+    check_plan(replace(PLAN, architecture=ANY_ARCHITECTURE), replace(HERE, architecture="sm_80"))
