@@ -37,8 +37,7 @@ PLAN_BACKENDS = {
             "legokv.compile.tensorrt_llm",
             plan_file="rank0.engine",
             needs_gpu=True,
-            installed_by="pip install 'tensorrt-llm==1.2.*' --extra-index-url "
-            "https://pypi.nvidia.com",
+            installed_by="pip install 'tensorrt-llm==1.2.*', from the vendor's package index",
         ),
         PlanBackend(
             "tensorrt",
@@ -46,7 +45,7 @@ PLAN_BACKENDS = {
             "legokv.compile.tensorrt",
             plan_file="tensorrt.plan",
             needs_gpu=True,
-            installed_by="pip install tensorrt --extra-index-url https://pypi.nvidia.com",
+            installed_by="pip install tensorrt, from the vendor's package index",
         ),
         PlanBackend(
             "tensorrt-rtx",
