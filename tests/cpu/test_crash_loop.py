@@ -71,6 +71,8 @@ def damage(cache_dir: Path, rng: random.Random) -> int:
     file = rng.choice(files)
     try:
         content = bytearray(file.read_bytes())
+        if not content:
+            return 0  # emptied before, and not noticed yet
         kind = rng.randrange(5)
         if kind == 0:
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
@@ -84,8 +86,8 @@ def damage(cache_dir: Path, rng: random.Random) -> int:
             file.unlink()
             return 1
         file.write_bytes(content)
-    except (FileNotFoundError, IndexError):
-        return 0  # evicted, or emptied before
+    except FileNotFoundError:
+        return 0  # evicted meanwhile
     return 1
 
 
