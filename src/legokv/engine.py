@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from legokv.batch import Int32
-from legokv.checkpoint import load_weights
 from legokv.chunks.cache import ChunkCache
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.key import chunk_key
@@ -33,8 +32,8 @@ from legokv.request import (
     check_context,
     check_token_ids,
 )
-from legokv.runners.attention_forms import attention_form
-from legokv.runners.torch_runner import TorchRunner
+from legokv.runners import Runner
+from legokv.runners.open_runner import RunnerSettings, open_runner
 from legokv.sample import SamplingOptions
 from legokv.text import TextStream
 from legokv.tokenizer import Tokenizer
@@ -53,7 +52,7 @@ class Engine:
         self,
         facts: EngineFacts,
         tokenizer: Tokenizer,
-        runner: TorchRunner,
+        runner: Runner,
         executor: Executor,
         cache: ChunkCache,
         tiers: LowerTiers,
@@ -76,6 +75,7 @@ class Engine:
         max_step_tokens: int = 2048,
         num_threads: int | None = None,
         cache_dir: str | Path | None = None,
+        runner: str = "auto",
         attention: str = "auto",
         host_bytes: int = HOST_BYTES,
         disk_bytes: int = DISK_BYTES,
@@ -89,11 +89,12 @@ class Engine:
         dtype: "bfloat16" or "float32" in place of the one it was built for. pool_tokens: how many
         tokens' KV the pool holds. max_step_tokens: most tokens one step computes. num_threads:
         torch's, for this whole process. cache_dir: where persistent chunks are kept, below a
-        folder named by the model's fingerprint. attention: "native", the CPU library, compiled if
-        it is not yet; "torch"; or "auto", native if it is there. host_bytes, disk_bytes: most KV
-        kept in memory and in cache_dir, 0 for none; namespace_bytes: most on disk of one
-        namespace, 0 for any. Past high_watermark of these, chunks leave down to low_watermark.
-        pinned_keys: chunks that are not evicted.
+        folder named by the model's fingerprint. runner: "torch" on the CPU, "cuda", "plan", or
+        "auto" by what this machine has (see `open_runner`). attention, of the CPU: "native", its
+        library, compiled if it is not yet; "torch"; or "auto", native if it is there. host_bytes,
+        disk_bytes: most KV kept in memory and in cache_dir, 0 for none; namespace_bytes: most on
+        disk of one namespace, 0 for any. Past high_watermark of these, chunks leave down to
+        low_watermark. pinned_keys: chunks that are not evicted.
         """
         facts = read_engine_folder(Path(path))
         dtype = dtype or facts.dtype
@@ -106,26 +107,22 @@ class Engine:
             )
         if num_threads is not None:
             torch.set_num_threads(num_threads)
+        num_pages = pool_tokens // facts.page_size
+        opened = RunnerSettings(runner, attention, dtype, num_pages, max_step_tokens)
+        model_runner = open_runner(Path(path), facts, opened)
         facts = replace(facts, dtype=dtype)
-        runner = TorchRunner(
-            facts.model,
-            load_weights(Path(path), facts.model, _DTYPES[dtype]),
-            attention_form(attention, facts.model, _DTYPES[dtype]),
-            num_pages=pool_tokens // facts.page_size,
-            page_size=facts.page_size,
-        )
-        cache = ChunkCache(PagePool(runner.num_pages, runner.page_size), pinned_keys)
+        cache = ChunkCache(PagePool(num_pages, facts.page_size), pinned_keys)
         root = None if cache_dir is None else cache_root(Path(cache_dir), facts)
         limits = TierLimits(host_bytes, disk_bytes, namespace_bytes, high_watermark, low_watermark)
         tiers = open_tiers(root, limits, pinned_keys)
         executor = Executor(
-            runner,
+            model_runner,
             cache,
             tiers,
             max_step_tokens=max_step_tokens,
             dummy_token_id=_dummy_token_id(facts),
         )
-        return cls(facts, Tokenizer.open(Path(path)), runner, executor, cache, tiers)
+        return cls(facts, Tokenizer.open(Path(path)), model_runner, executor, cache, tiers)
 
     def chunk(
         self,

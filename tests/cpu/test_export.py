@@ -12,12 +12,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graph_runner import GraphRunner
+from graph_session import GraphSession, export_engine, graph_runner, shape_of
 from onnx import TensorProto
 from torch import Tensor
 
 from legokv.batch import StepBatch
-from legokv.bindings import GraphShape, graph_shape
 from legokv.checkpoint import load_weights
 from legokv.chunks.cache import ChunkCache
 from legokv.chunks.limits import TierLimits
@@ -25,8 +24,6 @@ from legokv.chunks.opening import open_tiers
 from legokv.engine import Engine, cache_root
 from legokv.engine_folder import MODEL_FILE, WEIGHTS_FILE, read_engine_folder
 from legokv.executor import Executor
-from legokv.export import export_onnx
-from legokv.model.decoder import decoder_from_weights
 from legokv.pages import PagePool
 from legokv.request import GenerateRequest, Token
 from legokv.runners import Runner
@@ -47,11 +44,6 @@ NUM_PAGES = 64
 Exported = Callable[[str, str], Path]
 
 
-def shape_of(folder: Path, dtype: str) -> GraphShape:
-    facts = read_engine_folder(folder)
-    return graph_shape(facts.model, dtype, facts.page_size)
-
-
 @pytest.fixture(scope="session")
 def exported(
     tiny_engine_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
@@ -61,12 +53,8 @@ def exported(
 
     def file(name: str, dtype: str) -> Path:
         if (name, dtype) not in made:
-            folder = tiny_engine_folder(name)
-            facts = read_engine_folder(folder)
-            weights = load_weights(folder, facts.model, getattr(torch, dtype))
             target = tmp_path_factory.mktemp(f"{name}-{dtype}")
-            decoder = decoder_from_weights(facts.model, weights)
-            made[name, dtype] = export_onnx(decoder, shape_of(folder, dtype), target)
+            made[name, dtype] = export_engine(tiny_engine_folder(name), dtype, target)
         return made[name, dtype]
 
     return file
@@ -75,7 +63,7 @@ def exported(
 class BothRunners:
     """Executes every step twice, by torch and by the file, and compares logits and pools."""
 
-    def __init__(self, eager: Runner, graph: GraphRunner, tolerance: float) -> None:
+    def __init__(self, eager: Runner, graph: Runner, tolerance: float) -> None:
         self.num_pages, self.page_size = eager.num_pages, eager.page_size
         self._eager, self._graph, self._tolerance = eager, graph, tolerance
         self.steps: list[tuple[int, int]] = []
@@ -107,17 +95,18 @@ class BothRunners:
 
 def engine_of_both(
     folder: Path, model: Path, dtype: str, cache_dir: Path | None = None
-) -> tuple[Engine, BothRunners, GraphRunner]:
+) -> tuple[Engine, BothRunners, GraphSession]:
     facts = read_engine_folder(folder)
     pool_tokens = NUM_PAGES * facts.page_size
     eager = Engine.open(folder, dtype=dtype, pool_tokens=pool_tokens, attention="torch").runner
-    graph = GraphRunner(model, shape_of(folder, dtype), NUM_PAGES)
+    session = GraphSession(model)
+    graph = graph_runner(folder, dtype, session, NUM_PAGES)
     both = BothRunners(eager, graph, TOLERANCES[dtype])
     cache = ChunkCache(PagePool(NUM_PAGES, facts.page_size), frozenset)
     root = None if cache_dir is None else cache_root(cache_dir, facts)
     tiers = open_tiers(root, TierLimits(), frozenset)
     executor = Executor(both, cache, tiers, max_step_tokens=64, dummy_token_id=0)
-    return Engine(facts, Tokenizer.open(folder), both, executor, cache, tiers), both, graph
+    return Engine(facts, Tokenizer.open(folder), both, executor, cache, tiers), both, session
 
 
 def random_ids(seed: int, length: int) -> list[int]:
@@ -151,12 +140,13 @@ def test_a_batch_of_decodes_through_the_file_equals_the_model(
     exported: Exported, tiny_engine_folder: Callable[[str], Path]
 ) -> None:
     model = exported("llama", "float32")
-    engine, both, _ = engine_of_both(tiny_engine_folder("llama"), model, "float32")
+    engine, both, session = engine_of_both(tiny_engine_folder("llama"), model, "float32")
     chunk = engine.compile(random_ids(1, 30))
     prompts = [[chunk, random_ids(n, 3 + n)] for n in range(3)]
     jobs = [engine.submit(GenerateRequest(prompt, 4)) for prompt in prompts]
     answers = [[e.id for e in engine.results(job) if isinstance(e, Token)] for job in jobs]
     assert (3, 3) in both.steps
+    assert {shapes["input_ids"] for profile, shapes in session.runs if profile} >= {(3,)}
     assert all(answers)
 
 
@@ -166,11 +156,11 @@ def test_stored_pages_imported_by_the_file_equal_the_model(
     folder, model = tiny_engine_folder("llama"), exported("llama", "float32")
     first, _, _ = engine_of_both(folder, model, "float32", tmp_path)
     first.compile(random_ids(1, 40))
-    engine, both, graph = engine_of_both(folder, model, "float32", tmp_path)
+    engine, both, session = engine_of_both(folder, model, "float32", tmp_path)
     chunk = engine.chunk(random_ids(1, 40))
     engine.prefill([chunk, random_ids(2, 4)])
     assert engine.executor.counters.loaded_chunks == 1
-    assert graph.imported_pages == 3
+    assert [shapes["import_pages"] for _, shapes in session.runs] == [(3,)]
     assert both.steps == [(4, 1)]
 
 

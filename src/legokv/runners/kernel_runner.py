@@ -1,0 +1,90 @@
+"""Runs the model with torch on a device, its attention and imports by the plugins' own kernels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from legokv.batch import StepBatch
+from legokv.bindings import graph_shape, step_arrays
+from legokv.config import ModelConfig
+from legokv.launchers import AttentionTables, Launchers, attention_arguments
+from legokv.model.decoder import Attention, decoder_from_weights
+from legokv.runners.attention_forms import rotation_of
+from legokv.runners.page_store import PageStore, page_blocks
+
+
+class KernelRunner:
+    """A runner over `weights` moved to the device: a CUDA one, or the CPU for the host form.
+
+    LaunchRefused at the first step if the library has no kernel for the model's sizes.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        launchers: Launchers,
+        device: torch.device,
+        *,
+        num_pages: int,
+        page_size: int,
+    ) -> None:
+        self.num_pages, self.page_size = num_pages, page_size
+        self._launchers, self._device = launchers, device
+        on_device = {name: weight.to(device) for name, weight in weights.items()}
+        self._decoder = decoder_from_weights(config, on_device)
+        dtype = str(self._decoder.embed.weight.dtype).removeprefix("torch.")
+        self._store = PageStore(graph_shape(config, dtype, page_size), num_pages, device)
+        rotation = rotation_of(config)
+        self._inv_freq, self._scale = rotation.inv_freq.to(device), rotation.scale
+        self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
+
+    @torch.inference_mode()
+    def run(self, batch: StepBatch) -> Tensor:
+        inputs = {name: self._on_device(array) for name, array in step_arrays(batch).items()}
+        input_ids, logit_rows = inputs.pop("input_ids"), inputs.pop("logit_rows")
+        tables = AttentionTables(**inputs, inv_freq=self._inv_freq, scale=self._scale)
+        attention = self._attention(tables)
+        logits: Tensor = self._decoder(input_ids, logit_rows, self._store.pools, attention)[0]
+        return logits.cpu()
+
+    def _attention(self, tables: AttentionTables) -> Attention:
+        def attend(q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+            q, k, v = (given.contiguous() for given in (q, k, v))
+            arguments = attention_arguments(q, k, v, pool, tables)
+            out = torch.empty_like(q)
+            workspace = self._workspace_of(self._launchers.workspace_bytes(arguments))
+            self._launchers.legolink_attention(arguments, out, workspace, self._stream())
+            return out, pool
+
+        return attend
+
+    def _workspace_of(self, num_bytes: int) -> Tensor:
+        """One workspace for all layers: they follow each other on one stream."""
+        if num_bytes > self._workspace.numel():
+            self._workspace = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+        return self._workspace
+
+    def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self._store.copy_pages(sources, targets)
+
+    @torch.inference_mode()
+    def import_pages(self, pages: Sequence[int], kv: Tensor) -> None:
+        numbers = self._on_device(np.asarray(pages, np.int32))
+        blocks = page_blocks(kv, len(pages), self.page_size).to(self._device)
+        for pool, block in zip(self._store.pools, blocks, strict=True):
+            self._launchers.kv_import(pool, block, numbers, self._stream())
+
+    def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
+        return self._store.export_pages(pages, num_tokens)
+
+    def _stream(self) -> int:
+        """The handle of the stream that torch's own work goes to; a CPU has none."""
+        if self._device.type != "cuda":
+            return 0
+        return int(torch.cuda.current_stream(self._device).cuda_stream)
+
+    def _on_device(self, array: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+        return torch.from_numpy(array).to(self._device)

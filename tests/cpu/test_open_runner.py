@@ -1,0 +1,133 @@
+"""Which runner an engine gets here, and what one is told that this machine can't run."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from graph_session import plan_of
+
+from legokv.engine import Engine
+from legokv.engine_folder import EngineFacts, read_engine_folder
+from legokv.errors import EngineMismatch, InvalidRequest
+from legokv.runners import open_runner as opening
+from legokv.runners.open_runner import RunnerSettings, check_machine, open_runner
+
+SETTINGS = RunnerSettings("auto", "torch", "float32", num_pages=4, max_step_tokens=64)
+
+
+@pytest.fixture
+def folder(tiny_engine_folder: Callable[[str], Path]) -> Path:
+    return tiny_engine_folder("llama")
+
+
+@pytest.fixture
+def planned(folder: Path) -> EngineFacts:
+    """The engine's facts as if it had a plan; no file of it exists."""
+    plan = replace(plan_of(folder, "float32"), flavour="tensorrt-rtx")
+    return replace(read_engine_folder(folder), plan=plan)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "gpu_architecture", lambda: None)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_auto_is_torch_and_says_so(
+    folder: Path, planned: EngineFacts, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "legokv"):
+        runner = open_runner(folder, planned, SETTINGS)
+    assert type(runner).__name__ == "TorchRunner"
+    assert "runner: torch, since torch sees no GPU" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("plan", "library", "chosen"),
+    [(True, None, "plan"), (False, Path("plugins.so"), "cuda"), (False, None, "torch")],
+)
+def test_on_a_gpu_auto_is_the_plan_then_the_kernels_then_torch(
+    planned: EngineFacts,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plan: bool,
+    library: Path | None,
+    chosen: str,
+) -> None:
+    monkeypatch.setattr(opening, "gpu_architecture", lambda: "sm_90")
+    monkeypatch.setattr(opening, "_library", lambda folder: library)
+    facts = planned if plan else replace(planned, plan=None)
+    found, reason = opening._choice(folder, facts, "auto")
+    assert found == chosen
+    assert "sm_90" in reason or "build/build_plugins.py" in reason
+
+
+def test_an_unknown_runner_is_refused_with_those_there_are(folder: Path) -> None:
+    with pytest.raises(InvalidRequest, match="one of auto, torch, cuda, plan, not 'gpu'"):
+        Engine.open(folder, runner="gpu")
+
+
+def test_a_plan_that_is_not_there_is_refused_with_what_to_do(folder: Path) -> None:
+    with pytest.raises(EngineMismatch, match="has no plan, it was built for torch"):
+        Engine.open(folder, runner="plan")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_cuda_without_a_gpu_is_refused(folder: Path) -> None:
+    with pytest.raises(EngineMismatch, match=r"needs a GPU that torch sees \(here: None\)"):
+        Engine.open(folder, runner="cuda")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dtype": "bfloat16"}, "the plan is float32, dtype bfloat16 was asked for"),
+        ({"max_step_tokens": 65}, "holds 64 tokens in a step, 65 were asked for"),
+        ({"num_pages": 10**8}, "pages in the pool, 100000000 were asked for"),
+    ],
+)
+def test_settings_a_plan_does_not_hold_are_refused_with_the_numbers(
+    folder: Path, planned: EngineFacts, change: dict[str, object], words: str
+) -> None:
+    settings = replace(SETTINGS, runner="plan", **change)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match=words):
+        open_runner(folder, planned, settings)
+
+
+def test_a_plan_of_a_runtime_that_is_not_here_names_it(planned: EngineFacts) -> None:
+    assert planned.plan is not None
+    missing = replace(planned.plan, flavour="tensorrt-llm", version="10.14.1")
+    with pytest.raises(EngineMismatch, match=r"built by tensorrt-llm 10\.14\.1, which is not"):
+        check_machine(Path("nowhere"), missing)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_plan_of_another_version_or_library_names_both_sides(
+    planned: EngineFacts, tmp_path: Path
+) -> None:
+    rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+    assert planned.plan is not None
+    library = tmp_path / planned.plan.library_file
+    library.write_bytes(b"plugins")
+    digest = "adb68522d6b3cff4bdf3b45af21a57e43b8a6ca4e4ee4bc82ebf0a6a8b3a7b62"
+    plan = replace(planned.plan, version=rtx.__version__, library_sha256=digest)
+    with pytest.raises(EngineMismatch, match=f"version 0.9, here it is {rtx.__version__}"):
+        check_machine(tmp_path, replace(plan, version="0.9"))
+    with pytest.raises(EngineMismatch, match=f"SHA-256 {digest}, here it is [0-9a-f]{{64}}"):
+        check_machine(tmp_path, plan)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_plan_without_a_gpu_is_refused_with_what_to_choose(
+    planned: EngineFacts, tmp_path: Path
+) -> None:
+    rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+    assert planned.plan is not None
+    library = tmp_path / planned.plan.library_file
+    library.write_bytes(b"plugins")
+    digest = opening.library_digest(library)
+    plan = replace(planned.plan, version=rtx.__version__, library_sha256=digest)
+    with pytest.raises(EngineMismatch, match="torch sees none here: choose runner 'torch'"):
+        check_machine(tmp_path, plan)

@@ -1,0 +1,282 @@
+"""The plan's runner with the exported file in the plan's place; its TensorRT calls on a stand-in.
+
+No plan has run here: deserialising one needs a GPU. What is proved is all but the runtime itself.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from graph_session import LIMITS, GraphSession, export_engine, graph_runner, plan_of
+
+from legokv.batch import Piece, StepBatch, step_batch
+from legokv.engine import Engine
+from legokv.errors import EngineMismatch, InvalidRequest
+from legokv.runners import Runner
+from legokv.runners.plan_session import LLMSession, StepFailed, TensorRTSession
+from legokv.runners.split_batch import split_batch
+from legokv.runners.step_buffers import StepBuffers
+from legokv.runners.tensorrt_runner import TensorRTRunner
+
+NUM_PAGES, PAGE_SIZE = 32, 16
+
+
+@pytest.fixture(scope="module")
+def model(
+    tiny_engine_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return export_engine(tiny_engine_folder("llama"), "float32", tmp_path_factory.mktemp("onnx"))
+
+
+@pytest.fixture
+def session(model: Path) -> GraphSession:
+    return GraphSession(model)
+
+
+@pytest.fixture
+def runner(session: GraphSession, tiny_engine_folder: Callable[[str], Path]) -> TensorRTRunner:
+    return graph_runner(tiny_engine_folder("llama"), "float32", session, NUM_PAGES)
+
+
+@pytest.fixture
+def eager(tiny_engine_folder: Callable[[str], Path]) -> Runner:
+    folder = tiny_engine_folder("llama")
+    return Engine.open(folder, pool_tokens=NUM_PAGES * PAGE_SIZE, attention="torch").runner
+
+
+def sequence(page: int, num_tokens: int, first: int = 0) -> Piece:
+    """Tokens alone in one page, from position `first`."""
+    positions = np.arange(first, first + num_tokens, dtype=np.int32)
+    table = np.array([(page, 0, 0, PAGE_SIZE)], np.int32)
+    return Piece(positions + page, positions, positions, page * PAGE_SIZE + positions, table)
+
+
+def decodes(num_sequences: int) -> StepBatch:
+    return step_batch([sequence(page, 1) for page in range(num_sequences)])
+
+
+def stored_kv(seed: int, num_tokens: int) -> torch.Tensor:
+    return torch.randn(3, 2, num_tokens, 2, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=2e-4)
+
+
+def test_a_batch_of_more_sequences_than_the_plan_holds_runs_in_parts(
+    runner: TensorRTRunner, session: GraphSession, eager: Runner
+) -> None:
+    batch = step_batch([sequence(page, 1 + page % 3) for page in range(19)])
+    assert_close(runner.run(batch), eager.run(batch))
+    assert [shapes["logit_rows"] for _, shapes in session.runs] == [(8,), (8,), (3,)]
+    assert_close(runner.export_pages(range(19), 19 * 16), eager.export_pages(range(19), 19 * 16))
+
+
+def test_parts_are_the_batch_in_order() -> None:
+    batch = step_batch([sequence(page, 1 + page) for page in range(5)])
+    parts = list(split_batch(batch, 2))
+    assert np.array_equal(np.concatenate([p.slots for p in parts]), batch.slots)
+    assert [p.query_start.tolist() for p in parts] == [[0, 1, 3], [0, 3, 7], [0, 5]]
+    assert [p.logit_rows.tolist() for p in parts] == [[0, 2], [2, 6], [4]]
+    assert list(split_batch(batch, 5)) == [batch]
+
+
+def test_decode_steps_have_few_different_page_counts(
+    runner: TensorRTRunner, session: GraphSession, eager: Runner
+) -> None:
+    for num_pages in range(1, 10):
+        rows = [(page, 0, page * 16, 16) for page in range(num_pages)]
+        last = np.array([num_pages * 16 - 1], np.int32)
+        batch = step_batch([Piece(last, last, last, last, np.array(rows, np.int32))])
+        assert_close(runner.run(batch), eager.run(batch))
+    assert [shapes["pages"][1] for _, shapes in session.runs] == [1, 2, 4, 4, 8, 8, 8, 8, 16]
+    assert {profile for profile, _ in session.runs} == {1}
+
+
+def test_imported_pages_arrive_with_the_next_step_and_only_then(
+    runner: TensorRTRunner, session: GraphSession
+) -> None:
+    kv = stored_kv(1, 20)
+    runner.import_pages([7, 3], kv)
+    runner.run(decodes(1))
+    runner.run(decodes(1))
+    assert [shapes["import_pages"] for _, shapes in session.runs] == [(2,), (0,)]
+    # Decode steps have no imports: the first one ran as a prefill.
+    assert [profile for profile, _ in session.runs] == [0, 1]
+    assert torch.equal(runner.export_pages([7, 3], 20), kv)
+
+
+def test_more_pages_than_a_step_takes_are_imported_all_the_same(runner: TensorRTRunner) -> None:
+    many, few = stored_kv(1, 16 * 5), stored_kv(2, 16 * 3)
+    runner.import_pages([9, 10, 11], few)
+    runner.import_pages([1, 2, 3, 4, 5], many)
+    runner.run(decodes(1))
+    assert torch.equal(runner.export_pages([1, 2, 3, 4, 5], 80), many)
+    assert torch.equal(runner.export_pages([9, 10, 11], 48), few)
+
+
+def test_a_waiting_page_can_be_read_copied_and_replaced(runner: TensorRTRunner) -> None:
+    first, second = stored_kv(1, 16), stored_kv(2, 16)
+    runner.import_pages([4], first)
+    runner.copy_pages([4], [6])
+    assert torch.equal(runner.export_pages([6], 16), first)
+    runner.import_pages([4], first)
+    runner.import_pages([4], second)
+    runner.run(decodes(1))
+    assert torch.equal(runner.export_pages([4], 16), second)
+
+
+def test_a_step_too_large_for_the_plan_is_refused_with_the_numbers(runner: TensorRTRunner) -> None:
+    batch = step_batch([sequence(page, 16) for page in range(5)])
+    with pytest.raises(InvalidRequest, match="T = 80 is not within 1 to 64"):
+        runner.run(batch)
+
+
+def test_buffers_hold_the_largest_step_of_any_profile(
+    tiny_engine_folder: Callable[[str], Path],
+) -> None:
+    profiles = plan_of(tiny_engine_folder("llama"), "float32").profiles
+    buffers = StepBuffers(profiles, torch.device("cpu"))
+    sizes = {symbol: size.most for symbol, size in profiles[0].ranges.items()}
+    arrays = {
+        "input_ids": np.arange(sizes["T"], dtype=np.int32),
+        "positions": np.arange(sizes["T"], dtype=np.int32),
+        "key_positions": np.arange(sizes["T"], dtype=np.int32),
+        "slots": np.arange(sizes["T"], dtype=np.int32),
+        "query_start": np.arange(sizes["B"] + 1, dtype=np.int32),
+        "pages": np.ones((sizes["B"], sizes["P"], 4), np.int32),
+        "logit_rows": np.arange(sizes["B"], dtype=np.int32),
+    }
+    loaded = buffers.load(arrays, sizes)
+    assert all(np.array_equal(loaded[name].numpy(), arrays[name]) for name in arrays)
+    assert sizes["T"] == LIMITS.max_step_tokens
+
+
+def test_page_rows_past_the_batch_are_empty_whatever_was_there(
+    tiny_engine_folder: Callable[[str], Path],
+) -> None:
+    buffers = StepBuffers(plan_of(tiny_engine_folder("llama"), "float32").profiles,
+                          torch.device("cpu"))  # fmt: skip
+    names = ("input_ids", "positions", "key_positions", "slots", "logit_rows")
+    arrays = {name: np.ones(2, np.int32) for name in names}
+    arrays |= {"query_start": np.arange(3, dtype=np.int32), "pages": np.ones((2, 8, 4), np.int32)}
+    buffers.load(arrays, {"T": 2, "B": 2, "P": 8})
+    arrays["pages"] = np.full((2, 3, 4), 5, np.int32)
+    pages = buffers.load(arrays, {"T": 2, "B": 2, "P": 4})["pages"]
+    assert (pages[:, :3] == 5).all()
+    assert (pages[:, 3] == 0).all()
+
+
+class Context:
+    """An IExecutionContext that notes its calls."""
+
+    def __init__(self, calls: list[str], *, refuses: str = "") -> None:
+        self._calls, self._refuses = calls, refuses
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self._calls.append(f"profile {profile_index} on {stream_handle}")
+        return self._refuses != "profile"
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert isinstance(shape, tuple)
+        self.shapes[name] = shape
+        return self._refuses != "shape"
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self.addresses[name] = memory
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        self._calls.append(f"execute on {stream_handle}")
+        return self._refuses != "execute"
+
+
+def runtime_of(calls: list[str], *, rtx: bool, opens: bool = True, refuses: str = "") -> Any:
+    """A module with what opens and runs a plan; `rtx` adds what only TensorRT-RTX has."""
+    made: list[Context] = []
+
+    def create_execution_context(config: Any = None) -> Context:
+        strategy = getattr(config, "cuda_graph_strategy", None)
+        calls.append(f"context {strategy}" if config else "context")
+        made.append(Context(calls, refuses=refuses))
+        return made[-1]
+
+    engine = SimpleNamespace(
+        create_execution_context=create_execution_context, create_runtime_config=SimpleNamespace
+    )
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda content: engine if opens else None)
+    logger = type("Logger", (), {"WARNING": 2, "__init__": lambda self, severity: None})
+    trt = SimpleNamespace(Logger=logger, Runtime=lambda logger: runtime, contexts=made)
+    if rtx:
+        trt.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph")
+    return trt
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    return SimpleNamespace(cuda_stream=77, wait_stream=lambda other: None, synchronize=lambda: None)
+
+
+STEP = {"input_ids": torch.zeros(5, dtype=torch.int32), "pool_0": torch.zeros(4, 2)}
+
+
+@pytest.mark.parametrize("rtx", [False, True])
+def test_each_profile_has_a_context_and_rtx_captures_decode_steps(stream: Any, rtx: bool) -> None:
+    calls: list[str] = []
+    trt = runtime_of(calls, rtx=rtx)
+    opened = TensorRTSession(trt, b"plan", stream, num_profiles=2)
+    decode = "context whole graph" if rtx else "context"
+    assert calls == ["context", "profile 0 on 77", decode, "profile 1 on 77"]
+    opened.run(1, STEP, {"pool_out_0": STEP["pool_0"]})
+    assert calls[4:] == ["execute on 77"]
+    assert trt.contexts[1].shapes == {"input_ids": (5,), "pool_0": (4, 2)}
+    assert trt.contexts[1].addresses["pool_0"] == trt.contexts[1].addresses["pool_out_0"]
+    assert trt.contexts[0].shapes == {}
+
+
+def test_a_plan_the_runtime_refuses_is_a_mismatch(stream: Any) -> None:
+    with pytest.raises(EngineMismatch, match="could not open the plan"):
+        TensorRTSession(runtime_of([], rtx=False, opens=False), b"plan", stream, 2)
+    with pytest.raises(EngineMismatch, match="no optimisation profile number 0"):
+        TensorRTSession(runtime_of([], rtx=False, refuses="profile"), b"plan", stream, 2)
+
+
+@pytest.mark.parametrize("refuses", ["shape", "execute"])
+def test_a_step_the_runtime_refuses_is_that_steps_failure(stream: Any, refuses: str) -> None:
+    opened = TensorRTSession(runtime_of([], rtx=False, refuses=refuses), b"plan", stream, 2)
+    with pytest.raises(StepFailed):
+        opened.run(0, STEP, {})
+
+
+def test_tensorrt_llm_runs_by_its_own_session(stream: Any) -> None:
+    calls: list[Any] = []
+
+    class Session:
+        @staticmethod
+        def from_serialized_engine(engine: bytes) -> "Session":
+            calls.append(engine)
+            return Session()
+
+        def set_shapes(self, tensor_dict: dict[str, torch.Tensor]) -> None:
+            calls.append({name: tuple(t.shape) for name, t in tensor_dict.items()})
+
+        def run(self, inputs: dict[str, Any], outputs: dict[str, Any], stream: int) -> bool:
+            calls.append((list(inputs), list(outputs), stream))
+            return len(calls) < 4
+
+    opened = LLMSession(SimpleNamespace(Session=Session), b"plan", stream)
+    opened.run(1, STEP, {"pool_out_0": STEP["pool_0"]})
+    assert calls == [
+        b"plan",
+        {"input_ids": (5,), "pool_0": (4, 2)},
+        (["input_ids", "pool_0"], ["pool_out_0"], 77),
+    ]
+    with pytest.raises(StepFailed):
+        opened.run(0, STEP, {})
