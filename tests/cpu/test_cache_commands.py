@@ -11,6 +11,7 @@ from crash_worker import LIMITS, TEXTS
 from legokv import Engine
 from legokv.cli import main
 from legokv.documents.compiling import Compiler
+from legokv.documents.document import document_id
 from legokv.documents.registry import Registry
 from legokv.engine import cache_root
 from legokv.serving.documents import DocumentService
@@ -165,6 +166,19 @@ def rewritten(path, change):
         for member, content in members:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+
+
+def test_an_import_takes_no_kv_under_a_key_that_is_not_its_namespace_s(
+    machine, elsewhere, tmp_path, capsys
+):
+    document = machine.register(0)
+    machine.command(capsys, "export", tmp_path / "set.tar")
+    text = machine.registry.text("default", document["id"])
+    moved = {"namespace": "other", "id": document_id("other", text)}
+    rewritten(tmp_path / "set.tar", lambda m: m["documents"][0].update(moved))
+    _, took = elsewhere.command(capsys, "import", tmp_path / "set.tar")
+    assert (took["chunks"], took["unusable_chunks"]) == (0, document["num_chunks"])
+    assert elsewhere.files() == []
 
 
 @pytest.mark.parametrize(

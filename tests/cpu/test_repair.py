@@ -9,6 +9,8 @@ from small_chunks import file_bytes, small_chunk, small_disk_tier, small_kv
 from legokv.chunks.limits import TierLimits
 from legokv.chunks.opening import open_tiers, registry_file
 from legokv.chunks.repair import Repair, mend, verify
+from legokv.documents.document import NewDocument
+from legokv.documents.registry import Registry
 from legokv.errors import CacheUnavailable, EngineMismatch
 
 
@@ -84,12 +86,35 @@ def test_files_of_others_in_the_folder_are_left_alone(tier):
     assert all(other.exists() for other in others)
 
 
-def test_a_chunk_deleted_with_its_document_goes_though_nobody_removed_its_file(tier):
-    with tier.stored._database.transaction() as sql:
-        sql.execute("UPDATE stored_chunks SET dropped = 1 WHERE key = ?", (small_chunk(1).key,))
-    mend(tier, nobody_names)
-    assert not path(tier, 1).exists()
+def registered(registry, number):
+    """A ready document of one chunk, which is the small chunk of that number."""
+    new = NewDocument("default", f"Text {number}.", (small_chunk(number).token_ids,))
+    document, _ = registry.register(new, {}, 0)
+    claim = registry.take_claim("default", document.id, 60.0)
+    registry.record_chunk(claim, 0, small_chunk(number).key)
+    registry.finish_claim(claim)
+    return document
+
+
+def test_a_deleted_document_s_chunk_goes_though_its_deleter_died_before_removing_it(tier, tmp_path):
+    with Registry.open(registry_file(tmp_path)) as registry:
+        for number in (1, 2):
+            document = registered(registry, number)
+        registry.delete("default", document.id)
+        mend(tier, registry.named)
+    assert [path(tier, n).exists() for n in range(4)] == [True, True, False, True]
     assert_whole(tier)
+
+
+def test_a_chunk_of_a_deleted_document_stays_if_one_of_the_same_content_was_registered(
+    tier, tmp_path
+):
+    with Registry.open(registry_file(tmp_path)) as registry:
+        document = registered(registry, 1)
+        registry.delete("default", document.id)
+        registered(registry, 1)
+        mend(tier, registry.named)
+    assert path(tier, 1).exists()
 
 
 def test_a_smaller_budget_than_what_is_stored_evicts_the_oldest(tier, tmp_path):

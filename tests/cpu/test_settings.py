@@ -63,6 +63,13 @@ def test_one_port_for_two_uses_is_refused_by_name() -> None:
         ("pool_tokens = = 3", {}, {}, "is not TOML"),
         ("", {}, {"engine": "/e", "http_port": "70000"}, "http_port is at most 65535, not 70000"),
         ("", {}, {"engine": "/e", "pool_tokens": "0"}, "pool_tokens is 1 or more, not 0"),
+        ("", {}, {"engine": "/e", "high_watermark_percent": "101"}, "is at most 100, not 101"),
+        (
+            "high_watermark_percent = 80",
+            {},
+            {"engine": "/e"},
+            "low_watermark_percent 90 is above high_watermark_percent 80",
+        ),
         ("", {}, {}, "no engine folder given"),
     ],
 )

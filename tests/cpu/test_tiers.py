@@ -83,13 +83,15 @@ def test_a_waiting_request_s_chunks_are_fetched_before_it_is_admitted(open_engin
     expected = answer(first, [first.compile(i) for i in ids]).logits
     second = open_engine()
     job = second.submit(GenerateRequest([*map(second.chunk, ids), [5, 6]], 0))
-    job.prefetch.wait()
+    fetching = job.prefetch
+    fetching.wait()
     assert (tier(second, "disk").hits, tier(second, "host").num_chunks) == (4, 4)
     assert tier(second, "disk").num_leases == tier(second, "host").num_leases == 4
     (result,) = second.results(job)
     assert torch.equal(result.logits, expected)
     assert (result.usage.compiled_tokens, tier(second, "disk").hits) == (0, 4)
     wait_until(lambda: tier(second, "disk").num_leases == tier(second, "host").num_leases == 0)
+    assert fetching.done
 
 
 def test_a_cancelled_waiting_request_leases_nothing(open_engine):
@@ -97,10 +99,25 @@ def test_a_cancelled_waiting_request_leases_nothing(open_engine):
     first.compile(random_ids(1))
     second = open_engine()
     job = second.submit(GenerateRequest([second.chunk(random_ids(1)), [5, 6]], 4))
-    job.prefetch.wait()
+    fetching = job.prefetch
+    fetching.wait()
     second.cancel(job)
     second.step()
     wait_until(lambda: tier(second, "disk").num_leases == 0)
+    assert fetching.done
+
+
+def test_an_admitted_request_s_leases_on_stored_chunks_end_before_its_answer(open_engine):
+    first = open_engine()
+    first.compile(random_ids(1))
+    second = open_engine()
+    job = second.submit(GenerateRequest([second.chunk(random_ids(1)), [5, 6]], 40))
+    fetching = job.prefetch
+    second.step()
+    wait_until(lambda: tier(second, "disk").num_leases == 0)
+    assert fetching.done
+    assert second.cache.num_leases == 1
+    second.cancel(job)
 
 
 def wait_until(holds, seconds=5.0):

@@ -132,8 +132,6 @@ class LowerTiers:
         return None
 
     def _write(self, tier: ChunkTier, chunk: Chunk, kv: Tensor) -> None:
-        if tier.durable and not chunk.persistent:
-            return
         with _passing_over(tier):
             tier.write(chunk, kv)
 
