@@ -176,7 +176,7 @@ class Executor:
         sequence = chunk_sequence(
             chunk.token_ids, resident.pages, self._runner.page_size, dummies, resident.dummy_pages
         )
-        resident.leases += 1
+        self._cache.lease(resident)
         self._compiling[chunk.key] = Compiling(resident, sequence)
 
     def _start(self) -> None:
@@ -210,7 +210,7 @@ class Executor:
         self._cache.mark_ready(resident)
         self.counters.compiled_chunks += 1
         self._transfer.store(resident)
-        self._cache.release(Grant((resident,), (), []))
+        self._cache.end_lease(resident)
 
     def _fail(self, owners: list["Job | Compiling"], error: LegokvError) -> None:
         lost = {id(o.resident) for o in owners if isinstance(o, Compiling)}
@@ -223,7 +223,7 @@ class Executor:
             if isinstance(owner, Compiling):
                 del self._compiling[owner.resident.chunk.key]
                 self._cache.drop(owner.resident.chunk.key)
-                self._cache.release(Grant((owner.resident,), (), []))
+                self._cache.end_lease(owner.resident)
         for job in failed:
             self._end(job)
             job.events.put(error)

@@ -106,8 +106,16 @@ class ChunkCache:
         """End the grant's leases and free its private pages."""
         self.pool.give_back(grant.private_pages)
         for resident in grant.residents:
-            resident.leases -= 1
-            self._free_if_dropped(resident)
+            self.end_lease(resident)
+
+    def lease(self, resident: Resident) -> None:
+        """Keep a chunk's pages until `end_lease`, whoever else holds or drops it."""
+        resident.leases += 1
+
+    def end_lease(self, resident: Resident) -> None:
+        """End one lease; a chunk that was dropped meanwhile frees its pages with the last."""
+        resident.leases -= 1
+        self._free_if_dropped(resident)
 
     def mark_ready(self, resident: Resident) -> None:
         """The resident's KV is in its pages."""
@@ -166,7 +174,7 @@ class ChunkCache:
     def _use(self, key: str) -> Resident:
         resident = self._residents.pop(key)
         self._residents[key] = resident
-        resident.leases += 1
+        self.lease(resident)
         return resident
 
     def _free_if_dropped(self, resident: Resident) -> None:
