@@ -1,5 +1,7 @@
 """The models that are measured: an 8-billion Llama, and a tiny one to try the scripts on a CPU."""
 
+from dataclasses import replace
+
 from legokv.config import ModelConfig, RopeConfig
 
 PAGE_SIZE = 16
@@ -24,8 +26,8 @@ LLAMA_8B = ModelConfig(
     bos_token_id=None,
     eos_token_ids=(),
 )
-TINY = ModelConfig(
-    architecture="LlamaForCausalLM",
+TINY = replace(
+    LLAMA_8B,
     vocab_size=64,
     hidden_size=32,
     intermediate_size=48,
@@ -33,14 +35,6 @@ TINY = ModelConfig(
     num_heads=4,
     num_kv_heads=2,
     head_size=64,
-    norm_eps=1e-5,
     max_positions=2048,
     rope=RopeConfig(theta=10000.0),
-    qkv_bias=False,
-    out_bias=False,
-    mlp_bias=False,
-    qk_norm=False,
-    tied_embeddings=False,
-    bos_token_id=None,
-    eos_token_ids=(),
 )

@@ -16,6 +16,8 @@ from torch import Tensor
 from legokv.errors import LegokvError
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+INDEX_TABLES = ("positions", "key_positions", "slots", "query_start", "pages")
+"""The tables of a step that attention reads, all int32, by the names the op and its batch use."""
 
 
 class LaunchRefused(LegokvError):
@@ -92,9 +94,13 @@ class AttentionTables:
     scale: float
 
     def __post_init__(self) -> None:
-        for name in ("positions", "key_positions", "slots", "query_start", "pages"):
+        for name in INDEX_TABLES:
             _check(name, getattr(self, name), torch.int32)
         _check("inv_freq", self.inv_freq, torch.float32)
+
+    def addresses(self) -> dict[str, int]:
+        """Where each table lies, by its field in the launchers' structures."""
+        return {name: getattr(self, name).data_ptr() for name in (*INDEX_TABLES, "inv_freq")}
 
 
 def attention_arguments(
@@ -107,10 +113,6 @@ def attention_arguments(
     for name, tensor in (("q", q), ("k", k), ("v", v), ("pool", pool)):
         _check(name, tensor, q.dtype)
     num_pages, _, page_size, num_kv_heads, head_size = pool.shape
-    addresses = {
-        name: getattr(tables, name).data_ptr()
-        for name in ("positions", "key_positions", "slots", "query_start", "pages", "inv_freq")
-    }
     return AttentionArguments(
         q=q.data_ptr(),
         k=k.data_ptr(),
@@ -126,7 +128,32 @@ def attention_arguments(
         page_size=page_size,
         dtype=DTYPES[q.dtype],
         scale=tables.scale,
-        **addresses,
+        **tables.addresses(),
+    )
+
+
+def kv_import_arguments(pool: Tensor, block: Tensor, pages: Tensor) -> KvImportArguments:
+    """Addresses and sizes of one import; the tensors must stay alive until it has run.
+
+    LaunchRefused if one is not contiguous, `pages` are not int32, or the shapes do not fit.
+    """
+    _check("pool", pool, pool.dtype)
+    _check("block", block, block.dtype)
+    _check("pages", pages, torch.int32)
+    if block.shape[1:] != pool.shape[1:] or pages.shape != block.shape[:1]:
+        raise LaunchRefused(
+            f"a block of {tuple(block.shape)} for {tuple(pages.shape)} pages does not fit "
+            f"a pool of {tuple(pool.shape)}"
+        )
+    return KvImportArguments(
+        pool=pool.data_ptr(),
+        block=block.data_ptr(),
+        pages=pages.data_ptr(),
+        num_pool_pages=pool.shape[0],
+        num_import_pages=block.shape[0],
+        page_elements=pool.shape[1:].numel(),
+        pool_dtype=DTYPES[pool.dtype],
+        block_dtype=DTYPES[block.dtype],
     )
 
 
@@ -147,24 +174,7 @@ class Launchers:
 
     def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor, stream: int = 0) -> None:
         """Write `block` [M, 2, S, G, D] over `pages` int32 [M] of `pool` [N, 2, S, G, D]."""
-        _check("pool", pool, pool.dtype)
-        _check("block", block, block.dtype)
-        _check("pages", pages, torch.int32)
-        if block.shape[1:] != pool.shape[1:] or pages.shape != block.shape[:1]:
-            raise LaunchRefused(
-                f"a block of {tuple(block.shape)} for {tuple(pages.shape)} pages does not fit "
-                f"a pool of {tuple(pool.shape)}"
-            )
-        arguments = KvImportArguments(
-            pool=pool.data_ptr(),
-            block=block.data_ptr(),
-            pages=pages.data_ptr(),
-            num_pool_pages=pool.shape[0],
-            num_import_pages=block.shape[0],
-            page_elements=pool[0].numel(),
-            pool_dtype=DTYPES[pool.dtype],
-            block_dtype=DTYPES[block.dtype],
-        )
+        arguments = kv_import_arguments(pool, block, pages)
         self._call(self.library.legokv_kv_import(ctypes.byref(arguments), ctypes.c_void_p(stream)))
 
     def workspace_bytes(self, arguments: AttentionArguments) -> int:

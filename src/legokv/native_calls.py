@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from legokv.launchers import DTYPES, AttentionTables, KvImportArguments, LaunchRefused
+from legokv.launchers import DTYPES, AttentionTables, LaunchRefused, kv_import_arguments
 
 
 class InstructionSet(IntEnum):
@@ -175,24 +175,8 @@ class NativeCalls:
 
     def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor, *, num_threads: int) -> None:
         """Write `block` [M, 2, S, G, D] over `pages` int32 [M] of `pool` [N, 2, S, G, D]."""
-        if block.shape[1:] != pool.shape[1:] or pages.shape != block.shape[:1]:
-            raise LaunchRefused(
-                f"a block of {tuple(block.shape)} for {tuple(pages.shape)} pages does not fit "
-                f"a pool of {tuple(pool.shape)}"
-            )
-        if not pool.is_contiguous() or pages.dtype != torch.int32:
-            raise LaunchRefused(f"kv_import: a contiguous pool and int32 pages, not {pages.dtype}")
         block, pages = block.contiguous(), pages.contiguous()
-        arguments = KvImportArguments(
-            pool=pool.data_ptr(),
-            block=block.data_ptr(),
-            pages=pages.data_ptr(),
-            num_pool_pages=pool.shape[0],
-            num_import_pages=block.shape[0],
-            page_elements=pool[:1].numel() if len(pool) else 0,
-            pool_dtype=DTYPES[pool.dtype],
-            block_dtype=DTYPES[block.dtype],
-        )
+        arguments = kv_import_arguments(pool, block, pages)
         if self._library.legokv_cpu_kv_import(ctypes.byref(arguments), num_threads) != 0:
             raise LaunchRefused(self._last_error())
 
@@ -202,10 +186,6 @@ class NativeCalls:
 
 
 def _step_arguments(tables: AttentionTables, shape: StepShape) -> StepArguments:
-    addresses = {
-        name: getattr(tables, name).data_ptr()
-        for name in ("positions", "key_positions", "slots", "query_start", "pages", "inv_freq")
-    }
     return StepArguments(
         num_pool_pages=shape.num_pool_pages,
         num_tokens=len(tables.positions),
@@ -217,5 +197,5 @@ def _step_arguments(tables: AttentionTables, shape: StepShape) -> StepArguments:
         page_size=shape.page_size,
         dtype=DTYPES[shape.dtype],
         scale=tables.scale,
-        **addresses,
+        **tables.addresses(),
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from device_runner import DeviceRunner, cpu_runner
+from device_runner import cpu_runner, device_runner
 from gpu_kernels import Kernels
 from lockstep import Lockstep, whole_conversation
 
@@ -27,7 +27,7 @@ def test_smollm2_gives_the_cpu_s_logits(
     weights = load_weights(ENGINE, facts.model, dtype)
     runners = (
         cpu_runner(facts.model, weights, 96, facts.page_size),
-        DeviceRunner(kernels, facts.model, weights, 96, facts.page_size),
+        device_runner(kernels, facts.model, weights, 96, facts.page_size),
     )
     lockstep = Lockstep(runners, TOLERANCE[dtype])
     whole_conversation(lockstep, facts.model.vocab_size, legolink(16), seed)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from device_runner import DeviceRunner, Weights, cpu_runner
+from device_runner import Weights, cpu_runner, device_runner
 from gpu_kernels import Kernels
 from lockstep import Lockstep, whole_conversation
 
@@ -72,7 +72,7 @@ def hold_to_the_cpu(
     page_size = 16
     runners = (
         cpu_runner(config, weights, NUM_PAGES, page_size),
-        DeviceRunner(kernels, config, weights, NUM_PAGES, page_size),
+        device_runner(kernels, config, weights, NUM_PAGES, page_size),
     )
     lockstep = Lockstep(runners, TOLERANCE[weights["embed.weight"].dtype])
     whole_conversation(lockstep, config.vocab_size, policy, seed)

@@ -12,7 +12,7 @@ from torch import Tensor
 from legokv.batch import StepBatch
 from legokv.config import ModelConfig
 from legokv.errors import InvalidRequest
-from legokv.launchers import AttentionTables
+from legokv.launchers import INDEX_TABLES, AttentionTables
 from legokv.model.decoder import Attention
 from legokv.native_calls import NativeCalls, StepShape
 from legokv.native_library import (
@@ -50,13 +50,25 @@ class Rotation:
     scale: float
 
 
-def rotation_of(config: ModelConfig) -> Rotation:
-    """The rotation and scale of a model's configuration."""
+def rotation_of(config: ModelConfig, device: torch.device | None = None) -> Rotation:
+    """The rotation and scale of a model's configuration; on the CPU unless told."""
     frequencies = inverse_frequencies(config.rope, config.head_size, config.max_positions)
     return Rotation(
-        torch.tensor(frequencies, dtype=torch.float32),
+        torch.tensor(frequencies, dtype=torch.float32, device=device),
         score_factor(config.rope, config.max_positions) / config.head_size**0.5,
     )
+
+
+def index_tables(batch: StepBatch) -> dict[str, Tensor]:
+    """The tables of a batch that attention reads, by name, sharing the batch's memory."""
+    return {name: torch.from_numpy(getattr(batch, name)) for name in INDEX_TABLES}
+
+
+def attention_tables(batch: StepBatch, rotation: Rotation) -> AttentionTables:
+    """What the launchers read of a step, on the device that `rotation` lies on."""
+    device = rotation.inv_freq.device
+    tables = {name: table.to(device) for name, table in index_tables(batch).items()}
+    return AttentionTables(**tables, inv_freq=rotation.inv_freq, scale=rotation.scale)
 
 
 class TorchForm:
@@ -70,12 +82,8 @@ class TorchForm:
     @contextmanager
     def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> Iterator[Attention]:
         tables = step_tables(
-            torch.from_numpy(batch.positions),
-            torch.from_numpy(batch.key_positions),
-            torch.from_numpy(batch.slots),
-            torch.from_numpy(batch.query_start),
-            torch.from_numpy(batch.pages),
-            self._rotation.inv_freq,
+            **index_tables(batch),
+            inv_freq=self._rotation.inv_freq,
             page_size=pools[0].shape[2],
             dtype=pools[0].dtype,
         )
@@ -109,15 +117,7 @@ class NativeForm:
         shape = StepShape(
             num_pages, page_size, self._num_heads, num_kv_heads, head_size, pools[0].dtype
         )
-        tables = AttentionTables(
-            torch.from_numpy(batch.positions),
-            torch.from_numpy(batch.key_positions),
-            torch.from_numpy(batch.slots),
-            torch.from_numpy(batch.query_start),
-            torch.from_numpy(batch.pages),
-            self._rotation.inv_freq,
-            self._rotation.scale,
-        )
+        tables = attention_tables(batch, self._rotation)
         with self._calls.step(tables, shape, num_threads=torch.get_num_threads()) as begun:
 
             def attend(q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from legokv.batch import StepBatch
-from legokv.bindings import graph_shape, step_arrays
+from legokv.bindings import graph_shape
 from legokv.config import ModelConfig
 from legokv.launchers import AttentionTables, Launchers, attention_arguments
 from legokv.model.decoder import Attention, decoder_from_weights
-from legokv.runners.attention_forms import rotation_of
+from legokv.runners.attention_forms import attention_tables, rotation_of
 from legokv.runners.page_store import PageStore, page_blocks
 
 
@@ -37,17 +37,14 @@ class KernelRunner:
         self._decoder = decoder_from_weights(config, on_device)
         dtype = str(self._decoder.embed.weight.dtype).removeprefix("torch.")
         self._store = PageStore(graph_shape(config, dtype, page_size), num_pages, device)
-        rotation = rotation_of(config)
-        self._inv_freq, self._scale = rotation.inv_freq.to(device), rotation.scale
+        self._rotation = rotation_of(config, device)
         self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> Tensor:
-        inputs = {name: self._on_device(array) for name, array in step_arrays(batch).items()}
-        input_ids, logit_rows = inputs.pop("input_ids"), inputs.pop("logit_rows")
-        tables = AttentionTables(**inputs, inv_freq=self._inv_freq, scale=self._scale)
-        attention = self._attention(tables)
-        logits: Tensor = self._decoder(input_ids, logit_rows, self._store.pools, attention)[0]
+        ids, rows = self._on_device(batch.input_ids), self._on_device(batch.logit_rows)
+        attention = self._attention(attention_tables(batch, self._rotation))
+        logits: Tensor = self._decoder(ids, rows, self._store.pools, attention)[0]
         return logits.cpu()
 
     def _attention(self, tables: AttentionTables) -> Attention:

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from legokv.batch import StepBatch
+from legokv.bindings import graph_shape
 from legokv.config import ModelConfig
 from legokv.model.decoder import decoder_from_weights
 from legokv.runners.attention_forms import AttentionForm
 from legokv.runners.packed_weights import pack_linear_layers
+from legokv.runners.page_store import PageStore, page_blocks
 
 
 class TorchRunner:
@@ -33,42 +35,28 @@ class TorchRunner:
         self.attention = attention
         self._decoder = decoder_from_weights(config, weights)
         pack_linear_layers(self._decoder.layers)
-        shape = (num_pages, 2, page_size, config.num_kv_heads, config.head_size)
-        dtype = self._decoder.embed.weight.dtype
-        self._pools = [torch.zeros(shape, dtype=dtype) for _ in range(config.num_layers)]
+        dtype = str(self._decoder.embed.weight.dtype).removeprefix("torch.")
+        graph = graph_shape(config, dtype, page_size)
+        self._store = PageStore(graph, num_pages, torch.device("cpu"))
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> Tensor:
-        with self.attention.step(batch, self._pools) as attend:
+        pools = self._store.pools
+        with self.attention.step(batch, pools) as attend:
             logits: Tensor = self._decoder(
-                torch.from_numpy(batch.input_ids),
-                torch.from_numpy(batch.logit_rows),
-                self._pools,
-                attend,
+                torch.from_numpy(batch.input_ids), torch.from_numpy(batch.logit_rows), pools, attend
             )[0]
         return logits
 
-    @torch.inference_mode()
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        for pool in self._pools:
-            pool[list(targets)] = pool[list(sources)]
+        self._store.copy_pages(sources, targets)
 
     @torch.inference_mode()
     def import_pages(self, pages: Sequence[int], kv: Tensor) -> None:
-        num_tokens = kv.shape[2]
-        padding = len(pages) * self.page_size - num_tokens
-        padded = torch.nn.functional.pad(kv, (0, 0, 0, 0, 0, padding))
-        blocks = padded.view(
-            len(self._pools), 2, len(pages), self.page_size, *kv.shape[3:]
-        ).transpose(1, 2)
         numbers = torch.from_numpy(np.asarray(pages, np.int32))
-        for pool, block in zip(self._pools, blocks, strict=True):
+        blocks = page_blocks(kv, len(pages), self.page_size)
+        for pool, block in zip(self._store.pools, blocks, strict=True):
             self.attention.kv_import(pool, block, numbers)
 
-    @torch.inference_mode()
     def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
-        numbers = torch.from_numpy(np.asarray(pages, np.int64))
-        layers = [
-            pool.index_select(0, numbers).transpose(0, 1).flatten(1, 2) for pool in self._pools
-        ]
-        return torch.stack(layers)[:, :, :num_tokens].contiguous()
+        return self._store.export_pages(pages, num_tokens)
