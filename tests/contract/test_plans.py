@@ -152,7 +152,12 @@ def test_an_interrupted_build_ends_at_once_and_leaves_nothing(
         plugin_library, tmp_path / "engine", "--checkpoint", tiny_checkpoint("llama-wide")
     )
     with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that were started in the background hand down a SIGINT that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
