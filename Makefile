@@ -28,7 +28,7 @@ gpu:
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[client,server,onnx,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[client,server,fleet,onnx,tensorrt-rtx,dev]'
 	$(BIN)/python build/build_native.py
 	touch $@
 

@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from redis_server import redis_running
 from tiny_checkpoints import make_tiny_checkpoint
 
 from legokv.engine_build import EngineSettings, build_engine_folder
@@ -41,6 +42,13 @@ def tiny_engine_folder(
         return built[name]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis for tests that leave it running; each takes a model name of its own."""
+    with redis_running(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")

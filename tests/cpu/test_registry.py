@@ -2,10 +2,12 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import uuid
+from contextlib import closing
 
 import pytest
 
-from legokv.documents.claims import ClaimLost, finish_claim, record_chunk, take_claim
+from legokv.documents.claims import ClaimLost
 from legokv.documents.document import (
     NewDocument,
     State,
@@ -16,6 +18,8 @@ from legokv.documents.document import (
 from legokv.documents.registry import Registry
 from legokv.documents.schema import STEPS
 from legokv.errors import Busy, EngineMismatch, InvalidRequest, NotFound
+from legokv.fleet.connection import Connection
+from legokv.fleet.redis_registry import RedisRegistry
 
 CAP = 100
 
@@ -33,10 +37,15 @@ def clock():
     return Clock()
 
 
-@pytest.fixture
-def registry(tmp_path, clock):
-    with Registry.open(tmp_path / "registry.sqlite", clock) as registry:
-        yield registry
+@pytest.fixture(params=["sqlite", "redis"])
+def registry(request, tmp_path, clock):
+    if request.param == "sqlite":
+        opened = Registry.open(tmp_path / "registry.sqlite", clock)
+    else:
+        url = request.getfixturevalue("redis_url")
+        opened = RedisRegistry(Connection(url, uuid.uuid4().hex, clock=clock))
+    with closing(opened):
+        yield opened
 
 
 def new(text="Some text.", namespace="default", chunks=((1, 2, 3), (4, 5))):
@@ -48,10 +57,10 @@ def register(registry, document=None, **changes):
 
 
 def compile_all(registry, document, keys):
-    claim = take_claim(registry.database, document.namespace, document.id, 60.0)
+    claim = registry.take_claim(document.namespace, document.id, 60.0)
     for position, key in enumerate(keys):
-        record_chunk(registry.database, claim, position, key)
-    finish_claim(registry.database, claim)
+        registry.record_chunk(claim, position, key)
+    registry.finish_claim(claim)
 
 
 def test_a_document_comes_back_as_it_was_registered(registry):
@@ -140,9 +149,9 @@ def test_registering_an_expired_document_keeps_its_chunks_and_takes_its_expiry_a
 
 def test_a_clock_set_back_does_not_leave_a_document_claimed_for_ever(registry, clock):
     document = register(registry)
-    assert take_claim(registry.database, "default", document.id, 60.0) is not None
+    assert registry.take_claim("default", document.id, 60.0) is not None
     clock.seconds -= 3600
-    assert take_claim(registry.database, "default", document.id, 60.0) is not None
+    assert registry.take_claim("default", document.id, 60.0) is not None
 
 
 def test_a_registry_of_the_first_version_is_brought_to_this_one_with_its_documents(tmp_path):
@@ -248,56 +257,56 @@ def test_a_restarted_process_finds_documents_chunks_pins_and_states(tmp_path):
 
 def test_one_claim_at_a_time_is_given(registry):
     document = register(registry)
-    claim = take_claim(registry.database, "default", document.id, 60.0)
+    claim = registry.take_claim("default", document.id, 60.0)
     assert registry.get("default", document.id).state == State.COMPILING
-    assert take_claim(registry.database, "default", document.id, 60.0) is None
-    record_chunk(registry.database, claim, 0, "k1")
+    assert registry.take_claim("default", document.id, 60.0) is None
+    registry.record_chunk(claim, 0, "k1")
     assert registry.get("default", document.id).compiled_chunks == 1
-    finish_claim(registry.database, claim)
-    assert take_claim(registry.database, "default", document.id, 60.0) is None
+    registry.finish_claim(claim)
+    assert registry.take_claim("default", document.id, 60.0) is None
 
 
 def test_a_claim_past_its_deadline_is_taken_over_where_it_stood_and_its_holder_told(
     registry, clock
 ):
     document = register(registry)
-    dead = take_claim(registry.database, "default", document.id, 60.0)
+    dead = registry.take_claim("default", document.id, 60.0)
     clock.seconds += 59
-    record_chunk(registry.database, dead, 0, "k1")
+    registry.record_chunk(dead, 0, "k1")
     clock.seconds += 59  # the recorded chunk moved the deadline
-    assert take_claim(registry.database, "default", document.id, 60.0) is None
+    assert registry.take_claim("default", document.id, 60.0) is None
     clock.seconds += 1
-    heir = take_claim(registry.database, "default", document.id, 60.0)
+    heir = registry.take_claim("default", document.id, 60.0)
     assert [chunk.key for chunk in registry.chunks("default", document.id)] == ["k1", None]
     with pytest.raises(ClaimLost):
-        record_chunk(registry.database, dead, 1, "late")
+        registry.record_chunk(dead, 1, "late")
     with pytest.raises(ClaimLost):
-        finish_claim(registry.database, dead)
-    record_chunk(registry.database, heir, 1, "k2")
-    finish_claim(registry.database, heir)
+        registry.finish_claim(dead)
+    registry.record_chunk(heir, 1, "k2")
+    registry.finish_claim(heir)
     assert registry.get("default", document.id).state == State.READY
 
 
 def test_deleting_a_document_ends_its_claim(registry):
     document = register(registry)
-    claim = take_claim(registry.database, "default", document.id, 60.0)
+    claim = registry.take_claim("default", document.id, 60.0)
     registry.delete("default", document.id)
     again = register(registry)
     assert again.id == document.id
     with pytest.raises(ClaimLost):
-        record_chunk(registry.database, claim, 0, "k1")
+        registry.record_chunk(claim, 0, "k1")
 
 
 def test_a_failed_document_says_why_and_registering_it_again_lets_it_be_compiled_again(registry):
     document = register(registry)
-    claim = take_claim(registry.database, "default", document.id, 60.0)
-    finish_claim(registry.database, claim, failure="the pool is full")
+    claim = registry.take_claim("default", document.id, 60.0)
+    registry.finish_claim(claim, failure="the pool is full")
     failed = registry.get("default", document.id)
     assert (failed.state, failed.failure) == (State.FAILED, "the pool is full")
-    assert take_claim(registry.database, "default", document.id, 60.0) is None
+    assert registry.take_claim("default", document.id, 60.0) is None
     again = register(registry)
     assert (again.state, again.failure) == (State.REGISTERED, None)
-    assert take_claim(registry.database, "default", document.id, 60.0) is not None
+    assert registry.take_claim("default", document.id, 60.0) is not None
 
 
 def test_a_registry_of_another_version_is_refused_by_both_names(tmp_path):

@@ -18,6 +18,7 @@ from legokv.documents.exchange import (
     export_documents,
     import_documents,
 )
+from legokv.documents.protocol import DocumentRegistry
 from legokv.documents.registry import Registry
 from legokv.engine_folder import read_engine_folder
 from legokv.serving.settings import settings_from
@@ -62,7 +63,7 @@ def _stats(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
     }
 
 
-def _documents_in(registry: Registry, namespace: str) -> dict[str, int]:
+def _documents_in(registry: DocumentRegistry, namespace: str) -> dict[str, int]:
     documents = list(documents_of(registry, (namespace,)))
     return {
         "documents": len(documents),

@@ -29,6 +29,13 @@ class Claim:
     seconds: float
 
 
+def claim_lost(claim: Claim) -> ClaimLost:
+    """The error for a claim that is nobody's any more, or another's."""
+    return ClaimLost(
+        f"document {claim.document_id} was deleted or taken over while it was compiled"
+    )
+
+
 def take_claim(
     database: Database, namespace: str, document_id: str, seconds: float
 ) -> Claim | None:
@@ -86,6 +93,4 @@ def _require_held(sql: sqlite3.Connection, claim: Claim) -> None:
         "SELECT 1 FROM documents WHERE number = ? AND claim = ?", (claim.number, claim.holder)
     ).fetchone()
     if held is None:
-        raise ClaimLost(
-            f"document {claim.document_id} was deleted or taken over while it was compiled"
-        )
+        raise claim_lost(claim)

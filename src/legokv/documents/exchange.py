@@ -24,7 +24,7 @@ from legokv.documents.document import (
     check_namespace,
     normalise_text,
 )
-from legokv.documents.registry import Registry
+from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import ChunkUnreadable, EngineMismatch, InvalidRequest
 
 _CLAIM_SECONDS = 60.0
@@ -35,7 +35,7 @@ class Cache:
     """One model's documents and stored chunks, opened without its engine."""
 
     fingerprint: str
-    registry: Registry
+    registry: DocumentRegistry
     disk: DiskTier
     codec: TextCodec
 
@@ -49,7 +49,7 @@ class Exchanged:
     unusable_chunks: int = 0
 
 
-def documents_of(registry: Registry, namespaces: tuple[str, ...]) -> Iterator[Document]:
+def documents_of(registry: DocumentRegistry, namespaces: tuple[str, ...]) -> Iterator[Document]:
     """All documents of these namespaces."""
     for namespace in namespaces:
         after: int | None = 0
@@ -109,7 +109,7 @@ def _archived(cache: Cache, document: Document) -> ArchivedDocument:
     registry, namespace = cache.registry, document.namespace
     left = None
     if document.expires_at is not None:
-        left = max(0.0, document.expires_at - registry.database.now())
+        left = max(0.0, document.expires_at - registry.now())
     return ArchivedDocument(
         namespace=namespace,
         id=document.id,

@@ -65,6 +65,9 @@ class DocumentRegistry(Protocol):
     def named(self, keys: Collection[str]) -> Mapping[str, str]:
         """Those of the keys that some document's chunks carry, each with its namespace."""
 
+    def now(self) -> float:
+        """Unix seconds by the clock that expiry and deadlines are told by."""
+
     def take_claim(self, namespace: str, document_id: str, seconds: float) -> Claim | None:
         """The right to compile the document, for `seconds`; None if there is nothing to do."""
 

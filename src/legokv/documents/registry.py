@@ -178,6 +178,10 @@ class Registry:
         with self.database.snapshot() as sql:
             return rows.named(sql, keys)
 
+    def now(self) -> float:
+        """Unix seconds by the clock that expiry and deadlines are told by."""
+        return self.database.now()
+
     def take_claim(self, namespace: str, document_id: str, seconds: float) -> Claim | None:
         """The right to compile the document; None if there is nothing to do or another has it."""
         return claims.take_claim(self.database, namespace, document_id, seconds)

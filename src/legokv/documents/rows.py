@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from legokv.chunks.key import token_blob
 from legokv.documents.document import Changes, Document, NewDocument, State
-from legokv.errors import Busy, InvalidRequest, NotFound
+from legokv.documents.refusals import check_pin_fits, unknown_document
 
 _DOCUMENT = """
 SELECT *,
@@ -27,7 +27,7 @@ def require(sql: sqlite3.Connection, namespace: str, document_id: str) -> sqlite
     """The document's row, expired or not; NotFound if there is none."""
     row = find(sql, namespace, document_id)
     if row is None:
-        raise NotFound(f"no document {document_id[:80]!r} in namespace {namespace!r}")
+        raise unknown_document(namespace, document_id)
     return row
 
 
@@ -86,16 +86,7 @@ def check_pin(sql: sqlite3.Connection, number: int, max_pinned_tokens: int, now:
         " WHERE pinned AND number != ? AND coalesce(expires_at > ?, 1)",
         (number, now),
     ).fetchone()
-    if tokens > max_pinned_tokens:
-        raise InvalidRequest(
-            f"a document of {tokens} tokens is more than the {max_pinned_tokens} tokens "
-            "that may be pinned at all"
-        )
-    if others + tokens > max_pinned_tokens:
-        raise Busy(
-            f"{others} tokens are pinned and this document has {tokens}: more than the "
-            f"{max_pinned_tokens} that may be pinned; unpin another document first"
-        )
+    check_pin_fits(tokens, others, max_pinned_tokens)
 
 
 def delete(sql: sqlite3.Connection, numbers: Iterable[int]) -> tuple[str, ...]:

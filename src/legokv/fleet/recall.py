@@ -1,0 +1,45 @@
+"""What one process remembers of documents it has seen, for the time in which Redis is away."""
+
+import threading
+from collections import OrderedDict
+
+from legokv.documents.document import StoredChunk
+
+MAX_TOKENS = 4 * 2**20
+
+
+class Recall:
+    """The chunks of documents seen of late, for so many tokens. Safe for several threads.
+
+    A document's content never changes, so what is remembered is right; it may have been deleted.
+    """
+
+    def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
+        self._max_tokens = max_tokens
+        self._lock = threading.Lock()
+        self._seen: OrderedDict[tuple[str, str], tuple[StoredChunk, ...]] = OrderedDict()
+        self._num_tokens = 0
+
+    def note(self, namespace: str, document_id: str, chunks: tuple[StoredChunk, ...]) -> None:
+        """Remember a document, forgetting those not seen for the longest time."""
+        with self._lock:
+            self._forget((namespace, document_id))
+            self._seen[namespace, document_id] = chunks
+            self._num_tokens += _num_tokens(chunks)
+            while self._num_tokens > self._max_tokens:
+                self._forget(next(iter(self._seen)))
+
+    def forget(self, namespace: str, document_id: str) -> None:
+        with self._lock:
+            self._forget((namespace, document_id))
+
+    def get(self, namespace: str, document_id: str) -> tuple[StoredChunk, ...] | None:
+        with self._lock:
+            return self._seen.get((namespace, document_id))
+
+    def _forget(self, place: tuple[str, str]) -> None:
+        self._num_tokens -= _num_tokens(self._seen.pop(place, ()))
+
+
+def _num_tokens(chunks: tuple[StoredChunk, ...]) -> int:
+    return sum(len(chunk.token_ids) for chunk in chunks)

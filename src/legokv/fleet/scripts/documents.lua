@@ -1,0 +1,282 @@
+-- Registered documents. Each operation is one atomic step, all of it or nothing. Keys:
+--   number          the number given last: order of registration, never used again
+--   numbers         hash, NAMESPACE/ID -> number
+--   namespaces      set of those that have documents
+--   order/NAMESPACE sorted set of its numbers
+--   document/N      hash of all that a document is but its text/N
+--   tokens/N        list of its chunks' token ids; keys/N: hash, position -> key once compiled
+--   carriers/KEY    set of the numbers of the documents with that chunk
+--   pinned          set of numbers
+
+local function find(a)
+  return redis.call('HGET', at('numbers'), a.namespace .. '/' .. a.id)
+end
+
+local function set(number, field, value)
+  redis.call('HSET', at('document/' .. number), field, value)
+end
+
+local function unset(number, ...)
+  redis.call('HDEL', at('document/' .. number), ...)
+end
+
+local function shown(number)
+  local fields = redis.call('HGETALL', at('document/' .. number))
+  return { number, redis.call('HLEN', at('keys/' .. number)), unpack(fields) }
+end
+
+local function set_pinned(number, pinned)
+  set(number, 'pinned', pinned and 1 or 0)
+  redis.call(pinned and 'SADD' or 'SREM', at('pinned'), number)
+end
+
+local function change(number, changes)
+  if changes.name == cjson.null then
+    unset(number, 'name')
+  elseif changes.name ~= nil then
+    set(number, 'name', changes.name)
+  end
+  if changes.ttl_seconds == cjson.null then
+    unset(number, 'expires_at')
+  elseif changes.ttl_seconds ~= nil then
+    set(number, 'expires_at', seconds(now + changes.ttl_seconds))
+  end
+  if changes.pinned ~= nil then
+    set_pinned(number, changes.pinned)
+  end
+end
+
+-- Why a document of so many tokens may not be pinned now: {'pins', tokens of others}; or nothing.
+local function pin_refusal(number, num_tokens, a)
+  if not a.changes.pinned then
+    return nil
+  end
+  local others = 0
+  for _, other in ipairs(pinned_documents()) do
+    if other ~= number then
+      others = others + tonumber(get(other, 'num_tokens'))
+    end
+  end
+  if others + num_tokens > a.max_pinned_tokens then
+    return { 'pins', others, num_tokens }
+  end
+end
+
+local function insert(a)
+  local number = tostring(redis.call('INCR', at('number')))
+  redis.call('HSET', at('numbers'), a.namespace .. '/' .. a.id, number)
+  redis.call('SADD', at('namespaces'), a.namespace)
+  redis.call('ZADD', at('order/' .. a.namespace), number, number)
+  redis.call('SET', at('text/' .. number), a.text)
+  local document = at('document/' .. number)
+  redis.call('HSET', document, 'namespace', a.namespace, 'id', a.id, 'state', 'registered')
+  redis.call('HSET', document, 'num_bytes', a.num_bytes, 'num_tokens', a.num_tokens)
+  redis.call('HSET', document, 'num_chunks', #ARGV - 3, 'created_at', seconds(now), 'pinned', 0)
+  for position = 4, #ARGV do
+    redis.call('RPUSH', at('tokens/' .. number), ARGV[position])
+  end
+  return number
+end
+
+local function renew(number)
+  if is_expired(number) then
+    unset(number, 'expires_at')
+    set_pinned(number, false)
+  end
+  if get(number, 'state') == 'failed' then
+    set(number, 'state', 'registered')
+    unset(number, 'failure')
+  end
+end
+
+function operations.register(a)
+  local number = find(a)
+  local created = not number
+  local num_tokens = created and a.num_tokens or tonumber(get(number, 'num_tokens'))
+  local refused = pin_refusal(number, num_tokens, a)
+  if refused then
+    return refused
+  end
+  if created then
+    number = insert(a)
+  else
+    renew(number)
+  end
+  change(number, a.changes)
+  return { 'ok', created and 1 or 0, shown(number) }
+end
+
+function operations.get(a)
+  local number = find(a)
+  return number and { 'ok', shown(number) } or { 'missing' }
+end
+
+function operations.text(a)
+  local number = find(a)
+  return number and { 'ok', redis.call('GET', at('text/' .. number)) } or { 'missing' }
+end
+
+function operations.chunks(a)
+  local number = find(a)
+  if not number then
+    return { 'missing' }
+  end
+  local found = { 'ok' }
+  for index, blob in ipairs(redis.call('LRANGE', at('tokens/' .. number), 0, -1)) do
+    table.insert(found, blob)
+    table.insert(found, redis.call('HGET', at('keys/' .. number), index - 1))
+  end
+  return found
+end
+
+function operations.page(a)
+  local found, last = {}, a.after
+  local order = at('order/' .. a.namespace)
+  while #found <= a.limit do
+    local numbers = redis.call('ZRANGEBYSCORE', order, '(' .. last, '+inf', 'LIMIT', 0, a.limit + 1)
+    if #numbers == 0 then
+      break
+    end
+    for _, number in ipairs(numbers) do
+      last = number
+      if #found <= a.limit and (a.name == cjson.null or get(number, 'name') == a.name) then
+        table.insert(found, shown(number))
+      end
+    end
+  end
+  return { 'ok', found }
+end
+
+function operations.update(a)
+  local number = find(a)
+  if not number then
+    return { 'missing' }
+  end
+  local refused = pin_refusal(number, tonumber(get(number, 'num_tokens')), a)
+  if refused then
+    return refused
+  end
+  change(number, a.changes)
+  return { 'ok', shown(number) }
+end
+
+function operations.touch(a)
+  for _, id in ipairs(a.ids) do
+    local number = find({ namespace = a.namespace, id = id })
+    if number then
+      set(number, 'last_used_at', seconds(now))
+    end
+  end
+  return { 'ok' }
+end
+
+local function let_go(number)
+  local gone = {}
+  for _, key in ipairs(redis.call('HVALS', at('keys/' .. number))) do
+    local carriers = at('carriers/' .. key)
+    if redis.call('SREM', carriers, number) == 1 and redis.call('EXISTS', carriers) == 0 then
+      table.insert(gone, key)
+      -- In the same step: whatever happens to the caller now, the KV goes with the document.
+      if redis.call('HEXISTS', at('sizes'), key) == 1 then
+        redis.call('SADD', at('dropped'), key)
+      end
+    end
+  end
+  return gone
+end
+
+function operations.delete(a)
+  local number = find(a)
+  if not number then
+    return { 'missing' }
+  end
+  local gone = let_go(number)
+  for _, kind in ipairs({ 'document/', 'text/', 'tokens/', 'keys/' }) do
+    redis.call('DEL', at(kind .. number))
+  end
+  redis.call('SREM', at('pinned'), number)
+  redis.call('HDEL', at('numbers'), a.namespace .. '/' .. a.id)
+  redis.call('ZREM', at('order/' .. a.namespace), number)
+  if redis.call('EXISTS', at('order/' .. a.namespace)) == 0 then
+    redis.call('SREM', at('namespaces'), a.namespace)
+  end
+  return { 'ok', gone }
+end
+
+function operations.sweep()
+  for _, number in ipairs(redis.call('SMEMBERS', at('pinned'))) do
+    if is_expired(number) then
+      set_pinned(number, false)
+    end
+  end
+  return { 'ok' }
+end
+
+function operations.pinned_keys()
+  local found = { 'ok' }
+  for key, _ in pairs(pinned_keys()) do
+    table.insert(found, key)
+  end
+  return found
+end
+
+-- The namespace of each key that some document carries, else ''.
+function operations.named(a)
+  local found = { 'ok' }
+  for _, key in ipairs(a.keys) do
+    local number = redis.call('SRANDMEMBER', at('carriers/' .. key))
+    table.insert(found, number and get(number, 'namespace') or '')
+  end
+  return found
+end
+
+local function holds(a)
+  return get(a.number, 'claim') == a.holder
+end
+
+function operations.take_claim(a)
+  local number = find(a)
+  if not number then
+    return { 'missing' }
+  end
+  local state = get(number, 'state')
+  if state == 'compiling' then
+    local deadline = tonumber(get(number, 'claim_deadline'))
+    -- A deadline further off than a claim lasts was written before the clock was set back.
+    if now < deadline and deadline <= now + a.seconds then
+      return { 'taken' }
+    end
+  elseif state ~= 'registered' then
+    return { 'taken' }
+  end
+  set(number, 'state', 'compiling')
+  set(number, 'claim', a.holder)
+  set(number, 'claim_deadline', seconds(now + a.seconds))
+  return { 'ok', number }
+end
+
+function operations.record_chunk(a)
+  if not holds(a) then
+    return { 'lost' }
+  end
+  redis.call('HSET', at('keys/' .. a.number), a.position, a.key)
+  redis.call('SADD', at('carriers/' .. a.key), a.number)
+  -- Deleted with an earlier document of the same content, and named again before it went.
+  redis.call('SREM', at('dropped'), a.key)
+  set(a.number, 'claim_deadline', seconds(now + a.seconds))
+  return { 'ok' }
+end
+
+function operations.finish_claim(a)
+  if not holds(a) then
+    return { 'lost' }
+  end
+  unset(a.number, 'claim', 'claim_deadline', 'failure')
+  set(a.number, 'state', a.state)
+  if a.failure ~= cjson.null then
+    set(a.number, 'failure', a.failure)
+  end
+  return { 'ok' }
+end
+
+return operations[ARGV[2]](cjson.decode(ARGV[3]))
