@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import legokv
@@ -67,7 +67,7 @@ def _serve(parsed: argparse.Namespace) -> None:
     read_engine_folder(settings.engine)
     settings = with_ports(settings)
     say = _say_json if parsed.format == "json" else _say_text
-    say("settings", {name: _plain(value) for name, value in asdict(settings).items()})
+    say("settings", settings.shown())
     with running_server(settings) as server:
         _pass_signals_on(server)
         server.wait_until_ready()
@@ -89,10 +89,6 @@ def _addresses(settings: Settings) -> dict[str, object]:
         "grpc": f"{host}:{settings.grpc_port}",
         "metrics": f"http://{host}:{settings.metrics_port}/metrics",
     }
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
 
 
 def _say_json(event: str, facts: dict[str, object]) -> None:

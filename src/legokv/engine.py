@@ -12,7 +12,7 @@ from legokv.batch import Int32
 from legokv.chunks.cache import ChunkCache
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.key import chunk_key
-from legokv.chunks.limits import DISK_BYTES, HOST_BYTES, TierLimits
+from legokv.chunks.limits import DISK_BYTES, HOST_BYTES, REMOTE_BYTES, TierLimits
 from legokv.chunks.lower_tiers import LowerTiers
 from legokv.chunks.opening import open_tiers
 from legokv.chunks.stats import TierStats
@@ -20,6 +20,7 @@ from legokv.documents.document import DEFAULT_NAMESPACE
 from legokv.engine_folder import EngineFacts, read_engine_folder
 from legokv.errors import InvalidRequest, LegokvError
 from legokv.executor import Executor
+from legokv.fleet.address import NO_REDIS, shared_cache
 from legokv.jobs import CompileJob, Ending, Event, GenerateJob, Job, Prefill
 from legokv.link import Segment, link, segment_len
 from legokv.pages import PagePool
@@ -82,6 +83,8 @@ class Engine:
         namespace_bytes: int = 0,
         high_watermark: float = 1.0,
         low_watermark: float = 0.9,
+        redis_url: str = NO_REDIS,
+        remote_bytes: int = REMOTE_BYTES,
         pinned_keys: Callable[[], Collection[str]] = frozenset,
     ) -> "Engine":
         """Load the engine folder at `path`; EngineMismatch if it does not fit this version.
@@ -93,7 +96,8 @@ class Engine:
         "auto" by what this machine has (see `open_runner`). attention, of the CPU: "native", its
         library, compiled if it is not yet; "torch"; or "auto", native if it is there. host_bytes,
         disk_bytes: most KV kept in memory and in cache_dir, 0 for none; namespace_bytes: most on
-        disk of one namespace, 0 for any. Past high_watermark of these, chunks leave down to
+        disk of one namespace, 0 for any. redis_url: a Redis that several servers share, with
+        remote_bytes at most. Past high_watermark of these, chunks leave down to
         low_watermark. pinned_keys: chunks that are not evicted.
         """
         facts = read_engine_folder(Path(path))
@@ -113,8 +117,10 @@ class Engine:
         facts = replace(facts, dtype=dtype)
         cache = ChunkCache(PagePool(num_pages, facts.page_size), pinned_keys)
         root = None if cache_dir is None else cache_root(Path(cache_dir), facts)
-        limits = TierLimits(host_bytes, disk_bytes, namespace_bytes, high_watermark, low_watermark)
-        tiers = open_tiers(root, limits, pinned_keys)
+        marks = (high_watermark, low_watermark)
+        limits = TierLimits(host_bytes, disk_bytes, namespace_bytes, *marks, remote_bytes)
+        shared = shared_cache(redis_url, facts.fingerprint)
+        tiers = open_tiers(root, limits, pinned_keys, shared=shared)
         executor = Executor(
             model_runner,
             cache,

@@ -6,11 +6,12 @@ from legokv.chunks.budget import Budget
 
 HOST_BYTES = 2**30
 DISK_BYTES = 32 * 2**30
+REMOTE_BYTES = 8 * 2**30
 
 
 @dataclass(frozen=True)
 class TierLimits:
-    """Byte budgets of the tiers, 0 for no such tier; `namespace_bytes` on disk, 0 for no quota.
+    """Byte budgets of the tiers, 0 for no such tier; `namespace_bytes` in each durable one, 0: any.
 
     A tier filled past its high watermark evicts down to its low one; both are shares of it.
     """
@@ -20,6 +21,7 @@ class TierLimits:
     namespace_bytes: int = 0
     high_watermark: float = 1.0
     low_watermark: float = 0.9
+    remote_bytes: int = REMOTE_BYTES
 
     def budget(self, num_bytes: int) -> Budget:
         return Budget(num_bytes, self.high_watermark, self.low_watermark)

@@ -1,7 +1,7 @@
-"""Opens the tiers of one model: host memory, and the folder and registry file under its root."""
+"""Opens the tiers of one model: host memory, the folder under its root, the fleet's Redis."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from legokv.chunks.disk_tier import DiskTier
@@ -10,11 +10,15 @@ from legokv.chunks.folder import ChunkFolder
 from legokv.chunks.host_tier import HostTier
 from legokv.chunks.limits import TierLimits
 from legokv.chunks.lower_tiers import LowerTiers
-from legokv.chunks.repair import mend
+from legokv.chunks.repair import NamedKeys, mend
 from legokv.chunks.stored_chunks import StoredChunks
 from legokv.chunks.tier import ChunkTier
+from legokv.documents.opening import open_registry
+from legokv.documents.protocol import DocumentRegistry
 from legokv.documents.registry import Registry
 from legokv.errors import Busy, CacheUnavailable
+from legokv.fleet.address import SharedCache
+from legokv.fleet.opening import open_remote_tier
 
 PinnedKeys = Callable[[], Collection[str]]
 
@@ -27,39 +31,70 @@ def registry_file(root: Path) -> Path:
 
 
 def open_tiers(
-    root: Path | None, limits: TierLimits, pinned_keys: PinnedKeys, *, pin_memory: bool = False
+    root: Path | None,
+    limits: TierLimits,
+    pinned_keys: PinnedKeys,
+    *,
+    pin_memory: bool = False,
+    shared: SharedCache | None = None,
 ) -> LowerTiers:
-    """The tiers, mended. Without a root, or with one that cannot be used, there is none on disk."""
+    """The tiers, mended. Without a root, or with one that cannot be used, there is none on disk.
+
+    With a shared cache there is a remote one, and the documents in it are those that count.
+    """
     tiers: list[ChunkTier] = []
     if limits.host_bytes:
         budget = limits.budget(limits.host_bytes)
         tiers.append(HostTier(budget, pinned_keys, pin_memory=pin_memory))
     if root is not None and limits.disk_bytes:
         try:
-            tiers.append(_mended(root, limits, pinned_keys))
+            tiers.append(_mended(root, limits, pinned_keys, shared))
         except (Busy, CacheUnavailable) as error:
             log.error("no chunk is kept on disk: %s", error)
+    if shared is not None and limits.remote_bytes:
+        tiers.append(open_remote_tier(shared, limits))
     return LowerTiers(tiers)
 
 
 def open_disk_tier(
-    root: Path, registry: Registry, limits: TierLimits, pinned_keys: PinnedKeys = frozenset
+    root: Path, registry: DocumentRegistry, limits: TierLimits, pinned_keys: PinnedKeys = frozenset
 ) -> DiskTier:
-    """The disk tier under `root`, as it is; chunks of the registry's pinned documents stay."""
+    """The disk tier under `root`, as it is; chunks of the registry's pinned documents stay.
+
+    Its rows are in the root's own registry file, whichever registry has the documents.
+    """
     quota = limits.budget(limits.namespace_bytes) if limits.namespace_bytes else None
     disk_limits = DiskLimits(limits.budget(limits.disk_bytes), quota)
 
     def stay() -> frozenset[str]:
         return registry.pinned_chunk_keys().union(pinned_keys())
 
-    stored = StoredChunks(registry.database, disk_limits, stay)
+    own = registry if isinstance(registry, Registry) else Registry.open(registry_file(root))
+    stored = StoredChunks(own.database, disk_limits, stay)
     return DiskTier(ChunkFolder(root / "chunks"), stored)
 
 
-def _mended(root: Path, limits: TierLimits, pinned_keys: PinnedKeys) -> DiskTier:
-    registry = Registry.open(registry_file(root))
+def _mended(
+    root: Path, limits: TierLimits, pinned_keys: PinnedKeys, shared: SharedCache | None
+) -> DiskTier:
+    registry = open_registry(registry_file(root), shared)
     tier = open_disk_tier(root, registry, limits, pinned_keys)
-    repair = mend(tier, registry.named)
+    repair = mend(tier, _asked_if_there(registry))
     if repair.num_found:
         log.warning("the chunk folder was mended: %s", repair)
     return tier
+
+
+def _asked_if_there(registry: DocumentRegistry) -> NamedKeys:
+    """Which chunks documents name; none while that cannot be asked: a file can be made again."""
+
+    def named(keys: Collection[str]) -> Mapping[str, str]:
+        if not keys:
+            return {}
+        try:
+            return registry.named(keys)
+        except CacheUnavailable as error:
+            log.warning("%d files without a row are given up: %s", len(keys), error)
+            return {}
+
+    return named

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -18,8 +19,8 @@ from legokv.documents.exchange import (
     export_documents,
     import_documents,
 )
+from legokv.documents.opening import open_registry
 from legokv.documents.protocol import DocumentRegistry
-from legokv.documents.registry import Registry
 from legokv.engine_folder import read_engine_folder
 from legokv.serving.settings import settings_from
 from legokv.tokenizer import Tokenizer
@@ -29,11 +30,15 @@ Facts = dict[str, object]
 
 def run_cache_command(parsed: argparse.Namespace) -> int:
     """Carry out one of the commands and print its facts; the exit status."""
-    flags = {name: getattr(parsed, name) for name in ("engine", "cache_dir") if name in parsed}
+    flags = {
+        name: getattr(parsed, name)
+        for name in ("engine", "cache_dir", "redis_url")
+        if name in parsed
+    }
     settings = settings_from(parsed.config, os.environ, flags)
     facts = read_engine_folder(settings.engine)
     root = settings.registry_path(facts).parent
-    with Registry.open(registry_file(root)) as registry:
+    with closing(open_registry(registry_file(root), settings.shared_cache(facts))) as registry:
         disk = open_disk_tier(root, registry, settings.tier_limits)
         codec = Tokenizer.open(settings.engine)
         cache = Cache(facts.fingerprint, registry, disk, codec)

@@ -35,5 +35,8 @@ def _common() -> argparse.ArgumentParser:
     common.add_argument(
         "--cache-dir", metavar="DIR", default=argparse.SUPPRESS, help="where documents are kept"
     )
+    common.add_argument(
+        "--redis-url", metavar="URL", default=argparse.SUPPRESS, help="Redis that a fleet shares"
+    )
     common.add_argument("--format", choices=("text", "json"), default="text", help="of the output")
     return common

@@ -1,11 +1,27 @@
-"""The address of a shared cache, checked and shown without its password. Needs no Redis client."""
+"""Where a fleet's shared cache is; its URL checked, and shown without its password. No client."""
 
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from legokv.errors import InvalidRequest
 
 NO_REDIS = "none"
 _SCHEMES = ("redis", "rediss", "unix")
+
+
+@dataclass(frozen=True)
+class SharedCache:
+    """One model's documents and chunks in a Redis; `model` begins the names of its keys."""
+
+    url: str = field(repr=False)
+    model: str
+
+
+def shared_cache(redis_url: str, fingerprint: str) -> SharedCache | None:
+    """Where the model of this fingerprint is shared; None if no Redis is given."""
+    if redis_url == NO_REDIS:
+        return None
+    return SharedCache(check_redis_url(redis_url), fingerprint[:16])
 
 
 def check_redis_url(url: str) -> str:

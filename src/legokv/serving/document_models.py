@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from legokv.documents.compiling import Compiler
-from legokv.documents.registry import Registry
+from legokv.documents.opening import open_registry
 from legokv.engine_folder import read_engine_folder
 from legokv.errors import InvalidRequest
 from legokv.serving import fields
@@ -26,7 +26,8 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
     def drop_chunks(keys: Sequence[str]) -> None:
         ask_engine(Drop(tuple(keys)))
 
-    registry = Registry.open(settings.registry_path(read_engine_folder(settings.engine)))
+    facts = read_engine_folder(settings.engine)
+    registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
     limits = settings.document_limits
     compiler = Compiler(registry, compile_chunk, drop_chunks, limits)
     return DocumentService(registry, Tokenizer.open(settings.engine), compiler, limits)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from legokv.documents.registry import Registry
+from legokv.documents.opening import open_registry
 from legokv.engine import Engine
 from legokv.engine_folder import read_engine_folder
 from legokv.errors import LegokvError, NotFound
@@ -67,7 +67,8 @@ class EngineService:
     @classmethod
     def open(cls, settings: Settings) -> "EngineService":
         """Load the settings' engine; chunks of pinned documents stay in its pool."""
-        registry = Registry.open(settings.registry_path(read_engine_folder(settings.engine)))
+        facts = read_engine_folder(settings.engine)
+        registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
         engine = Engine.open(
             settings.engine,
             dtype=None if settings.dtype == "auto" else settings.dtype,
@@ -78,6 +79,8 @@ class EngineService:
             host_bytes=settings.host_bytes,
             disk_bytes=settings.disk_bytes,
             namespace_bytes=settings.namespace_bytes,
+            redis_url=settings.redis_url,
+            remote_bytes=settings.remote_bytes,
             high_watermark=settings.tier_limits.high_watermark,
             low_watermark=settings.tier_limits.low_watermark,
             attention=settings.attention,

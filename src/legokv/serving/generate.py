@@ -5,7 +5,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from legokv.documents.registry import Registry
+from legokv.documents.opening import open_registry
+from legokv.documents.protocol import DocumentRegistry
 from legokv.engine_folder import read_engine_folder
 from legokv.errors import Cancelled
 from legokv.prompt import Prompt, build_prompt, prompt_format
@@ -44,7 +45,7 @@ class GenerateService:
     def __init__(
         self,
         settings: Settings,
-        registry: Registry,
+        registry: DocumentRegistry,
         tokenizer: Tokenizer,
         context_tokens: int,
         ask_engine: AskEngine,
@@ -60,7 +61,7 @@ class GenerateService:
     def open(cls, settings: Settings, ask_engine: AskEngine) -> "GenerateService":
         """The service for the settings' engine folder and its document registry."""
         facts = read_engine_folder(settings.engine)
-        registry = Registry.open(settings.registry_path(facts))
+        registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
         tokenizer = Tokenizer.open(settings.engine)
         return cls(settings, registry, tokenizer, facts.model.max_positions, ask_engine)
 

@@ -11,10 +11,17 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from legokv.chunks.limits import DISK_BYTES, HOST_BYTES, TierLimits
+from legokv.chunks.limits import DISK_BYTES, HOST_BYTES, REMOTE_BYTES, TierLimits
 from legokv.documents.document import DocumentLimits
 from legokv.engine_folder import EngineFacts
 from legokv.errors import InvalidRequest
+from legokv.fleet.address import (
+    NO_REDIS,
+    SharedCache,
+    check_redis_url,
+    shared_cache,
+    shown_redis_url,
+)
 
 PREFIX = "LEGOKV_"
 FREE_PORT = "auto"
@@ -45,7 +52,13 @@ class Settings:
     pool_tokens: int = _setting(32768, "tokens whose KV the page pool holds", 1)
     host_bytes: int = _setting(HOST_BYTES, "most KV in memory beside the pool; 0: none", 0)
     disk_bytes: int = _setting(DISK_BYTES, "most KV in cache_dir; 0: none", 0)
-    namespace_bytes: int = _setting(0, "most KV in cache_dir of one namespace; 0: any", 0)
+    redis_url: str = field(
+        default=NO_REDIS,
+        repr=False,
+        metadata={"meaning": "Redis that a fleet shares, redis://HOST:PORT/NUMBER, or 'none'"},
+    )
+    remote_bytes: int = _setting(REMOTE_BYTES, "most KV in Redis; 0: none", 0)
+    namespace_bytes: int = _setting(0, "most KV of one namespace in cache_dir or Redis; 0: any", 0)
     high_watermark_percent: int = _setting(100, "filled past this, a tier evicts", 1)
     low_watermark_percent: int = _setting(90, "and goes on down to this", 1)
     max_step_tokens: int = _setting(2048, "most tokens one step computes", 1)
@@ -68,6 +81,8 @@ class Settings:
                 raise InvalidRequest(f"{item.name} is at most 65535, not {value}")
             if item.name.endswith("_percent") and value > 100:
                 raise InvalidRequest(f"{item.name} is at most 100, not {value}")
+        if self.redis_url != NO_REDIS:
+            check_redis_url(self.redis_url)
         if self.low_watermark_percent > self.high_watermark_percent:
             raise InvalidRequest(
                 f"low_watermark_percent {self.low_watermark_percent} is above "
@@ -93,11 +108,21 @@ class Settings:
             self.namespace_bytes,
             self.high_watermark_percent / 100,
             self.low_watermark_percent / 100,
+            self.remote_bytes,
         )
 
     def registry_path(self, facts: EngineFacts) -> Path:
         """The document registry's file; documents belong to one model."""
         return self.cache_dir / facts.fingerprint[:16] / "registry.sqlite"
+
+    def shared_cache(self, facts: EngineFacts) -> SharedCache | None:
+        """Where a fleet keeps the model's documents and KV; None: this server is alone."""
+        return shared_cache(self.redis_url, facts.fingerprint)
+
+    def shown(self) -> dict[str, object]:
+        """All settings as plain values, to be printed: no password is among them."""
+        values = {name: _plain(value) for name, value in asdict(self).items()}
+        return {**values, "redis_url": shown_redis_url(self.redis_url)}
 
     def environment(self) -> dict[str, str]:
         """The variables from which `settings_from` makes the same record."""
@@ -122,6 +147,10 @@ def settings_from(
     if "engine" not in values:
         raise InvalidRequest("no engine folder given: pass --engine DIR")
     return Settings(**values)
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

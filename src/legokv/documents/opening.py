@@ -1,0 +1,13 @@
+"""Opens the registry of one model's documents: this machine's own, or the fleet's."""
+
+from pathlib import Path
+
+from legokv.documents.protocol import DocumentRegistry
+from legokv.documents.registry import Registry
+from legokv.fleet.address import SharedCache
+from legokv.fleet.opening import open_shared_registry
+
+
+def open_registry(file: Path, shared: SharedCache | None) -> DocumentRegistry:
+    """The registry in `file`, or the shared one if there is one."""
+    return Registry.open(file) if shared is None else open_shared_registry(shared)
