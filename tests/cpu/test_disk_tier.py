@@ -1,4 +1,4 @@
-"""The disk tier alone: what stays, what leaves, and who may take it away."""
+"""What only the disk tier meets: folders and files that others move, own or fill."""
 
 import os
 import subprocess
@@ -6,19 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from small_chunks import file_bytes, small_chunk, small_disk_tier, small_kv
+from small_chunks import small_chunk, small_disk_tier, small_kv
 
 from legokv.errors import CacheUnavailable, ChunkUnreadable
 
 TESTS = Path(__file__).resolve().parent.parent
-
-
-class Clock:
-    seconds = 100_000.0
-
-    def __call__(self):
-        return self.seconds
 
 
 def fill(tier, *numbers, namespace="default"):
@@ -32,111 +24,6 @@ def held(tier, namespace="default"):
 def assert_files_are_rows(tier):
     rows = {row.key: row.num_bytes for row in tier.stored.rows()}
     assert {file.key: file.num_bytes for file in tier.folder.files()} == rows
-
-
-def test_kv_comes_back_from_another_process_s_tier(tmp_path):
-    fill(small_disk_tier(tmp_path), 1)
-    assert torch.equal(small_disk_tier(tmp_path).read(small_chunk(1)), small_kv(1))
-
-
-def test_the_least_recently_used_leaves_first_whoever_used_it(tmp_path):
-    size = file_bytes(tmp_path)
-    one = small_disk_tier(tmp_path, disk_bytes=3 * size)
-    other = small_disk_tier(tmp_path, disk_bytes=3 * size)
-    fill(one, 1, 2, 3)
-    other.read(small_chunk(1))
-    fill(other, 4)
-    assert held(one) == [1, 3, 4]
-    one.touch([small_chunk(3).key])
-    fill(one, 5)
-    assert held(one) == [3, 4, 5]
-    assert_files_are_rows(one)
-
-
-def test_the_order_of_use_does_not_depend_on_the_clock(tmp_path):
-    clock = Clock()
-    tier = small_disk_tier(tmp_path, disk_bytes=2 * file_bytes(tmp_path), clock=clock)
-    fill(tier, 1)
-    clock.seconds -= 50_000
-    fill(tier, 2, 3)
-    assert held(tier) == [2, 3]
-
-
-def test_a_full_disk_tier_evicts_down_to_its_low_watermark(tmp_path):
-    size = file_bytes(tmp_path)
-    tier = small_disk_tier(tmp_path, disk_bytes=10 * size, low_watermark=0.5)
-    fill(tier, *range(10))
-    assert len(held(tier)) == 10
-    fill(tier, 10)
-    assert held(tier) == [6, 7, 8, 9, 10]
-    assert tier.stats().evictions == {"budget": 6}
-    assert tier.stats().num_bytes == 5 * size
-
-
-def test_a_namespace_over_its_quota_evicts_its_own_chunks_only(tmp_path):
-    size = file_bytes(tmp_path)
-    tier = small_disk_tier(tmp_path, namespace_bytes=2 * size)
-    fill(tier, 1, namespace="a")
-    fill(tier, 1, 2, 3, namespace="b")
-    assert (held(tier, "a"), held(tier, "b")) == ([1], [2, 3])
-    assert tier.stats().evictions == {"quota": 1}
-
-
-def test_a_pinned_chunk_stays_and_what_does_not_fit_beside_it_is_refused(tmp_path):
-    pinned = {small_chunk(1).key, small_chunk(2).key}
-    size = file_bytes(tmp_path)
-    tier = small_disk_tier(tmp_path, disk_bytes=2 * size, pinned=lambda: pinned)
-    fill(tier, 1, 2)
-    assert fill(tier, 3) == [False]
-    assert held(tier) == [1, 2]
-    assert tier.stats().refused == 1
-    pinned.clear()
-    assert fill(tier, 3) == [True]
-
-
-def test_another_process_s_lease_keeps_a_chunk_from_eviction(tmp_path):
-    size = file_bytes(tmp_path)
-    one = small_disk_tier(tmp_path, disk_bytes=size)
-    other = small_disk_tier(tmp_path, disk_bytes=size)
-    fill(one, 1)
-    one.lease("reader", [small_chunk(1).key], 60.0)
-    assert fill(other, 2) == [False]
-    one.release("reader")
-    assert fill(other, 2) == [True]
-    assert held(one) == [2]
-
-
-def test_a_chunk_removed_while_leased_goes_when_the_lease_ends(tmp_path):
-    one, other = small_disk_tier(tmp_path), small_disk_tier(tmp_path)
-    fill(one, 1)
-    one.lease("reader", [small_chunk(1).key], 60.0)
-    other.remove(small_chunk(1).key)
-    assert torch.equal(one.read(small_chunk(1)), small_kv(1))
-    one.release("reader")
-    assert held(one) == []
-    assert_files_are_rows(one)
-
-
-@pytest.mark.parametrize("seconds", [61, -50_000], ids=["past its deadline", "clock set back"])
-def test_a_dead_process_s_lease_holds_nothing_for_ever(tmp_path, seconds):
-    clock = Clock()
-    tier = small_disk_tier(tmp_path, disk_bytes=file_bytes(tmp_path), clock=clock)
-    fill(tier, 1)
-    tier.lease("dead", [small_chunk(1).key], 60.0)
-    assert tier.stats().num_leases == 1
-    clock.seconds += seconds
-    assert tier.stats().num_leases == 0
-    assert fill(tier, 2) == [True]
-
-
-def test_a_chunk_removed_and_stored_again_stays(tmp_path):
-    tier = small_disk_tier(tmp_path)
-    fill(tier, 1)
-    tier.lease("reader", [small_chunk(1).key], 60.0)
-    tier.remove(small_chunk(1).key)
-    fill(tier, 1)
-    tier.release("reader")
-    assert held(tier) == [1]
 
 
 def test_a_folder_that_vanished_is_made_again(tmp_path):
