@@ -61,5 +61,9 @@ class CacheUnavailable(LegokvError):
     code = "UNAVAILABLE"
 
 
+class StillUnavailable(CacheUnavailable):
+    """As an error said a few seconds ago, and nobody has asked since; no news for a log."""
+
+
 class ServerError(LegokvError):
     """The Triton server could not be started or did not become ready."""

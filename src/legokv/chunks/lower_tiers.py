@@ -10,7 +10,7 @@ from torch import Tensor
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.stats import TierStats
 from legokv.chunks.tier import ChunkTier
-from legokv.errors import Busy, CacheUnavailable, ChunkUnreadable
+from legokv.errors import Busy, CacheUnavailable, ChunkUnreadable, StillUnavailable
 
 LEASE_SECONDS = 120.0
 
@@ -142,4 +142,5 @@ def _passing_over(tier: ChunkTier) -> Iterator[None]:
     try:
         yield
     except (CacheUnavailable, Busy) as error:
-        log.warning("going on without the %s tier: %s", tier.name, error)
+        level = logging.DEBUG if isinstance(error, StillUnavailable) else logging.WARNING
+        log.log(level, "going on without the %s tier: %s", tier.name, error)

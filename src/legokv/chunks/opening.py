@@ -13,12 +13,11 @@ from legokv.chunks.lower_tiers import LowerTiers
 from legokv.chunks.repair import NamedKeys, mend
 from legokv.chunks.stored_chunks import StoredChunks
 from legokv.chunks.tier import ChunkTier
-from legokv.documents.opening import open_registry
 from legokv.documents.protocol import DocumentRegistry
 from legokv.documents.registry import Registry
 from legokv.errors import Busy, CacheUnavailable
 from legokv.fleet.address import SharedCache
-from legokv.fleet.opening import open_remote_tier
+from legokv.fleet.opening import open_remote_tier, open_shared_registry
 
 PinnedKeys = Callable[[], Collection[str]]
 
@@ -42,17 +41,18 @@ def open_tiers(
 
     With a shared cache there is a remote one, and the documents in it are those that count.
     """
+    fleet = None if shared is None else open_shared_registry(shared)
     tiers: list[ChunkTier] = []
     if limits.host_bytes:
         budget = limits.budget(limits.host_bytes)
         tiers.append(HostTier(budget, pinned_keys, pin_memory=pin_memory))
     if root is not None and limits.disk_bytes:
         try:
-            tiers.append(_mended(root, limits, pinned_keys, shared))
+            tiers.append(_mended(root, limits, pinned_keys, fleet))
         except (Busy, CacheUnavailable) as error:
             log.error("no chunk is kept on disk: %s", error)
-    if shared is not None and limits.remote_bytes:
-        tiers.append(open_remote_tier(shared, limits))
+    if fleet is not None and limits.remote_bytes:
+        tiers.append(open_remote_tier(fleet, limits))
     return LowerTiers(tiers)
 
 
@@ -75,9 +75,9 @@ def open_disk_tier(
 
 
 def _mended(
-    root: Path, limits: TierLimits, pinned_keys: PinnedKeys, shared: SharedCache | None
+    root: Path, limits: TierLimits, pinned_keys: PinnedKeys, fleet: DocumentRegistry | None
 ) -> DiskTier:
-    registry = open_registry(registry_file(root), shared)
+    registry = fleet or Registry.open(registry_file(root))
     tier = open_disk_tier(root, registry, limits, pinned_keys)
     repair = mend(tier, _asked_if_there(registry))
     if repair.num_found:

@@ -16,7 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from legokv.errors import CacheUnavailable, InvalidRequest
+from legokv.errors import CacheUnavailable, InvalidRequest, StillUnavailable
 from legokv.fleet.address import check_redis_url, shown_redis_url
 
 REPLY_SECONDS = 2.0
@@ -96,7 +96,7 @@ class Connection:
         with self._lock:
             now = time.monotonic()
             if now < self._retry_at:
-                raise CacheUnavailable(
+                raise StillUnavailable(
                     f"{self.shown_url} did not answer and is asked again in "
                     f"{self._retry_at - now:.1f} s"
                 )

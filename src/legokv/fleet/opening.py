@@ -24,15 +24,13 @@ def open_shared_registry(shared: SharedCache) -> "RedisRegistry":
     return RedisRegistry(Connection(shared.url, shared.model))
 
 
-def open_remote_tier(shared: SharedCache, limits: TierLimits) -> "RemoteTier":
-    """The fleet's tier, trimmed to the budget if Redis answers now."""
-    _require_client()
-    from legokv.fleet.connection import Connection
+def open_remote_tier(registry: "RedisRegistry", limits: TierLimits) -> "RemoteTier":
+    """The tier beside the registry, trimmed to the budget if Redis answers now."""
     from legokv.fleet.remote_tier import RemoteLimits, RemoteTier
 
     quota = limits.budget(limits.namespace_bytes) if limits.namespace_bytes else None
     remote_limits = RemoteLimits(limits.budget(limits.remote_bytes), quota)
-    tier = RemoteTier(Connection(shared.url, shared.model), remote_limits)
+    tier = RemoteTier(registry.connection, remote_limits)
     try:
         tier.trim()
     except CacheUnavailable as error:

@@ -16,7 +16,7 @@ from legokv.documents.document import (
     StoredChunk,
 )
 from legokv.documents.refusals import check_pin_fits, unknown_document
-from legokv.errors import CacheUnavailable, NotFound
+from legokv.errors import CacheUnavailable, NotFound, StillUnavailable
 from legokv.fleet.connection import Connection, Script
 from legokv.fleet.document_replies import to_document
 from legokv.fleet.recall import Recall
@@ -32,17 +32,17 @@ class RedisRegistry:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         self._script = Script("documents")
         self._recall = Recall()
         self._pinned: frozenset[str] = frozenset()
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        self.connection.close()
 
     def now(self) -> float:
-        return self._connection.now()
+        return self.connection.now()
 
     def register(
         self, new: NewDocument, changes: Changes, max_pinned_tokens: int
@@ -58,7 +58,7 @@ class RedisRegistry:
             "max_pinned_tokens": max_pinned_tokens,
         }
         blobs = map(token_blob, new.chunks)
-        reply = self._connection.run(self._script, "register", fields, *blobs)
+        reply = self.connection.run(self._script, "register", fields, *blobs)
         _refuse_pin(reply, max_pinned_tokens)
         return to_document(reply[2])[1], bool(reply[1])
 
@@ -82,7 +82,7 @@ class RedisRegistry:
             remembered = self._recall.get(namespace, document_id)
             if remembered is None:
                 raise
-            _log.warning("document %s is used as it was seen last: %s", document_id, error)
+            _say("a document is used as it was seen last", error)
             return remembered
         chunks = tuple(
             StoredChunk(tokens_from_blob(blob), None if key is None else key.decode())
@@ -104,8 +104,8 @@ class RedisRegistry:
 
     def namespaces(self) -> tuple[str, ...]:
         """All namespaces that have documents, sorted."""
-        with self._connection.asking() as client:
-            found: Any = client.smembers(f"{self._connection.prefix}namespaces")
+        with self.connection.asking() as client:
+            found: Any = client.smembers(f"{self.connection.prefix}namespaces")
         return tuple(sorted(namespace.decode() for namespace in found))
 
     def update(
@@ -122,7 +122,7 @@ class RedisRegistry:
         try:
             self._run("touch", {"namespace": namespace, "ids": list(document_ids)})
         except CacheUnavailable as error:
-            _log.warning("the use of documents was not noted: %s", error)
+            _say("the use of documents was not noted", error)
 
     def delete(self, namespace: str, document_id: str) -> tuple[str, ...]:
         """Forget the document; the chunk keys now unnamed. NotFound if there is none."""
@@ -139,7 +139,7 @@ class RedisRegistry:
         try:
             _, *keys = self._run("pinned_keys", {})
         except CacheUnavailable as error:
-            _log.warning("pins are used as they were known last: %s", error)
+            _say("pins are used as they were known last", error)
         else:
             self._pinned = frozenset(key.decode() for key in keys)
         return self._pinned
@@ -176,7 +176,7 @@ class RedisRegistry:
         self._hold("finish_claim", claim, {"state": state, "failure": failure})
 
     def _run(self, operation: str, arguments: Mapping[str, object]) -> list[Any]:
-        return self._connection.run(self._script, operation, arguments)
+        return self.connection.run(self._script, operation, arguments)
 
     def _ask(
         self,
@@ -196,6 +196,11 @@ class RedisRegistry:
         reply = self._run(operation, {**held, **arguments})
         if reply[0] == b"lost":
             raise claim_lost(claim)
+
+
+def _say(what: str, error: CacheUnavailable) -> None:
+    level = logging.DEBUG if isinstance(error, StillUnavailable) else logging.WARNING
+    _log.log(level, "%s: %s", what, error)
 
 
 def _refuse_pin(reply: list[Any], max_pinned_tokens: int) -> None:
