@@ -92,3 +92,27 @@ def test_chunks_are_never_longer_than_the_pool() -> None:
 
 
 PORTS = ("http_port", "grpc_port", "metrics_port")
+
+
+SECRET = "redis://fleet:pa55word@cache.example:6380/2?password=pa55word"
+
+
+def test_a_redis_password_reaches_the_model_processes_and_is_printed_nowhere() -> None:
+    settings = settings_from(None, {"LEGOKV_REDIS_URL": SECRET}, {"engine": "/e"})
+    assert settings_from(None, settings.environment(), {}).redis_url == SECRET
+    assert settings.shown()["redis_url"] == "redis://cache.example:6380/2"
+    assert "pa55word" not in repr(settings) + str(settings.shown())
+
+
+@pytest.mark.parametrize(
+    "url", ["pa55word", "http://pa55word@host", "redis://", "redis://:pa55word@host:port/0"]
+)
+def test_what_is_no_redis_url_is_refused_without_being_shown(url: str) -> None:
+    with pytest.raises(InvalidRequest, match="redis_url is redis://HOST:PORT/NUMBER") as refused:
+        settings_from(None, {"LEGOKV_REDIS_URL": url}, {"engine": "/e"})
+    assert "pa55word" not in str(refused.value)
+
+
+def test_every_setting_is_shown() -> None:
+    settings = settings_from(None, {}, {"engine": "/e"})
+    assert settings.shown().keys() == asdict(settings).keys()
