@@ -15,6 +15,8 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 DEFAULT_URL = "127.0.0.1:8001"
 FINAL = "triton_final_response"
+# What a balancer in front of several servers tells them apart by (docs/fleet.md).
+DOCUMENT_HEADER = "x-legokv-document"
 
 
 class Refused(Exception):
@@ -65,7 +67,9 @@ class Server:
         """
         inputs = self._inputs({"namespace": self._namespace, **fields})
         replies: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-        self._triton.start_stream(lambda result, error: replies.put((result, error)))
+        self._triton.start_stream(
+            lambda result, error: replies.put((result, error)), headers=_headers(fields)
+        )
         final = False
         try:
             self._triton.async_stream_infer("generate", inputs)
@@ -92,6 +96,11 @@ class Server:
         except InferenceServerException as error:
             raise Refused(error.message()) from None
         return {item["name"]: item["data_type"].removeprefix("TYPE_") for item in config["input"]}
+
+
+def _headers(fields: dict[str, object]) -> dict[str, str] | None:
+    documents = fields.get("document_ids")
+    return {DOCUMENT_HEADER: documents[0]} if isinstance(documents, list) and documents else None
 
 
 def _array(name: str, value: object, triton_type: str) -> Any:

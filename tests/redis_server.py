@@ -1,7 +1,5 @@
-"""A real Redis or Valkey for the tests: found, or unpacked from Debian's packages without root."""
+"""A real Redis or Valkey for the tests, which may be killed, frozen and started again."""
 
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -9,22 +7,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
-import pytest
+from debian_program import Program, debian_program
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-UNPACKED = REPOSITORY / "out" / "downloads" / "redis"
 PACKAGES = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1", "libatomic1")
 START_SECONDS = 20.0
 
 
 @dataclass
 class RedisServer:
-    """One server process of ours, which may be killed, frozen and started again."""
+    """One server process of ours."""
 
-    program: Path
+    program: Program
     folder: Path
     port: int
     options: tuple[str, ...] = ()
@@ -39,11 +34,11 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it with what its append-only file has, and wait until it answers."""
-        command = [self.program, "--port", str(self.port), "--bind", "127.0.0.1"]
+        command = [self.program.path, "--port", str(self.port), "--bind", "127.0.0.1"]
         kept = ["--dir", self.folder, "--save", "", "--appendonly", "yes"]
         self.process = subprocess.Popen(
             [*command, *kept, *self.options],
-            env=environment(self.program),
+            env=self.program.environment,
             stdout=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + START_SECONDS
@@ -78,53 +73,9 @@ def redis_running(folder: Path, *options: str) -> Iterator[RedisServer]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = RedisServer(redis_program(), folder, port, options)
+    program = debian_program(("valkey-server", "redis-server"), PACKAGES)
+    server = RedisServer(program, folder, port, options)
     try:
         yield server
     finally:
         server.kill()
-
-
-@cache
-def redis_program() -> Path:
-    """The server's program; the test that asks is skipped where there is none, with the reason."""
-    for name in ("valkey-server", "redis-server"):
-        if (found := shutil.which(name)) is not None:
-            return Path(found)
-    program = UNPACKED / "usr" / "bin" / "redis-server"
-    if not program.exists():
-        _unpack()
-    result = subprocess.run(
-        [program, "--version"], env=environment(program), capture_output=True, check=False
-    )
-    if result.returncode:
-        pytest.skip(f"{program} does not run here: {result.stderr.decode()[-200:]}")
-    return program
-
-
-def environment(program: Path) -> dict[str, str]:
-    """The environment in which an unpacked program finds the libraries unpacked beside it."""
-    folders = {file.parent for file in program.parents[1].glob("lib/*/*.so.*")}
-    beside = ":".join(sorted(map(str, folders))) if UNPACKED in program.parents else ""
-    return {**os.environ, **({"LD_LIBRARY_PATH": beside} if beside else {})}
-
-
-def _unpack() -> None:
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        pytest.skip("no redis-server or valkey-server on PATH, and no Debian packages here")
-    making = UNPACKED.with_name(f"redis.{os.getpid()}")
-    making.mkdir(parents=True)
-    try:
-        _run(["apt-get", "download", *PACKAGES], making)
-        for package in making.glob("*.deb"):
-            _run(["dpkg-deb", "-x", package, making / "root"], making)
-        if not UNPACKED.exists():
-            (making / "root").rename(UNPACKED)
-    finally:
-        shutil.rmtree(making)
-
-
-def _run(command: list[str | Path], folder: Path) -> None:
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if result.returncode:
-        pytest.skip(f"redis-server could not be had: {command[0]}: {result.stderr[-300:]}")

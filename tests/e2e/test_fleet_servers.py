@@ -1,16 +1,23 @@
-"""Two real servers, each with a folder of its own, over one real Redis."""
+"""Two real servers with a folder each over one real Redis, and nginx before them."""
 
+import json
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import MAX_CHUNK_TOKENS, TEXTS
+from nginx_server import balancing
 from redis_server import RedisServer, redis_running
-from server import RunningServer, refusal, serving
+from server import ANSWER_SECONDS, RunningServer, refusal, serving
 from tritonclient.utils import InferenceServerException
 
+CLIENT = Path(__file__).resolve().parents[2] / "client" / "ask.py"
 QUESTION = {"text_input": "Who keeps it?", "max_tokens": 12}
 
 
@@ -61,6 +68,52 @@ def test_two_servers_asked_at_once_to_register_one_document_make_it_once(fleet: 
     assert [reply["document"]["state"] for reply in replies] == ["ready", "ready"]
     assert sorted(reply["created"] for reply in replies) == [False, True]
     assert replies[0]["document"]["id"] == replies[1]["document"]["id"]
+
+
+def answered(server: RunningServer) -> int:
+    """How many requests the server's generate model has had."""
+    with closing(server.client()) as client:
+        (model,) = client.get_inference_statistics("generate", as_json=True)["model_stats"]
+    return int(model.get("execution_count", 0))
+
+
+def post_question(url: str, document_id: str) -> None:
+    """Ask over HTTP with the document named in the header."""
+    body = json.dumps({**QUESTION, "document_ids": [document_id]}).encode()
+    headers = {"x-legokv-document": document_id}
+    request = urllib.request.Request(f"{url}/v2/models/generate/generate", body, headers)
+    with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as response:
+        assert response.status == 200
+
+
+def ask_by_client(address: str, document_id: str) -> None:
+    """Ask by client/ask.py, which sets the header itself."""
+    command = [sys.executable, CLIENT, "Who?", "--url", address, "--documents", document_id]
+    limit = ["--max-tokens", "4"]
+    result = subprocess.run([*command, *limit], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_example_s_balancer_sends_all_questions_about_a_document_to_one_server(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    ids = fleet.one.register(*TEXTS)
+    with balancing(tmp_path, (fleet.one, fleet.other)) as balancer:
+        for ask in (
+            lambda document_id: post_question(balancer.http, document_id),
+            lambda document_id: ask_by_client(balancer.grpc, document_id),
+        ):
+            shares = [share_of(fleet, ask, document_id) for document_id in ids]
+            assert all(sorted(share) == [0, 3] for share in shares), shares
+
+
+def share_of(fleet: Fleet, ask: Callable[[str], object], document_id: str) -> list[int]:
+    """How many of three questions about a document each server answers."""
+    servers = (fleet.one, fleet.other)
+    before = [answered(server) for server in servers]
+    for _ in range(3):
+        ask(document_id)
+    return [answered(s) - b for s, b in zip(servers, before, strict=True)]
 
 
 def test_without_redis_known_documents_are_answered_and_new_ones_refused_with_the_reason(
