@@ -33,17 +33,19 @@ def measure(served: Served, rounds: int) -> None:
     served.journal.add(KEY, _found(answers[1:], alone[1:]))
 
 
-def _seconds_per_token(engine: Engine, answer: Answer, num_chunks: int) -> float:
+def _seconds_per_token(engine: Engine, answer: Answer, num_chunks: int) -> float | None:
+    """Median time between tokens; None for an answer of one token."""
     assert answer.usage is not None, f"one request alone was refused: {answer.refused}"
     each = answer.usage["prompt_tokens"] // num_chunks
     chunks = [engine.chunk([100 + number] * each, persistent=False) for number in range(num_chunks)]
     request = GenerateRequest([*chunks, [17] * 16], MAX_TOKENS)
     job = engine.submit(request)
     came = [time.perf_counter() for event in engine.results(job) if isinstance(event, Token)]
-    return statistics.median(after - before for before, after in itertools.pairwise(came))
+    gaps = [after - before for before, after in itertools.pairwise(came)]
+    return statistics.median(gaps) if gaps else None
 
 
-def _found(answers: list[Answer], alone: list[float]) -> dict[str, Any]:
+def _found(answers: list[Answer], alone: list[float | None]) -> dict[str, Any]:
     usages = [answer.usage or {} for answer in answers]
     return {
         "first token": [
@@ -53,7 +55,7 @@ def _found(answers: list[Answer], alone: list[float]) -> dict[str, Any]:
         "each token": [
             answer.time_per_output_token - seconds
             for answer, seconds in zip(answers, alone, strict=True)
-            if answer.time_per_output_token is not None
+            if answer.time_per_output_token is not None and seconds is not None
         ],
     }
 
