@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.cost import compile_price, memory, prefill_times, time_split
+from benchmarks.cost import compile_price, memory, prefill_times, reuse_methods, time_split
 from benchmarks.record.about import RESULTS, ROOT, about, model_label
 from benchmarks.record.clock import TimeLimit
 from benchmarks.record.journal import open_journal
@@ -39,9 +39,12 @@ def main() -> int:
     tokens, rounds = arguments.chunk_tokens, arguments.rounds
     time_split.measure(arguments.engine, journal, tokens, rounds, limit)
     compile_price.measure(engine, journal, tokens, rounds, limit)
+    model = arguments.engine, tokens
+    reuse_methods.measure(model, journal, rounds, limit)
     prefill_times.measure(engine, journal, todo, rounds, limit)
     rows = [
         *prefill_times.rows(journal, todo),
+        *reuse_methods.rows(journal),
         *compile_price.rows(journal),
         *time_split.rows(journal),
         *memory.rows(engine, tokens),

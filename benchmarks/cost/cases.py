@@ -44,7 +44,7 @@ def case(engine: Engine, num_chunks: int, chunk_tokens: int) -> Case:
 
 
 def method(name: str) -> Method:
-    """The method called `name`: full, prefix, whole-prefix, legolink-K, legolink-0-dummies."""
+    """The method of that name, as the reuse benchmarks name them: `naive` is k = 0."""
     if name in _NAMED:
         return _NAMED[name]
     kind, _, number = name.rpartition("-")
@@ -95,5 +95,6 @@ _NAMED: dict[str, Method] = {
     "full": _full,
     "prefix": _prefix,
     "whole-prefix": _whole_prefix,
-    "legolink-0-dummies": _behind_dummies,
+    "naive": _legolink(0),
+    "legolink-0": _behind_dummies,
 }

@@ -15,7 +15,7 @@ def measure(
 ) -> None:
     """Each round: eight new chunks compiled, then the same prompt in full and linked."""
     prompt = case(engine, 8, chunk_tokens)
-    method("legolink-0")(engine, prompt)
+    method("naive")(engine, prompt)
     for number in range(rounds):
         key = f"{EXPERIMENT}/{chunk_tokens}/{number}"
         if limit.over:
@@ -29,7 +29,7 @@ def _round(engine: Engine, prompt: Case, chunk_tokens: int, number: int) -> dict
     compiled = [seconds_of(lambda new=new: engine.compile(new, persistent=False)) for new in ids]
     for new in ids:
         engine.drop(engine.chunk(new).key)
-    method("legolink-0")(engine, prompt)
+    method("naive")(engine, prompt)
     return {
         "compile": sum(compiled),
         "full": seconds_of(lambda: method("full")(engine, prompt)),

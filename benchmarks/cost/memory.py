@@ -12,8 +12,8 @@ EXPERIMENT = "memory"
 def rows(engine: Engine, chunk_tokens: int) -> list[Row]:
     """Bytes of KV that are one request's own, by method; every other page is shared."""
     prompt = case(engine, 8, chunk_tokens)
-    policies: dict[str, Policy] = {"full": everything}
-    policies |= {f"legolink-{k}": legolink(k) for k in (0, 2, 16, 64)}
+    policies: dict[str, Policy] = {"full": everything, "naive": legolink(0)}
+    policies |= {f"legolink-{k}": legolink(k) for k in (2, 16, 64)}
     made = [_row(name, _own_bytes(engine, prompt, policy)) for name, policy in policies.items()]
     return [*made, _row("a copy of every key and value", prompt.num_tokens * token_bytes(engine))]
 

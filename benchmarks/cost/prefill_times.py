@@ -16,10 +16,10 @@ FIXED_COUNT = "length, fixed count"
 LINK_TOKENS = "link tokens"
 CHUNK_TOKENS = 512
 NUM_CHUNKS = 8
-SWEPT = ("full", "prefix", "legolink-16", "legolink-2", "legolink-0")
-AT_512 = tuple(f"legolink-{k}" for k in (0, 1, 2, 4, 8, 16, 32, 64))
-OTHER_CHUNKS = ("whole-prefix", "legolink-0-dummies")
-AT_ONE_PLACE = ("full", "prefix", *OTHER_CHUNKS, *AT_512)
+SWEPT = ("full", "prefix", "legolink-16", "legolink-2", "naive")
+BY_K = tuple(f"legolink-{k}" for k in (1, 2, 4, 8, 16, 32, 64))
+OTHER_CHUNKS = ("whole-prefix", "legolink-0")
+AT_ONE_PLACE = ("full", "prefix", *OTHER_CHUNKS, "naive", *BY_K)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _timed(engine: Engine, prompt: Case, name: str) -> dict[str, Any]:
     """One call of a method, then of its limit: as many plain tokens as it computed."""
     run = method(name)
     # Once before, uncounted, so that the chunks it needs are in the pool.
-    warm = run if name in OTHER_CHUNKS else method("legolink-0")
+    warm = run if name in OTHER_CHUNKS else method("naive")
     warm(engine, prompt)
     found = []
     seconds = seconds_of(lambda: found.append(run(engine, prompt)))
