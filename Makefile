@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := out/venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check format gpu clean
+.PHONY: run test check format gpu bench bench-full peers clean
 
 run: $(VENV)/ready
 	$(BIN)/python examples/tour.py
@@ -25,10 +25,36 @@ format: $(VENV)/ready
 gpu:
 	$(PYTHON) benchmarks/gpu
 
+# Each line stops at its minutes, goes on where it stopped when it is asked again, and keeps JSON.
+BENCH := $(BIN)/python -m benchmarks
+ENGINE := $(BIN)/python build/build_engine.py --model llama
+
+bench: $(VENV)/ready
+	$(ENGINE)
+	$(BENCH).cost --rounds 2 --lengths 1024 2048 4096 --minutes 3
+	$(BENCH).peers --rounds 1 --tasks 'full prefill' 'whole prefix cached' 'link, k = 0' --minutes 1.5
+	$(BENCH).serving --setups fits --rates 0.2 0.8 --probes 0 --requests 4 --probe-seconds 20 --minutes 2
+	$(BENCH).reuse fidelity --cases 20 --minutes 1.5
+	$(BENCH).reuse quality --cases 20 --minutes 1.5
+	$(BENCH).report
+
+bench-full: $(VENV)/ready
+	$(ENGINE)
+	$(BENCH).cost --rounds 5 --minutes 40
+	$(BENCH).peers --rounds 5 --minutes 45
+	$(BENCH).serving --minutes 90
+	$(BENCH).reuse fidelity --cases 200 --minutes 120
+	$(BENCH).reuse quality --cases 200 --minutes 120
+	$(BENCH).report
+
+# vLLM (3.4 GB) and llama.cpp, each into its own environment below out/peers.
+peers: $(VENV)/ready
+	$(BENCH).peers.install
+
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[client,server,fleet,onnx,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[client,server,fleet,onnx,tensorrt-rtx,bench,dev]'
 	$(BIN)/python build/build_native.py
 	touch $@
 

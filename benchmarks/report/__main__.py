@@ -1,0 +1,43 @@
+"""python -m benchmarks.report: docs/benchmarks.md and its plots from the result files."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.plots import draw
+from benchmarks.record.about import RESULTS, ROOT, measured_since
+from benchmarks.record.results import read_results
+from benchmarks.report.asked import Results, asked_table
+from benchmarks.report.provenance import Changed, provenance
+from benchmarks.report.sections import BODIES
+from benchmarks.report.words import INTRODUCTION, PLOTS, SECTIONS
+
+
+def report(results: Results, changed: Changed, drawn: set[str]) -> str:
+    """The whole text. A missing result is a line with its command, a stale one is marked."""
+    parts = [INTRODUCTION, "## Asked and measured", asked_table(results)]
+    for name, (question, not_shown) in SECTIONS.items():
+        found = results[name]
+        parts += [f"## {question}", provenance(name, found, changed)]
+        if found is not None:
+            plots = [plot for plot in PLOTS.get(name, ()) if plot in drawn]
+            parts += [f"![{plot}](plots/{plot}.svg)" for plot in plots]
+            parts += [BODIES[name](found["rows"]), f"*What it does not show.* {not_shown}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the report goes")
+    arguments = parser.parse_args()
+    results: Results = {name: read_results(name, arguments.results) for name in SECTIONS}
+    drawn = draw.all_plots(results, arguments.docs / "plots")
+    path = arguments.docs / "benchmarks.md"
+    path.write_text(report(results, measured_since, drawn), encoding="utf-8")
+    print(f"{path}: {sum(r is not None for r in results.values())} of {len(results)} measured")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

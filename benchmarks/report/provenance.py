@@ -1,0 +1,33 @@
+"""The line under each section that says what its numbers are: device, commit, command, date."""
+
+from collections.abc import Callable
+from typing import Any
+
+Changed = Callable[[str], bool | None]
+
+COMMANDS = {
+    "fidelity": "python -m benchmarks.reuse fidelity",
+    "quality": "python -m benchmarks.reuse quality",
+    "kv_error": "python -m benchmarks.reuse fidelity",
+    "attention_mass": "python -m benchmarks.reuse fidelity",
+    "cost": "python -m benchmarks.cost",
+    "serving": "python -m benchmarks.serving",
+    "peers": "python -m benchmarks.peers",
+}
+
+
+def provenance(name: str, results: dict[str, Any] | None, changed: Changed) -> str:
+    """Where the numbers of `name` come from, marked if the code they depend on has changed."""
+    if results is None:
+        return f"Not measured: `{COMMANDS[name]}`"
+    about = results["about"]
+    facts = f"{about['device']}; {about['model']}, {about['dtype']}; commit {about['commit']}"
+    line = f"{facts}; {about['date']}; {about['num_cases']} measurements; `{about['command']}`"
+    mark = {
+        True: "**From another commit: the code that was measured has changed since.**",
+        None: "**From a commit that this checkout does not have.**",
+        False: "",
+    }[changed(about["commit"])]
+    if about["commit"].endswith("-dirty"):
+        mark += " **Measured with uncommitted changes.**"
+    return f"{line} {mark}".strip()

@@ -1,0 +1,144 @@
+"""The tables of each result file."""
+
+from collections.abc import Callable
+
+from benchmarks.report.markdown import Row, interval, milliseconds, of, table
+
+
+def cost(rows: list[Row]) -> str:
+    """Times beside their limit, the price of compiling, the split of one request, memory."""
+    parts = []
+    for name in ("link tokens", "length, fixed chunk", "length, fixed count"):
+        found = of(rows, experiment=name)
+        if found:
+            parts.append(f"**By {name}**\n\n" + _prefills(found))
+    found = of(rows, experiment="every method")
+    if found:
+        parts.append("**Every method, in the reuse benchmarks' harness**\n\n" + _methods(found))
+    found = [row for row in rows if row["experiment"] in ("compile", "time split")]
+    if found:
+        parts.append("**Compiling, and where one request's time goes**\n\n" + _splits(found))
+    found = of(rows, experiment="memory")
+    if found:
+        lines = [(row["method"], f"{row['median'] / 2**20:.1f}") for row in found]
+        parts.append("**A request's own KV**\n\n" + table(("method", "MiB"), lines))
+    return "\n\n".join(parts)
+
+
+def _prefills(rows: list[Row]) -> str:
+    columns = ("method", "prompt", "computed", "ms, median (range)", "limit, ms", "over limit")
+    return table(
+        columns,
+        [
+            (
+                row["method"],
+                f"{row['prompt_tokens']:,}",
+                f"{row['computed_tokens']:,}",
+                milliseconds(row),
+                f"{1000 * row['limit_median']:,.1f}",
+                f"{row['median'] / row['limit_median']:.2f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _methods(rows: list[Row]) -> str:
+    lines = [(r["method"], f"{r['share_recomputed']:.1%}", milliseconds(r)) for r in rows]
+    return table(("method", "recomputed", "ms, median (range)"), lines)
+
+
+def _splits(rows: list[Row]) -> str:
+    lines = []
+    for row in rows:
+        reuses = row["unit"] == "reuses"
+        words = f"{row['median']:.2f} reuses" if reuses else f"{milliseconds(row)} ms"
+        lines.append((row["method"], str(row.get("x", "")), words))
+    return table(("what", "chunks come from", "median (range)"), lines)
+
+
+def serving(rows: list[Row]) -> str:
+    rates = of(rows, experiment="rate")
+    lines = [
+        (
+            row["set"],
+            row["method"],
+            f"{row['rate']:.2f}",
+            f"{row['requests']} ({row['refused']})",
+            _three(row, "time_to_first_token", 1),
+            _three(row, "time_per_output_token", 1000),
+            " ".join(f"{share:.0%}" for share in row["cached_share_by_quarter"]),
+        )
+        for row in rates
+    ]
+    columns = ("set", "method", "requests/s", "requests (refused)", "TTFT p50, p90, p99, s")
+    columns += ("ms per output token", "reused, by quarter of the run")
+    held = [
+        (r["set"], r["method"], f"{r['held']:.2f}", f"{r['broke'] or 0:.2f}")
+        for r in of(rows, experiment="highest rate")
+    ]
+    parts = [table(columns, lines)]
+    parts.append(table(("set", "method", "highest rate held", "lowest that broke (0: none)"), held))
+    shares = [
+        (r["set"], *(f"{r[n]:.0%}" for n in ("first_document", "longest_prefix", "any_place")))
+        for r in of(rows, experiment="reusable")
+    ]
+    words = "What caches without limits could reuse of the workload's documents:"
+    return "\n\n".join(
+        [*parts, words, table(("set", "first document", "longest prefix", "any place"), shares)]
+    )
+
+
+def _three(row: Row, name: str, scale: float) -> str:
+    if f"{name}_p50" not in row:
+        return ""
+    return " · ".join(f"{scale * row[f'{name}_p{p}']:.2f}" for p in (50, 90, 99))
+
+
+def peers(rows: list[Row]) -> str:
+    lines = [
+        (
+            row["experiment"],
+            row["version"],
+            milliseconds(row),
+            _over(row),
+        )
+        for row in rows
+        if row["experiment"] != "skipped"
+    ]
+    columns = ("task", "engine", "ms, median (range)", "over legokv (95 %)")
+    reasons = [f"Skipped: {row['reason']}" for row in of(rows, experiment="skipped")]
+    return "\n\n".join([table(columns, lines), *reasons])
+
+
+def _over(row: Row) -> str:
+    if "over_legokv" not in row:
+        return ""
+    low, high = row["over_legokv_low"], row["over_legokv_high"]
+    return f"{row['over_legokv']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def means(rows: list[Row]) -> str:
+    """Fidelity, quality, errors and attention mass: a mean and its interval a row."""
+    lines = [
+        (
+            row["set"],
+            row["metric"] + (f", from token {row['from_token']}" if "from_token" in row else ""),
+            row["method"],
+            f"{row['share_recomputed']:.1%}" if "share_recomputed" in row else "",
+            interval(row),
+        )
+        for row in sorted(rows, key=lambda row: (row["set"], row["metric"]))
+    ]
+    return table(("set", "metric", "method", "recomputed", "mean (95 %)"), lines)
+
+
+BODIES: dict[str, Callable[[list[Row]], str]] = {
+    "fidelity": means,
+    "quality": means,
+    "kv_error": means,
+    "attention_mass": means,
+    "cost": cost,
+    "serving": serving,
+    "peers": peers,
+}
