@@ -34,7 +34,7 @@ def _link(rows: list[Row]) -> list[list[str]]:
     price = None if link is None else link["median"] / link["limit_median"]
     return [
         _line(
-            "full prefill / link of 8 chunks of 512 + 32 at k = 16",
+            "full prefill / link of 8 x 512 + 32, k = 16",
             _ratio(full, link),
             20,
             at_most=False,

@@ -1,0 +1,90 @@
+"""Journals resume, statistics are what they say, unknown peers and methods are refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.cost.cases import UnknownMethod, method
+from benchmarks.peers.engines import Engine, UnknownPeer, engine
+from benchmarks.peers.measure import Plan, run
+from benchmarks.peers.tasks import TASKS, prompts, task
+from benchmarks.record.clock import TimeLimit
+from benchmarks.record.journal import Journal
+from benchmarks.record.results import read_results, write_results
+from benchmarks.record.statistics import bootstrap_interval, median_ratio, percentile, spread
+
+
+def test_percentiles_interpolate_between_neighbours():
+    values = [40.0, 10.0, 20.0, 30.0]
+    assert [percentile(values, p) for p in (0, 50, 90, 100)] == pytest.approx([10, 25, 37, 40])
+    with pytest.raises(ValueError, match="percentile 50 of 0 values"):
+        percentile([], 50)
+
+
+def test_a_spread_is_median_least_and_greatest():
+    assert spread([3.0, 1.0, 9.0]).as_row() == {"median": 3, "low": 1, "high": 9, "count": 3}
+    with pytest.raises(ValueError, match="0 values have no median"):
+        spread([])
+
+
+def test_a_bootstrap_of_pairs_keeps_them_together_and_repeats():
+    pairs = [(2.0 * n, 1.0 * n) for n in range(1, 20)]
+    assert median_ratio(pairs) == 2.0
+    low, high = bootstrap_interval(pairs, median_ratio)
+    assert (low, high) == pytest.approx((2.0, 2.0))
+    mean = bootstrap_interval([0.0, 1.0] * 50, lambda v: sum(v) / len(v))
+    assert mean == bootstrap_interval([0.0, 1.0] * 50, lambda v: sum(v) / len(v))
+    assert mean == pytest.approx((0.4, 0.6), abs=0.03)
+
+
+def test_an_interrupted_run_goes_on_and_a_torn_line_is_measured_again(tmp_path):
+    path = tmp_path / "a.jsonl"
+    Journal(path, {"commit": "a"}).add("one", 1)
+    with path.open("a") as file:
+        file.write('["two", 2')
+    resumed = Journal(path, {"commit": "a"})
+    assert resumed.entries() == {"one": 1}
+    resumed.add("two", 2)
+    assert Journal(path, {"commit": "a"}).entries() == {"one": 1, "two": 2}
+
+
+def test_a_journal_of_another_commit_is_begun_anew(tmp_path):
+    path = tmp_path / "a.jsonl"
+    Journal(path, {"commit": "a"}).add("one", 1)
+    assert len(Journal(path, {"commit": "b"})) == 0
+
+
+def test_results_are_read_as_written_and_missing_ones_are_none(tmp_path):
+    write_results("cost", {"commit": "a"}, [{"x": 1}], tmp_path)
+    assert read_results("cost", tmp_path) == {"about": {"commit": "a"}, "rows": [{"x": 1}]}
+    assert read_results("peers", tmp_path) is None
+    assert [file.name for file in tmp_path.iterdir()] == ["cost.json"]
+
+
+def test_an_unknown_method_or_peer_is_a_clear_error():
+    with pytest.raises(UnknownMethod, match="unknown method 'legolink-x'; known are full"):
+        method("legolink-x")
+    with pytest.raises(UnknownPeer, match="unknown peer 'sglang'; known are legokv, vllm"):
+        engine("sglang", 2)
+
+
+def test_a_peer_that_is_not_installed_is_skipped_with_a_line_and_no_number(tmp_path, capsys):
+    absent = Engine("vllm", tmp_path / "python", "vllm")
+    plan = Plan(TASKS, 1, 16, TimeLimit(1), {})
+    journal = Journal(tmp_path / "peers.jsonl", {})
+    reasons = run([absent], plan, journal)
+    assert "vllm is not installed: run `make peers`" in reasons["vllm"]
+    assert "skipped: vllm is not installed" in capsys.readouterr().out
+    assert len(journal) == 0
+
+
+def test_all_peers_get_the_same_prompts_and_each_round_new_documents():
+    full, reordered = task("full prefill"), task("documents reordered")
+    first = prompts(full, 0, 16)[0]["documents"]
+    assert first == prompts(task("whole prefix cached"), 0, 16)[0]["documents"]
+    assert prompts(reordered, 0, 16)[0]["documents"] == first[::-1]
+    assert first != prompts(full, 1, 16)[0]["documents"]
+    assert len({json.dumps(p) for p in prompts(task("decode, eight sequences"), 0, 16)}) == 8

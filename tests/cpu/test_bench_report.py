@@ -1,0 +1,66 @@
+"""The report marks what is stale, says how to measure what is missing, and claims no more."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.record.about import ROOT, commit, measured_since
+from benchmarks.report.__main__ import report
+from benchmarks.report.asked import asked_table
+from benchmarks.report.provenance import COMMANDS, provenance
+from benchmarks.report.words import SECTIONS
+
+ABOUT = {
+    "device": "a processor, 2 threads",
+    "commit": "abc1234",
+    "command": "python -m benchmarks.cost",
+    "date": "2026-11-24",
+    "model": "llama",
+    "dtype": "bfloat16",
+    "num_cases": 4,
+}
+NOTHING = dict.fromkeys(SECTIONS)
+
+
+def link_row(method: str, median: float, limit: float) -> dict[str, object]:
+    times = {"median": median, "low": median, "high": median, "limit_median": limit}
+    tokens = {"prompt_tokens": 4128, "computed_tokens": 144, "unit": "seconds"}
+    return {"experiment": "link tokens", "method": method, "x": 4096, **times, **tokens}
+
+
+def test_a_missing_result_is_a_line_with_the_command_that_measures_it():
+    text = report(NOTHING, lambda commit: False, set())
+    for command in COMMANDS.values():
+        assert f"Not measured: `{command}`" in text
+    assert "| yes |" not in text
+
+
+def test_a_result_of_another_commit_is_marked_and_one_of_this_is_not():
+    results = {"about": ABOUT, "rows": []}
+    assert "From another commit" in provenance("cost", results, lambda commit: True)
+    assert "does not have" in provenance("cost", results, lambda commit: None)
+    assert "**" not in provenance("cost", results, lambda commit: False)
+    dirty = {"about": {**ABOUT, "commit": "abc1234-dirty"}, "rows": []}
+    assert "uncommitted changes" in provenance("cost", dirty, lambda commit: False)
+
+
+def test_this_commit_is_not_another_and_an_unknown_one_is_neither():
+    if (ROOT / ".git").exists():
+        assert measured_since(commit()) is False
+    assert measured_since("0" * 40) is None
+
+
+def test_a_demand_holds_only_if_its_number_does():
+    rows = [link_row("full", 4.0, 4.0), link_row("legolink-16", 0.2, 0.1)]
+    lines = asked_table({**NOTHING, "cost": {"about": ABOUT, "rows": rows}}).splitlines()
+    assert lines[2].endswith("| 20.00 | yes |")
+    assert lines[3].endswith("| 2.00 | no |")
+    assert all("not measured" in line for line in lines[4:])
+
+
+def test_every_section_says_what_it_does_not_show():
+    results = {**NOTHING, "cost": {"about": ABOUT, "rows": [link_row("full", 4.0, 4.0)]}}
+    text = report(results, lambda commit: False, {"ttft_length"})
+    assert "4,000.0 (4,000.0–4,000.0)" in text  # noqa: RUF001 - the report's own range
+    assert "*What it does not show.*" in text
+    assert "![ttft_length](plots/ttft_length.svg)" in text
