@@ -16,24 +16,26 @@ class RateRange:
     broke: float
 
 
-def highest_rate(probe: Probe, bound_seconds: float, start: float, num_probes: int) -> RateRange:
-    """Double or halve from `start` until the bound is between two rates, then bisect.
+def highest_rate(
+    probe: Probe, bound_seconds: float, known: RateRange, num_probes: int
+) -> RateRange:
+    """Double or halve from what is `known` until the bound is between two rates, then bisect.
 
     `held` is 0 where no probed rate held the bound, `broke` infinite where all did.
     """
-    held, broke, rate = 0.0, math.inf, start
+    held, broke = known.held, known.broke
     for _ in range(num_probes):
+        rate = _next(held, broke)
         if probe(rate) <= bound_seconds:
             held = rate
         else:
             broke = rate
-        rate = _next(held, broke)
     return RateRange(held, broke)
 
 
 def _next(held: float, broke: float) -> float:
+    if math.isinf(broke):
+        return held * 2 or 1.0
     if held == 0.0:
         return broke / 2
-    if math.isinf(broke):
-        return held * 2
     return math.sqrt(held * broke)

@@ -108,9 +108,8 @@ def measure(served: Served, rates: list[float], num_probes: int) -> RateRange:
             broke = rate
         if seconds > SATURATED * size.bound_seconds:
             break
-    start = (held * broke) ** 0.5 if held and broke < float("inf") else held * 2 or broke / 2
-    found = highest_rate(lambda r: _p90(served.probe(r)), size.bound_seconds, start, num_probes)
-    return RateRange(max(held, found.held), min(broke, found.broke))
+    known = RateRange(held, broke)
+    return highest_rate(lambda r: _p90(served.probe(r)), size.bound_seconds, known, num_probes)
 
 
 def _p90(found: dict[str, Any]) -> float:

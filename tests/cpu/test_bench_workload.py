@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.serving.highest_rate import highest_rate
+from benchmarks.serving.highest_rate import RateRange, highest_rate
 from benchmarks.serving.methods import UnknownMethod, method
 from benchmarks.serving.workload import Workload, arrivals, reusable, selections
 
@@ -66,7 +66,7 @@ def test_an_unknown_method_is_a_clear_error_and_cacheblend_has_its_reason():
 
 
 def test_the_highest_rate_is_closed_in_on_from_both_sides():
-    found = highest_rate(lambda rate: rate, 3.0, start=0.5, num_probes=10)
+    found = highest_rate(lambda rate: rate, 3.0, RateRange(0.5, math.inf), num_probes=10)
     assert found.held <= 3.0 < found.broke
     assert found.broke / found.held < 1.05
-    assert highest_rate(lambda rate: math.inf, 3.0, start=1.0, num_probes=3).held == 0.0
+    assert highest_rate(lambda rate: math.inf, 3.0, RateRange(0.0, 1.0), num_probes=3).held == 0.0
