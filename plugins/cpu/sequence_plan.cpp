@@ -29,6 +29,43 @@ SequencePlan::SequencePlan(const LegokvCpuStep& step, int sequence)
   find_groups(rows + int64_t{sequence} * step.num_table_rows, step.num_table_rows,
               {step.page_size, step.num_kv_heads, step.head_size});
   turn_queries(step.inv_freq, step.head_size / 2);
+  cut_keys(1);
+}
+
+int64_t SequencePlan::num_keys() const {
+  int64_t count = 0;
+  for (const auto& runs : runs_) {
+    for (const KeyRun& run : runs) count += run.num_keys;
+  }
+  return count;
+}
+
+void SequencePlan::cut_keys(int num_parts) {
+  int64_t num_runs = 0;
+  for (const KeyGroup& group : groups_) num_runs += group.num_runs;
+  // One part even of no keys: its rows are zeros.
+  num_parts = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(num_parts, num_runs)));
+  parts_.clear();
+  for (int part = 0; part < num_parts; ++part) {
+    parts_.push_back(
+        groups_between(num_runs * part / num_parts, num_runs * (part + 1) / num_parts));
+  }
+}
+
+std::vector<KeyGroup> SequencePlan::groups_between(int64_t first_run, int64_t end_run) const {
+  std::vector<KeyGroup> groups;
+  for (const KeyGroup& group : groups_) {
+    const int64_t first = std::max<int64_t>(first_run, 0);
+    const int64_t end = std::min<int64_t>(end_run, group.num_runs);
+    if (first < end) {
+      const KeyRun* runs = group.runs + first;
+      groups.push_back(
+          {runs, static_cast<int32_t>(end - first), runs->first_position, group.turns});
+    }
+    first_run -= group.num_runs;
+    end_run -= group.num_runs;
+  }
+  return groups;
 }
 
 void SequencePlan::find_groups(const PageRow* rows, int num_rows, const PoolLayout& layout) {
@@ -59,15 +96,16 @@ void SequencePlan::turn_queries(const float* inv_freq, int half) {
 }
 
 void SequencePlan::add_tiles(int max_tokens, int num_kv_heads, std::vector<Tile>* tiles) const {
-  const int num_tokens = static_cast<int>(positions_.size());
-  const int num_tiles = (num_tokens + max_tokens - 1) / max_tokens;
+  const int num_tiles = (num_tokens() + max_tokens - 1) / max_tokens;
   for (int i = 0; i < num_tiles; ++i) {
-    const int first = part_begin(num_tokens, i, num_tiles);
-    const int count = part_begin(num_tokens, i + 1, num_tiles) - first;
+    const int first = part_begin(num_tokens(), i, num_tiles);
+    const int count = part_begin(num_tokens(), i + 1, num_tiles) - first;
     for (int head = 0; head < num_kv_heads; ++head) {
-      tiles->push_back({groups_.data(), positions_.data() + first,
-                        static_cast<int32_t>(groups_.size()), first_token_ + first, first, count,
-                        head});
+      for (const auto& groups : parts_) {
+        tiles->push_back({groups.data(), positions_.data() + first,
+                          static_cast<int32_t>(groups.size()), first_token_ + first, first, count,
+                          head, nullptr});
+      }
     }
   }
 }

@@ -16,18 +16,29 @@ class SequencePlan {
   // position are left out: none of its queries may look at them.
   SequencePlan(const LegokvCpuStep& step, int sequence);
 
-  // Cuts the sequence evenly into tiles of at most `max_tokens` tokens for each KV head. They point
-  // into this plan.
+  int num_tokens() const { return static_cast<int>(positions_.size()); }
+
+  int64_t num_keys() const;
+
+  // Cuts the keys into about even parts, each of whole runs and at least one: one until then.
+  void cut_keys(int num_parts);
+
+  int num_parts() const { return static_cast<int>(parts_.size()); }
+
+  // Cuts the tokens evenly into tiles of at most `max_tokens` for each KV head, the parts of a
+  // tile's keys one after another. They point into this plan.
   void add_tiles(int max_tokens, int num_kv_heads, std::vector<Tile>* tiles) const;
 
  private:
   void find_groups(const PageRow* rows, int num_rows, const PoolLayout& layout);
   void turn_queries(const float* inv_freq, int half);
+  std::vector<KeyGroup> groups_between(int64_t first_run, int64_t end_run) const;
 
   int first_token_;
   std::vector<int32_t> bases_;
   std::vector<std::vector<KeyRun>> runs_;
   std::vector<KeyGroup> groups_;
+  std::vector<std::vector<KeyGroup>> parts_;  // together the groups
   std::vector<int32_t> positions_;
   Array<float> turns_;  // [groups, tokens, 2, D / 2]; those that see no key of the group are unset
 };

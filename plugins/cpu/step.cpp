@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "cpu/parallel.h"
 #include "cpu/turn.h"
@@ -13,10 +14,26 @@ namespace {
 // Enough that packing a block of keys costs little beside the products with it, few enough that
 // their sums stay in a core's cache and a step gives work to several threads.
 constexpr int kTileRows = 192;
+// A sequence without tiles enough for all threads has its keys cut into parts of about so many: in
+// a step of one token each, a thread then has several even pieces of work.
+constexpr int kPartKeys = 512;
+constexpr int kTilesForAThread = 4;
 constexpr float kLog2OfE = 1.44269504f;
 
 int tile_tokens(const LegokvCpuStep& step) {
   return std::max(1, kTileRows / (step.num_heads / step.num_kv_heads));
+}
+
+// Keys of a tile times its tokens, runs counted whole.
+int64_t cost_of(const Tile& tile) {
+  const int last_position = tile.positions[tile.num_tokens - 1];
+  int64_t num_keys = 0;
+  for (const KeyGroup* group = tile.groups; group != tile.groups + tile.num_groups; ++group) {
+    for (const KeyRun* run = group->runs; run != group->runs + group->num_runs; ++run) {
+      if (run->first_position <= last_position) num_keys += run->num_keys;
+    }
+  }
+  return num_keys * tile.num_tokens;
 }
 
 Shape shape_of(const LegokvCpuStep& step) {
@@ -55,16 +72,55 @@ void Step::plan_writes(const LegokvCpuStep& step) {
 }
 
 void Step::plan_tiles(const LegokvCpuStep& step) {
-  for (int b = 0; b < step.num_sequences; ++b) sequences_.emplace_back(step, b);
-  for (const SequencePlan& sequence : sequences_) {
-    sequence.add_tiles(tile_tokens(step), step.num_kv_heads, &tiles_);
+  sequences_.reserve(step.num_sequences);
+  for (int b = 0; b < step.num_sequences; ++b) {
+    sequences_.emplace_back(step, b);
+    add_sequence(&sequences_.back(), tile_tokens(step));
   }
-  // The longest first, so that no thread is left alone with one at the end.
-  const auto cost = [](const Tile& tile) {
-    return int64_t{tile.positions[tile.num_tokens - 1]} * tile.num_tokens;
-  };
-  std::stable_sort(tiles_.begin(), tiles_.end(),
-                   [&cost](const Tile& a, const Tile& b) { return cost(a) > cost(b); });
+  place_parts();
+  order_tiles();
+}
+
+void Step::add_sequence(SequencePlan* sequence, int max_tokens) {
+  const int num_token_tiles = (sequence->num_tokens() + max_tokens - 1) / max_tokens;
+  const int num_uncut = num_token_tiles * shape_.num_kv_heads;
+  // What others are in the step does not count: a sequence's sums are the same in any company.
+  if (num_threads_ > 1 && num_uncut < kTilesForAThread * num_threads_) {
+    sequence->cut_keys(static_cast<int>(sequence->num_keys() / kPartKeys));
+  }
+  const size_t first = tiles_.size();
+  sequence->add_tiles(max_tokens, shape_.num_kv_heads, &tiles_);
+  const int num_parts = sequence->num_parts();
+  if (num_parts < 2) return;
+  for (size_t i = first; i < tiles_.size(); i += num_parts) cuts_.push_back({i, num_parts});
+}
+
+void Step::place_parts() {
+  const int row_floats = shape_.head_size + kPartTail;
+  const int heads = shape_.num_heads / shape_.num_kv_heads;
+  int64_t num_floats = 0;
+  for (const Cut& cut : cuts_) {
+    num_floats += int64_t{cut.num_parts} * tiles_[cut.first_tile].num_tokens * heads * row_floats;
+  }
+  parts_ = uninitialised<float>(num_floats);
+  float* part = parts_.get();
+  for (const Cut& cut : cuts_) {
+    for (int i = 0; i < cut.num_parts; ++i) {
+      Tile& tile = tiles_[cut.first_tile + i];
+      tile.part = part;
+      part += int64_t{tile.num_tokens} * heads * row_floats;
+    }
+  }
+}
+
+// The longest first, so that no thread is left alone with one at the end.
+void Step::order_tiles() {
+  std::vector<int64_t> costs;
+  for (const Tile& tile : tiles_) costs.push_back(cost_of(tile));
+  order_.resize(tiles_.size());
+  std::iota(order_.begin(), order_.end(), size_t{0});
+  std::stable_sort(order_.begin(), order_.end(),
+                   [&costs](size_t a, size_t b) { return costs[a] > costs[b]; });
 }
 
 void Step::attend(const LegokvCpuLayer& layer) {
@@ -74,7 +130,10 @@ void Step::attend(const LegokvCpuLayer& layer) {
                         writes_[i].key_offset);
   });
   parallel_for(static_cast<int64_t>(tiles_.size()), num_threads_, [&](int64_t i, int thread) {
-    kernels.attend_tile(shape_, layer, tiles_[i], scratch_.get() + thread * scratch_bytes_);
+    kernels.attend_tile(shape_, layer, tiles_[order_[i]], scratch_.get() + thread * scratch_bytes_);
+  });
+  parallel_for(static_cast<int64_t>(cuts_.size()), num_threads_, [&](int64_t i, int) {
+    kernels.join_parts(shape_, layer, tiles_[cuts_[i].first_tile], cuts_[i].num_parts);
   });
   clear_unattended(layer.out);
 }

@@ -24,7 +24,16 @@ class Step {
   };
 
   void plan_writes(const LegokvCpuStep& step);
+  // Some tiles of one KV head of a sequence, one after another, that differ in their keys only.
+  struct Cut {
+    size_t first_tile;
+    int num_parts;
+  };
+
   void plan_tiles(const LegokvCpuStep& step);
+  void add_sequence(SequencePlan* sequence, int max_tokens);
+  void order_tiles();
+  void place_parts();
   void clear_unattended(void* out) const;
 
   const Choice choice_;
@@ -37,6 +46,9 @@ class Step {
   Array<float> key_turns_;  // one for each write
   std::vector<SequencePlan> sequences_;
   std::vector<Tile> tiles_;
+  std::vector<Cut> cuts_;
+  std::vector<size_t> order_;  // in which the tiles are attended
+  Array<float> parts_;
   int64_t scratch_bytes_;
   Array<char> scratch_;  // for each thread
 };

@@ -144,6 +144,30 @@ def test_long_sequences_equal_the_definition(calls, sequence, dtype, instruction
     check(calls, inputs, instruction_set)
 
 
+@pytest.mark.parametrize(("instruction_set", "dtype"), KERNELS)
+def test_keys_cut_into_parts_for_the_threads_give_what_they_give_uncut(
+    calls, instruction_set, dtype
+):
+    skip_if_missing(calls, instruction_set)
+    sequences = (decoded(2100), linked((700, 650, 640), link_tokens=0, fresh=7), decoded(40))
+    inputs = make_inputs(Step(sequences, heads=(9, 3), dtype=dtype))
+    check(calls, inputs, instruction_set, num_threads=2)
+    cut, _ = native(calls, inputs, instruction_set, num_threads=2)
+    uncut, _ = native(calls, inputs, instruction_set, num_threads=1)
+    torch.testing.assert_close(cut, uncut, atol=TOLERANCE[dtype], rtol=0)
+
+
+def test_a_sequence_gives_the_same_bits_in_any_company(calls):
+    alone = make_inputs(Step((decoded(1500),), heads=(9, 3), seed=5))
+    crowd = make_inputs(Step((decoded(1500), *(decoded(30),) * 40), heads=(9, 3), seed=5))
+    for name in ("q", "k", "v"):
+        getattr(crowd, name)[0] = getattr(alone, name)[0]
+    crowd.pool[: len(alone.pool)] = alone.pool
+    crowd.tables.pages[0, : alone.tables.pages.shape[1]] = alone.tables.pages[0]
+    crowd.tables.slots[0] = alone.tables.slots[0]
+    assert torch.equal(native(calls, crowd)[0][0], native(calls, alone)[0][0])
+
+
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_random_ragged_batches_equal_the_definition(calls, seed, dtype):

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from legokv.runners.packed_weights import PackedLinear, pack_linear_layers
+from legokv.checkpoint import load_weights, read_model_config
+from legokv.model.decoder import decoder_from_weights
+from legokv.runners.packed_weights import PackedLinear, pack_decoder
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64, 300])
@@ -17,14 +19,28 @@ def test_a_packed_layer_gives_the_layer_s_result(rows, bias):
     exact = nn.functional.linear(x.double(), linear.weight.double())
     exact = exact + linear.bias.double() if bias else exact
     # Half a unit in the last of 8 bits, for results below 4.
-    torch.testing.assert_close(PackedLinear(linear)(x).double(), exact, atol=1e-2, rtol=2**-8)
+    torch.testing.assert_close(PackedLinear(linear.weight, linear.bias)(x).double(), exact, atol=1e-2, rtol=2**-8)
 
 
-def test_only_bfloat16_layers_are_packed():
-    module = nn.Sequential(
-        nn.Linear(16, 16, dtype=torch.bfloat16),
-        nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16, dtype=torch.bfloat16)),
-    )
-    pack_linear_layers(module)
-    kinds = [type(m).__name__ for m in module.modules() if not isinstance(m, nn.Sequential)]
-    assert kinds == ["PackedLinear", "Linear", "PackedLinear"]
+@pytest.mark.parametrize("name", ["llama", "llama-untied"])
+def test_a_bfloat16_decoder_is_packed_whole_and_answers_as_before(name, tiny_checkpoint):
+    folder = tiny_checkpoint(name)
+    config = read_model_config(folder)
+    decoder = decoder_from_weights(config, load_weights(folder, config, torch.bfloat16))
+    ids, pools = torch.arange(3, 40), [torch.empty(0)] * config.num_layers
+    expected, _ = decoder(ids, torch.tensor([36]), pools, lambda q, k, v, pool: (q, pool))
+    pack_decoder(decoder)
+    assert not [layer for layer in decoder.modules() if isinstance(layer, nn.Linear)]
+    assert isinstance(decoder.head, PackedLinear)
+    packed, _ = decoder(ids, torch.tensor([36]), pools, lambda q, k, v, pool: (q, pool))
+    # Products summed in another order, rounded to 8 bits at every layer; the logits are of size 10.
+    torch.testing.assert_close(packed, expected, atol=0.15, rtol=0.02)
+
+
+def test_a_float32_decoder_stays_as_it_is(tiny_checkpoint):
+    folder = tiny_checkpoint("llama")
+    config = read_model_config(folder)
+    decoder = decoder_from_weights(config, load_weights(folder, config, torch.float32))
+    pack_decoder(decoder)
+    assert decoder.head is None
+    assert not [layer for layer in decoder.modules() if isinstance(layer, PackedLinear)]

@@ -1,6 +1,7 @@
 // Attention of one tile: rows stay, blocks of keys pass by, stored keys are read as they are.
 #pragma once
 
+#include "cpu/kernels/output_row.h"
 #include "cpu/kernels/product.h"
 #include "cpu/kernels/rotate.h"
 #include "cpu/kernels/scratch.h"
@@ -27,7 +28,13 @@ class TileAttention {
 
   void run() {
     for (int g = 0; g < tile_.num_groups; ++g) attend_group(tile_.groups[g]);
-    for (int row = 0; row < num_rows_; ++row) finish_row(row);
+    for (int row = 0; row < num_rows_; ++row) {
+      if (tile_.part == nullptr) {
+        finish_row(row);
+      } else {
+        leave_row(row);
+      }
+    }
   }
 
  private:
@@ -114,17 +121,21 @@ class TileAttention {
           scratch_.weights + panel_row * kBlockKeys);
   }
 
-  // A row that has seen no key has no total, and gives zeros.
+  float total_of(int row) const {
+    return sum_of_lanes(load_vector<Floats>(scratch_.totals + row * kLanes));
+  }
+
   void finish_row(int row) {
-    const float total = sum_of_lanes(load_vector<Floats>(scratch_.totals + row * kLanes));
-    const float share = total == 0 ? 0 : 1 / total;
-    const int64_t token = tile_.first_token + row / heads_;
-    const int head = tile_.kv_head * heads_ + row % heads_;
-    T* out = static_cast<T*>(layer_.out) + (token * shape_.num_heads + head) * shape_.head_size;
-    const float* sums = scratch_.sums + row * shape_.head_size;
-    for (int i = 0; i < shape_.head_size; i += kLanes) {
-      store_floats<kLanes>(out + i, load_vector<Floats>(sums + i) * share);
-    }
+    store_mean(scratch_.sums + row * shape_.head_size, total_of(row), shape_.head_size,
+               output_row<T>(shape_, layer_, tile_, row));
+  }
+
+  void leave_row(int row) {
+    const int head_size = shape_.head_size;
+    float* part = tile_.part + row * (head_size + kPartTail);
+    memcpy(part, scratch_.sums + row * head_size, sizeof(float) * head_size);
+    part[head_size] = total_of(row);
+    part[head_size + 1] = scratch_.maxima[row];
   }
 
   const Shape& shape_;

@@ -2,6 +2,7 @@
 #include "cpu/kernels/kernels.h"
 
 #include "cpu/kernels/attend_tile.h"
+#include "cpu/kernels/join_parts.h"
 
 namespace legokv::cpu {
 namespace {
@@ -31,7 +32,8 @@ void attend_tile(const Shape& shape, const LegokvCpuLayer& layer, const Tile& ti
 }
 
 template <typename Operand, typename T>
-constexpr Kernels kTable = {scratch_bytes<Operand, T>, write_token<T>, attend_tile<Operand, T>};
+constexpr Kernels kTable = {scratch_bytes<Operand, T>, write_token<T>, attend_tile<Operand, T>,
+                            join_parts<T>};
 
 }  // namespace
 

@@ -26,6 +26,7 @@ struct KeyGroup {
 };
 
 // Some tokens of a sequence, and the query heads of one KV head: a row is a token's query head.
+// A tile attends to all keys of its groups, which may be a part only of what its rows see.
 struct Tile {
   const KeyGroup* groups;
   const int32_t* positions;  // of its tokens
@@ -34,7 +35,14 @@ struct Tile {
   int32_t first_in_sequence;  // the same token, counted in its sequence
   int32_t num_tokens;
   int32_t kv_head;
+  // Where to leave the rows of a part, one after another: weighted values [D] relative to a
+  // maximum, then kPartTail numbers, of them the sum of the weights and the maximum. Null: the
+  // tile's keys are all, and its rows are the layer's output.
+  float* part;
 };
+
+// A whole number of cache lines, so that rows stay aligned.
+constexpr int kPartTail = 16;
 
 struct Shape {
   int32_t num_heads;
@@ -54,6 +62,9 @@ struct Kernels {
                       int64_t key_offset);
   void (*attend_tile)(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile,
                       void* scratch);
+  // Makes the layer's output of a tile from its parts, all attended: `tile` is the first of them.
+  void (*join_parts)(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile,
+                     int num_parts);
 };
 
 // Each for a LegokvDtype; null where that build cannot do it.

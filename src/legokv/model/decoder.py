@@ -63,7 +63,7 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = None
+        self.head: nn.Module | None = None
         if not config.tied_embeddings:
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -77,8 +77,8 @@ class Decoder(nn.Module):
             x, pool = layer(x, pool, attention)
             pools_after.append(pool)
         rows = self.norm(x.index_select(0, logit_rows))
-        weight = self.embed.weight if self.head is None else self.head.weight
-        return F.linear(rows, weight).to(torch.float32), pools_after
+        logits = F.linear(rows, self.embed.weight) if self.head is None else self.head(rows)
+        return logits.to(torch.float32), pools_after
 
 
 def decoder_from_weights(config: ModelConfig, weights: dict[str, Tensor]) -> Decoder:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from legokv.model.decoder import Decoder
+
 # Rows that the layout is chosen for; others run too.
 _ROWS = 64
 
@@ -10,10 +12,10 @@ _ROWS = 64
 class PackedLinear(nn.Module):
     """nn.Linear's result from a weight packed once, by the op that torch's own compiler uses."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
-        self._bias = linear.bias
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+        self._bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
@@ -22,16 +24,23 @@ class PackedLinear(nn.Module):
         return out
 
 
-def pack_linear_layers(module: nn.Module) -> None:
-    """Replace each bfloat16 nn.Linear below `module` by a PackedLinear.
+def pack_decoder(decoder: Decoder) -> None:
+    """Replace the decoder's bfloat16 layers by packed ones, the head too.
 
-    Other types stay: float32 goes to another library, which does not gain by it. So does all where
-    torch has no oneDNN, or one without bfloat16 for this processor.
+    A head tied to the embedding takes its size once more, since rows of the embedding are still
+    looked up. Other types stay: float32 goes to another library, which does not gain by it. So does
+    all where torch has no oneDNN, or one without bfloat16 for this processor.
     """
     if not (torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return
+    _pack_linear_layers(decoder)
+    if decoder.head is None and decoder.embed.weight.dtype == torch.bfloat16:
+        decoder.head = PackedLinear(decoder.embed.weight)
+
+
+def _pack_linear_layers(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.Linear) and child.weight.dtype == torch.bfloat16:
-            setattr(module, name, PackedLinear(child))
+            setattr(module, name, PackedLinear(child.weight, child.bias))
         else:
-            pack_linear_layers(child)
+            _pack_linear_layers(child)

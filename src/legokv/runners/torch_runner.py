@@ -11,7 +11,7 @@ from legokv.bindings import graph_shape
 from legokv.config import ModelConfig
 from legokv.model.decoder import decoder_from_weights
 from legokv.runners.attention_forms import AttentionForm
-from legokv.runners.packed_weights import pack_linear_layers
+from legokv.runners.packed_weights import pack_decoder
 from legokv.runners.page_store import PageStore, page_blocks
 
 
@@ -34,7 +34,7 @@ class TorchRunner:
         self.page_size = page_size
         self.attention = attention
         self._decoder = decoder_from_weights(config, weights)
-        pack_linear_layers(self._decoder.layers)
+        pack_decoder(self._decoder)
         dtype = str(self._decoder.embed.weight.dtype).removeprefix("torch.")
         graph = graph_shape(config, dtype, page_size)
         self._store = PageStore(graph, num_pages, torch.device("cpu"))
