@@ -19,7 +19,9 @@ def test_a_packed_layer_gives_the_layer_s_result(rows, bias):
     exact = nn.functional.linear(x.double(), linear.weight.double())
     exact = exact + linear.bias.double() if bias else exact
     # Half a unit in the last of 8 bits, for results below 4.
-    torch.testing.assert_close(PackedLinear(linear.weight, linear.bias)(x).double(), exact, atol=1e-2, rtol=2**-8)
+    torch.testing.assert_close(
+        PackedLinear(linear.weight, linear.bias)(x).double(), exact, atol=1e-2, rtol=2**-8
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-untied"])
