@@ -1,0 +1,140 @@
+"""python -m benchmarks.reuse fidelity|quality: what each reuse method does to a model's answers.
+
+Stops at --minutes or Ctrl-C; the same command goes on where it stopped. Results are written at the
+end of each call, with --summarise from what there is.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.record.about import RESULTS, ROOT, about, commit, model_label
+from benchmarks.record.clock import TimeLimit
+from benchmarks.record.journal import Journal
+from benchmarks.record.results import Row, write_results
+from benchmarks.reuse import entries, fidelity, quality, tables
+from benchmarks.reuse.download import DataMissing
+from benchmarks.reuse.linked_model import LinkedModel
+from benchmarks.reuse.methods import MAIN, METHODS, Method, UnknownMethod, method_by_name
+from benchmarks.reuse.sets import FIDELITY, QUALITY, Case, cases
+
+POOL_TOKENS = 24_576
+KINDS = {"fidelity": (FIDELITY, fidelity.measure), "quality": (QUALITY, quality.measure)}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", choices=list(KINDS))
+    parser.add_argument("--engine", type=Path, default=ROOT / "out" / "engines" / "llama")
+    parser.add_argument("--cases", type=int, default=200, help="of each large set (default 200)")
+    parser.add_argument("--minutes", type=float, default=60, help="no new case after these")
+    parser.add_argument("--methods", help="names between commas (default: all, the main first)")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--attention", default="auto", choices=("auto", "native", "torch"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON results")
+    parser.add_argument("--summarise", action="store_true", help="measure nothing more")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    try:
+        rounds = _rounds(arguments.methods)
+        _run(arguments, rounds)
+    except (UnknownMethod, DataMissing) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _rounds(names: str | None) -> list[list[Method]]:
+    """What is measured over all cases before the next: the main methods, then the others."""
+    if names is not None:
+        return [[method_by_name(name) for name in names.split(",")]]
+    return [list(MAIN), [method for method in METHODS.values() if method not in MAIN]]
+
+
+def _run(arguments: argparse.Namespace, rounds: list[list[Method]]) -> None:
+    limit = TimeLimit(arguments.minutes)
+    torch.set_num_threads(arguments.threads)
+    sets, measure = KINDS[arguments.kind]
+    model = LinkedModel(arguments.engine, arguments.dtype, arguments.attention, POOL_TOKENS)
+    facts = model.facts
+    settings = {"weights": facts.fingerprint, "dtype": facts.dtype, "attention": model.attention}
+    journal = entries.open_entries(arguments.kind, settings)
+    todo = cases(sets, model.tokenizer, arguments.cases)
+    try:
+        for methods in rounds if not arguments.summarise else ():
+            _measure(model, journal, todo, methods, measure, limit)
+    except KeyboardInterrupt:
+        print("interrupted: what is done is kept, the same command goes on from there")
+    _write(arguments, model, journal, todo)
+
+
+Measure = Callable[[LinkedModel, Any, Sequence[Method]], Any]
+
+
+def _measure(
+    model: LinkedModel,
+    journal: Journal,
+    todo: Sequence[Case],
+    methods: Sequence[Method],
+    measure: Measure,
+    limit: TimeLimit,
+) -> None:
+    """Case by case, all methods of each, so that a stop leaves pairs."""
+    for number, case in enumerate(todo):
+        if limit.over:
+            return
+        left = entries.missing(journal, case.key, [method.name for method in methods])
+        wanted = [method for method in methods if method.name in left]
+        if not wanted:
+            continue
+        for name, row in measure(model, case.prompt, wanted):
+            journal.add(entries.key_of(case.key, name), {**row, "commit": commit()})
+        print(f"{number + 1} of {len(todo)}: {case.key}, {len(wanted)} methods", flush=True)
+
+
+def _write(
+    arguments: argparse.Namespace, model: LinkedModel, journal: Journal, todo: Sequence[Case]
+) -> None:
+    found = entries.by_method(journal, [case.key for case in todo])
+    if not found:
+        print("nothing is measured yet, so no results are written")
+        return
+    facts = model.facts
+    num_cases = len({case for rows in found.values() for case in rows})
+    header = about(model_label(facts), facts.dtype, num_cases, arguments.threads)
+    measured_at = entries.commits(journal)
+    header |= {"commit": measured_at[0], "commits": measured_at}
+    header |= {"attention": model.attention, "raw_rows": len(journal)}
+    for name, rows in _tables(arguments.kind, found).items():
+        path = write_results(name, header, rows, arguments.results)
+        print(f"{path}: {len(rows)} rows over {num_cases} cases")
+
+
+def _tables(kind: str, found: tables.ByMethod) -> dict[str, list[Row]]:
+    """The result files of one kind, by name."""
+    made: dict[str, list[Row]] = {}
+    for name in KINDS[kind][0]:
+        part = tables.of_set(found, name)
+        if kind == "quality":
+            made.setdefault(kind, []).extend(tables.metric_rows(part, name, quality.METRICS))
+            continue
+        made.setdefault(kind, []).extend(tables.metric_rows(part, name, fidelity.METRICS))
+        made.setdefault("kv_error", []).extend(tables.kv_error_rows(part, name))
+        made.setdefault("attention_mass", []).extend(tables.head_mass_rows(part, name))
+    if kind == "quality":
+        made[kind] += tables.needle_rows(tables.of_set(found, "facts"), quality.METRICS)
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""The keys and values that a placed prompt sees, gathered from its pages in order of position."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.reuse.linked_model import LinkedModel, Placed
+from legokv.batch import visible
+from legokv.ops.rotary import cos_sin, rotate
+
+
+@dataclass(frozen=True)
+class KeyPlaces:
+    """Where each key of a prompt lies: pool page and slot, and the turn to its absolute position.
+
+    pages, slots int64 [n], in order of position; cos, sin float32 [n, 1, D/2] of the base.
+    """
+
+    pages: Tensor
+    slots: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    def keys(self, pool: Tensor) -> Tensor:
+        """float32 [n, G, D], rotated by absolute position."""
+        return rotate(pool[self.pages, 0, self.slots], self.cos, self.sin)
+
+    def values(self, pool: Tensor) -> Tensor:
+        """float32 [n, G, D]."""
+        return pool[self.pages, 1, self.slots].float()
+
+
+def key_places(model: LinkedModel, placed: Placed) -> KeyPlaces:
+    """All keys at or before the prompt's last token."""
+    table = visible(placed.bound.table, placed.link.prompt_tokens - 1)
+    page, base, first, filled = torch.from_numpy(table).long().unbind(1)
+    slot = torch.arange(model.page_size)
+    used = slot < filled[:, None]
+    positions = (first[:, None] + slot)[used]
+    order = positions.argsort()
+    bases = base[:, None].expand_as(used)[used][order]
+    cos, sin = cos_sin(bases[:, None], model.rotation.inv_freq)
+    return KeyPlaces(
+        page[:, None].expand_as(used)[used][order],
+        slot.expand_as(used)[used][order],
+        cos,
+        sin,
+    )

@@ -1,0 +1,30 @@
+"""A prompt of the reuse benchmarks as token ids: what may be reused, what never is, the gold."""
+
+from dataclasses import dataclass
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One case: `head` (may be empty) and `passages` are chunks; `question` is always computed.
+
+    `answer` is what a gold answer goes on with, `answers` are the texts an answer is scored by.
+    """
+
+    name: str
+    head: TokenIds
+    passages: tuple[TokenIds, ...]
+    question: TokenIds
+    answer: TokenIds
+    answers: tuple[str, ...] = ()
+
+    @property
+    def segments(self) -> tuple[TokenIds, ...]:
+        """What may be reused, in order."""
+        return (self.head, *self.passages) if self.head else self.passages
+
+
+def without_documents(prompt: Prompt) -> Prompt:
+    """The floor: the same question with no passage before it."""
+    return Prompt(prompt.name, prompt.head, (), prompt.question, prompt.answer, prompt.answers)
