@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from legokv.errors import InvalidRequest, ServerError
+from legokv.runners.attention_forms import ATTENTION_FORMS
+from legokv.runners.open_runner import RUNNERS
 from legokv.serving.ports import with_ports
 from legokv.serving.settings import Settings, settings_from
 
@@ -116,3 +118,21 @@ def test_what_is_no_redis_url_is_refused_without_being_shown(url: str) -> None:
 def test_every_setting_is_shown() -> None:
     settings = settings_from(None, {}, {"engine": "/e"})
     assert settings.shown().keys() == asdict(settings).keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("runner", RUNNERS),
+        ("attention", ATTENTION_FORMS),
+        ("dtype", ("auto", "bfloat16", "float16", "float32")),
+    ],
+)
+def test_a_choice_that_the_engine_does_not_have_is_refused_before_anything_starts(
+    name: str, known: tuple[str, ...]
+) -> None:
+    for value in known:
+        settings = settings_from(None, {}, {"engine": "engine", name: value})
+        assert getattr(settings, name) == value
+    with pytest.raises(InvalidRequest, match=f"{name} is one of {', '.join(known)}, not 'int8'"):
+        settings_from(None, {}, {"engine": "engine", name: "int8"})

@@ -83,6 +83,7 @@ class EngineService:
             remote_bytes=settings.remote_bytes,
             high_watermark=settings.tier_limits.high_watermark,
             low_watermark=settings.tier_limits.low_watermark,
+            runner=settings.runner,
             attention=settings.attention,
             pinned_keys=registry.pinned_chunk_keys,
         )

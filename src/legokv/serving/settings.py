@@ -31,6 +31,11 @@ def _setting(default: Any, meaning: str, least: int | None = None) -> Any:
     return field(default=default, metadata={"meaning": meaning, "least": least})
 
 
+def _choice(choices: tuple[str, ...], meaning: str) -> Any:
+    """One of `choices`, the first unless told."""
+    return field(default=choices[0], metadata={"meaning": meaning, "choices": choices})
+
+
 def _user_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "legokv"
 
@@ -48,7 +53,14 @@ class Settings:
     http_port: int = _setting(8000, "HTTP port; 'auto' takes a free one", 0)
     grpc_port: int = _setting(8001, "gRPC port; 'auto' takes a free one", 0)
     metrics_port: int = _setting(8002, "metrics port; 'auto' takes a free one", 0)
-    dtype: str = _setting("auto", "bfloat16 or float32 in place of the engine's own")
+    dtype: str = _choice(
+        ("auto", "bfloat16", "float16", "float32"),
+        "in place of the engine's own",
+    )
+    runner: str = _choice(
+        ("auto", "torch", "cuda", "plan"),
+        "torch on the CPU, cuda with the plugins' kernels, plan, or auto by what is here",
+    )
     pool_tokens: int = _setting(32768, "tokens whose KV the page pool holds", 1)
     host_bytes: int = _setting(HOST_BYTES, "most KV in memory beside the pool; 0: none", 0)
     disk_bytes: int = _setting(DISK_BYTES, "most KV in cache_dir; 0: none", 0)
@@ -63,7 +75,9 @@ class Settings:
     low_watermark_percent: int = _setting(90, "and goes on down to this", 1)
     max_step_tokens: int = _setting(2048, "most tokens one step computes", 1)
     num_threads: int = _setting(0, "threads that compute; 0: as many as torch chooses", 0)
-    attention: str = _setting("auto", "native, torch, or auto: native if its library is compiled")
+    attention: str = _choice(
+        ("auto", "native", "torch"), "of the CPU: native, torch, or auto: native if it is compiled"
+    )
     max_chunk_tokens: int = _setting(1024, "longest span of a document compiled at once", 1)
     max_document_tokens: int = _setting(131072, "longest document", 1)
     max_document_bytes: int = _setting(4 * 2**20, "longest document's text in UTF-8", 1)
@@ -77,6 +91,9 @@ class Settings:
             value, least = getattr(self, item.name), item.metadata.get("least")
             if least is not None and value < least:
                 raise InvalidRequest(f"{item.name} is {least} or more, not {value}")
+            choices = item.metadata.get("choices", (value,))
+            if value not in choices:
+                raise InvalidRequest(f"{item.name} is one of {', '.join(choices)}, not '{value}'")
             if item.name.endswith("_port") and value > 65535:
                 raise InvalidRequest(f"{item.name} is at most 65535, not {value}")
             if item.name.endswith("_percent") and value > 100:
