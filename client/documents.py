@@ -31,8 +31,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     delete.add_argument("documents", nargs="+", metavar="document", help="id or name")
     for command in (add, update):
         command.add_argument("--ttl-seconds", type=float, help="unpin it after this time")
-        command.add_argument("--pin", dest="pinned", action="store_true", default=None)
-    update.add_argument("--unpin", dest="pinned", action="store_false", default=None)
+    add.add_argument("--pin", dest="pinned", action="store_true", default=None)
+    pins = update.add_mutually_exclusive_group()
+    pins.add_argument("--pin", dest="pinned", action="store_true", default=None)
+    pins.add_argument("--unpin", dest="pinned", action="store_false", default=None)
     return parser.parse_args(arguments)
 
 

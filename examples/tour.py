@@ -3,6 +3,7 @@
 Everything goes through the commands a user has; it stops what it started, also on Ctrl-C.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -96,6 +97,7 @@ def print_table(asked: list[Asked]) -> None:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     subprocess.run(python("build/build_engine.py", "--model", "llama"), check=True)
     print("Starting Triton Inference Server", flush=True)
     with server() as url:

@@ -134,3 +134,11 @@ def test_the_client_scripts_import_nothing_of_the_package() -> None:
     assert len(scripts) >= 3
     for script in scripts:
         assert not re.search(r"^\s*(import|from) legokv", script.read_text(), re.MULTILINE)
+
+
+def test_pinning_and_unpinning_at_once_is_refused() -> None:
+    script = Path(__file__).resolve().parents[2] / "client" / "documents.py"
+    command = [sys.executable, script, "update", "a-document", "--pin", "--unpin"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "--unpin: not allowed with argument --pin" in ended.stderr
