@@ -96,7 +96,7 @@ void SequencePlan::turn_queries(const float* inv_freq, int half) {
 }
 
 void SequencePlan::add_tiles(int max_tokens, int num_kv_heads, std::vector<Tile>* tiles) const {
-  const int num_tiles = (num_tokens() + max_tokens - 1) / max_tokens;
+  const int num_tiles = num_token_tiles(max_tokens);
   for (int i = 0; i < num_tiles; ++i) {
     const int first = part_begin(num_tokens(), i, num_tiles);
     const int count = part_begin(num_tokens(), i + 1, num_tiles) - first;

@@ -18,6 +18,9 @@ class SequencePlan {
 
   int num_tokens() const { return static_cast<int>(positions_.size()); }
 
+  // Tiles of at most `max_tokens` tokens that the tokens are cut into, for each KV head and part.
+  int num_token_tiles(int max_tokens) const { return (num_tokens() + max_tokens - 1) / max_tokens; }
+
   int64_t num_keys() const;
 
   // Cuts the keys into about even parts, each of whole runs and at least one: one until then.

@@ -82,8 +82,7 @@ void Step::plan_tiles(const LegokvCpuStep& step) {
 }
 
 void Step::add_sequence(SequencePlan* sequence, int max_tokens) {
-  const int num_token_tiles = (sequence->num_tokens() + max_tokens - 1) / max_tokens;
-  const int num_uncut = num_token_tiles * shape_.num_kv_heads;
+  const int num_uncut = sequence->num_token_tiles(max_tokens) * shape_.num_kv_heads;
   // What others are in the step does not count: a sequence's sums are the same in any company.
   if (num_threads_ > 1 && num_uncut < kTilesForAThread * num_threads_) {
     sequence->cut_keys(static_cast<int>(sequence->num_keys() / kPartKeys));

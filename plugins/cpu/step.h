@@ -23,13 +23,13 @@ class Step {
     int64_t key_offset;
   };
 
-  void plan_writes(const LegokvCpuStep& step);
   // Some tiles of one KV head of a sequence, one after another, that differ in their keys only.
   struct Cut {
     size_t first_tile;
     int num_parts;
   };
 
+  void plan_writes(const LegokvCpuStep& step);
   void plan_tiles(const LegokvCpuStep& step);
   void add_sequence(SequencePlan* sequence, int max_tokens);
   void order_tiles();
