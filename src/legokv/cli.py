@@ -5,17 +5,19 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import legokv
 from legokv.commands.cache_arguments import add_cache_parser
 from legokv.engine_folder import read_engine_folder
-from legokv.errors import LegokvError
+from legokv.errors import LegokvError, ModelProcessLost
 from legokv.serving.ports import with_ports
 from legokv.serving.settings import Settings, settings_from
 from legokv.serving.triton_server import TritonServer, running_server
+
+Say = Callable[[str, dict[str, object]], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,13 +70,23 @@ def _serve(parsed: argparse.Namespace) -> None:
     settings = with_ports(settings)
     say = _say_json if parsed.format == "json" else _say_text
     say("settings", settings.shown())
+    while not _serve_once(settings, say):
+        pass
+    say("stopped", {})
+
+
+def _serve_once(settings: Settings, say: Say) -> bool:
+    """Serve until interrupted; False when the server lost a model and is to be started again."""
     with running_server(settings) as server:
         _pass_signals_on(server)
         server.wait_until_ready()
         if not server.stopping:
             say("ready", _addresses(settings))
-        server.wait()
-    say("stopped", {})
+        try:
+            server.wait()
+        except ModelProcessLost as error:
+            say("restarting", {"reason": str(error)})
+        return server.stopping
 
 
 def _pass_signals_on(server: TritonServer) -> None:

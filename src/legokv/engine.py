@@ -74,6 +74,7 @@ class Engine:
         dtype: str | None = None,
         pool_tokens: int = 32768,
         max_step_tokens: int = 2048,
+        max_queue_requests: int = 1024,
         num_threads: int | None = None,
         cache_dir: str | Path | None = None,
         runner: str = "auto",
@@ -90,7 +91,8 @@ class Engine:
         """Load the engine folder at `path`; EngineMismatch if it does not fit this version.
 
         dtype: "bfloat16" or "float32" in place of the one it was built for. pool_tokens: how many
-        tokens' KV the pool holds. max_step_tokens: most tokens one step computes. num_threads:
+        tokens' KV the pool holds. max_step_tokens: most tokens one step computes.
+        max_queue_requests: most requests that wait for pages, Busy for one more. num_threads:
         torch's, for this whole process. cache_dir: where persistent chunks are kept, below a
         folder named by the model's fingerprint. runner: "torch" on the CPU, "cuda", "plan", or
         "auto" by what this machine has (see `open_runner`). attention, of the CPU: "native", its
@@ -126,6 +128,7 @@ class Engine:
             cache,
             tiers,
             max_step_tokens=max_step_tokens,
+            max_queue_requests=max_queue_requests,
             dummy_token_id=_dummy_token_id(facts),
         )
         return cls(facts, Tokenizer.open(Path(path)), model_runner, executor, cache, tiers)

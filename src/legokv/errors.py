@@ -67,3 +67,7 @@ class StillUnavailable(CacheUnavailable):
 
 class ServerError(LegokvError):
     """The Triton server could not be started or did not become ready."""
+
+
+class ModelProcessLost(ServerError):
+    """A process that runs one of the server's models ended by itself; the server must restart."""

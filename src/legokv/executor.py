@@ -4,6 +4,7 @@ Chunks a job needs and no tier has are compiled here, once, however many jobs wa
 """
 
 import logging
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 from legokv.batch import step_batch
 from legokv.chunks.cache import ChunkCache, Grant, Resident
 from legokv.chunks.lower_tiers import LowerTiers
-from legokv.errors import Cancelled, LegokvError, PoolFull
+from legokv.errors import Busy, Cancelled, LegokvError, PoolFull
 from legokv.jobs import CompileJob, Job
 from legokv.runners import Runner
 from legokv.schedule import share
@@ -50,6 +51,7 @@ class Executor:
         tiers: LowerTiers,
         *,
         max_step_tokens: int,
+        max_queue_requests: int,
         dummy_token_id: int,
     ) -> None:
         self.counters = Counters()
@@ -57,23 +59,36 @@ class Executor:
         self._cache = cache
         self._transfer = Transfer(runner, cache, tiers)
         self._max_step_tokens = max_step_tokens
+        self._max_queue_requests = max_queue_requests
         self._dummy_token_id = dummy_token_id
         self._waiting: deque[Job] = deque()
+        self._joining = threading.Lock()
         self._granted: list[Job] = []
         self._running: list[Job] = []
         self._compiling: dict[str, Compiling] = {}
 
     def submit(self, job: Job) -> None:
-        """Queue a job. PoolFull if it could not run even with the pool to itself."""
+        """Queue a job. PoolFull if it could not run even with the pool to itself, Busy if too many
+        requests wait already; compiles, one for each document being registered, always may.
+        """
         needed = self._cache.pages_needed(job.chunks, job.num_private_pages)
         if needed > self._runner.num_pages:
             raise PoolFull(
                 f"the request needs {needed} pages of {self._runner.page_size} tokens, the pool "
                 f"has {self._runner.num_pages}"
             )
-        if not isinstance(job, CompileJob):
+        if isinstance(job, CompileJob):
+            self._waiting.append(job)
+            return
+        with self._joining:
+            num_waiting = sum(not isinstance(other, CompileJob) for other in list(self._waiting))
+            if num_waiting >= self._max_queue_requests:
+                raise Busy(
+                    f"{num_waiting} requests wait already, max_queue_requests allows "
+                    f"{self._max_queue_requests}; ask again later"
+                )
             job.prefetch = self._transfer.prefetch(job.chunks)
-        self._waiting.append(job)
+            self._waiting.append(job)
 
     def step(self) -> bool:
         """Do one step's work; False if there was none."""
@@ -94,7 +109,7 @@ class Executor:
             return True
         self.counters.steps += 1
         for row, n in zip(logits, chosen, strict=True):
-            sequences[n].advance(given[n])
+            sequences[n].advance(given[n], self.counters.steps)
             if not sequences[n].num_left:
                 self._computed(owners[n], row)
         return True
@@ -176,6 +191,7 @@ class Executor:
         sequence = chunk_sequence(
             chunk.token_ids, resident.pages, self._runner.page_size, dummies, resident.dummy_pages
         )
+        sequence.last_step = self.counters.steps
         self._cache.lease(resident)
         self._compiling[chunk.key] = Compiling(resident, sequence)
 
@@ -188,15 +204,16 @@ class Executor:
             if isinstance(job, CompileJob):
                 self._transfer.store(job.grant.residents[0])
             if job.start(self._runner.copy_pages):
+                _sequence(job).last_step = self.counters.steps
                 self._running.append(job)
             else:
                 self._end(job)
 
     def _work(self) -> tuple[list[Sequence], list["Job | Compiling"]]:
+        """All there is to compute and for whom, the longest without a turn first."""
         owners: list[Job | Compiling] = [*self._running, *self._compiling.values()]
-        sequences = [owner.sequence for owner in owners if owner.sequence is not None]
-        assert len(sequences) == len(owners), "whatever runs has a sequence"
-        return sequences, owners
+        owners.sort(key=_last_step)
+        return [_sequence(owner) for owner in owners], owners
 
     def _computed(self, owner: "Job | Compiling", logits: Tensor) -> None:
         if isinstance(owner, Compiling):
@@ -228,3 +245,12 @@ class Executor:
             self._end(job)
             job.events.put(error)
         log.error("%s", error)
+
+
+def _sequence(owner: "Job | Compiling") -> Sequence:
+    assert owner.sequence is not None, "whatever runs has a sequence"
+    return owner.sequence
+
+
+def _last_step(owner: "Job | Compiling") -> int:
+    return _sequence(owner).last_step

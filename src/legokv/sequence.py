@@ -13,7 +13,8 @@ class Sequence:
     """Tokens to compute, ascending by position, over a page table that already lists their pages.
 
     token_ids, positions, key_positions, slots: int32 [C]; table int32 [P, 4]; `num_done` of the
-    C tokens have been computed.
+    C tokens have been computed, the last of them in the engine's step `last_step`, or the sequence
+    began then.
     """
 
     token_ids: Int32
@@ -22,6 +23,7 @@ class Sequence:
     slots: Int32
     table: Int32
     num_done: int = 0
+    last_step: int = 0
 
     @property
     def num_left(self) -> int:
@@ -38,8 +40,9 @@ class Sequence:
             self.table,
         )
 
-    def advance(self, num_tokens: int) -> None:
+    def advance(self, num_tokens: int, step: int) -> None:
         self.num_done += num_tokens
+        self.last_step = step
 
     def follow_with(self, token_id: int, position: int, slot: int) -> None:
         """One more token, in a page whose base is 0; all before it are computed."""

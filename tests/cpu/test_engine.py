@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from legokv import Engine, SamplingOptions
-from legokv.errors import InvalidRequest, PoolFull
+from legokv.errors import Busy, InvalidRequest, PoolFull
 from legokv.request import GenerateRequest
 
 
@@ -138,6 +138,35 @@ def test_requests_wait_for_pages_that_others_hold(tiny_engine_folder):
     alone = [[t.id for t in engine.generate([p], max_tokens=6)] for p in prompts]
     jobs = [engine.submit(GenerateRequest([p], 6)) for p in prompts]
     assert [[t.id for t in engine.results(j) if hasattr(t, "id")] for j in jobs] == alone
+
+
+def test_a_full_queue_refuses_one_more_with_the_numbers_and_those_in_it_are_answered(
+    tiny_engine_folder,
+):
+    engine = Engine.open(tiny_engine_folder(), pool_tokens=16 * 6, max_queue_requests=3)
+    prompts = [random_ids(n, 40).tolist() for n in range(3)]
+    alone = [[t.id for t in engine.generate([p], max_tokens=6)] for p in prompts]
+    jobs = [engine.submit(GenerateRequest([p], 6)) for p in prompts]
+    with pytest.raises(Busy, match="3 requests wait already, max_queue_requests allows 3"):
+        engine.submit(GenerateRequest([prompts[0]], 6))
+    compiling = engine.submit_compile(engine.chunk(random_ids(9, 20)))
+    assert [[t.id for t in engine.results(j) if hasattr(t, "id")] for j in jobs] == alone
+    assert [event.finish_reason for event in engine.results(compiling)] == ["stop"]
+    assert [t.id for t in engine.generate([prompts[0]], max_tokens=6)] == alone[0]
+
+
+def test_a_long_prompt_is_answered_while_as_many_decode_as_a_step_has_tokens(tiny_engine_folder):
+    engine = Engine.open(tiny_engine_folder(), pool_tokens=4096, max_step_tokens=4)
+    alone = [t.id for t in engine.generate([random_ids(9, 20).tolist()], max_tokens=2)]
+    decoding = [engine.submit(GenerateRequest([[5, 6, n]], 300)) for n in range(7, 13)]
+    while any(job.usage.generated_tokens == 0 for job in decoding):
+        engine.step()
+    long = engine.submit(GenerateRequest([random_ids(9, 20).tolist()], 2))
+    for _ in range(60):
+        engine.step()
+    assert all(job.usage.generated_tokens < 300 for job in decoding)
+    assert long.usage.generated_tokens == 2
+    assert [event.id for event in engine.results(long) if hasattr(event, "id")] == alone
 
 
 def test_a_prompt_past_the_context_is_refused_with_the_numbers(engine):

@@ -48,7 +48,7 @@ class Lockstep:
         while sequence.num_left:
             num_tokens = min(most_tokens, sequence.num_left)
             self.run([sequence.next(num_tokens)])
-            sequence.advance(num_tokens)
+            sequence.advance(num_tokens, self.num_steps)
         return pages
 
     def move_through_the_host(self, pages: Sequence[int], num_tokens: int) -> list[int]:

@@ -74,6 +74,7 @@ class EngineService:
             dtype=None if settings.dtype == "auto" else settings.dtype,
             pool_tokens=settings.pool_tokens,
             max_step_tokens=settings.max_step_tokens,
+            max_queue_requests=settings.max_queue_requests,
             num_threads=settings.num_threads or None,
             cache_dir=settings.cache_dir,
             host_bytes=settings.host_bytes,

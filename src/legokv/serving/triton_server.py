@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from legokv.errors import ServerError
+from legokv.errors import ModelProcessLost, ServerError
+from legokv.serving.model_processes import child_processes, is_running
 from legokv.serving.settings import Settings
 from legokv.serving.triton_install import (
     TritonInstall,
@@ -26,6 +27,8 @@ from legokv.serving.triton_install import (
 EXIT_TIMEOUT_SECONDS = 10
 _LOG_TAIL_LINES = 30
 _POLL_SECONDS = 0.1
+_LOST_SECONDS = 1.0
+"""From a model's loss to the server's end, so that the requests under way are told."""
 _SHARED_MEMORY = Path("/dev/shm")
 _SHARED_MEMORY_PREFIX = "legokv_"
 _PR_SET_PDEATHSIG = 1
@@ -57,8 +60,16 @@ class TritonServer:
             time.sleep(_POLL_SECONDS)
 
     def wait(self) -> None:
-        """Return when the server has ended after a `stop`; ServerError if it ended by itself."""
+        """Return when the server has ended after a `stop`; ServerError if it ended by itself.
+
+        ModelProcessLost soon after a model's process ended, when clients have had its errors.
+        """
+        models = child_processes(self._process.pid)
         while self._process.poll() is None and not self.stopping:
+            lost = [pid for pid in models if not is_running(pid)]
+            if lost:
+                time.sleep(_LOST_SECONDS)
+                raise ModelProcessLost(f"the process of a model, {lost[0]}, ended by itself")
             time.sleep(_POLL_SECONDS)
         if not self.stopping:
             raise ServerError(
