@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from recorded_facts import pytest_terminal_summary  # noqa: F401 - the hook
 from redis_server import redis_running
 from tiny_checkpoints import make_tiny_checkpoint
 
