@@ -1,6 +1,6 @@
 """Errors a caller can act on, each with the status code a server reports for it."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class LegokvError(Exception):
@@ -51,8 +51,19 @@ class EngineMismatch(LegokvError):
     code = "UNSUPPORTED"
 
 
+UnreadableReason = Literal["missing", "io", "length", "header", "identity", "checksum", "unknown"]
+
+
 class ChunkUnreadable(LegokvError):
-    """A stored chunk that is gone, short or damaged. The caller compiles it again."""
+    """A stored chunk that is gone or damaged. The caller compiles it again.
+
+    reason: "missing"; "io", the system could not read it; "length", shorter or longer than it says;
+    "header", damaged or of another format; "identity", another chunk's; or "checksum".
+    """
+
+    def __init__(self, message: str, reason: UnreadableReason = "unknown") -> None:
+        super().__init__(message)
+        self.reason: UnreadableReason = reason
 
 
 class CacheUnavailable(LegokvError):

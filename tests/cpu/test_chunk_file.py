@@ -91,8 +91,15 @@ def test_kv_of_another_number_of_tokens_is_not_stored(tmp_path):
 
 
 def test_a_chunk_that_is_gone_is_unreadable(tmp_path):
-    with pytest.raises(ChunkUnreadable, match="No such file"):
+    with pytest.raises(ChunkUnreadable, match="No such file") as gone:
         read_chunk(tmp_path / "gone.safetensors", KEY, IDS)
+    assert gone.value.reason == "missing"
+
+
+def test_a_file_that_the_system_cannot_read_is_unreadable(tmp_path):
+    with pytest.raises(ChunkUnreadable, match="Is a directory") as refused:
+        read_chunk(tmp_path, KEY, IDS)
+    assert refused.value.reason == "io"
 
 
 def test_a_file_cut_short_anywhere_is_unreadable(stored):

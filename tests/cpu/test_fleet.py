@@ -160,7 +160,7 @@ def test_bytes_damaged_in_redis_are_compiled_again_and_mended(start):
     result = other.answer(document)
     assert torch.equal(result.logits, expected)
     assert result.usage.compiled_tokens == document["num_tokens"]
-    assert other.tier("remote").failed_reads == document["num_chunks"]
+    assert other.tier("remote").failed_reads == {"checksum": document["num_chunks"]}
     third = start("third")
     assert third.answer(document).usage.compiled_tokens == 0
 

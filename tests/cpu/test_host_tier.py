@@ -99,6 +99,16 @@ def test_a_chunk_for_which_nobody_may_leave_is_refused_and_nobody_leaves():
     assert host.stats().refused == 1
 
 
+def test_counts_that_were_given_out_do_not_change():
+    host = tier(1)
+    fill(host, 1, 2)
+    before = host.stats()
+    fill(host, 3)
+    assert (before.evictions, host.stats().evictions) == ({"budget": 1}, {"budget": 2})
+    with pytest.raises(TypeError):
+        before.evictions["budget"] = 0
+
+
 def test_a_chunk_larger_than_the_tier_evicts_nobody():
     host = HostTier(Budget(KV_BYTES))
     fill(host, 1)

@@ -34,11 +34,11 @@ class DiskTier:
     def read(self, chunk: Chunk) -> Tensor:
         if not self.folder.has(chunk.key):
             self._counts.add("misses")
-            raise ChunkUnreadable(f"chunk {chunk.key[:12]} is not on disk")
+            raise ChunkUnreadable(f"chunk {chunk.key[:12]} is not on disk", "missing")
         try:
             kv = self.folder.read(chunk)
-        except ChunkUnreadable:
-            self._counts.add("failed_reads")
+        except ChunkUnreadable as error:
+            self._counts.add_failed_read(error.reason)
             raise
         self._counts.add("hits")
         self.stored.touch([chunk.key])

@@ -9,7 +9,7 @@ import torch
 from legokv.chunks.header import ChunkHeader
 from legokv.chunks.key import TokenIds
 from legokv.chunks.stored_form import EncodedChunk, check_chunk, decode_chunk, encode_chunk
-from legokv.errors import ChunkUnreadable
+from legokv.errors import ChunkUnreadable, UnreadableReason
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -48,7 +48,7 @@ def read_chunk(path: Path, key: str, token_ids: TokenIds) -> torch.Tensor:
     try:
         return decode_chunk(content, key, token_ids)
     except ChunkUnreadable as error:
-        raise ChunkUnreadable(f"chunk file {path}: {error}") from error
+        raise ChunkUnreadable(f"chunk file {path}: {error}", error.reason) from error
 
 
 def verify_file(path: Path, key: str) -> ChunkHeader:
@@ -57,7 +57,7 @@ def verify_file(path: Path, key: str) -> ChunkHeader:
     try:
         return check_chunk(content, key)
     except ChunkUnreadable as error:
-        raise ChunkUnreadable(f"chunk file {path}: {error}") from error
+        raise ChunkUnreadable(f"chunk file {path}: {error}", error.reason) from error
 
 
 def _content(path: Path) -> bytearray:
@@ -67,7 +67,8 @@ def _content(path: Path) -> bytearray:
             del content[file.readinto(content) :]
             return content
     except OSError as error:
-        raise ChunkUnreadable(f"chunk file {path}: {error.strerror}") from error
+        reason: UnreadableReason = "missing" if isinstance(error, FileNotFoundError) else "io"
+        raise ChunkUnreadable(f"chunk file {path}: {error.strerror}", reason) from error
 
 
 def _sync_folder(folder: Path) -> None:

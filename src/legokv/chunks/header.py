@@ -69,14 +69,16 @@ def encode_header(header: ChunkHeader) -> bytes:
 def decode_header(content: bytes | bytearray) -> tuple[ChunkHeader, int]:
     """The header of a whole file's content and where the KV starts; ChunkUnreadable if damaged."""
     if len(content) < 8:
-        raise ChunkUnreadable(f"it is short: {len(content)} bytes")
+        raise ChunkUnreadable(f"it is short: {len(content)} bytes", "length")
     (length,) = struct.unpack_from("<Q", content)
     if length > min(_MAX_HEADER_BYTES, len(content) - 8):
-        raise ChunkUnreadable(f"it is short: a header of {length} in {len(content)} bytes")
+        raise ChunkUnreadable(
+            f"it is short: a header of {length} in {len(content)} bytes", "length"
+        )
     try:
         header = _from_fields(json.loads(content[8 : 8 + length]))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise ChunkUnreadable(f"its header is damaged: {error!r}") from error
+        raise ChunkUnreadable(f"its header is damaged: {error!r}", "header") from error
     return header, 8 + length
 
 

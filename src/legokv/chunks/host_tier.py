@@ -48,7 +48,7 @@ class HostTier:
             kv = self._kept.pop(chunk.key, None)
             if kv is None:
                 self._counts.add("misses")
-                raise ChunkUnreadable(f"chunk {chunk.key[:12]} is not in host memory")
+                raise ChunkUnreadable(f"chunk {chunk.key[:12]} is not in host memory", "missing")
             self._kept[chunk.key] = kv
         self._counts.add("hits")
         return kv

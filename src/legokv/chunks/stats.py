@@ -2,16 +2,29 @@
 
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from legokv.errors import UnreadableReason
+
+CountName = Literal["hits", "misses", "writes", "refused", "failed_writes"]
+EvictionReason = Literal["budget", "quota", "dropped", "damaged"]
+
+
+def _none() -> Mapping[str, int]:
+    return MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class TierStats:
     """One tier's state and its counts since the start. Counts only grow.
 
-    `refused` chunks were not kept because leased or pinned ones fill the budget. `evictions` are
-    by reason: "budget", "quota" (of a namespace), "dropped" (nobody names the chunk any more),
-    "damaged".
+    `refused` chunks were not kept because leased or pinned ones fill the budget. `failed_reads` are
+    by a ChunkUnreadable's reason; a chunk that is not there is a miss. `evictions` are by reason:
+    "budget", "quota" (of a namespace), "dropped" (nobody names the chunk any more), "damaged".
+    Reasons that never happened are not in them.
     """
 
     tier: str
@@ -23,26 +36,30 @@ class TierStats:
     misses: int = 0
     writes: int = 0
     refused: int = 0
-    failed_reads: int = 0
     failed_writes: int = 0
-    evictions: dict[str, int] = field(default_factory=dict)
+    failed_reads: Mapping[str, int] = field(default_factory=_none)
+    evictions: Mapping[str, int] = field(default_factory=_none)
 
 
 class TierCounts:
-    """Counts by the names of TierStats' fields; evictions by reason."""
+    """Counts by the names of TierStats' fields; failed reads and evictions by reason."""
 
     def __init__(self, tier: str) -> None:
         self._tier = tier
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[CountName] = Counter()
+        self._failed_reads: Counter[str] = Counter()
         self._evictions: Counter[str] = Counter()
 
-    def add(self, name: str, number: int = 1) -> None:
-        """Count one of hits, misses, writes, refused, failed_reads, failed_writes."""
+    def add(self, name: CountName, number: int = 1) -> None:
         with self._lock:
             self._counts[name] += number
 
-    def add_evictions(self, reason: str, number: int = 1) -> None:
+    def add_failed_read(self, reason: UnreadableReason) -> None:
+        with self._lock:
+            self._failed_reads[reason] += 1
+
+    def add_evictions(self, reason: EvictionReason, number: int = 1) -> None:
         if number:
             with self._lock:
                 self._evictions[reason] += number
@@ -58,6 +75,11 @@ class TierCounts:
                 num_bytes=num_bytes,
                 max_bytes=max_bytes,
                 num_leases=num_leases,
-                evictions=dict(self._evictions),
-                **self._counts,
+                hits=self._counts["hits"],
+                misses=self._counts["misses"],
+                writes=self._counts["writes"],
+                refused=self._counts["refused"],
+                failed_writes=self._counts["failed_writes"],
+                failed_reads=MappingProxyType(dict(self._failed_reads)),
+                evictions=MappingProxyType(dict(self._evictions)),
             )

@@ -54,10 +54,13 @@ def decode_chunk(content: bytearray, key: str, token_ids: TokenIds) -> torch.Ten
     header, start = decode_header(content)
     _check_identity(header, key)
     if header.token_digest != token_digest(token_ids):
-        raise ChunkUnreadable(f"it was compiled from other token ids than these {len(token_ids)}")
+        raise ChunkUnreadable(
+            f"it was compiled from other token ids than these {len(token_ids)}", "identity"
+        )
     if header.shape[2] != len(token_ids):
         raise ChunkUnreadable(
-            f"it holds KV of shape {list(header.shape)}, not [L, 2, {len(token_ids)}, G, D]"
+            f"it holds KV of shape {list(header.shape)}, not [L, 2, {len(token_ids)}, G, D]",
+            "header",
         )
     _check_data(header, content, start)
     return torch.frombuffer(content, dtype=_DTYPES[header.dtype], offset=start).view(header.shape)
@@ -72,29 +75,31 @@ def check_chunk(content: bytearray, key: str) -> ChunkHeader:
     _check_identity(header, key)
     _check_data(header, content, start)
     if encode_header(header) != content[:start]:
-        raise ChunkUnreadable("its header is damaged: not as this program writes it")
+        raise ChunkUnreadable("its header is damaged: not as this program writes it", "header")
     return header
 
 
 def _check_identity(header: ChunkHeader, key: str) -> None:
     if header.version != str(CHUNK_FORMAT_VERSION):
         raise ChunkUnreadable(
-            f"it has format version {header.version}, this program reads {CHUNK_FORMAT_VERSION}"
+            f"it has format version {header.version}, this program reads {CHUNK_FORMAT_VERSION}",
+            "header",
         )
     if header.key != key:
-        raise ChunkUnreadable(f"it holds chunk {header.key}, not {key}")
+        raise ChunkUnreadable(f"it holds chunk {header.key}, not {key}", "identity")
     shape = header.shape
     if len(shape) != 5 or shape[1] != 2 or min(shape) < 1:
-        raise ChunkUnreadable(f"it holds KV of shape {list(shape)}, not [L, 2, n, G, D]")
+        raise ChunkUnreadable(f"it holds KV of shape {list(shape)}, not [L, 2, n, G, D]", "header")
 
 
 def _check_data(header: ChunkHeader, content: bytearray, start: int) -> None:
     if len(content) - start != header.num_bytes:
         raise ChunkUnreadable(
-            f"it holds {len(content) - start} bytes of KV, its header says {header.num_bytes}"
+            f"it holds {len(content) - start} bytes of KV, its header says {header.num_bytes}",
+            "length",
         )
     if kv_checksum(header.dtype, header.shape, memoryview(content)[start:]) != header.checksum:
-        raise ChunkUnreadable("the checksum of its KV differs")
+        raise ChunkUnreadable("the checksum of its KV differs", "checksum")
 
 
 def _check_kv(kv: torch.Tensor, num_tokens: int) -> None:

@@ -58,12 +58,13 @@ class RemoteTier:
             content = client.get(self._place(chunk.key))
         if not isinstance(content, bytes):
             self._counts.add("misses")
-            raise ChunkUnreadable(f"chunk {chunk.key[:12]} is not in Redis")
+            raise ChunkUnreadable(f"chunk {chunk.key[:12]} is not in Redis", "missing")
         try:
             kv = decode_chunk(bytearray(content), chunk.key, chunk.token_ids)
         except ChunkUnreadable as error:
-            self._counts.add("failed_reads")
-            raise ChunkUnreadable(f"chunk {chunk.key[:12]} in Redis: {error}") from error
+            self._counts.add_failed_read(error.reason)
+            what = f"chunk {chunk.key[:12]} in Redis: {error}"
+            raise ChunkUnreadable(what, error.reason) from error
         self._counts.add("hits")
         self.touch([chunk.key])
         return kv
