@@ -1,25 +1,34 @@
 """Choosing the next token from logits. Host arithmetic on one row; no state outside the sampler."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from legokv.errors import InvalidRequest
+from legokv.penalties import Logits, Penalties, PenaltyFactors
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """How tokens are drawn; InvalidRequest for a value out of range.
 
-    temperature 0 is greedy. top_k 0 and top_p 1.0 keep every token. Without a seed one is drawn.
+    The penalties change the logits (see `legokv.penalties`), then temperature, top_k, top_p and
+    min_p choose in this order. temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 keep every
+    token; min_p keeps those at least that share as likely as the likeliest (arXiv 2407.01082).
+    Without a seed one is drawn.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -30,32 +39,83 @@ class SamplingOptions:
             raise InvalidRequest(f"top_p is above 0 and at most 1, not {self.top_p}")
         if self.seed is not None and self.seed < 0:
             raise InvalidRequest(f"seed is 0 or more, not {self.seed}")
+        if not 0 <= self.min_p <= 1:
+            raise InvalidRequest(f"min_p is between 0 and 1, not {self.min_p}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise InvalidRequest(
+                f"repetition_penalty is finite and above 0, not {self.repetition_penalty}"
+            )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise InvalidRequest(f"{name} is between -2 and 2, not {getattr(self, name)}")
 
 
 class Sampler:
-    """Draws one request's tokens; the same seed and logits give the same tokens."""
+    """Draws the tokens of one answer; the same seed, index and logits give the same tokens.
 
-    def __init__(self, options: SamplingOptions) -> None:
+    `index` is the answer's number among those of its request: each has its own stream of random
+    numbers from the one seed, and the first has the one that a single answer has.
+    """
+
+    def __init__(
+        self, options: SamplingOptions, prompt_ids: Sequence[int] = (), index: int = 0
+    ) -> None:
         self._options = options
-        self._random = np.random.Generator(np.random.PCG64(options.seed))
+        self._penalties = Penalties(
+            PenaltyFactors(
+                options.repetition_penalty, options.frequency_penalty, options.presence_penalty
+            ),
+            prompt_ids,
+        )
+        seeds = np.random.SeedSequence(options.seed, spawn_key=(index,) if index else ())
+        self._random = np.random.Generator(np.random.PCG64(seeds))
 
-    def next(self, logits: NDArray[np.float32]) -> int:
-        """A token id drawn from `logits` float32 [V]."""
-        if self._options.temperature == 0:
-            return int(logits.argmax())
-        scaled = logits.astype(np.float64) / self._options.temperature
-        candidates = _candidates(scaled, self._options)
-        weights = np.exp(scaled[candidates] - scaled[candidates[0]])
-        return int(self._random.choice(candidates, p=weights / weights.sum()))
+    def next(self, logits: NDArray[np.float32], banned: Sequence[int] = ()) -> int:
+        """A token id drawn from `logits` float32 [V], none of those `banned`."""
+        lowered = self._penalties.lowered(logits)
+        if banned:
+            lowered = lowered.copy()
+            lowered[list(banned)] = -np.inf
+        token_id = self._drawn(lowered) if self._options.temperature else int(lowered.argmax())
+        self._penalties.count(token_id)
+        return token_id
+
+    def _drawn(self, logits: Logits) -> int:
+        """One random number chooses among the candidates, which stand in order of their ids.
+
+        So that logits which differ by rounding give the same token but at the edges of its share.
+        """
+        ids, weights = _candidates(logits, self._options)
+        shares = np.cumsum(weights)
+        place = np.searchsorted(shares, self._random.random() * shares[-1], side="right")
+        # A product that rounds up to the whole sum is past the end.
+        return int(ids[min(place, np.searchsorted(shares, shares[-1]))])
 
 
-def _candidates(logits: NDArray[np.float64], options: SamplingOptions) -> NDArray[np.int64]:
-    """Ids that may be drawn, most likely first: the top k, of those the smallest set with top p."""
-    order = np.argsort(-logits, kind="stable")
-    if options.top_k:
-        order = order[: options.top_k]
+def _candidates(
+    logits: Logits, options: SamplingOptions
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Ids that may be drawn, ascending, and their weights, the largest being 1."""
+    ids = largest(logits, options.top_k or len(logits))
+    kept = logits[ids].astype(np.float64)
+    with np.errstate(over="ignore"):
+        weights = np.exp((kept - kept.max()) / options.temperature)
     if options.top_p < 1:
-        weights = np.exp(logits[order] - logits[order[0]])
-        before = np.cumsum(weights) - weights
-        order = order[before < options.top_p * weights.sum()]
-    return order
+        descending = np.sort(weights)[::-1]
+        before = np.cumsum(descending) - descending
+        inside = largest(weights, np.count_nonzero(before < options.top_p * descending.sum()))
+        ids, weights = ids[inside], weights[inside]
+    if options.min_p > 0:
+        likely = weights >= options.min_p
+        ids, weights = ids[likely], weights[likely]
+    return ids, weights
+
+
+def largest(values: Logits, count: int) -> NDArray[np.int64]:
+    """Places of the `count` largest values, ascending; of equal values the first places."""
+    if count >= len(values):
+        return np.arange(len(values))
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    chosen = values > least
+    chosen[np.flatnonzero(values == least)[: count - np.count_nonzero(chosen)]] = True
+    return np.flatnonzero(chosen)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from legokv.errors import InvalidRequest
-from legokv.sample import Sampler, SamplingOptions
+from legokv.sample import Sampler, SamplingOptions, _candidates
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 
@@ -41,6 +41,82 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p():
     assert draw(SamplingOptions(1, top_p=0.01, seed=1))[1] == 1
 
 
+def test_min_p_keeps_what_is_at_least_that_share_as_likely_as_the_likeliest():
+    # .3 is three quarters of .4, .2 is half of it.
+    assert draw(SamplingOptions(1, min_p=0.74, seed=1)) == pytest.approx(
+        [0, 4 / 7, 0, 3 / 7], abs=0.03
+    )
+    assert draw(SamplingOptions(1, min_p=0.76, seed=1))[1] == 1
+
+
+def test_top_k_then_top_p_then_min_p_choose_among_what_the_one_before_left():
+    # Of the three likeliest the first two have 7 / 9 of the share; of all four only .7.
+    assert draw(SamplingOptions(1, top_k=3, top_p=0.75, seed=1))[2] == 0
+    assert draw(SamplingOptions(1, top_p=0.75, seed=1))[2] > 0
+    assert draw(SamplingOptions(1, top_k=3, top_p=0.75, min_p=0.9, seed=1))[1] == 1
+
+
+def test_of_equally_likely_tokens_the_first_ids_are_kept():
+    logits = np.zeros(50, np.float32)
+    sampler = Sampler(SamplingOptions(1, top_k=7, seed=2))
+    assert {sampler.next(logits) for _ in range(300)} == set(range(7))
+
+
+def test_candidates_are_those_of_a_full_sort():
+    random = np.random.Generator(np.random.PCG64(3))
+    for _ in range(40):
+        logits = (random.standard_normal(1000) * 3).round(1).astype(np.float32)
+        k, p = int(random.integers(1, 60)), float(random.uniform(0.3, 1))
+        order = np.argsort(-logits, kind="stable")[:k]
+        weights = np.exp(logits[order].astype(np.float64))
+        kept = order[np.cumsum(weights) - weights < p * weights.sum()]
+        ids, _ = _candidates(logits, SamplingOptions(1, top_k=k, top_p=p))
+        assert ids.tolist() == sorted(kept.tolist())
+
+
+def test_one_random_number_is_used_for_each_token_whatever_is_kept():
+    def rest(options):
+        sampler = Sampler(options)
+        for _ in range(5):
+            sampler.next(LOGITS)
+        return sampler._random.random()
+
+    random = np.random.Generator(np.random.PCG64(9))
+    sixth = [random.random() for _ in range(6)][-1]
+    for options in ({}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.9}):
+        assert rest(SamplingOptions(1, seed=9, **options)) == sixth
+
+
+def test_logits_that_differ_by_rounding_draw_the_same_tokens():
+    logits = np.random.Generator(np.random.PCG64(4)).standard_normal(500).astype(np.float32)
+    options = SamplingOptions(temperature=0.8, top_k=40, seed=5)
+    one, other = Sampler(options), Sampler(options)
+    noise = np.random.Generator(np.random.PCG64(6))
+    for _ in range(50):
+        moved = logits + noise.standard_normal(500).astype(np.float32) * 1e-7
+        assert one.next(logits) == other.next(moved)
+
+
+def test_each_answer_of_a_request_has_its_own_numbers_and_the_first_those_of_one_alone():
+    def tokens(**index):
+        sampler = Sampler(SamplingOptions(temperature=1, seed=3), **index)
+        return [sampler.next(LOGITS) for _ in range(50)]
+
+    assert tokens() == tokens(index=0)
+    assert len({tuple(tokens(index=n)) for n in range(4)}) == 4
+    assert tokens(index=2) == tokens(index=2)
+
+
+def test_a_banned_token_is_never_drawn():
+    assert Sampler(SamplingOptions()).next(LOGITS, banned=[1]) == 3
+    sampler = Sampler(SamplingOptions(1, seed=1))
+    assert {sampler.next(LOGITS, banned=[1, 3]) for _ in range(200)} == {0, 2}
+
+
+def test_a_temperature_near_zero_is_greedy():
+    assert draw(SamplingOptions(1e-300, seed=1), count=20)[1] == 1
+
+
 def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
     def tokens(seed):
         sampler = Sampler(SamplingOptions(temperature=1, seed=seed))
@@ -58,6 +134,11 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
         ({"top_p": 0.0}, "top_p is above 0 and at most 1, not 0.0"),
         ({"top_p": 1.5}, "top_p is above 0 and at most 1, not 1.5"),
         ({"seed": -7}, "seed is 0 or more, not -7"),
+        ({"min_p": 1.25}, "min_p is between 0 and 1, not 1.25"),
+        ({"min_p": float("nan")}, "min_p is between 0 and 1, not nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is finite and above 0, not 0.0"),
+        ({"presence_penalty": 2.5}, "presence_penalty is between -2 and 2, not 2.5"),
+        ({"frequency_penalty": -3.0}, "frequency_penalty is between -2 and 2, not -3.0"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_number(options, message):
