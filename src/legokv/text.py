@@ -23,15 +23,18 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
-    def push(self, token_id: int) -> str:
-        """The text that is certain after one more token; may be empty."""
+    def push(self, token_id: int, *, may_stop: bool = True) -> str:
+        """The text that is certain after one more token; may be empty.
+
+        A stop word that begins in a token pushed with `may_stop` false is text like any other.
+        """
         self._ids.append(token_id)
         new = self._new_text()
         if new.endswith(REPLACEMENT):
             return ""
         self._accept()
         self._held += new
-        return self._release()
+        return self._release() if may_stop else self._release_all()
 
     def finish(self) -> str:
         """The text still held back, with an unfinished character as U+FFFD."""
@@ -49,6 +52,10 @@ class TextStream:
     def _accept(self) -> None:
         self._context_start = max(0, self._decoded_ids - 4)
         self._decoded_ids = len(self._ids)
+
+    def _release_all(self) -> str:
+        text, self._held = self._held, ""
+        return text
 
     def _release(self) -> str:
         found = [at for at in map(self._held.find, self._stop_words) if at >= 0]

@@ -68,3 +68,16 @@ def test_a_decoder_that_drops_the_first_space_loses_none_in_a_stream():
     words = {0: " one", 1: " two", 2: " three", 3: " four", 4: " five", 5: " six"}
     out = TextStream(lambda ids: "".join(words[i] for i in ids).removeprefix(" "))
     assert "".join([*map(out.push, range(6)), out.finish()]) == "one two three four five six"
+
+
+def test_a_stop_word_that_begins_where_none_may_stop_is_text_and_the_next_one_ends_it(tokenizer):
+    ids = tokenizer.encode("stop, go, stop, go", add_special_tokens=False)
+    out = TextStream(tokenizer.decode, ["stop", "go"])
+    text = ""
+    for number, token_id in enumerate(ids):
+        text += out.push(token_id, may_stop=number > 2)
+        if out.stopped:
+            break
+    first = tokenizer.decode(ids[:3])
+    rest = tokenizer.decode(ids)[len(first) :]
+    assert text == first + rest[: min(rest.find("stop"), rest.find("go"))]
