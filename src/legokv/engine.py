@@ -11,11 +11,12 @@ import torch
 from legokv.batch import Int32
 from legokv.chunks.cache import ChunkCache
 from legokv.chunks.chunk import Chunk
-from legokv.chunks.key import chunk_key
+from legokv.chunks.key import chunk_key, kv_dtype_name
 from legokv.chunks.limits import DISK_BYTES, HOST_BYTES, REMOTE_BYTES, TierLimits
 from legokv.chunks.lower_tiers import LowerTiers
 from legokv.chunks.opening import open_tiers
 from legokv.chunks.stats import TierStats
+from legokv.chunks.stored_kv import check_stored_dtype
 from legokv.documents.document import DEFAULT_NAMESPACE
 from legokv.engine_folder import EngineFacts, read_engine_folder
 from legokv.errors import InvalidRequest, LegokvError
@@ -82,6 +83,7 @@ class Engine:
         host_bytes: int = HOST_BYTES,
         disk_bytes: int = DISK_BYTES,
         namespace_bytes: int = 0,
+        kv_stored_dtype: str = "model",
         high_watermark: float = 1.0,
         low_watermark: float = 0.9,
         redis_url: str = NO_REDIS,
@@ -98,7 +100,8 @@ class Engine:
         "auto" by what this machine has (see `open_runner`). attention, of the CPU: "native", its
         library, compiled if it is not yet; "torch"; or "auto", native if it is there. host_bytes,
         disk_bytes: most KV kept in memory and in cache_dir, 0 for none; namespace_bytes: most on
-        disk of one namespace, 0 for any. redis_url: a Redis that several servers share, with
+        disk of one namespace, 0 for any. kv_stored_dtype: "model", or "int8" with scales at half
+        the bytes, to which KV is rounded once. redis_url: a Redis that several servers share, with
         remote_bytes at most. Past high_watermark of these, chunks leave down to
         low_watermark. pinned_keys: chunks that are not evicted.
         """
@@ -122,7 +125,8 @@ class Engine:
         marks = (high_watermark, low_watermark)
         limits = TierLimits(host_bytes, disk_bytes, namespace_bytes, *marks, remote_bytes)
         shared = shared_cache(redis_url, facts.fingerprint)
-        tiers = open_tiers(root, limits, pinned_keys, shared=shared)
+        stored_dtype = check_stored_dtype(kv_stored_dtype)
+        tiers = open_tiers(root, limits, pinned_keys, shared=shared, stored_dtype=stored_dtype)
         executor = Executor(
             model_runner,
             cache,
@@ -261,8 +265,8 @@ class Engine:
         return replace(chunk, key=key, dummy_tokens=DUMMY_TOKENS, persistent=False)
 
     def _key(self, token_ids: tuple[int, ...], namespace: str, dummy_tokens: int) -> str:
-        fingerprint, dtype = self.facts.fingerprint, self.facts.dtype
-        return chunk_key(fingerprint, dtype, namespace, token_ids, dummy_tokens)
+        dtype = kv_dtype_name(self.facts.dtype, self.tiers.stored_dtype)
+        return chunk_key(self.facts.fingerprint, dtype, namespace, token_ids, dummy_tokens)
 
     def _tokens(self, job: GenerateJob) -> Iterator[Token]:
         try:

@@ -224,6 +224,7 @@ class Executor:
     def _compiled(self, compiling: Compiling) -> None:
         resident = compiling.resident
         del self._compiling[resident.chunk.key]
+        self._transfer.settle(resident)
         self._cache.mark_ready(resident)
         self.counters.compiled_chunks += 1
         self._transfer.store(resident)

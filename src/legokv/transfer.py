@@ -6,6 +6,7 @@ from legokv.chunks.cache import ChunkCache, Evicted, Resident
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.lower_tiers import LowerTiers
 from legokv.chunks.prefetch import Prefetch, Prefetcher
+from legokv.chunks.stored_kv import StoredKv, from_stored, to_stored
 from legokv.runners import Runner
 
 
@@ -31,23 +32,28 @@ class Transfer:
         kv = self._tiers.read(resident.chunk)
         if kv is None:
             return False
-        self._runner.import_pages(resident.pages, kv)
+        self._runner.import_pages(resident.pages, from_stored(kv))
         self._cache.mark_ready(resident)
         return True
+
+    def settle(self, resident: Resident) -> None:
+        """Round KV that was just computed to what a tier would give back: one key has one KV."""
+        if self._tiers.stored_dtype != "model":
+            kv = self._stored(resident.chunk, resident.pages)
+            self._runner.import_pages(resident.pages, from_stored(kv))
 
     def store(self, resident: Resident) -> None:
         """Keep a resident's KV wherever it shall be and is not."""
         chunk = resident.chunk
         if self._tiers.takes_compiled(chunk):
-            self._tiers.keep(chunk, self._runner.export_pages(resident.pages, chunk.num_tokens))
+            self._tiers.keep(chunk, self._stored(chunk, resident.pages))
 
     def keep_evicted(self, evicted: Sequence[Evicted]) -> None:
         """Hold on to what left the pool; to be called before its pages are written to."""
         for gone in evicted:
             chunk = gone.chunk
             if self._tiers.takes_evicted(chunk):
-                kv = self._runner.export_pages(gone.pages, chunk.num_tokens)
-                self._tiers.keep_evicted(chunk, kv)
+                self._tiers.keep_evicted(chunk, self._stored(chunk, gone.pages))
 
     def used(self, chunks: Sequence[Chunk]) -> None:
         """Note that a request uses these chunks, wherever it found them."""
@@ -56,3 +62,8 @@ class Transfer:
     def drop(self, key: str) -> None:
         """Forget a chunk in the tiers, in one that leases it when that lease ends."""
         self._tiers.remove(key)
+
+    def _stored(self, chunk: Chunk, pages: Sequence[int]) -> StoredKv:
+        """What is in a chunk's pages, as the tiers keep it."""
+        kv = self._runner.export_pages(pages, chunk.num_tokens)
+        return to_stored(kv, self._tiers.stored_dtype)

@@ -9,6 +9,7 @@ import torch
 from crash_worker import LIMITS, TEXTS
 
 from legokv import Engine
+from legokv.chunks.stored_kv import STORED_DTYPES
 from legokv.cli import main
 from legokv.documents.compiling import Compiler
 from legokv.documents.document import document_id
@@ -20,9 +21,11 @@ from legokv.serving.documents import DocumentService
 class Machine:
     """A cache folder with an engine over it, as one server has them."""
 
-    def __init__(self, engine_folder, cache_dir):
+    def __init__(self, engine_folder, cache_dir, form="model"):
         self.engine_folder, self.cache_dir = engine_folder, cache_dir
-        self.engine = Engine.open(engine_folder, cache_dir=cache_dir, attention="torch")
+        self.engine = Engine.open(
+            engine_folder, cache_dir=cache_dir, attention="torch", kv_stored_dtype=form
+        )
         self.root = cache_root(cache_dir, self.engine.facts)
         self.registry = Registry.open(self.root / "registry.sqlite")
         compiler = Compiler(self.registry, self._compile, lambda keys: None, LIMITS)
@@ -61,6 +64,12 @@ def machine(tiny_engine_folder, tmp_path):
 @pytest.fixture
 def elsewhere(tiny_engine_folder, tmp_path):
     return Machine(tiny_engine_folder(), tmp_path / "elsewhere")
+
+
+@pytest.fixture(params=STORED_DTYPES)
+def two_machines(request, tiny_engine_folder, tmp_path):
+    """Two machines that keep KV in one form."""
+    return [Machine(tiny_engine_folder(), tmp_path / n, request.param) for n in ("one", "two")]
 
 
 def test_stats_count_documents_chunks_and_bytes_by_namespace(machine, capsys):
@@ -107,9 +116,8 @@ def test_clear_with_documents_leaves_nothing(machine, capsys):
     assert machine.registry.namespaces() == ()
 
 
-def test_an_exported_set_is_answered_elsewhere_without_compiling(
-    machine, elsewhere, tmp_path, capsys
-):
+def test_an_exported_set_is_answered_elsewhere_without_compiling(two_machines, tmp_path, capsys):
+    machine, elsewhere = two_machines
     document = machine.register(0, name="notes", ttl_seconds=600)
     machine.register(1, namespace="other")
     expected = machine.answer(document).logits

@@ -6,6 +6,7 @@ import torch
 from safetensors import safe_open
 
 from legokv.chunks.file import read_chunk, write_chunk
+from legokv.chunks.stored_kv import STORED_DTYPES, Int8Kv, from_stored, to_stored
 from legokv.errors import ChunkUnreadable
 
 KEY = "0f" * 32
@@ -22,6 +23,15 @@ def stored(tmp_path):
     path = tmp_path / "0f" / f"{KEY}.safetensors"
     write_chunk(path, KEY, IDS, kv())
     return path
+
+
+@pytest.fixture(params=STORED_DTYPES)
+def either(request, tmp_path):
+    """A file of either form, and the KV it gives."""
+    path = tmp_path / "either.safetensors"
+    kept = to_stored(kv(), request.param)
+    write_chunk(path, KEY, IDS, kept)
+    return path, from_stored(kept)
 
 
 def rewrite_header(path, change):
@@ -63,6 +73,20 @@ def test_the_safetensors_package_reads_the_file(stored):
         assert file.metadata()["key"] == KEY
 
 
+def test_int8_comes_back_value_for_value_with_its_scales(tmp_path):
+    path = tmp_path / "chunk.safetensors"
+    kept = to_stored(kv(), "int8")
+    write_chunk(path, KEY, IDS, kept)
+    back = read_chunk(path, KEY, IDS)
+    assert isinstance(back, Int8Kv)
+    assert torch.equal(back.values, kept.values)
+    assert torch.equal(back.scales, kept.scales)
+    with safe_open(path, framework="pt") as file:
+        assert sorted(file.keys()) == ["kv", "scales"]
+        assert torch.equal(file.get_tensor("kv"), kept.values)
+        assert torch.equal(file.get_tensor("scales"), kept.scales)
+
+
 def test_writing_leaves_no_temporary_file_and_replaces_what_was_there(stored):
     write_chunk(stored, KEY, IDS, kv() + 1)
     assert torch.equal(read_chunk(stored, KEY, IDS), kv() + 1)
@@ -102,26 +126,28 @@ def test_a_file_that_the_system_cannot_read_is_unreadable(tmp_path):
     assert refused.value.reason == "io"
 
 
-def test_a_file_cut_short_anywhere_is_unreadable(stored):
-    content = stored.read_bytes()
+def test_a_file_cut_short_anywhere_is_unreadable(either):
+    path, _ = either
+    content = path.read_bytes()
     for length in range(len(content)):
-        stored.write_bytes(content[:length])
+        path.write_bytes(content[:length])
         with pytest.raises(ChunkUnreadable):
-            read_chunk(stored, KEY, IDS)
+            read_chunk(path, KEY, IDS)
 
 
-def test_a_file_with_any_one_byte_changed_never_gives_other_kv(stored):
-    content = stored.read_bytes()
+def test_a_file_with_any_one_byte_changed_never_gives_other_kv(either):
+    path, expected = either
+    content = path.read_bytes()
     for place in range(len(content)):
         damaged = bytearray(content)
         damaged[place] ^= 0x15
-        stored.write_bytes(damaged)
+        path.write_bytes(damaged)
         try:
-            back = read_chunk(stored, KEY, IDS)
+            back = read_chunk(path, KEY, IDS)
         except ChunkUnreadable:
             continue
         # Only what this program does not rely on, such as padding, may change unnoticed.
-        assert torch.equal(back, kv())
+        assert torch.equal(from_stored(back), expected)
 
 
 def test_a_damaged_byte_of_kv_is_named_as_such(stored):
@@ -158,6 +184,32 @@ def test_a_wrong_shape_or_type_in_the_header_is_noticed(stored, part, value, rea
     rewrite_header(stored, lambda fields: fields["kv"].update({part: value}))
     with pytest.raises(ChunkUnreadable, match=reason):
         read_chunk(stored, KEY, IDS)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "reason"),
+    [
+        ("kv", {"dtype": "BF16"}, "its header says 96"),
+        ("scales", {"dtype": "F16"}, "checksum"),
+        ("scales", {"dtype": "I8"}, "no KV is stored as I8"),
+        ("scales", {"shape": [2, 2, 3, 2]}, "scales of"),
+        ("kv", {"shape": [2, 2, 3, 2, 2]}, "scales of"),
+    ],
+)
+def test_a_wrong_shape_or_type_of_scales_is_noticed(tmp_path, tensor, change, reason):
+    path = tmp_path / "chunk.safetensors"
+    write_chunk(path, KEY, IDS, to_stored(kv(), "int8"))
+    rewrite_header(path, lambda fields: fields[tensor].update(change))
+    with pytest.raises(ChunkUnreadable, match=reason):
+        read_chunk(path, KEY, IDS)
+
+
+def test_int8_without_its_scales_is_unreadable(tmp_path):
+    path = tmp_path / "chunk.safetensors"
+    write_chunk(path, KEY, IDS, to_stored(kv(), "int8"))
+    rewrite_header(path, lambda fields: fields.pop("scales"))
+    with pytest.raises(ChunkUnreadable, match="header is damaged"):
+        read_chunk(path, KEY, IDS)
 
 
 def test_a_file_of_another_format_version_is_named_as_such(stored):

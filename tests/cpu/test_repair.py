@@ -9,6 +9,7 @@ from small_chunks import file_bytes, small_chunk, small_disk_tier, small_kv
 from legokv.chunks.limits import TierLimits
 from legokv.chunks.opening import open_tiers, registry_file
 from legokv.chunks.repair import Repair, mend, verify
+from legokv.chunks.stored_kv import STORED_DTYPES, to_stored
 from legokv.documents.document import NewDocument
 from legokv.documents.registry import Registry
 from legokv.errors import CacheUnavailable, EngineMismatch
@@ -136,7 +137,9 @@ def test_verify_finds_each_damaged_file_and_only_those(tier):
     assert_whole(tier)
 
 
-def test_verify_notices_any_one_byte_but_those_of_the_ids_digest(tier):
+@pytest.mark.parametrize("form", STORED_DTYPES)
+def test_verify_notices_any_one_byte_but_those_of_the_ids_digest(tier, form):
+    tier.write(small_chunk(1), to_stored(small_kv(1), form))
     content = path(tier, 1).read_bytes()
     digest = content.index(b'"token_digest"') + len(b'"token_digest":"')
     unnoticed = []

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from legokv.chunks.stored_kv import STORED_DTYPES
 from legokv.errors import InvalidRequest, ServerError
 from legokv.runners.attention_forms import ATTENTION_FORMS
 from legokv.runners.open_runner import RUNNERS
@@ -123,6 +124,7 @@ def test_every_setting_is_shown() -> None:
 @pytest.mark.parametrize(
     ("name", "known"),
     [
+        ("kv_stored_dtype", STORED_DTYPES),
         ("runner", RUNNERS),
         ("attention", ATTENTION_FORMS),
         ("dtype", ("auto", "bfloat16", "float16", "float32")),
@@ -134,5 +136,5 @@ def test_a_choice_that_the_engine_does_not_have_is_refused_before_anything_start
     for value in known:
         settings = settings_from(None, {}, {"engine": "engine", name: value})
         assert getattr(settings, name) == value
-    with pytest.raises(InvalidRequest, match=f"{name} is one of {', '.join(known)}, not 'int8'"):
-        settings_from(None, {}, {"engine": "engine", name: "int8"})
+    with pytest.raises(InvalidRequest, match=f"{name} is one of {', '.join(known)}, not 'int4'"):
+        settings_from(None, {}, {"engine": "engine", name: "int4"})

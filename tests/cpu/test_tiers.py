@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from legokv import Engine
+from legokv.chunks.stored_kv import STORED_DTYPES
 from legokv.request import GenerateRequest
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -224,8 +225,9 @@ DAMAGES = {
 }
 
 
-def test_no_damage_to_a_stored_file_changes_an_answer(open_engine, tmp_path):
-    first = open_engine(16 * 8, host_bytes=0)
+@pytest.mark.parametrize("form", STORED_DTYPES)
+def test_no_damage_to_a_stored_file_changes_an_answer(open_engine, form):
+    first = open_engine(16 * 8, host_bytes=0, kv_stored_dtype=form)
     chunk, other = first.compile(random_ids(1)), first.compile(random_ids(2))
     expected = answer(first, [chunk, other]).logits
     path, second = (first.tiers.tiers[0].folder.path(key) for key in (chunk.key, other.key))

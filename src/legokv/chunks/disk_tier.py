@@ -3,14 +3,13 @@
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
-from torch import Tensor
-
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.evictions import Room, StoredRow
 from legokv.chunks.folder import ChunkFolder
 from legokv.chunks.stats import TierCounts, TierStats
 from legokv.chunks.stored_chunks import StoredChunks
 from legokv.chunks.stored_form import EncodedChunk, encode_chunk
+from legokv.chunks.stored_kv import StoredKv
 from legokv.errors import Busy, CacheUnavailable, ChunkUnreadable
 
 
@@ -31,7 +30,7 @@ class DiskTier:
     def has(self, key: str) -> bool:
         return self.folder.has(key)
 
-    def read(self, chunk: Chunk) -> Tensor:
+    def read(self, chunk: Chunk) -> StoredKv:
         if not self.folder.has(chunk.key):
             self._counts.add("misses")
             raise ChunkUnreadable(f"chunk {chunk.key[:12]} is not on disk", "missing")
@@ -44,7 +43,7 @@ class DiskTier:
         self.stored.touch([chunk.key])
         return kv
 
-    def write(self, chunk: Chunk, kv: Tensor) -> bool:
+    def write(self, chunk: Chunk, kv: StoredKv) -> bool:
         """Keep the KV, durably; False if quota or budget is full of what may not leave."""
         return self.write_encoded(
             chunk.key, chunk.namespace, encode_chunk(chunk.key, chunk.token_ids, kv)

@@ -4,17 +4,16 @@ import os
 import uuid
 from pathlib import Path
 
-import torch
-
 from legokv.chunks.header import ChunkHeader
 from legokv.chunks.key import TokenIds
 from legokv.chunks.stored_form import EncodedChunk, check_chunk, decode_chunk, encode_chunk
+from legokv.chunks.stored_kv import StoredKv
 from legokv.errors import ChunkUnreadable, UnreadableReason
 
 TEMPORARY_SUFFIX = ".tmp"
 
 
-def write_chunk(path: Path, key: str, token_ids: TokenIds, kv: torch.Tensor) -> None:
+def write_chunk(path: Path, key: str, token_ids: TokenIds, kv: StoredKv) -> None:
     """Store `kv` [L, 2, n, G, D] for its n token ids at `path`, whole or not at all."""
     write_encoded(path, encode_chunk(key, token_ids, kv))
 
@@ -39,8 +38,8 @@ def write_encoded(path: Path, encoded: EncodedChunk) -> None:
     _sync_folder(path.parent)
 
 
-def read_chunk(path: Path, key: str, token_ids: TokenIds) -> torch.Tensor:
-    """The KV [L, 2, n, G, D] stored for exactly this key and these ids, on the CPU.
+def read_chunk(path: Path, key: str, token_ids: TokenIds) -> StoredKv:
+    """The KV stored for exactly this key and these ids, on the CPU.
 
     ChunkUnreadable, saying what was wrong, if the file is gone, short, damaged or another's.
     """

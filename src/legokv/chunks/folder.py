@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.file import TEMPORARY_SUFFIX, read_chunk, verify_file, write_encoded
 from legokv.chunks.header import ChunkHeader
 from legokv.chunks.stored_form import EncodedChunk
+from legokv.chunks.stored_kv import StoredKv
 
 _SUFFIX = ".safetensors"
 _KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -40,8 +39,8 @@ class ChunkFolder:
     def has(self, key: str) -> bool:
         return self.path(key).is_file()
 
-    def read(self, chunk: Chunk) -> Tensor:
-        """The chunk's KV [L, 2, n, G, D]; ChunkUnreadable if it is not whole and its own."""
+    def read(self, chunk: Chunk) -> StoredKv:
+        """The chunk's KV; ChunkUnreadable if it is not whole and its own."""
         return read_chunk(self.path(chunk.key), chunk.key, chunk.token_ids)
 
     def write(self, key: str, encoded: EncodedChunk) -> None:

@@ -11,59 +11,107 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from legokv.chunks.key import kv_dtype_name
+from legokv.config import ModelConfig
 from legokv.errors import ChunkUnreadable
 
-# safetensors' names of the types KV is stored in, and their bytes per element.
-ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
-# What a chunk's key calls them.
-KV_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+# safetensors' names of the types a model's KV has, with ours and their bytes per element.
+MODEL_DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "F32": ("float32", 4)}
+INT8 = "I8"
 
 # A header is a few hundred bytes; a length past this is damage, not a reason to read gigabytes.
 _MAX_HEADER_BYTES = 65536
 
 
 @dataclass(frozen=True)
+class KvLayout:
+    """How the bytes behind a header lie: scales, if there are any, then KV of `shape`.
+
+    shape: [L, 2, n, G, D]. dtype: safetensors' name of the model's type. is_int8: the KV is int8,
+    and `dtype` is that of its scales [L, 2, n, G].
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    is_int8: bool = False
+
+    @property
+    def scale_bytes(self) -> int:
+        """Where the KV begins."""
+        return math.prod(self.shape[:-1]) * self._element_bytes if self.is_int8 else 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of scales and KV together."""
+        size = 1 if self.is_int8 else self._element_bytes
+        return self.scale_bytes + math.prod(self.shape) * size
+
+    @property
+    def kv_dtype(self) -> str:
+        """What a chunk's key calls this type."""
+        return kv_dtype_name(MODEL_DTYPES[self.dtype][0], "int8" if self.is_int8 else "model")
+
+    @property
+    def _element_bytes(self) -> int:
+        return MODEL_DTYPES[self.dtype][1]
+
+
+def token_bytes(config: ModelConfig, dtype: str, stored_dtype: str) -> int:
+    """What one token's KV of a model takes, stored, its chunk's header aside."""
+    name = next(name for name, (model_dtype, _) in MODEL_DTYPES.items() if model_dtype == dtype)
+    shape = (config.num_layers, 2, 1, config.num_kv_heads, config.head_size)
+    return KvLayout(name, shape, stored_dtype == "int8").num_bytes
+
+
+@dataclass(frozen=True)
 class ChunkHeader:
-    """What a stored chunk says of itself; `shape` is [L, 2, n, G, D], `dtype` safetensors' name."""
+    """What a stored chunk says of itself."""
 
     version: str
     key: str
     token_digest: str
     checksum: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of KV behind the header."""
-        return math.prod(self.shape) * ELEMENT_BYTES[self.dtype]
+    layout: KvLayout
 
 
-def kv_checksum(dtype: str, shape: tuple[int, ...], data: memoryview) -> str:
-    """SHA-256 of the KV bytes behind their type and shape, so that a damaged shape shows too."""
-    digest = hashlib.sha256(f"{dtype} {list(shape)} ".encode())
+def kv_checksum(layout: KvLayout, data: memoryview) -> str:
+    """SHA-256 of the bytes behind their type and shape, so that a damaged shape shows too."""
+    scaled = f"{INT8} by " if layout.is_int8 else ""
+    digest = hashlib.sha256(f"{scaled}{layout.dtype} {list(layout.shape)} ".encode())
     digest.update(data)
     return digest.hexdigest()
 
 
 def encode_header(header: ChunkHeader) -> bytes:
     """The bytes before the KV; the same header gives the same bytes, a multiple of 8."""
-    fields = {
+    fields: dict[str, Any] = {
         "__metadata__": {
             "checksum": header.checksum,
             "key": header.key,
             "token_digest": header.token_digest,
             "version": header.version,
         },
-        "kv": {
-            "dtype": header.dtype,
-            "shape": list(header.shape),
-            "data_offsets": [0, header.num_bytes],
-        },
+        **_tensors(header.layout),
     }
     text = json.dumps(fields, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
+
+
+def _tensors(layout: KvLayout) -> dict[str, Any]:
+    kv = {
+        "dtype": INT8 if layout.is_int8 else layout.dtype,
+        "shape": list(layout.shape),
+        "data_offsets": [layout.scale_bytes, layout.num_bytes],
+    }
+    if not layout.is_int8:
+        return {"kv": kv}
+    scales = {
+        "dtype": layout.dtype,
+        "shape": list(layout.shape[:-1]),
+        "data_offsets": [0, layout.scale_bytes],
+    }
+    return {"kv": kv, "scales": scales}
 
 
 def decode_header(content: bytes | bytearray) -> tuple[ChunkHeader, int]:
@@ -83,14 +131,23 @@ def decode_header(content: bytes | bytearray) -> tuple[ChunkHeader, int]:
 
 
 def _from_fields(fields: dict[str, Any]) -> ChunkHeader:
-    metadata, kv = fields["__metadata__"], fields["kv"]
-    if kv["dtype"] not in ELEMENT_BYTES:
-        raise ValueError(f"no KV is stored as {kv['dtype']}")
+    metadata = fields["__metadata__"]
     return ChunkHeader(
         version=str(metadata["version"]),
         key=str(metadata["key"]),
         token_digest=str(metadata["token_digest"]),
         checksum=str(metadata["checksum"]),
-        dtype=kv["dtype"],
-        shape=tuple(int(size) for size in kv["shape"]),
+        layout=_layout(fields),
     )
+
+
+def _layout(fields: dict[str, Any]) -> KvLayout:
+    kv = fields["kv"]
+    is_int8 = kv["dtype"] == INT8
+    dtype = fields["scales"]["dtype"] if is_int8 else kv["dtype"]
+    if dtype not in MODEL_DTYPES:
+        raise ValueError(f"no KV is stored as {dtype}")
+    layout = KvLayout(dtype, tuple(int(size) for size in kv["shape"]), is_int8)
+    if is_int8 and fields["scales"]["shape"] != list(layout.shape[:-1]):
+        raise ValueError(f"scales of {fields['scales']['shape']} for KV of {kv['shape']}")
+    return layout

@@ -4,11 +4,10 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
-from torch import Tensor
-
 from legokv.chunks.budget import Budget, Candidate, victims
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.stats import TierCounts, TierStats
+from legokv.chunks.stored_kv import StoredKv
 from legokv.errors import ChunkUnreadable
 
 
@@ -35,7 +34,7 @@ class HostTier:
         self._pin_memory = pin_memory
         self._clock = clock
         self._lock = threading.Lock()
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[str, StoredKv] = {}
         self._num_bytes = 0
         self._leases: dict[str, tuple[frozenset[str], float]] = {}
         self._counts = TierCounts(self.name)
@@ -43,7 +42,7 @@ class HostTier:
     def has(self, key: str) -> bool:
         return key in self._kept
 
-    def read(self, chunk: Chunk) -> Tensor:
+    def read(self, chunk: Chunk) -> StoredKv:
         with self._lock:
             kv = self._kept.pop(chunk.key, None)
             if kv is None:
@@ -53,7 +52,7 @@ class HostTier:
         self._counts.add("hits")
         return kv
 
-    def write(self, chunk: Chunk, kv: Tensor) -> bool:
+    def write(self, chunk: Chunk, kv: StoredKv) -> bool:
         if self._budget.limit == 0:
             return False
         # Asked before the lock is taken: it may be a question to a database.

@@ -43,6 +43,11 @@ def token_digest(token_ids: TokenIds) -> str:
     return hashlib.sha256(token_blob(token_ids)).hexdigest()
 
 
+def kv_dtype_name(model_dtype: str, stored_dtype: str) -> str:
+    """What a chunk's key calls its KV's type: int8 that stands for another type says for which."""
+    return model_dtype if stored_dtype == "model" else f"{stored_dtype} {model_dtype}"
+
+
 def chunk_key(
     fingerprint: str,
     kv_dtype: str,
@@ -52,8 +57,9 @@ def chunk_key(
 ) -> str:
     """Hexadecimal SHA-256 of all that decides a chunk's KV and of who may use it.
 
-    The same in every process and on every machine. `dummy_tokens` is the number of dummy tokens
-    the chunk was compiled behind (LegoLink-0); chunks compiled with and without never meet.
+    The same in every process and on every machine. `kv_dtype` is a `kv_dtype_name`. `dummy_tokens`
+    is the number of dummy tokens the chunk was compiled behind (LegoLink-0); chunks compiled with
+    and without never meet.
     """
     digest = hashlib.sha256()
     version, dummies = str(CHUNK_FORMAT_VERSION), str(dummy_tokens)

@@ -5,10 +5,9 @@ import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import Tensor
-
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.stats import TierStats
+from legokv.chunks.stored_kv import StoredDtype, StoredKv
 from legokv.chunks.tier import ChunkTier
 from legokv.errors import Busy, CacheUnavailable, ChunkUnreadable, StillUnavailable
 
@@ -21,11 +20,12 @@ class LowerTiers:
     """Tiers from the fastest to the slowest. Nothing here fails: a tier that does is passed over.
 
     Persistent chunks are written to durable tiers when they are compiled; the others hold what
-    was used of late. Safe to use from several threads.
+    was used of late. `stored_dtype` says in which form. Safe to use from several threads.
     """
 
-    def __init__(self, tiers: Sequence[ChunkTier]) -> None:
+    def __init__(self, tiers: Sequence[ChunkTier], stored_dtype: StoredDtype = "model") -> None:
         self.tiers = tuple(tiers)
+        self.stored_dtype = stored_dtype
 
     def has(self, chunk: Chunk) -> bool:
         """Whether some tier would probably give the chunk's KV."""
@@ -36,8 +36,8 @@ class LowerTiers:
         durable = any(tier.durable for tier in self.tiers)
         return durable and chunk.persistent and not self.takes_compiled(chunk)
 
-    def read(self, chunk: Chunk) -> Tensor | None:
-        """The chunk's KV [L, 2, n, G, D] from the fastest tier that has it whole; None if none.
+    def read(self, chunk: Chunk) -> StoredKv | None:
+        """The chunk's KV from the fastest tier that has it whole; None if none has.
 
         It is put into the faster tiers as well, and damaged copies of it are removed.
         """
@@ -68,7 +68,7 @@ class LowerTiers:
         lacking = [tier for tier in self.tiers if tier.durable and not self._has(tier, chunk)]
         return chunk.persistent and bool(lacking)
 
-    def keep(self, chunk: Chunk, kv: Tensor) -> None:
+    def keep(self, chunk: Chunk, kv: StoredKv) -> None:
         """Store a compiled chunk in every durable tier that lacks it."""
         for tier in self.tiers:
             if tier.durable and not self._has(tier, chunk):
@@ -78,7 +78,7 @@ class LowerTiers:
         """Whether a tier wants what leaves the pool; `keep_evicted` is then worth a copy."""
         return any(not self._has(tier, chunk) for tier in self._ready_tiers())
 
-    def keep_evicted(self, chunk: Chunk, kv: Tensor) -> None:
+    def keep_evicted(self, chunk: Chunk, kv: StoredKv) -> None:
         """Hold on to a chunk that left the pool."""
         for tier in self._ready_tiers():
             self._write(tier, chunk, kv)
@@ -121,7 +121,7 @@ class LowerTiers:
             return tier.has(chunk.key)
         return False
 
-    def _read(self, tier: ChunkTier, chunk: Chunk) -> Tensor | None:
+    def _read(self, tier: ChunkTier, chunk: Chunk) -> StoredKv | None:
         with _passing_over(tier):
             try:
                 return tier.read(chunk)
@@ -131,7 +131,7 @@ class LowerTiers:
                     tier.discard(chunk.key)
         return None
 
-    def _write(self, tier: ChunkTier, chunk: Chunk, kv: Tensor) -> None:
+    def _write(self, tier: ChunkTier, chunk: Chunk, kv: StoredKv) -> None:
         with _passing_over(tier):
             tier.write(chunk, kv)
 

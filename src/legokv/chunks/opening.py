@@ -12,6 +12,7 @@ from legokv.chunks.limits import TierLimits
 from legokv.chunks.lower_tiers import LowerTiers
 from legokv.chunks.repair import NamedKeys, mend
 from legokv.chunks.stored_chunks import StoredChunks
+from legokv.chunks.stored_kv import StoredDtype
 from legokv.chunks.tier import ChunkTier
 from legokv.documents.protocol import DocumentRegistry
 from legokv.documents.registry import Registry
@@ -36,6 +37,7 @@ def open_tiers(
     *,
     pin_memory: bool = False,
     shared: SharedCache | None = None,
+    stored_dtype: StoredDtype = "model",
 ) -> LowerTiers:
     """The tiers, mended. Without a root, or with one that cannot be used, there is none on disk.
 
@@ -53,7 +55,7 @@ def open_tiers(
             log.error("no chunk is kept on disk: %s", error)
     if fleet is not None and limits.remote_bytes:
         tiers.append(open_remote_tier(fleet, limits))
-    return LowerTiers(tiers)
+    return LowerTiers(tiers, stored_dtype)
 
 
 def open_disk_tier(

@@ -1,11 +1,19 @@
 """One chunk's KV as bytes and back, for every tier that keeps bytes. No files, no connections."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-from legokv.chunks.header import ChunkHeader, decode_header, encode_header, kv_checksum
+from legokv.chunks.header import (
+    ChunkHeader,
+    KvLayout,
+    decode_header,
+    encode_header,
+    kv_checksum,
+)
 from legokv.chunks.key import CHUNK_FORMAT_VERSION, TokenIds, token_digest
+from legokv.chunks.stored_kv import Int8Kv, StoredKv
 from legokv.errors import ChunkUnreadable
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -14,7 +22,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """A chunk's stored bytes: `header`, then `data`, which is the KV itself and not a copy."""
+    """A chunk's stored bytes: `header`, then `data`, no copy of KV in the model's type."""
 
     header: bytes
     data: memoryview
@@ -24,18 +32,19 @@ class EncodedChunk:
         return len(self.header) + self.data.nbytes
 
 
-def encode_chunk(key: str, token_ids: TokenIds, kv: torch.Tensor) -> EncodedChunk:
+def encode_chunk(key: str, token_ids: TokenIds, kv: StoredKv) -> EncodedChunk:
     """The stored form of `kv` [L, 2, n, G, D] for its n ids; the same KV gives the same bytes."""
-    _check_kv(kv, len(token_ids))
-    data = kv.detach().cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
-    dtype, shape = _DTYPE_NAMES[kv.dtype], tuple(kv.shape)
+    values = kv.values if isinstance(kv, Int8Kv) else kv
+    dtype = kv.scales.dtype if isinstance(kv, Int8Kv) else kv.dtype
+    _check_kv(values, dtype, len(token_ids))
+    layout = KvLayout(_DTYPE_NAMES[dtype], tuple(values.shape), isinstance(kv, Int8Kv))
+    data = _data(kv)
     header = ChunkHeader(
         version=str(CHUNK_FORMAT_VERSION),
         key=key,
         token_digest=token_digest(token_ids),
-        checksum=kv_checksum(dtype, shape, data),
-        dtype=dtype,
-        shape=shape,
+        checksum=kv_checksum(layout, data),
+        layout=layout,
     )
     return EncodedChunk(encode_header(header), data)
 
@@ -46,7 +55,7 @@ def stored_bytes(content: bytearray) -> EncodedChunk:
     return EncodedChunk(bytes(content[:start]), memoryview(content)[start:])
 
 
-def decode_chunk(content: bytearray, key: str, token_ids: TokenIds) -> torch.Tensor:
+def decode_chunk(content: bytearray, key: str, token_ids: TokenIds) -> StoredKv:
     """The KV stored for exactly this key and these ids, over `content` itself.
 
     ChunkUnreadable, saying what was wrong, if the bytes are short, damaged or another chunk's.
@@ -57,13 +66,14 @@ def decode_chunk(content: bytearray, key: str, token_ids: TokenIds) -> torch.Ten
         raise ChunkUnreadable(
             f"it was compiled from other token ids than these {len(token_ids)}", "identity"
         )
-    if header.shape[2] != len(token_ids):
+    shape = header.layout.shape
+    if shape[2] != len(token_ids):
         raise ChunkUnreadable(
-            f"it holds KV of shape {list(header.shape)}, not [L, 2, {len(token_ids)}, G, D]",
+            f"it holds KV of shape {list(shape)}, not [L, 2, {len(token_ids)}, G, D]",
             "header",
         )
     _check_data(header, content, start)
-    return torch.frombuffer(content, dtype=_DTYPES[header.dtype], offset=start).view(header.shape)
+    return _kv(content, start, header.layout)
 
 
 def check_chunk(content: bytearray, key: str) -> ChunkHeader:
@@ -79,6 +89,26 @@ def check_chunk(content: bytearray, key: str) -> ChunkHeader:
     return header
 
 
+def _data(kv: StoredKv) -> memoryview:
+    if not isinstance(kv, Int8Kv):
+        return _bytes(kv).numpy().data
+    return torch.cat([_bytes(kv.scales), _bytes(kv.values)]).numpy().data
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).flatten()
+
+
+def _kv(content: bytearray, start: int, layout: KvLayout) -> StoredKv:
+    dtype, shape = _DTYPES[layout.dtype], layout.shape
+    if not layout.is_int8:
+        return torch.frombuffer(content, dtype=dtype, offset=start).view(shape)
+    values_start = start + layout.scale_bytes
+    scales = torch.frombuffer(content, dtype=dtype, count=math.prod(shape[:-1]), offset=start)
+    values = torch.frombuffer(content, dtype=torch.int8, offset=values_start)
+    return Int8Kv(values.view(shape), scales.view(shape[:-1]))
+
+
 def _check_identity(header: ChunkHeader, key: str) -> None:
     if header.version != str(CHUNK_FORMAT_VERSION):
         raise ChunkUnreadable(
@@ -87,23 +117,24 @@ def _check_identity(header: ChunkHeader, key: str) -> None:
         )
     if header.key != key:
         raise ChunkUnreadable(f"it holds chunk {header.key}, not {key}", "identity")
-    shape = header.shape
+    shape = header.layout.shape
     if len(shape) != 5 or shape[1] != 2 or min(shape) < 1:
         raise ChunkUnreadable(f"it holds KV of shape {list(shape)}, not [L, 2, n, G, D]", "header")
 
 
 def _check_data(header: ChunkHeader, content: bytearray, start: int) -> None:
-    if len(content) - start != header.num_bytes:
+    num_bytes = header.layout.num_bytes
+    if len(content) - start != num_bytes:
         raise ChunkUnreadable(
-            f"it holds {len(content) - start} bytes of KV, its header says {header.num_bytes}",
+            f"it holds {len(content) - start} bytes of KV, its header says {num_bytes}",
             "length",
         )
-    if kv_checksum(header.dtype, header.shape, memoryview(content)[start:]) != header.checksum:
+    if kv_checksum(header.layout, memoryview(content)[start:]) != header.checksum:
         raise ChunkUnreadable("the checksum of its KV differs", "checksum")
 
 
-def _check_kv(kv: torch.Tensor, num_tokens: int) -> None:
+def _check_kv(kv: torch.Tensor, dtype: torch.dtype, num_tokens: int) -> None:
     if kv.ndim != 5 or kv.shape[1] != 2 or kv.shape[2] != num_tokens or 0 in kv.shape:
         raise ValueError(f"KV of {num_tokens} tokens is [L, 2, n, G, D], not {list(kv.shape)}")
-    if kv.dtype not in _DTYPE_NAMES:
-        raise ValueError(f"KV is stored as {', '.join(_DTYPES)}, not {kv.dtype}")
+    if dtype not in _DTYPE_NAMES:
+        raise ValueError(f"KV is stored as {', '.join(_DTYPES)}, or int8 of these, not {dtype}")

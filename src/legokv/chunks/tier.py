@@ -3,10 +3,9 @@
 from collections.abc import Collection
 from typing import Protocol
 
-from torch import Tensor
-
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.stats import TierStats
+from legokv.chunks.stored_kv import StoredKv
 
 
 class ChunkTier(Protocol):
@@ -27,11 +26,10 @@ class ChunkTier(Protocol):
     def has(self, key: str) -> bool:
         """Whether a read would probably succeed; costs next to nothing."""
 
-    def read(self, chunk: Chunk) -> Tensor:
-        """The chunk's KV [L, 2, n, G, D] on the CPU; ChunkUnreadable unless it is whole and its
-        own."""
+    def read(self, chunk: Chunk) -> StoredKv:
+        """The chunk's KV as it was written, on the CPU; ChunkUnreadable unless it is whole."""
 
-    def write(self, chunk: Chunk, kv: Tensor) -> bool:
+    def write(self, chunk: Chunk, kv: StoredKv) -> bool:
         """Keep the KV, evicting others where the budget asks for it; False if there is no room."""
 
     def remove(self, key: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from legokv.chunks.disk_tier import DiskTier
-from legokv.chunks.header import KV_DTYPES, decode_header
+from legokv.chunks.header import decode_header
 from legokv.chunks.key import chunk_key
 from legokv.chunks.stored_form import decode_chunk, stored_bytes
 from legokv.documents.archive import (
@@ -146,7 +146,7 @@ def _store(
 ) -> bool:
     try:
         decode_chunk(content, key, token_ids)
-        dtype = KV_DTYPES[decode_header(content)[0].dtype]
+        dtype = decode_header(content)[0].layout.kv_dtype
     except ChunkUnreadable:
         return False
     if chunk_key(cache.fingerprint, dtype, namespace, token_ids) != key:

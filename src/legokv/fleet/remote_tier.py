@@ -6,13 +6,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
-
 from legokv.chunks.budget import Budget
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.leases import MAX_LEASE_SECONDS
 from legokv.chunks.stats import TierCounts, TierStats
 from legokv.chunks.stored_form import EncodedChunk, decode_chunk, encode_chunk
+from legokv.chunks.stored_kv import StoredKv
 from legokv.errors import CacheUnavailable, ChunkUnreadable
 from legokv.fleet.connection import Connection, Script
 
@@ -53,7 +52,7 @@ class RemoteTier:
         with self._connection.asking() as client:
             return bool(client.exists(self._place(key)))
 
-    def read(self, chunk: Chunk) -> Tensor:
+    def read(self, chunk: Chunk) -> StoredKv:
         with self._connection.asking() as client:
             content = client.get(self._place(chunk.key))
         if not isinstance(content, bytes):
@@ -69,7 +68,7 @@ class RemoteTier:
         self.touch([chunk.key])
         return kv
 
-    def write(self, chunk: Chunk, kv: Tensor) -> bool:
+    def write(self, chunk: Chunk, kv: StoredKv) -> bool:
         """Keep the KV, whole or not at all; False if quota or budget is full of what must stay."""
         encoded = encode_chunk(chunk.key, chunk.token_ids, kv)
         return self.write_encoded(chunk.key, chunk.namespace, encoded)

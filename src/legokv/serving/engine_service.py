@@ -80,6 +80,7 @@ class EngineService:
             host_bytes=settings.host_bytes,
             disk_bytes=settings.disk_bytes,
             namespace_bytes=settings.namespace_bytes,
+            kv_stored_dtype=settings.kv_stored_dtype,
             redis_url=settings.redis_url,
             remote_bytes=settings.remote_bytes,
             high_watermark=settings.tier_limits.high_watermark,

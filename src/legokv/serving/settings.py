@@ -71,6 +71,9 @@ class Settings:
     )
     remote_bytes: int = _setting(REMOTE_BYTES, "most KV in Redis; 0: none", 0)
     namespace_bytes: int = _setting(0, "most KV of one namespace in cache_dir or Redis; 0: any", 0)
+    kv_stored_dtype: str = _choice(
+        ("model", "int8"), "of KV in host memory, cache_dir and Redis; int8 takes half the bytes"
+    )
     high_watermark_percent: int = _setting(100, "filled past this, a tier evicts", 1)
     low_watermark_percent: int = _setting(90, "and goes on down to this", 1)
     max_step_tokens: int = _setting(2048, "most tokens one step computes", 1)

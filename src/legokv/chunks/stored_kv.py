@@ -1,0 +1,69 @@
+"""A chunk's KV as tiers keep it: in the model's type, or int8 with scales. No bytes, no files."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from legokv.errors import InvalidRequest
+
+StoredDtype = Literal["model", "int8"]
+STORED_DTYPES: tuple[StoredDtype, ...] = ("model", "int8")
+
+_LARGEST = 127
+
+
+@dataclass(frozen=True)
+class Int8Kv:
+    """`values` int8 [L, 2, n, G, D]; `scales` [L, 2, n, G] of the model's type: what 127 is."""
+
+    values: Tensor
+    scales: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.scales.nbytes
+
+    def pin_memory(self) -> "Int8Kv":
+        return Int8Kv(self.values.pin_memory(), self.scales.pin_memory())
+
+
+StoredKv = Tensor | Int8Kv
+
+
+def check_stored_dtype(name: str) -> StoredDtype:
+    """The name itself; InvalidRequest if there is no such form."""
+    for known in STORED_DTYPES:
+        if name == known:
+            return known
+    raise InvalidRequest(f"kv_stored_dtype is one of {', '.join(STORED_DTYPES)}, not '{name}'")
+
+
+def to_stored(kv: Tensor, stored_dtype: StoredDtype) -> StoredKv:
+    """KV [L, 2, n, G, D] of the model's type as it is kept."""
+    return _to_int8(kv) if stored_dtype == "int8" else kv
+
+
+def from_stored(stored: StoredKv) -> Tensor:
+    """KV of the model's type, for the pool. Stored once more, and given again, it is the same."""
+    return _from_int8(stored) if isinstance(stored, Int8Kv) else stored
+
+
+def _to_int8(kv: Tensor) -> Int8Kv:
+    # The scale is one of the values, so the model's type has it exactly, and rounding KV that was
+    # rounded before changes nothing.
+    scales = kv.abs().amax(-1)
+    steps = kv.to(_wide(kv.dtype)).mul_(_LARGEST)
+    steps /= torch.where(scales == 0, 1, scales).to(steps.dtype)[..., None]
+    return Int8Kv(steps.round_().to(torch.int8), scales)
+
+
+def _from_int8(stored: Int8Kv) -> Tensor:
+    wide = stored.values.to(_wide(stored.scales.dtype))
+    return wide.mul_(stored.scales[..., None]).div_(_LARGEST).to(stored.scales.dtype)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """A type in which 127 times a value of `dtype` is exact."""
+    return torch.float64 if dtype == torch.float32 else torch.float32
