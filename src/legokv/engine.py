@@ -126,7 +126,14 @@ class Engine:
         limits = TierLimits(host_bytes, disk_bytes, namespace_bytes, *marks, remote_bytes)
         shared = shared_cache(redis_url, facts.fingerprint)
         stored_dtype = check_stored_dtype(kv_stored_dtype)
-        tiers = open_tiers(root, limits, pinned_keys, shared=shared, stored_dtype=stored_dtype)
+        tiers = open_tiers(
+            root,
+            limits,
+            pinned_keys,
+            pin_memory=model_runner.device.type == "cuda",
+            shared=shared,
+            stored_dtype=stored_dtype,
+        )
         executor = Executor(
             model_runner,
             cache,

@@ -13,6 +13,7 @@ import torch
 from legokv import Engine
 from legokv.chunks.stored_kv import STORED_DTYPES
 from legokv.request import GenerateRequest
+from legokv.runners.open_runner import open_runner
 
 TESTS = Path(__file__).resolve().parent.parent
 
@@ -76,6 +77,27 @@ def test_a_chunk_that_shall_leave_no_file_leaves_none_but_stays_in_host_memory(
     assert engine.cache.find(chunk.key) is None
     assert answer(engine, [chunk]).usage.compiled_tokens == 0
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", 1), ("cpu", 0)])
+def test_host_memory_is_pinned_where_the_runner_is_on_a_gpu(
+    open_engine, monkeypatch, device, pinned
+):
+    # On a CPU: a runner that says where it is, and torch's own call counted, stand in for a GPU.
+    calls = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda kv: calls.append(kv.shape) or kv)
+
+    def opened(*arguments):
+        runner = open_runner(*arguments)
+        runner.device = torch.device(device)
+        return runner
+
+    monkeypatch.setattr("legokv.engine.open_runner", opened)
+    engine = open_engine(16 * 10, cache_dir=None)
+    engine.compile(random_ids(1))
+    engine.compile(random_ids(2, 150))
+    assert tier(engine, "host").num_chunks == 1
+    assert len(calls) == pinned
 
 
 def test_a_waiting_request_s_chunks_are_fetched_before_it_is_admitted(open_engine):

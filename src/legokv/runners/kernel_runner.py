@@ -32,7 +32,7 @@ class KernelRunner:
         page_size: int,
     ) -> None:
         self.num_pages, self.page_size = num_pages, page_size
-        self._launchers, self._device = launchers, device
+        self._launchers, self.device = launchers, device
         on_device = {name: weight.to(device) for name, weight in weights.items()}
         self._decoder = decoder_from_weights(config, on_device)
         dtype = str(self._decoder.embed.weight.dtype).removeprefix("torch.")
@@ -61,7 +61,7 @@ class KernelRunner:
     def _workspace_of(self, num_bytes: int) -> Tensor:
         """One workspace for all layers: they follow each other on one stream."""
         if num_bytes > self._workspace.numel():
-            self._workspace = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+            self._workspace = torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
         return self._workspace
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
@@ -70,7 +70,7 @@ class KernelRunner:
     @torch.inference_mode()
     def import_pages(self, pages: Sequence[int], kv: Tensor) -> None:
         numbers = self._on_device(np.asarray(pages, np.int32))
-        blocks = page_blocks(kv, len(pages), self.page_size).to(self._device)
+        blocks = page_blocks(kv, len(pages), self.page_size).to(self.device)
         for pool, block in zip(self._store.pools, blocks, strict=True):
             self._launchers.kv_import(pool, block, numbers, self._stream())
 
@@ -79,9 +79,9 @@ class KernelRunner:
 
     def _stream(self) -> int:
         """The handle of the stream that torch's own work goes to; a CPU has none."""
-        if self._device.type != "cuda":
+        if self.device.type != "cuda":
             return 0
-        return int(torch.cuda.current_stream(self._device).cuda_stream)
+        return int(torch.cuda.current_stream(self.device).cuda_stream)
 
     def _on_device(self, array: np.ndarray) -> Tensor:  # type: ignore[type-arg]
-        return torch.from_numpy(array).to(self._device)
+        return torch.from_numpy(array).to(self.device)

@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from legokv.batch import StepBatch
 
 
 class Runner(Protocol):
-    """Owns the model's weights and the pools; L layers, page numbers below `num_pages`."""
+    """Owns the model's weights and the pools on `device`; L layers, pages below `num_pages`."""
 
     num_pages: int
     page_size: int
+    device: torch.device
 
     def run(self, batch: StepBatch) -> Tensor:
         """Compute one step, K and V going to the pools: logits float32 [B, V], on the host."""

@@ -27,7 +27,7 @@ class TensorRTRunner:
         num_pages: int,
         device: torch.device,
     ) -> None:
-        self.num_pages, self.page_size = num_pages, graph.page_size
+        self.num_pages, self.page_size, self.device = num_pages, graph.page_size, device
         self._session, self._plan, self._graph = session, plan, graph
         self._store = PageStore(graph, num_pages, device)
         self._arriving = ArrivingPages(graph, self._store, plan.limits.max_import_pages)

@@ -37,7 +37,8 @@ class TorchRunner:
         pack_decoder(self._decoder)
         dtype = str(self._decoder.embed.weight.dtype).removeprefix("torch.")
         graph = graph_shape(config, dtype, page_size)
-        self._store = PageStore(graph, num_pages, torch.device("cpu"))
+        self.device = torch.device("cpu")
+        self._store = PageStore(graph, num_pages, self.device)
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> Tensor:
