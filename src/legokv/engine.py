@@ -19,11 +19,13 @@ from legokv.chunks.stats import TierStats
 from legokv.chunks.stored_kv import check_stored_dtype
 from legokv.documents.document import DEFAULT_NAMESPACE
 from legokv.engine_folder import EngineFacts, read_engine_folder
+from legokv.engine_metrics import PAGES_USED, RUNNING, WAITING, tier_samples
 from legokv.errors import InvalidRequest, LegokvError
 from legokv.executor import Executor
 from legokv.fleet.address import NO_REDIS, shared_cache
 from legokv.jobs import CompileJob, Ending, Event, GenerateJob, Job, Prefill
 from legokv.link import Segment, link, segment_len
+from legokv.metrics import Sample
 from legokv.pages import PagePool
 from legokv.request import (
     DUMMY_TOKENS,
@@ -228,7 +230,9 @@ class Engine:
         linked = link(segments, request.policy, self.facts.page_size, reserve)
         text = TextStream(self.tokenizer.decode, request.stop_words)
         ending = Ending(self.facts.model.eos_token_ids, request.max_tokens)
-        job = GenerateJob(request, linked, text, ending, self.facts.page_size)
+        job = GenerateJob(
+            request, linked, text, ending, self.facts.page_size, self.executor.metrics
+        )
         self.executor.submit(job)
         return job
 
@@ -252,6 +256,16 @@ class Engine:
         model, dtype = self.facts.model, _DTYPES[self.facts.dtype]
         token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_size * dtype.itemsize
         return (self.cache.stats(self.facts.page_size * token_bytes), *self.tiers.stats())
+
+    def samples(self) -> Iterator[Sample]:
+        """All that is published about the engine. For any thread; takes no lock of the steps."""
+        yield from self.executor.metrics.samples()
+        yield from tier_samples(self.cache_stats())
+        for times in self.tiers.load_times.values():
+            yield from times.samples()
+        yield Sample(PAGES_USED, (), self.cache.pool.num_used)
+        yield Sample(RUNNING, (), self.executor.num_running)
+        yield Sample(WAITING, (), self.executor.num_waiting)
 
     def drop(self, key: str) -> None:
         """Forget a chunk's KV in pool and on disk; requests that use it now are not disturbed."""

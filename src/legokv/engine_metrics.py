@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
-from legokv.chunks.stats import TierStats
+from legokv.chunks.stats import EvictionReason, TierStats
+from legokv.errors import UnreadableReason
 from legokv.metrics import Family, Histogram, Sample
 from legokv.request import Usage
 
@@ -22,8 +24,8 @@ PAGES_USED = Family("legokv_pool_pages_used", "gauge", "Pages of the pool that a
 RUNNING = Family("legokv_requests_running", "gauge", "Answers and registrations that hold pages")
 WAITING = Family("legokv_requests_waiting", "gauge", "Answers and registrations that wait for them")
 
-_EVICTION_REASONS = ("budget", "quota", "dropped", "damaged")
-_FAILED_READ_REASONS = ("io", "length", "header", "identity", "checksum", "unknown")
+# A chunk that is not there is a miss.
+_FAILED_READ_REASONS = [reason for reason in get_args(UnreadableReason) if reason != "missing"]
 
 
 class EngineMetrics:
@@ -74,7 +76,7 @@ def tier_samples(tiers: Iterable[TierStats]) -> Iterator[Sample]:
         yield Sample(CACHE_BYTES, (tier,), stats.num_bytes)
         for result, number in (("hit", stats.hits), ("miss", stats.misses)):
             yield Sample(LOOKUPS, (tier, ("result", result)), number)
-        for reason in _EVICTION_REASONS:
+        for reason in get_args(EvictionReason):
             yield Sample(EVICTIONS, (tier, ("reason", reason)), stats.evictions.get(reason, 0))
         failed_reads.update(stats.failed_reads)
         num_leases += stats.num_leases

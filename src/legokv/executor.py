@@ -7,13 +7,14 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from legokv.batch import step_batch
 from legokv.chunks.cache import ChunkCache, Grant, Resident
 from legokv.chunks.lower_tiers import LowerTiers
+from legokv.engine_metrics import EngineMetrics
 from legokv.errors import Busy, Cancelled, LegokvError, PoolFull
 from legokv.jobs import CompileJob, Job
 from legokv.runners import Runner
@@ -39,6 +40,7 @@ class Compiling:
 
     resident: Resident
     sequence: Sequence
+    started: float = field(default_factory=time.monotonic)
 
 
 class Executor:
@@ -55,6 +57,7 @@ class Executor:
         dummy_token_id: int,
     ) -> None:
         self.counters = Counters()
+        self.metrics = EngineMetrics()
         self._runner = runner
         self._cache = cache
         self._transfer = Transfer(runner, cache, tiers)
@@ -66,6 +69,16 @@ class Executor:
         self._granted: list[Job] = []
         self._running: list[Job] = []
         self._compiling: dict[str, Compiling] = {}
+
+    @property
+    def num_running(self) -> int:
+        """Jobs that hold pages. For any thread."""
+        return len(self._granted) + len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Jobs that wait for pages, or for stored chunks on their way. For any thread."""
+        return len(self._waiting)
 
     def submit(self, job: Job) -> None:
         """Queue a job. PoolFull if it could not run even with the pool to itself, Busy if too many
@@ -227,6 +240,7 @@ class Executor:
         self._transfer.settle(resident)
         self._cache.mark_ready(resident)
         self.counters.compiled_chunks += 1
+        self.metrics.compile.observe(time.monotonic() - compiling.started)
         self._transfer.store(resident)
         self._cache.end_lease(resident)
 

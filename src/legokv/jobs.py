@@ -10,6 +10,7 @@ from torch import Tensor
 from legokv.chunks.cache import Grant
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.prefetch import Prefetch
+from legokv.engine_metrics import EngineMetrics
 from legokv.errors import LegokvError
 from legokv.link import Link, bind
 from legokv.request import Finished, GenerateRequest, Token, Usage
@@ -91,7 +92,13 @@ class GenerateJob(Job):
     """Link a prompt, then draw tokens until the answer ends."""
 
     def __init__(
-        self, request: GenerateRequest, link: Link, text: TextStream, ending: Ending, page_size: int
+        self,
+        request: GenerateRequest,
+        link: Link,
+        text: TextStream,
+        ending: Ending,
+        page_size: int,
+        metrics: EngineMetrics,
     ) -> None:
         super().__init__(link.chunks, link.num_private_pages)
         self.usage = Usage(
@@ -106,12 +113,14 @@ class GenerateJob(Job):
         self._text = text
         self._ending = ending
         self._sampler = Sampler(request.sampling)
-        self._granted_at = self._started_at = 0.0
+        self._metrics = metrics
+        self._granted_at = self._started_at = self._token_at = 0.0
 
     def found(self, grant: Grant, load_seconds: float) -> None:
         self._granted_at = time.monotonic()
         self.usage.queue_seconds = self._granted_at - load_seconds - self.submitted_at
         self.usage.load_seconds = load_seconds
+        self._metrics.queue.observe(self.usage.queue_seconds)
         missing = {resident.chunk.key for resident in grant.residents if not resident.ready}
         self.usage.chunks_found = len(self.chunks) - len(missing)
         self.usage.compiled_tokens = sum(c.num_tokens for c in self.chunks if c.key in missing)
@@ -128,10 +137,7 @@ class GenerateJob(Job):
         return True
 
     def computed(self, logits: Tensor) -> bool:
-        if not self.usage.time_to_first_token_seconds:
-            now = time.monotonic()
-            self.usage.link_seconds = now - self._started_at
-            self.usage.time_to_first_token_seconds = now - self.submitted_at
+        self._note_time(time.monotonic())
         if self._ending.max_tokens == 0:
             self.events.put(Prefill(logits, self.usage))
             return True
@@ -143,9 +149,19 @@ class GenerateJob(Job):
         self.events.put(Finished(finish_reason, self.usage))
         return True
 
+    def _note_time(self, now: float) -> None:
+        if self.usage.time_to_first_token_seconds:
+            self._metrics.inter_token.observe(now - self._token_at)
+        else:
+            self.usage.link_seconds = now - self._started_at
+            self.usage.time_to_first_token_seconds = now - self.submitted_at
+            self._metrics.linked(self.usage)
+        self._token_at = now
+
     def _emit(self, token_id: int) -> str | None:
         """Hand out a token; the reason why it is the last, if it is."""
         self.usage.generated_tokens += 1
+        self._metrics.generated(1)
         ended = token_id in self._ending.eos_token_ids
         text = "" if ended else self._text.push(token_id)
         finish_reason = None

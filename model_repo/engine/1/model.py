@@ -5,6 +5,8 @@ import os
 from legokv.serving.answering import answer_in_thread
 from legokv.serving.engine_service import EngineService
 from legokv.serving.logs import log_to_server
+from legokv.serving.metrics_port import MetricsPort
+from legokv.serving.publishing import Publisher
 from legokv.serving.settings import settings_from
 from legokv.serving.tensors import TensorResponder, Tensors
 
@@ -14,6 +16,7 @@ class TritonPythonModel:
         log_to_server("engine")
         self.tensors = Tensors(args["model_config"])
         self.service = EngineService.open(settings_from(None, os.environ, {}))
+        self.metrics = Publisher(self.service.samples, MetricsPort())
 
     def execute(self, requests):
         for request in requests:
@@ -22,4 +25,5 @@ class TritonPythonModel:
             answer_in_thread(self.service.replies(command), responder)
 
     def finalize(self):
+        self.metrics.close()
         self.service.close()

@@ -6,6 +6,8 @@ from legokv.serving.answering import answer_in_thread
 from legokv.serving.engine_call import ask_engine
 from legokv.serving.generate import GenerateService
 from legokv.serving.logs import log_to_server
+from legokv.serving.metrics_port import MetricsPort
+from legokv.serving.publishing import Publisher
 from legokv.serving.settings import settings_from
 from legokv.serving.tensors import TensorResponder, Tensors
 
@@ -15,9 +17,13 @@ class TritonPythonModel:
         log_to_server("generate")
         self.tensors = Tensors(args["model_config"])
         self.service = GenerateService.open(settings_from(None, os.environ, {}), ask_engine)
+        self.metrics = Publisher(self.service.samples, MetricsPort())
 
     def execute(self, requests):
         for request in requests:
             responder = TensorResponder(self.tensors, request)
             fields = self.tensors.fields(request)
             answer_in_thread(self.service.replies(fields, responder.is_cancelled), responder)
+
+    def finalize(self):
+        self.metrics.close()

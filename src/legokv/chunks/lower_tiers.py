@@ -1,6 +1,7 @@
 """The tiers below the pool as one: where a chunk is looked for, and where it is kept."""
 
 import logging
+import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from legokv.chunks.stats import TierStats
 from legokv.chunks.stored_kv import StoredDtype, StoredKv
 from legokv.chunks.tier import ChunkTier
 from legokv.errors import Busy, CacheUnavailable, ChunkUnreadable, StillUnavailable
+from legokv.metrics import Histogram
 
 LEASE_SECONDS = 120.0
 
@@ -26,6 +28,12 @@ class LowerTiers:
     def __init__(self, tiers: Sequence[ChunkTier], stored_dtype: StoredDtype = "model") -> None:
         self.tiers = tuple(tiers)
         self.stored_dtype = stored_dtype
+        self.load_times = {
+            tier.name: Histogram(
+                "legokv_kv_load_seconds", "A chunk's KV read from a tier", (("tier", tier.name),)
+            )
+            for tier in tiers
+        }
 
     def has(self, chunk: Chunk) -> bool:
         """Whether some tier would probably give the chunk's KV."""
@@ -123,8 +131,11 @@ class LowerTiers:
 
     def _read(self, tier: ChunkTier, chunk: Chunk) -> StoredKv | None:
         with _passing_over(tier):
+            started = time.monotonic()
             try:
-                return tier.read(chunk)
+                kv = tier.read(chunk)
+                self.load_times[tier.name].observe(time.monotonic() - started)
+                return kv
             except ChunkUnreadable as error:
                 if tier.has(chunk.key):
                     log.warning("a chunk is compiled or fetched again: %s", error)

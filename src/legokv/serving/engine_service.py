@@ -14,6 +14,7 @@ from legokv.engine_folder import read_engine_folder
 from legokv.errors import LegokvError, NotFound
 from legokv.jobs import Event as JobEvent
 from legokv.jobs import Job
+from legokv.metrics import Sample
 from legokv.request import Finished, GenerateRequest, Token
 from legokv.serving.answering import Reply
 from legokv.serving.messages import (
@@ -90,6 +91,10 @@ class EngineService:
             pinned_keys=registry.pinned_chunk_keys,
         )
         return cls(engine)
+
+    def samples(self) -> Iterator[Sample]:
+        """The engine's numbers now; for any thread."""
+        return self._engine.samples()
 
     def close(self) -> None:
         """Stop computing; what is under way stays unfinished."""

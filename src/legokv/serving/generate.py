@@ -9,6 +9,7 @@ from legokv.documents.opening import open_registry
 from legokv.documents.protocol import DocumentRegistry
 from legokv.engine_folder import read_engine_folder
 from legokv.errors import Cancelled
+from legokv.metrics import Histogram, Sample
 from legokv.prompt import Prompt, build_prompt, prompt_format
 from legokv.serving.answering import Reply
 from legokv.serving.messages import (
@@ -56,6 +57,9 @@ class GenerateService:
         self._format = prompt_format(tokenizer)
         self._context_tokens = context_tokens
         self._ask_engine = ask_engine
+        self._first_tokens = Histogram(
+            "legokv_time_to_first_token_seconds", "From a question's arrival to its first token"
+        )
 
     @classmethod
     def open(cls, settings: Settings, ask_engine: AskEngine) -> "GenerateService":
@@ -64,6 +68,10 @@ class GenerateService:
         registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
         tokenizer = Tokenizer.open(settings.engine)
         return cls(settings, registry, tokenizer, facts.model.max_positions, ask_engine)
+
+    def samples(self) -> Iterator[Sample]:
+        """What is published about all answers up to now; for any thread."""
+        return self._first_tokens.samples()
 
     def replies(
         self, fields: Mapping[str, object], is_cancelled: Callable[[], bool]
@@ -101,7 +109,9 @@ class GenerateService:
                 self._ask_engine(Cancel(command.request_id))
 
     def _piece(self, piece: Piece, question: Question, progress: _Progress) -> Iterator[Reply]:
-        progress.first_token = progress.first_token or time.monotonic()
+        if not progress.first_token:
+            progress.first_token = time.monotonic()
+            self._first_tokens.observe(progress.first_token - progress.started)
         if not piece.text:
             return
         if question.stream:
