@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from graph_session import LIMITS, GraphSession, export_engine, graph_runner, plan_of
+from onnx_reference import reference_execution
 
 from legokv.batch import Piece, StepBatch, step_batch
 from legokv.engine import Engine
@@ -34,7 +35,7 @@ def model(
 
 @pytest.fixture
 def session(model: Path) -> GraphSession:
-    return GraphSession(model)
+    return GraphSession(reference_execution(model))
 
 
 @pytest.fixture
