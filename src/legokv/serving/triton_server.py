@@ -28,7 +28,7 @@ EXIT_TIMEOUT_SECONDS = 10
 _LOG_TAIL_LINES = 30
 _POLL_SECONDS = 0.1
 _LOST_SECONDS = 1.0
-"""From a model's loss to the server's end, so that the requests under way are told."""
+"""From a model's loss to the server's end, so that answers of the other models get out."""
 _SHARED_MEMORY = Path("/dev/shm")
 _SHARED_MEMORY_PREFIX = "legokv_"
 _PR_SET_PDEATHSIG = 1
@@ -62,13 +62,15 @@ class TritonServer:
     def wait(self) -> None:
         """Return when the server has ended after a `stop`; ServerError if it ended by itself.
 
-        ModelProcessLost soon after a model's process ended, when clients have had its errors.
+        ModelProcessLost soon after a model's process ended; the server is killed with it, for
+        requests under way in the lost model would never end. Their clients see a lost connection.
         """
         models = child_processes(self._process.pid)
         while self._process.poll() is None and not self.stopping:
             lost = [pid for pid in models if not is_running(pid)]
             if lost:
                 time.sleep(_LOST_SECONDS)
+                self._kill()
                 raise ModelProcessLost(f"the process of a model, {lost[0]}, ended by itself")
             time.sleep(_POLL_SECONDS)
         if not self.stopping:
@@ -89,11 +91,14 @@ class TritonServer:
             self._process.wait(EXIT_TIMEOUT_SECONDS + 2)
         except subprocess.TimeoutExpired:
             print("the server did not stop in time and is killed", file=sys.stderr)
-        with suppress(ProcessLookupError):
-            # The model processes are in the server's group, and outlive a server that crashed.
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._kill()
         self._process.wait()
         self._log.join()
+
+    def _kill(self) -> None:
+        # The model processes are in the server's group, and outlive a server that crashed.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _is_ready(self) -> bool:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)
