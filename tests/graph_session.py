@@ -17,6 +17,7 @@ from legokv.export import export_onnx
 from legokv.model.decoder import decoder_from_weights
 from legokv.plan_facts import PlanFacts
 from legokv.profiles import PlanLimits, plan_profiles
+from legokv.runners.plan_session import addresses
 from legokv.runners.tensorrt_runner import TensorRTRunner
 
 LIMITS = PlanLimits(max_step_tokens=64, max_sequences=8, max_import_pages=4)
@@ -41,11 +42,8 @@ class GraphSession:
             tensor.copy_(result)
 
     def _check_addresses(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        for name, tensor in (*inputs.items(), *outputs.items()):
-            # An empty tensor has no address.
-            if tensor.numel():
-                first = self._addresses.setdefault(name, tensor.data_ptr())
-                assert tensor.data_ptr() == first, f"{name} moved"
+        for name, address in addresses({**inputs, **outputs}).items():
+            assert address == self._addresses.setdefault(name, address), f"{name} moved"
         for name in outputs:
             if name.startswith("pool_out_"):
                 pool = name.replace("pool_out", "pool")

@@ -9,6 +9,8 @@ from legokv.errors import InvalidRequest
 
 # TensorRT counts a tensor's elements in 31 bits in some of its layers.
 MAX_ELEMENTS = 2**31 - 1
+# The numbers of a plan's profiles.
+PREFILL, DECODE = 0, 1
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class PlanLimits:
 def plan_profiles(
     model: ModelConfig, graph: GraphShape, limits: PlanLimits
 ) -> tuple[Profile, Profile]:
-    """The profile of prefill and link steps, which holds any step, then that of decode steps.
+    """The profile of prefill and link steps, which holds any step, then that of decode steps, as
+    PREFILL and DECODE number them.
 
     A table can have a page for each position, where chunks are one token long.
     """
@@ -87,11 +90,11 @@ def profile_number(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int
     InvalidRequest, naming the size and the range, if none holds it.
     """
     excess = [profile.excess(sizes) for profile in profiles]
-    if sizes["T"] == sizes["B"] and excess[-1] is None:
-        return len(profiles) - 1
-    if excess[0] is not None:
-        raise InvalidRequest(f"the plan can't run this step: {excess[0]}; build it with more")
-    return 0
+    if sizes["T"] == sizes["B"] and excess[DECODE] is None:
+        return DECODE
+    if excess[PREFILL] is not None:
+        raise InvalidRequest(f"the plan can't run this step: {excess[PREFILL]}; build it with more")
+    return PREFILL
 
 
 def _up_to(most: int, *, usual: int) -> SizeRange:

@@ -1,7 +1,7 @@
 """Stands in for `tensorrt` and `tensorrt_llm` where they can't be installed: checks what is called.
 
-It has the calls of platform facts and nothing else, notes their order, and fails on an argument
-that TensorRT would not take. `test_tensorrt_calls.py` also compares its names with TensorRT-RTX's.
+It has the calls that building makes and nothing else, notes their order, and fails on an argument
+that TensorRT would not take. `test_standin_signatures.py` compares its methods with TensorRT-RTX's.
 """
 
 from enum import IntEnum
@@ -91,10 +91,10 @@ class Registry:
             SimpleNamespace(name="SomethingElse", plugin_namespace=""),
         ]
 
-    def load_library(self, path: str) -> object | None:
-        assert isinstance(path, str)
+    def load_library(self, plugin_path: str) -> object | None:
+        assert isinstance(plugin_path, str)
         self._trt.note("load_library")
-        if path == "none.so":
+        if plugin_path == "none.so":
             return None
         self.all_creators += [
             SimpleNamespace(name=name, plugin_namespace="legokv")
@@ -111,8 +111,8 @@ class Network:
     def num_layers(self) -> int:
         return len(self._layers)
 
-    def get_layer(self, number: int) -> Any:
-        return self._layers[number]
+    def get_layer(self, index: int) -> Any:
+        return self._layers[index]
 
     def fill(self) -> None:
         plain = SimpleNamespace(type=LayerType.ELEMENTWISE)
@@ -124,15 +124,19 @@ class Config:
         self._trt = trt
         self.monitor: IProgressMonitor | None = None
 
-    def set_preview_feature(self, feature: PreviewFeature, enabled: bool) -> None:
+    def set_preview_feature(self, feature: PreviewFeature, enable: bool) -> None:
         assert feature == PreviewFeature.ALIASED_PLUGIN_IO_10_03
-        assert enabled is True
+        assert enable is True
         self._trt.note("set_preview_feature")
 
     def add_optimization_profile(self, profile: "Profile") -> int:
         self._trt.note("add_optimization_profile")
         self._trt.profiles.append(profile.shapes)
         return -1 if self._trt.refused_profile else len(self._trt.profiles) - 1
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self._trt.profiles)
 
     @property
     def progress_monitor(self) -> IProgressMonitor | None:
@@ -190,8 +194,8 @@ class Parser:
     def __init__(self, trt: TensorRT, network: Network) -> None:
         self._trt, self._network = trt, network
 
-    def parse_from_file(self, path: str) -> bool:
-        assert isinstance(path, str)
+    def parse_from_file(self, model: str) -> bool:
+        assert isinstance(model, str)
         self._trt.note("parse_from_file")
         self._network.fill()
         return self._trt.parses
@@ -200,8 +204,8 @@ class Parser:
     def num_errors(self) -> int:
         return 0 if self._trt.parses else 1
 
-    def get_error(self, number: int) -> str:
-        return f"error {number}: no such operator"
+    def get_error(self, index: int) -> str:
+        return f"error {index}: no such operator"
 
 
 class TensorRTLLM:

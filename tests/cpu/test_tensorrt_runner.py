@@ -1,12 +1,11 @@
-"""The plan's runner with the exported file in the plan's place; its TensorRT calls on a stand-in.
+"""The plan's runner with the exported file executed in the plan's place.
 
-No plan has run here: deserialising one needs a GPU. What is proved is all but the runtime itself.
+No plan has run here: deserialising one needs a GPU. What is proved is all but the runtime itself,
+whose calls `test_plan_sessions.py` holds.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +15,8 @@ from onnx_reference import reference_execution
 
 from legokv.batch import Piece, StepBatch, step_batch
 from legokv.engine import Engine
-from legokv.errors import EngineMismatch, InvalidRequest
+from legokv.errors import InvalidRequest
 from legokv.runners import Runner
-from legokv.runners.plan_session import LLMSession, StepFailed, TensorRTSession
 from legokv.runners.split_batch import split_batch
 from legokv.runners.step_buffers import StepBuffers
 from legokv.runners.tensorrt_runner import TensorRTRunner
@@ -170,114 +168,3 @@ def test_page_rows_past_the_batch_are_empty_whatever_was_there(
     pages = buffers.load(arrays, {"T": 2, "B": 2, "P": 4})["pages"]
     assert (pages[:, :3] == 5).all()
     assert (pages[:, 3] == 0).all()
-
-
-class Context:
-    """An IExecutionContext that notes its calls."""
-
-    def __init__(self, calls: list[str], *, refuses: str = "") -> None:
-        self._calls, self._refuses = calls, refuses
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.addresses: dict[str, int] = {}
-
-    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        self._calls.append(f"profile {profile_index} on {stream_handle}")
-        return self._refuses != "profile"
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        assert isinstance(shape, tuple)
-        self.shapes[name] = shape
-        return self._refuses != "shape"
-
-    def set_tensor_address(self, name: str, memory: int) -> bool:
-        self.addresses[name] = memory
-        return True
-
-    def execute_async_v3(self, stream_handle: int) -> bool:
-        self._calls.append(f"execute on {stream_handle}")
-        return self._refuses != "execute"
-
-
-def runtime_of(calls: list[str], *, rtx: bool, opens: bool = True, refuses: str = "") -> Any:
-    """A module with what opens and runs a plan; `rtx` adds what only TensorRT-RTX has."""
-    made: list[Context] = []
-
-    def create_execution_context(config: Any = None) -> Context:
-        strategy = getattr(config, "cuda_graph_strategy", None)
-        calls.append(f"context {strategy}" if config else "context")
-        made.append(Context(calls, refuses=refuses))
-        return made[-1]
-
-    engine = SimpleNamespace(
-        create_execution_context=create_execution_context, create_runtime_config=SimpleNamespace
-    )
-    runtime = SimpleNamespace(deserialize_cuda_engine=lambda content: engine if opens else None)
-    logger = type("Logger", (), {"WARNING": 2, "__init__": lambda self, severity: None})
-    trt = SimpleNamespace(Logger=logger, Runtime=lambda logger: runtime, contexts=made)
-    if rtx:
-        trt.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph")
-    return trt
-
-
-@pytest.fixture
-def stream(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-    return SimpleNamespace(cuda_stream=77, wait_stream=lambda other: None, synchronize=lambda: None)
-
-
-STEP = {"input_ids": torch.zeros(5, dtype=torch.int32), "pool_0": torch.zeros(4, 2)}
-
-
-@pytest.mark.parametrize("rtx", [False, True])
-def test_each_profile_has_a_context_and_rtx_captures_decode_steps(stream: Any, rtx: bool) -> None:
-    calls: list[str] = []
-    trt = runtime_of(calls, rtx=rtx)
-    opened = TensorRTSession(trt, b"plan", stream, num_profiles=2)
-    decode = "context whole graph" if rtx else "context"
-    assert calls == ["context", "profile 0 on 77", decode, "profile 1 on 77"]
-    opened.run(1, STEP, {"pool_out_0": STEP["pool_0"]})
-    assert calls[4:] == ["execute on 77"]
-    assert trt.contexts[1].shapes == {"input_ids": (5,), "pool_0": (4, 2)}
-    assert trt.contexts[1].addresses["pool_0"] == trt.contexts[1].addresses["pool_out_0"]
-    assert trt.contexts[0].shapes == {}
-
-
-def test_a_plan_the_runtime_refuses_is_a_mismatch(stream: Any) -> None:
-    with pytest.raises(EngineMismatch, match="could not open the plan"):
-        TensorRTSession(runtime_of([], rtx=False, opens=False), b"plan", stream, 2)
-    with pytest.raises(EngineMismatch, match="no optimisation profile number 0"):
-        TensorRTSession(runtime_of([], rtx=False, refuses="profile"), b"plan", stream, 2)
-
-
-@pytest.mark.parametrize("refuses", ["shape", "execute"])
-def test_a_step_the_runtime_refuses_is_that_steps_failure(stream: Any, refuses: str) -> None:
-    opened = TensorRTSession(runtime_of([], rtx=False, refuses=refuses), b"plan", stream, 2)
-    with pytest.raises(StepFailed):
-        opened.run(0, STEP, {})
-
-
-def test_tensorrt_llm_runs_by_its_own_session(stream: Any) -> None:
-    calls: list[Any] = []
-
-    class Session:
-        @staticmethod
-        def from_serialized_engine(engine: bytes) -> "Session":
-            calls.append(engine)
-            return Session()
-
-        def set_shapes(self, tensor_dict: dict[str, torch.Tensor]) -> None:
-            calls.append({name: tuple(t.shape) for name, t in tensor_dict.items()})
-
-        def run(self, inputs: dict[str, Any], outputs: dict[str, Any], stream: int) -> bool:
-            calls.append((list(inputs), list(outputs), stream))
-            return len(calls) < 4
-
-    opened = LLMSession(SimpleNamespace(Session=Session), b"plan", stream)
-    opened.run(1, STEP, {"pool_out_0": STEP["pool_0"]})
-    assert calls == [
-        b"plan",
-        {"input_ids": (5,), "pool_0": (4, 2)},
-        (["input_ids", "pool_0"], ["pool_out_0"], 77),
-    ]
-    with pytest.raises(StepFailed):
-        opened.run(0, STEP, {})

@@ -35,7 +35,7 @@ def plan_from_onnx(objects: PlanBuilder, request: PlanRequest, report: Report) -
         version=objects.trt.__version__,
         num_layers=objects.network.num_layers,
         plugins=plugin_counts(objects.trt, objects.network),
-        num_profiles=len(request.profiles),
+        num_profiles=objects.config.num_optimization_profiles,
         plan_bytes=write_whole(Path(request.plan_file), serialized),
     )
 

@@ -16,7 +16,7 @@ from legokv.plan_facts import PlanFacts, PlanRuntime, check_plan
 from legokv.plugin_library import LIBRARY_NAME, SOURCE, library_digest
 from legokv.runners.attention_forms import attention_form
 from legokv.runners.kernel_runner import KernelRunner
-from legokv.runners.plan_session import open_plan
+from legokv.runners.open_plan import open_plan
 from legokv.runners.protocol import Runner
 from legokv.runners.tensorrt_runner import TensorRTRunner
 from legokv.runners.torch_runner import TorchRunner

@@ -8,7 +8,7 @@ from torch import Tensor
 from legokv.batch import StepBatch
 from legokv.bindings import GraphShape, batch_sizes, step_arrays
 from legokv.plan_facts import PlanFacts
-from legokv.profiles import profile_number
+from legokv.profiles import DECODE, PREFILL, profile_number
 from legokv.runners.arriving_pages import ArrivingPages
 from legokv.runners.page_store import PageStore
 from legokv.runners.plan_session import PlanSession
@@ -40,13 +40,13 @@ class TensorRTRunner:
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> Tensor:
-        parts = split_batch(batch, self._plan.profiles[0].ranges["B"].most)
+        parts = split_batch(batch, self._plan.profiles[PREFILL].ranges["B"].most)
         return torch.cat([self._run(part) for part in parts])
 
     def _run(self, batch: StepBatch) -> Tensor:
         sizes = batch_sizes(batch, self._arriving.num_pages, self.num_pages)
         number = profile_number(self._plan.profiles, sizes)
-        if number:
+        if number == DECODE:
             # Few different shapes, so that a decode step finds the CUDA graph of an earlier one.
             most = self._plan.profiles[number].ranges["P"].most
             sizes["P"] = min(1 << (sizes["P"] - 1).bit_length(), most)

@@ -1,0 +1,174 @@
+"""How a plan is opened and its steps executed, on a stand-in for TensorRT's runtime.
+
+No plan has run here: that needs a GPU. What is held is which calls are made, in what order, with
+what arguments.
+"""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from tensorrt_runtime_standin import Device, cuda_stream, llm_runtime, tensorrt_module
+
+from legokv.errors import EngineMismatch
+from legokv.profiles import DECODE, PREFILL
+from legokv.runners import decode_graphs
+from legokv.runners.llm_session import LLMSession
+from legokv.runners.plan_session import PlanSession, StepFailed, addresses
+from legokv.runners.tensorrt_session import TensorRTSession
+
+OPENED = ["0: created STATIC", "0: profile 0", "1: created ON_PROFILE_CHANGE", "1: profile 1"]
+POOL, BLOCK = torch.zeros(4, 2), torch.zeros(3, 2)
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture
+def stream(device: Device, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return cuda_stream(device, monkeypatch)
+
+
+def open_tensorrt(device: Device, stream: Any, *, rtx: bool = False) -> PlanSession:
+    return TensorRTSession(tensorrt_module(device, rtx=rtx), b"plan", stream)
+
+
+def open_llm(device: Device, stream: Any) -> PlanSession:
+    return LLMSession(llm_runtime(device), tensorrt_module(device, rtx=False), b"plan", stream)
+
+
+IDS = torch.zeros(16, dtype=torch.int32)
+
+
+def step(session: PlanSession, profile: int, num_tokens: int = 2) -> None:
+    inputs = {"input_ids": IDS[:num_tokens], "pool_0": POOL, "import_block_0": BLOCK[:0]}
+    session.run(profile, inputs, {"pool_out_0": POOL})
+
+
+def calls_of(device: Device, session: PlanSession, num_tokens: int) -> list[str]:
+    """What one decode step calls between waiting for torch's stream and waiting for its end."""
+    before = len(device.calls)
+    step(session, DECODE, num_tokens)
+    first, *made, last = device.calls[before:]
+    assert (first, last) == ("wait", "synchronize")
+    return made
+
+
+def test_a_view_without_elements_has_the_address_of_its_buffer() -> None:
+    assert addresses({"a": BLOCK[:0], "b": BLOCK[1:]}) == {
+        "a": BLOCK.data_ptr(),
+        "b": BLOCK.data_ptr() + 8,
+    }
+
+
+def test_tensorrt_has_a_context_of_its_own_for_each_profile(device: Device, stream: Any) -> None:
+    session = open_tensorrt(device, stream)
+    assert device.calls == OPENED
+    step(session, PREFILL, 5)
+    assert device.calls[4:] == ["wait", "0: execute", "synchronize"]
+    context = device.contexts[0]
+    assert context.shapes == {"input_ids": (5,), "pool_0": (4, 2), "import_block_0": (0, 2)}
+    assert context.addresses["pool_0"] == context.addresses["pool_out_0"] == POOL.data_ptr()
+    assert device.contexts[1].shapes == {}
+
+
+def test_rtx_captures_decode_steps_itself(device: Device, stream: Any) -> None:
+    session = open_tensorrt(device, stream, rtx=True)
+    assert device.calls[2:] == ["1: created WHOLE_GRAPH_CAPTURE", "1: profile 1"]
+    assert [calls_of(device, session, 2) for _ in range(3)] == [["1: execute"]] * 3
+
+
+@pytest.mark.parametrize("opened", [open_tensorrt, open_llm])
+def test_a_decode_step_of_the_last_ones_shape_is_captured_and_then_replayed(
+    device: Device, stream: Any, opened: Any
+) -> None:
+    session = opened(device, stream)
+    assert calls_of(device, session, 2) == ["1: execute"]
+    assert calls_of(device, session, 2) == [
+        "2: created ON_PROFILE_CHANGE",
+        "2: profile 1",
+        "2: execute",
+        "synchronize",
+        "capture",
+        "2: execute",
+    ]
+    assert device.contexts[2].shapes["input_ids"] == (2,)
+    assert device.contexts[2].addresses["pool_out_0"] == POOL.data_ptr()
+    for _ in range(2):
+        assert calls_of(device, session, 2) == ["on the stream", "replay of [2]"]
+
+
+def test_torch_s_own_capture_takes_what_the_stand_in_does() -> None:
+    ours = {"cuda_graph", "stream", "capture_error_mode"}
+    assert ours <= set(inspect.signature(torch.cuda.graph.__init__).parameters)
+
+
+def test_each_shape_has_a_graph_and_a_context_that_no_other_step_touches(
+    device: Device, stream: Any
+) -> None:
+    session = open_tensorrt(device, stream)
+    for num_tokens in (2, 2, 3, 3):
+        step(session, DECODE, num_tokens)
+    assert [context.shapes["input_ids"] for context in device.contexts[2:]] == [(2,), (3,)]
+    assert calls_of(device, session, 4) == ["1: execute"]
+    assert calls_of(device, session, 2)[-1] == "replay of [2]"
+    assert calls_of(device, session, 3)[-1] == "replay of [3]"
+
+
+def test_the_graph_unused_for_longest_makes_room(
+    device: Device, stream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_graphs, "MAX_GRAPHS", 2)
+    session = open_tensorrt(device, stream)
+    for num_tokens in (1, 1, 2, 2, 1, 3, 3):
+        step(session, DECODE, num_tokens)
+    assert calls_of(device, session, 1)[-1] == "replay of [2]"
+    assert calls_of(device, session, 3)[-1] == "replay of [4]"
+    assert calls_of(device, session, 2) == ["1: execute"]
+
+
+def test_tensorrt_llm_prefills_by_its_own_session_and_decodes_under_the_second_profile(
+    device: Device, stream: Any
+) -> None:
+    session = open_llm(device, stream)
+    assert device.calls == OPENED
+    step(session, PREFILL, 5)
+    assert device.calls[4:] == ["wait", "0: execute", "synchronize"]
+    assert device.contexts[0].shapes["input_ids"] == (5,)
+    assert calls_of(device, session, 2) == ["1: execute"]
+    assert device.contexts[1].shapes["input_ids"] == (2,)
+
+
+@pytest.mark.parametrize("rtx", [False, True])
+def test_a_plan_the_runtime_refuses_is_a_mismatch(
+    monkeypatch: pytest.MonkeyPatch, rtx: bool
+) -> None:
+    for device, words in (
+        (Device(opens=False), "could not open the plan"),
+        (Device(refuses="profile 0"), "no optimisation profile number 0"),
+        (Device(refuses="profile 1"), "no optimisation profile number 1"),
+    ):
+        with pytest.raises(EngineMismatch, match=words):
+            open_tensorrt(device, cuda_stream(device, monkeypatch), rtx=rtx)
+
+
+@pytest.mark.parametrize("opened", [open_tensorrt, open_llm])
+@pytest.mark.parametrize("profile", [PREFILL, DECODE])
+@pytest.mark.parametrize("refuses", ["shape", "execute"])
+def test_a_step_the_runtime_refuses_is_that_steps_failure(
+    monkeypatch: pytest.MonkeyPatch, opened: Any, profile: int, refuses: str
+) -> None:
+    device = Device(refuses=refuses)
+    session = opened(device, cuda_stream(device, monkeypatch))
+    with pytest.raises(StepFailed, match="refused"):
+        step(session, profile)
+
+
+def test_an_address_the_runtime_refuses_names_the_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(refuses="address")
+    session = open_tensorrt(device, cuda_stream(device, monkeypatch))
+    with pytest.raises(StepFailed, match="refused the address of input_ids"):
+        step(session, DECODE)
