@@ -10,6 +10,7 @@ COMMANDS = {
     "quality": "python -m benchmarks.reuse quality",
     "kv_error": "python -m benchmarks.reuse fidelity",
     "attention_mass": "python -m benchmarks.reuse fidelity",
+    "stored_forms": "python -m benchmarks.stored_forms",
     "cost": "python -m benchmarks.cost",
     "serving": "python -m benchmarks.serving",
     "peers": "python -m benchmarks.peers",

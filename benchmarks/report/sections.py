@@ -133,11 +133,33 @@ def means(rows: list[Row]) -> str:
     return table(("set", "metric", "method", "recomputed", "mean (95 %)"), lines)
 
 
+def stored_forms(rows: list[Row]) -> str:
+    """How far int8 is from the model's type, and what either form takes."""
+    fidelity = [
+        (row["set"], row["metric"], interval(row, 4), str(row["num_cases"]))
+        for row in of(rows, experiment="fidelity")
+    ]
+    forms = [
+        (
+            row["method"],
+            f"{row['bytes_a_token']:,.1f}",
+            milliseconds(row["store"]),
+            milliseconds(row["load"]),
+        )
+        for row in of(rows, experiment="cost")
+    ]
+    columns = ("form", "bytes a token", "ms to store 1,024 tokens", "ms to load them")
+    return "\n\n".join(
+        [table(("set", "metric", "mean (95 %)", "cases"), fidelity), table(columns, forms)]
+    )
+
+
 BODIES: dict[str, Callable[[list[Row]], str]] = {
     "fidelity": means,
     "quality": means,
     "kv_error": means,
     "attention_mass": means,
+    "stored_forms": stored_forms,
     "cost": cost,
     "serving": serving,
     "peers": peers,

@@ -26,6 +26,13 @@ SECTIONS = {
         "Do a chunk's first tokens draw attention that linking takes from them?",
         "Attention averaged over heads; one head may do what the average hides.",
     ),
+    "stored_forms": (
+        "What does keeping KV as int8 save, cost and change?",
+        "The same prompts linked at k = 16 with KV as it was compiled and with it rounded to int8; "
+        "KL is of int8 from the model's type; how far linking is from full recompute is another "
+        "section. Storing and loading are those of one chunk in memory, checksum included, without "
+        "a disk. A small model, which may mind rounding more or less than a larger one.",
+    ),
     "cost": (
         "What does each method cost, and how far is it from its limit?",
         "Random tokens, one request at a time. The limit is a prefill of as many tokens with "

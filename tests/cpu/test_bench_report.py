@@ -58,6 +58,18 @@ def test_a_demand_holds_only_if_its_number_does():
     assert all("not measured" in line for line in lines[4:])
 
 
+def test_int8_is_shown_with_what_it_saves_and_how_far_it_is_off():
+    times = {"median": 0.02, "low": 0.01, "high": 0.03, "count": 5}
+    form = {"experiment": "cost", "bytes_a_token": 11880.0, "store": times, "load": times}
+    far = {"experiment": "fidelity", "set": "essays", "metric": "kl", "num_cases": 7}
+    rows = [{**far, "mean": 0.002, "low": 0.001, "high": 0.003}, {**form, "method": "int8"}]
+    text = report(
+        {**NOTHING, "stored_forms": {"about": ABOUT, "rows": rows}}, lambda c: False, set()
+    )
+    assert "| essays | kl | 0.0020 (0.0010 to 0.0030) | 7 |" in text
+    assert "| int8 | 11,880.0 | 20.0 (10.0–30.0) | 20.0 (10.0–30.0) |" in text  # noqa: RUF001
+
+
 def test_every_section_says_what_it_does_not_show():
     results = {**NOTHING, "cost": {"about": ABOUT, "rows": [link_row("full", 4.0, 4.0)]}}
     text = report(results, lambda commit: False, {"ttft_length"})
