@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,18 +18,16 @@ from legokv.documents.document import (
 from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import InvalidRequest
 from legokv.serving import fields
+from legokv.serving.background import Background
 from legokv.serving.fields import Request
 
 MAX_NAME_LEN = 256
 MAX_PAGE_LEN = 1000
+NUM_BACKGROUND_THREADS = 4
+"""Documents compiled at a time that nobody waits for."""
 
 Reply = dict[str, Any]
 RunInBackground = Callable[[Callable[[], object]], object]
-
-
-def run_in_thread(job: Callable[[], object]) -> None:
-    """Run the job in a thread of its own that does not keep the process alive."""
-    threading.Thread(target=job, name="compile-document", daemon=True).start()
 
 
 class DocumentService:
@@ -53,13 +50,13 @@ class DocumentService:
         codec: TextCodec,
         compiler: Compiler,
         limits: DocumentLimits,
-        run_in_background: RunInBackground = run_in_thread,
+        run_in_background: RunInBackground | None = None,
     ) -> None:
         self._registry = registry
         self._codec = codec
         self._compiler = compiler
         self._limits = limits
-        self._run_in_background = run_in_background
+        self._run_in_background = run_in_background or Background(NUM_BACKGROUND_THREADS)
         self._operations: dict[str, Callable[[Request], Reply]] = {
             "create": self._create,
             "get": self._get,
