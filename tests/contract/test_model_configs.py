@@ -9,6 +9,7 @@ from legokv.request import Usage
 from legokv.serving.generate import _Progress, _result
 from legokv.serving.messages import Answered
 from legokv.serving.question import INPUT_NAMES, question_from_fields
+from legokv.serving.request_log import RequestLine
 from legokv.serving.settings import Settings
 from legokv.serving.triton_install import model_repository
 
@@ -43,7 +44,8 @@ def test_generate_takes_the_fields_a_question_has() -> None:
 def test_generate_gives_the_values_a_result_has_in_types_that_hold_them() -> None:
     settings = Settings(engine=Path("/e"))
     question = question_from_fields({"text_input": b"Who?"}, settings)
-    values = _result(question, Answered("stop", Usage(1, 1, 0, 0, 1)), _Progress())
+    answered = Answered("stop", Usage(1, 1, 0, 0, 1))
+    values = _result(RequestLine("generate"), question, answered, _Progress())
     types = {str: "STRING", int: "INT32", float: "FP64"}
     assert tensors("generate", "output") == {n: types[type(v)] for n, v in values.items()}
 

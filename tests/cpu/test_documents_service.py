@@ -16,7 +16,9 @@ from legokv.documents.compiling import Compiler
 from legokv.documents.document import DocumentLimits, NewDocument
 from legokv.documents.registry import Registry
 from legokv.errors import Busy, InvalidRequest, NotFound, PoolFull
+from legokv.serving.document_models import document_replies
 from legokv.serving.documents import DocumentService
+from legokv.serving.request_log import RequestLine
 
 LIMITS = DocumentLimits(
     max_document_bytes=2000,
@@ -300,14 +302,19 @@ def test_a_bad_request_says_what_is_wrong_and_changes_nothing(service, store, re
 )
 def test_bytes_that_are_no_request_are_refused(service, body, reason):
     with pytest.raises(InvalidRequest, match=reason):
-        service.reply_bytes(body)
+        reply_bytes(service, body)
 
 
 def test_bytes_in_are_bytes_out_in_utf_8(service):
     body = json.dumps({"operation": "create", "text": "東京", "name": "é"}).encode()
-    reply = json.loads(service.reply_bytes(body))
+    reply = json.loads(reply_bytes(service, body))
     assert reply["document"]["name"] == "é"
-    assert "é".encode() in service.reply_bytes(body)
+    assert "é".encode() in reply_bytes(service, body)
+
+
+def reply_bytes(service, body):
+    (reply,) = document_replies(service, {"request": body}, RequestLine("documents"))
+    return reply.values["reply"]
 
 
 def test_threads_that_create_one_content_at_once_compile_it_once(registry, store):

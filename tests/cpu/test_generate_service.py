@@ -1,5 +1,6 @@
 """From a request's fields to the engine and back, over a real registry and a real engine."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from legokv.serving.answering import Reply, answer
 from legokv.serving.engine_service import EngineService
 from legokv.serving.generate import GenerateService
 from legokv.serving.messages import Cancel, Command, Event, Generate, Next
+from legokv.serving.request_log import RequestLine
 from legokv.serving.settings import Settings
 from legokv.tokenizer import Tokenizer
 
@@ -29,6 +31,7 @@ class World:
     registry: Registry
     tokenizer: Tokenizer
     commands: list[Command] = field(default_factory=list)
+    line: RequestLine = field(default_factory=lambda: RequestLine("generate"))
 
     def register(self, *chunks: str, namespace: str = "default") -> bytes:
         """A document's id, as a tensor has it; its chunks are the given texts."""
@@ -39,7 +42,7 @@ class World:
     def replies(self, **fields: object) -> list[Reply]:
         """All replies to a request whose client stays."""
         given = {"text_input": b"Who?", **fields}
-        return list(self.service.replies(given, lambda: False))
+        return list(self.service.replies(given, lambda: False, self.line))
 
     def result(self, **fields: object) -> dict[str, object]:
         (reply,) = self.replies(**fields)
@@ -157,7 +160,9 @@ def test_greedy_unless_a_temperature_or_a_choice_among_tokens_is_asked_for(world
 
 def test_a_client_that_goes_away_has_its_request_cancelled(world: World) -> None:
     gone = iter([False, False, True])
-    replies = world.service.replies({"text_input": b"Who?", "max_tokens": 900}, lambda: next(gone))
+    replies = world.service.replies(
+        {"text_input": b"Who?", "max_tokens": 900}, lambda: next(gone), world.line
+    )
     with pytest.raises(Cancelled):
         list(replies)
     assert world.commands[-1] == Cancel(world.sent().request_id)
@@ -166,7 +171,7 @@ def test_a_client_that_goes_away_has_its_request_cancelled(world: World) -> None
 
 def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> None:
     fields = {"text_input": b"Who?", "max_tokens": 900, "stream": True}
-    replies = world.service.replies(fields, lambda: False)
+    replies = world.service.replies(fields, lambda: False, world.line)
     next(iter(replies))
     replies.close()  # type: ignore[attr-defined]
     assert world.commands[-1] == Cancel(world.sent().request_id)
@@ -246,3 +251,18 @@ def test_a_fault_of_ours_is_logged_and_told_without_its_details(
     assert fault_id in caplog.text
     assert "list index out of range" in caplog.text
     assert "list index" not in str(error)
+
+
+def test_a_fault_of_ours_is_a_line_of_level_error_with_the_fault_s_id(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def replies() -> Iterator[Reply]:
+        yield Reply({"text_output": "begun"})
+        raise RuntimeError("a secret path")
+
+    outcome = Outcome()
+    answer(replies(), outcome, RequestLine("generate", "mine"))
+    (line,) = [json.loads(r.message) for r in caplog.records if r.message.startswith("{")]
+    assert (line["level"], line["request_id"]) == ("error", "mine")
+    assert line["error"] == {"code": "INTERNAL", "message": str(outcome.errors[0])}
+    assert "secret" not in json.dumps(line)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -105,7 +105,8 @@ def replies(client: triton.InferenceServerClient, **fields: Any) -> Iterator[dic
     client.start_stream(lambda result, error: arrived.put((result, error)))
     final = False
     try:
-        client.async_stream_infer("generate", inputs(fields))
+        request_id = fields.pop("request_id", "")
+        client.async_stream_infer("generate", inputs(fields), request_id=request_id)
         while not final:
             result, error = arrived.get(timeout=ANSWER_SECONDS)
             if error is not None:
@@ -132,10 +133,12 @@ def command(engine: Path, cache_dir: Path, **settings: Any) -> list[str]:
 
 
 @contextmanager
-def serving(engine: Path, cache_dir: Path, **settings: Any) -> Iterator[RunningServer]:
-    """A server that is ready, ended with the block."""
+def serving(
+    engine: Path, cache_dir: Path, log: IO[bytes] | None = None, **settings: Any
+) -> Iterator[RunningServer]:
+    """A server that is ready, ended with the block. `log` gets what it says on standard error."""
     process = subprocess.Popen(
-        command(engine, cache_dir, **settings), stdout=subprocess.PIPE, text=True
+        command(engine, cache_dir, **settings), stdout=subprocess.PIPE, stderr=log, text=True
     )
     try:
         assert process.stdout is not None

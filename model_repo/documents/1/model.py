@@ -6,18 +6,21 @@ from legokv.serving.answering import answer_in_thread
 from legokv.serving.document_models import document_replies, open_document_service
 from legokv.serving.engine_call import ask_engine
 from legokv.serving.logs import log_to_server
+from legokv.serving.request_log import line_for
 from legokv.serving.settings import settings_from
 from legokv.serving.tensors import TensorResponder, Tensors
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        log_to_server("documents")
+        settings = settings_from(None, os.environ, {})
+        log_to_server("documents", settings)
         self.tensors = Tensors(args["model_config"])
-        self.service = open_document_service(settings_from(None, os.environ, {}), ask_engine)
+        self.service = open_document_service(settings, ask_engine)
 
     def execute(self, requests):
         for request in requests:
             responder = TensorResponder(self.tensors, request)
             fields = self.tensors.fields(request)
-            answer_in_thread(document_replies(self.service, fields), responder)
+            line = line_for("documents", self.tensors.request_id(request))
+            answer_in_thread(document_replies(self.service, fields, line), responder, line)

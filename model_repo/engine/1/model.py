@@ -13,9 +13,10 @@ from legokv.serving.tensors import TensorResponder, Tensors
 
 class TritonPythonModel:
     def initialize(self, args):
-        log_to_server("engine")
+        settings = settings_from(None, os.environ, {})
+        log_to_server("engine", settings)
         self.tensors = Tensors(args["model_config"])
-        self.service = EngineService.open(settings_from(None, os.environ, {}))
+        self.service = EngineService.open(settings)
         self.metrics = Publisher(self.service.samples, MetricsPort())
 
     def execute(self, requests):

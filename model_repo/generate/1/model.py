@@ -8,22 +8,26 @@ from legokv.serving.generate import GenerateService
 from legokv.serving.logs import log_to_server
 from legokv.serving.metrics_port import MetricsPort
 from legokv.serving.publishing import Publisher
+from legokv.serving.request_log import line_for
 from legokv.serving.settings import settings_from
 from legokv.serving.tensors import TensorResponder, Tensors
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        log_to_server("generate")
+        settings = settings_from(None, os.environ, {})
+        log_to_server("generate", settings)
         self.tensors = Tensors(args["model_config"])
-        self.service = GenerateService.open(settings_from(None, os.environ, {}), ask_engine)
+        self.service = GenerateService.open(settings, ask_engine)
         self.metrics = Publisher(self.service.samples, MetricsPort())
 
     def execute(self, requests):
         for request in requests:
             responder = TensorResponder(self.tensors, request)
             fields = self.tensors.fields(request)
-            answer_in_thread(self.service.replies(fields, responder.is_cancelled), responder)
+            line = line_for("generate", self.tensors.request_id(request))
+            replies = self.service.replies(fields, responder.is_cancelled, line)
+            answer_in_thread(replies, responder, line)
 
     def finalize(self):
         self.metrics.close()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from legokv.errors import LegokvError
+from legokv.serving.request_log import RequestLine
 
 log = logging.getLogger(__name__)
 
@@ -29,21 +30,36 @@ class Responder(Protocol):
         """End the request with an error."""
 
 
-def answer_in_thread(replies: Iterable[Reply], responder: Responder) -> None:
+def answer_in_thread(
+    replies: Iterable[Reply], responder: Responder, line: RequestLine | None = None
+) -> None:
     """Run `answer` in a thread that does not keep the process alive."""
-    threading.Thread(target=answer, args=(replies, responder), name="request", daemon=True).start()
+    arguments = (replies, responder, line)
+    threading.Thread(target=answer, args=arguments, name="request", daemon=True).start()
 
 
-def answer(replies: Iterable[Reply], responder: Responder) -> None:
-    """Send all replies as they come; an error in making them ends this request and no other."""
+def answer(replies: Iterable[Reply], responder: Responder, line: RequestLine | None = None) -> None:
+    """Send all replies as they come; an error in making them ends this request and no other.
+
+    The `line` is written when the request has ended, either way.
+    """
     try:
         for reply in replies:
             responder.send(reply)
+            if reply.final and line is not None:
+                line.answered(reply.values)
     except LegokvError as error:
-        responder.fail(error)
+        _fail(responder, line, error)
     except Exception:
         # The process's boundary: a fault of ours must reach the client and the log, and must not
         # leave the request open for ever.
         fault_id = uuid.uuid4().hex[:12]
         log.exception("fault %s in a request", fault_id)
-        responder.fail(LegokvError(f"an internal error; the server's log has it as {fault_id}"))
+        told = f"an internal error; the server's log has it as {fault_id}"
+        _fail(responder, line, LegokvError(told))
+
+
+def _fail(responder: Responder, line: RequestLine | None, error: LegokvError) -> None:
+    responder.fail(error)
+    if line is not None:
+        line.failed(error)

@@ -1,5 +1,6 @@
 """The documents service with the engine model behind it."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from legokv.documents.compiling import Compiler
@@ -11,6 +12,7 @@ from legokv.serving.answering import Reply
 from legokv.serving.documents import DocumentService
 from legokv.serving.generate import AskEngine
 from legokv.serving.messages import Compile, Compiled, Drop
+from legokv.serving.request_log import RequestLine
 from legokv.serving.settings import Settings
 from legokv.tokenizer import Tokenizer
 
@@ -33,10 +35,18 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
     return DocumentService(registry, Tokenizer.open(settings.engine), compiler, limits)
 
 
-def document_replies(service: DocumentService, given: Mapping[str, object]) -> Iterator[Reply]:
+def document_replies(
+    service: DocumentService, given: Mapping[str, object], line: RequestLine
+) -> Iterator[Reply]:
     """The one reply to a request whose only field is `request`, JSON in UTF-8."""
+    line.check_id()
     fields.refuse_unknown(given, ("request",))
     body = given.get("request")
     if not isinstance(body, bytes):
         raise InvalidRequest("'request' is missing: a JSON object as text")
-    yield Reply({"reply": service.reply_bytes(body)}, final=True)
+    request = fields.parse_request(body)
+    reply = service.reply(request)
+    line.facts |= {
+        name: request[name] for name in ("namespace", "operation", "id") if name in request
+    }
+    yield Reply({"reply": json.dumps(reply, ensure_ascii=False).encode()}, final=True)

@@ -1,7 +1,6 @@
 """The documents service: one JSON request in, one JSON reply out. No tensors, no Triton."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -64,10 +63,6 @@ class DocumentService:
             "update": self._update,
             "delete": self._delete,
         }
-
-    def reply_bytes(self, body: bytes) -> bytes:
-        """`reply` from and to JSON in UTF-8."""
-        return json.dumps(self.reply(fields.parse_request(body)), ensure_ascii=False).encode()
 
     def reply(self, request: object) -> Reply:
         """The reply to one request, an object with an `operation`; expired pins go first."""

@@ -23,6 +23,7 @@ from legokv.serving.messages import (
     PromptSegment,
 )
 from legokv.serving.question import Question, question_from_fields
+from legokv.serving.request_log import RequestLine
 from legokv.serving.settings import Settings
 from legokv.tokenizer import Tokenizer
 
@@ -74,23 +75,29 @@ class GenerateService:
         return self._first_tokens.samples()
 
     def replies(
-        self, fields: Mapping[str, object], is_cancelled: Callable[[], bool]
+        self,
+        fields: Mapping[str, object],
+        is_cancelled: Callable[[], bool],
+        line: RequestLine,
     ) -> Iterator[Reply]:
         """Replies to one request: text as it comes if it asks for a stream, then one with all else.
 
         Without a stream the one reply has the whole text too. Raises the errors of
-        `legokv.errors`; a Cancelled soon after `is_cancelled` turns true.
+        `legokv.errors`; a Cancelled soon after `is_cancelled` turns true. The request's `line` is
+        told what is known before its end.
         """
         progress = _Progress()
+        line.check_id()
         question = question_from_fields(fields, self._settings)
-        command = self._command(question)
+        line.facts["namespace"] = question.namespace
+        command = self._command(question, line.request_id)
         progress.looked_up = time.monotonic()
         for event in self._events(command, is_cancelled):
             if isinstance(event, Piece):
                 yield from self._piece(event, question, progress)
             else:
                 assert isinstance(event, Answered), "an answer is Pieces and an Answered"
-                yield Reply(_result(question, event, progress), final=True)
+                yield Reply(_result(line, question, event, progress), final=True)
 
     def _events(self, command: Generate, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
         """All events of the answer; however this is left, the engine is not left working on it."""
@@ -119,7 +126,7 @@ class GenerateService:
         else:
             progress.pieces.append(piece.text)
 
-    def _command(self, question: Question) -> Generate:
+    def _command(self, question: Question, request_id: str) -> Generate:
         chunks = [
             chunk.token_ids
             for document_id in question.document_ids
@@ -131,7 +138,8 @@ class GenerateService:
             self._tokenizer, self._format, question.text, chunks, question.system_text
         )
         return Generate(
-            request_id=uuid.uuid4().hex,
+            # Two clients may give the same id.
+            request_id=f"{request_id}/{uuid.uuid4().hex}",
             namespace=question.namespace,
             segments=_segments(prompt, question),
             max_tokens=question.max_tokens or self._default_max_tokens(prompt),
@@ -154,9 +162,12 @@ def _segments(prompt: Prompt, question: Question) -> tuple[PromptSegment, ...]:
     return (*head, *documents, PromptSegment(prompt.tail_ids, cached=False))
 
 
-def _result(question: Question, event: Answered, progress: _Progress) -> dict[str, object]:
+def _result(
+    line: RequestLine, question: Question, event: Answered, progress: _Progress
+) -> dict[str, object]:
     usage = event.usage
     return {
+        "request_id": line.request_id,
         "text_output": "".join(progress.pieces),
         "finish_reason": event.finish_reason,
         "prompt_tokens": usage.prompt_tokens,

@@ -2,8 +2,17 @@
 
 import logging
 
+from legokv.serving import request_log
+from legokv.serving.settings import Settings
 
-def log_to_server(model: str) -> None:
-    """Let this process's log lines through, each with the model's name."""
+
+def log_to_server(model: str, settings: Settings) -> None:
+    """Let lines of the settings' level through: requests' as they are, others with the model's
+    name."""
     form = f"%(asctime)s {model} %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form)
+    logging.basicConfig(level=settings.log_level.upper(), format=form)
+    requests = logging.StreamHandler()
+    requests.setFormatter(logging.Formatter("%(message)s"))
+    request_log.log.addHandler(requests)
+    request_log.log.propagate = False
+    request_log.log.disabled = settings.request_log == "off"

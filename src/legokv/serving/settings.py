@@ -89,6 +89,10 @@ class Settings:
     max_documents: int = _setting(256, "most documents in one prompt", 1)
     default_max_tokens: int = _setting(256, "longest answer where a request does not say", 1)
     ready_timeout_seconds: int = _setting(120, "longest start of the server", 1)
+    log_level: str = _choice(
+        ("info", "debug", "warning", "error"), "least serious lines of the log that are written"
+    )
+    request_log: str = _choice(("on", "off"), "one JSON line for each request that ended")
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -10,6 +10,9 @@ import triton_python_backend_utils as pb_utils
 from legokv.errors import LegokvError
 from legokv.serving.answering import Reply
 
+# Over HTTP `generate` hands a request's id on as a parameter, as if it were one of the model's.
+_ID = "id"
+
 
 class Tensors:
     """Translates one model's requests and responses; the config says which values are lists."""
@@ -24,12 +27,17 @@ class Tensors:
         }
 
     def fields(self, request: Any) -> dict[str, object]:
-        """The request's inputs by name, text as bytes, and its parameters beside them."""
-        given = dict(json.loads(request.parameters() or "{}"))
+        """Its inputs by name, text as bytes, and its parameters beside them, but for its id."""
+        given = _parameters(request)
+        given.pop(_ID, None)
         for tensor in request.inputs():
             values = tensor.as_numpy().reshape(-1).tolist()
             given[tensor.name()] = values if tensor.name() in self._lists else values[0]
         return given
+
+    def request_id(self, request: Any) -> str:
+        """The id its client gave the request, "" for none."""
+        return str(request.request_id() or _parameters(request).get(_ID, ""))
 
     def response(self, values: Mapping[str, object]) -> Any:
         """A response with an output for each value; text goes out as UTF-8."""
@@ -39,6 +47,10 @@ class Tensors:
         plain = value.encode() if isinstance(value, str) else value
         shape = (1,) * self._rank
         return pb_utils.Tensor(name, np.array([plain], self._dtypes[name]).reshape(shape))
+
+
+def _parameters(request: Any) -> dict[str, object]:
+    return dict(json.loads(request.parameters() or "{}"))
 
 
 class TensorResponder:

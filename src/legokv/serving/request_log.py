@@ -1,0 +1,66 @@
+"""One line of JSON in the log for each request that ended. No text of a prompt is ever in it."""
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from legokv.errors import InvalidRequest, LegokvError
+
+MAX_ID_LEN = 128
+# What a reply says of the request itself; all else in it may be text.
+_LOGGED = ("finish_reason", "documents_linked", "created")
+_LOGGED_ENDINGS = ("_tokens", "_seconds")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class RequestLine:
+    """One request as its line will tell it; written once, by `answered` or by `failed`.
+
+    `facts` are added as they become known and checked: a client's wrong values are not.
+    """
+
+    model: str
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    facts: dict[str, object] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    def check_id(self) -> None:
+        """InvalidRequest if the client chose an id that is too long to be kept."""
+        if len(self.request_id) > MAX_ID_LEN:
+            raise InvalidRequest(
+                f"the request's id has {len(self.request_id)} characters, at most {MAX_ID_LEN} are "
+                "taken"
+            )
+
+    def answered(self, values: Mapping[str, object]) -> None:
+        """The request ended with a reply of these values; its counts and times are written."""
+        told = {n: v for n, v in values.items() if n in _LOGGED or n.endswith(_LOGGED_ENDINGS)}
+        self._write(logging.INFO, told)
+
+    def failed(self, error: LegokvError) -> None:
+        """The request ended with an error; a fault of the server's is at level "error"."""
+        level = logging.ERROR if error.code == "INTERNAL" else logging.WARNING
+        self._write(level, {"error": {"code": error.code, "message": str(error)}})
+
+    def _write(self, level: int, outcome: Mapping[str, object]) -> None:
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "level": logging.getLevelName(level).lower(),
+            "model": self.model,
+            "request_id": self.request_id[:MAX_ID_LEN],
+            **self.facts,
+            "total_seconds": time.monotonic() - self.started,
+            **outcome,
+        }
+        log.log(level, "%s", json.dumps(line))
+
+
+def line_for(model: str, client_id: str) -> RequestLine:
+    """A request's line, under the id the client gave it, or one of its own."""
+    return RequestLine(model, client_id) if client_id else RequestLine(model)
