@@ -37,14 +37,14 @@ def build(library: Path, output: Path, *arguments: str | Path) -> subprocess.Com
     return subprocess.run(given, check=False, capture_output=True, text=True)
 
 
-def counts(output: str) -> tuple[int, ...]:
-    """Layers, KvImport layers, LegoLinkAttention layers and profiles of the built network."""
+def summary_of(output: str) -> re.Match[str]:
+    """The line in which a build says what the built network has."""
     found = SUMMARY.search(output)
     assert found is not None, output
-    print(found[0])
-    return tuple(int(number) for number in found.groups()[:4])
+    return found
 
 
+Record = Callable[[str, object], None]
 Built = Callable[..., tuple[Path, str]]
 
 
@@ -88,15 +88,18 @@ def settings_of(
     ],
 )
 def test_a_tiny_model_becomes_a_plan_with_both_plugins_in_every_layer(
-    built: Built, name: str, dtype: str
+    built: Built, name: str, dtype: str, record_property: Record
 ) -> None:
     output, said = built(name, dtype)
-    num_layers, *plugins_and_profiles = counts(said)
+    summary = summary_of(said)
+    num_layers, *plugins_and_profiles = map(int, summary.groups()[:4])
     assert plugins_and_profiles == [3, 3, 2]
     assert num_layers > 100
     content = (output / PLAN).read_bytes()
+    assert summary[5] == f"{len(content) / 2**20:.1f}"
     assert b"KvImport" in content
     assert b"LegoLinkAttention" in content
+    record_property("fact", f"{name}, {dtype}: {summary[0]}, a file of {len(content):,} bytes")
 
 
 def test_engine_json_records_the_plan_and_what_it_depends_on(
@@ -128,7 +131,7 @@ def test_a_plan_of_other_limits_is_another_and_one_of_the_same_is_kept(
 
 
 def test_smollm2_becomes_a_plan(
-    plugin_library: Path, smollm2_engine_folder: Path, tmp_path: Path
+    plugin_library: Path, smollm2_engine_folder: Path, tmp_path: Path, record_property: Record
 ) -> None:
     facts = read_engine_folder(smollm2_engine_folder)
     graph = graph_shape(facts.model, facts.dtype, facts.page_size)
@@ -136,12 +139,13 @@ def test_smollm2_becomes_a_plan(
     profiles = plan_profiles(facts.model, graph, PlanLimits())
     files = PlanFiles(model, plan, plugin_library)
     summary = build_plan(plan_request("tensorrt-rtx", graph, profiles, files), print)
-    print(summary)
+    weight_bytes = model.with_name("model.onnx.data").stat().st_size
+    record_property("fact", f"SmolLM2: model.onnx.data of {weight_bytes:,} bytes; {summary}")
     assert summary.plugins == {"KvImport": 30, "LegoLinkAttention": 30}
     assert summary.num_layers > 1000
     assert summary.num_profiles == 2
     # 134.5 million parameters of two bytes, the tied embedding once.
-    assert 269e6 < model.with_name("model.onnx.data").stat().st_size < 270e6
+    assert 269e6 < weight_bytes < 270e6
     assert 269e6 < plan.stat().st_size == summary.plan_bytes < 400e6
 
 
@@ -203,6 +207,24 @@ def test_a_plugin_library_that_is_not_there_is_refused(tmp_path: Path) -> None:
     finished = build(tmp_path / "none.so", tmp_path / "e")
     assert finished.returncode == 1
     assert "none.so does not exist: run build/build_plugins.py" in finished.stderr
+
+
+def test_missing_tensorrt_headers_are_refused_before_anything_is_compiled(
+    plugin_library: Path,
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TENSORRT_INCLUDE", str(tmp_path))
+    engine, checkpoint = tmp_path / "e", tiny_checkpoint("llama-wide")
+    options = ("--backend", "tensorrt-rtx", "--checkpoint", checkpoint, "--output", engine)
+    finished = subprocess.run(
+        [sys.executable, SCRIPT, *options], check=False, capture_output=True, text=True
+    )
+    assert finished.returncode == 1
+    assert f"TENSORRT_INCLUDE={tmp_path} has no NvInferRuntime.h" in finished.stderr
+    assert "Compiling" not in finished.stdout
+    assert not engine.exists()
 
 
 def try_to_build(checkpoint: Path, library: Path, folder: Path) -> None:

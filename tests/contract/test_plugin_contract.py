@@ -2,6 +2,7 @@
 
 import ctypes
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,15 @@ def test_dtypes_have_the_same_numbers(info: dict[str, Any]) -> None:
     assert info["dtypes"] == ours
 
 
-def test_the_library_says_what_it_was_built_for(info: dict[str, Any]) -> None:
+def test_the_library_says_what_it_was_built_for(
+    info: dict[str, Any], plugin_library: Path, record_property: Callable[[str, object], None]
+) -> None:
+    sizes = ", ".join(f"{what} {info[what]}" for what in ("head_sizes", "page_sizes"))
+    record_property(
+        "fact",
+        f"{plugin_library.name}: {plugin_library.stat().st_size:,} bytes, {info['form']} for "
+        f"{info['architectures']}, plugins {', '.join(info['ops'])}, {sizes}",
+    )
     assert info["form"] == "cuda"
     assert info["architectures"].split()
     assert info["head_sizes"] == [64, 80, 96, 128]

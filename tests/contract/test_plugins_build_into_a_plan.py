@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_plan_with_both_plugins_is_built_without_a_gpu(
-    plugin_library: Path, environment: dict[str, str], tmp_path: Path, dtype: str
+    plugin_library: Path,
+    environment: dict[str, str],
+    tmp_path: Path,
+    dtype: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     plan = tmp_path / "small.plan"
     finished = subprocess.run(
@@ -48,3 +53,8 @@ def test_a_plan_with_both_plugins_is_built_without_a_gpu(
     serialized = plan.read_bytes()
     assert made["plan_bytes"] == len(serialized) > 0
     assert all(name in serialized for name in names)
+    record_property(
+        "fact",
+        f"{dtype}: TensorRT-RTX's registry has {made['creators']}, its network "
+        f"{made['layers']}, its plan {made['plan_bytes']:,} bytes",
+    )

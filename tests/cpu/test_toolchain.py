@@ -27,6 +27,18 @@ def test_named_tensorrt_headers_are_taken_or_their_lack_is_said(
     assert toolchain.tensorrt_headers(tmp_path / "unused", print) == tmp_path
 
 
+def test_headers_that_can_be_neither_found_nor_fetched_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TENSORRT_INCLUDE", raising=False)
+    monkeypatch.setattr(toolchain, "HEADER", "NvInferOfNoRelease.h")
+    # No index at all: what a machine without a network finds.
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(toolchain.ToolchainMissing, match=r"could not fetch TensorRT's headers.*"
+                       r"check the network, or install the CUDA toolkit"):  # fmt: skip
+        toolchain.tensorrt_headers(tmp_path, print)
+
+
 def test_a_headers_wheel_with_another_digest_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
