@@ -11,6 +11,7 @@ from legokv.bindings import graph_shape
 from legokv.checkpoint import load_weights
 from legokv.compile.backends import BackendMissing
 from legokv.compile.engine_plan import write_plan
+from legokv.compile.llm_config import CONFIG_FILE, FLAVOUR, write_llm_config
 from legokv.engine_folder import MODEL_FILE, WEIGHTS_FILE, EngineFacts
 from legokv.model.decoder import decoder_from_weights
 
@@ -29,6 +30,7 @@ def product_names(facts: EngineFacts, *, with_onnx: bool) -> frozenset[str]:
     names = {MODEL_FILE, WEIGHTS_FILE} if with_onnx or facts.plan else set()
     if facts.plan is not None:
         names |= {facts.plan.plan_file, facts.plan.library_file}
+        names |= {CONFIG_FILE} if facts.plan.flavour == FLAVOUR else set()
     return frozenset(names)
 
 
@@ -39,6 +41,8 @@ def make_products(facts: EngineFacts, names: Collection[str], inputs: Inputs, fo
     if facts.plan is not None and inputs.plugin_library is not None:
         graph = graph_shape(facts.model, facts.dtype, facts.page_size)
         write_plan(folder, facts.plan, graph, inputs.plugin_library, inputs.say)
+    if CONFIG_FILE in names and facts.plan is not None:
+        write_llm_config(folder, facts.model, facts.dtype, facts.plan)
 
 
 def _export(facts: EngineFacts, inputs: Inputs, folder: Path) -> None:

@@ -35,7 +35,7 @@ PLAN_BACKENDS = {
             "tensorrt-llm",
             ("tensorrt_llm", "tensorrt"),
             "legokv.compile.tensorrt_llm",
-            plan_file="rank0.engine",
+            plan_file="tensorrt-llm/rank0.engine",
             needs_gpu=True,
             installed_by="pip install 'tensorrt-llm==1.2.*', from the vendor's package index",
         ),

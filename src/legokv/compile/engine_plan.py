@@ -49,6 +49,7 @@ def write_plan(
     say(f"Building {plan.plan_file} with {plan.flavour} {plan.version}")
     shutil.copyfile(library, folder / plan.library_file)
     files = PlanFiles(folder / MODEL_FILE, folder / plan.plan_file, folder / plan.library_file)
+    files.plan.parent.mkdir(exist_ok=True)
     summary = build_plan(plan_request(plan.flavour, graph, plan.profiles, files), say)
     say(f"  {summary}")
 

@@ -1,0 +1,99 @@
+"""A whole engine folder for each TensorRT that can't be installed here, built by its stand-in.
+
+The build script's own way, its build process included; only the modules `tensorrt` and
+`tensorrt_llm` are the stand-in, found on the path as the real ones would be.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tensorrt_standin import VERSION
+
+from legokv.compile import engine_plan
+from legokv.compile.backends import PLAN_BACKENDS, this_machine
+from legokv.engine_build import EngineSettings, build_engine_folder
+from legokv.engine_folder import read_engine_folder
+
+HERE = Path(__file__).parent
+MODULES = {
+    "tensorrt.py": "import sys, tensorrt_standin as s; sys.modules[__name__] = s.TensorRT()",
+    "tensorrt_llm.py": (
+        "import sys, tensorrt, tensorrt_standin as s; "
+        "sys.modules[__name__] = s.TensorRTLLM(tensorrt)"
+    ),
+    "tensorrt_llm-1.2.1.dist-info/METADATA": "Name: tensorrt-llm\nVersion: 1.2.1\n",
+}
+
+
+@pytest.fixture(autouse=True)
+def standins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Both modules on the path of this process and of those it starts, and a GPU to build for."""
+    folder = tmp_path / "modules"
+    for name, text in MODULES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    paths = [str(folder), str(HERE), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    monkeypatch.setattr(engine_plan, "gpu_architecture", lambda: "sm_90")
+    yield
+    for name in ("tensorrt", "tensorrt_llm"):
+        sys.modules.pop(name, None)
+
+
+def built(checkpoint: Path, library: Path, folder: Path, backend: str) -> list[str]:
+    """What was said while the engine was built into `folder`."""
+    said: list[str] = []
+    settings = EngineSettings("small", backend=backend, plugin_library=library)
+    assert build_engine_folder(checkpoint, folder, settings, say=said.append)
+    return said
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-llm"])
+def test_an_engine_folder_has_the_plan_its_backend_serialized(
+    plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path, backend: str
+) -> None:
+    assert backend in this_machine().installed
+    engine = tmp_path / "engine"
+    said = built(tiny_checkpoint("llama-wide"), plugin_library, engine, backend)
+    assert f"  {backend} {VERSION}: 3 layers, of them 1 KvImport, 1 LegoLinkAttention" in said[-1]
+    plan = read_engine_folder(engine).plan
+    assert plan is not None
+    assert (plan.flavour, plan.version, plan.architecture) == (backend, VERSION, "sm_90")
+    assert plan.plan_file == PLAN_BACKENDS[backend].plan_file
+    assert (engine / plan.plan_file).read_bytes() == b"plan"
+
+
+def test_tensorrt_llms_folder_has_the_config_it_reads_beside_the_engine(
+    plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint, engine = tiny_checkpoint("llama-wide"), tmp_path / "engine"
+    built(checkpoint, plugin_library, engine, "tensorrt-llm")
+    facts = read_engine_folder(engine)
+    names = sorted(path.name for path in (engine / "tensorrt-llm").iterdir())
+    assert names == ["config.json", "rank0.engine"]
+    assert "tensorrt-llm/config.json" in {file.name for file in facts.produced}
+    # The checkpoint's own stays what it was.
+    assert (engine / "config.json").read_bytes() == (checkpoint / "config.json").read_bytes()
+
+    config = json.loads((engine / "tensorrt-llm" / "config.json").read_text())
+    assert sorted(config) == ["build_config", "pretrained_config", "version"]
+    assert config["version"] == "1.2.1"
+    hugging_face = json.loads((checkpoint / "config.json").read_text())
+    model = config["pretrained_config"]
+    assert model["architecture"] == hugging_face["architectures"][0]
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                 "vocab_size", "intermediate_size", "max_position_embeddings"):  # fmt: skip
+        assert model[name] == hugging_face[name], name
+    assert (model["dtype"], model["norm_epsilon"]) == ("bfloat16", hugging_face["rms_norm_eps"])
+    limits = config["build_config"]
+    # What BuildConfig.from_dict has no default for.
+    assert {"max_input_len", "max_seq_len", "max_batch_size", "max_beam_width", "max_num_tokens",
+            "opt_num_tokens"} <= set(limits)  # fmt: skip
+    assert (limits["max_num_tokens"], limits["max_batch_size"]) == (2048, 64)
+    assert limits["max_seq_len"] == hugging_face["max_position_embeddings"]
+    assert limits["force_num_profiles"] == 2
