@@ -31,6 +31,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     delete.add_argument("documents", nargs="+", metavar="document", help="id or name")
     for command in (add, update):
         command.add_argument("--ttl-seconds", type=float, help="unpin it after this time")
+    add.add_argument("--warm", choices=("pool", "host", "disk"), help="have its KV there by then")
     add.add_argument("--pin", dest="pinned", action="store_true", default=None)
     pins = update.add_mutually_exclusive_group()
     pins.add_argument("--pin", dest="pinned", action="store_true", default=None)
@@ -48,13 +49,15 @@ def add(server: Server, arguments: argparse.Namespace) -> int:
     for file in tqdm(files, desc="documents", unit="document", disable=None):
         try:
             name = {} if file is None else {"name": file.stem}
-            changes = name | changes_of(arguments)
+            warm = {} if arguments.warm is None else {"warm": arguments.warm}
+            changes = name | warm | changes_of(arguments)
             reply = server.documents("create", text=text_of(file), **changes)
         except Refused as reason:
             num_failed += 1
             tqdm.write(f"error: {file or 'stdin'}: {reason}", file=sys.stderr)
             continue
-        tqdm.write(document_line(reply["document"], arguments.format), file=sys.stdout)
+        warmed = {k: reply[k] for k in ("warmed_chunks",) if k in reply}
+        tqdm.write(document_line(reply["document"] | warmed, arguments.format), file=sys.stdout)
         if reply["document"]["state"] == "failed":
             num_failed += 1
     return 1 if num_failed else 0
@@ -129,6 +132,8 @@ def document_line(document: dict[str, Any], form: str) -> str:
     line = "{id}  {state:10} {num_tokens:>7} tokens {num_chunks:>4} chunks  {name}".format(
         **document | {"name": document["name"] or "-"}
     )
+    if "warmed_chunks" in document:
+        line += f"  {document['warmed_chunks']} of its chunks warm"
     return line + (f"  ({document['failure']})" if document["failure"] else "")
 
 

@@ -80,6 +80,18 @@ class CompileJob(Job):
         return False
 
 
+class LoadJob(Job):
+    """Get one chunk into the pool, from a tier or by compiling it; ends with a Finished."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        super().__init__((chunk,), 0)
+
+    def start(self, copy_pages: Callable[[Sequence[int], Sequence[int]], None]) -> bool:
+        length = self.chunks[0].num_tokens
+        self.events.put(Finished("stop", Usage(length, length, 0, 0, 1)))
+        return False
+
+
 @dataclass(frozen=True)
 class Ending:
     """When an answer ends, besides its length."""

@@ -20,6 +20,7 @@ from legokv.serving.messages import (
     Next,
     Piece,
     PromptSegment,
+    Warm,
     decode_command,
     decode_events,
     encode_command,
@@ -38,6 +39,7 @@ COMMANDS = (
     Generate("r1", "default", SEGMENTS, 8, "legolink", 16, SAMPLING, ("\n", "Größe 東京")),
     Next("r1"),
     Compile("tenant", [5, 6, 7]),
+    Warm("tenant", [5, 6, 7], "host"),
     Drop(("a", "b")),
     Cancel("r1"),
 )

@@ -52,6 +52,15 @@ def test_a_folder_is_added_listed_shown_changed_and_deleted(
     documents(server, "delete", "text1", "text3")
 
 
+def test_a_document_is_added_warm(server: RunningServer, tmp_path: Path) -> None:
+    (tmp_path / "mill.txt").write_text("The mill of Vellin grinds on Mondays.")
+    (added,) = documents(server, "add", "--warm", "pool", str(tmp_path))
+    assert added["warmed_chunks"] == added["num_chunks"] == 1
+    result = run(server, "documents.py", "add", "--warm", "host", str(tmp_path))
+    assert "1 of its chunks warm" in result.stdout
+    documents(server, "delete", "mill")
+
+
 def test_standard_input_is_a_document(server: RunningServer) -> None:
     (added,) = documents(server, "add", "-", "--name", "piped", text="The bridge has four arches.")
     assert added["state"] == "ready"

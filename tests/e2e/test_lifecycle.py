@@ -47,6 +47,29 @@ def test_a_damaged_chunk_file_is_compiled_again_and_the_answer_is_the_same(
     assert after["text_output"] == before["text_output"]
 
 
+def test_a_document_warmed_into_memory_is_answered_though_its_files_are_lost(
+    engine_folder: Path, tmp_path: Path
+) -> None:
+    fields = {"text_input": "Who keeps it?", "max_tokens": 12}
+    with serving(engine_folder, tmp_path) as first:
+        before = first.ask(document_ids=first.register(*TEXTS[:2]), **fields)
+    with serving(engine_folder, tmp_path) as second:
+        warm, cold = (
+            second.document("create", text=text, **asked)
+            for text, asked in ((TEXTS[0], {"warm": "host"}), (TEXTS[1], {}))
+        )
+        for file in tmp_path.rglob("*.safetensors"):
+            file.unlink()
+        ids = [reply["document"]["id"] for reply in (warm, cold)]
+        after = second.ask(document_ids=ids, **fields)
+    assert warm["warmed_chunks"] == warm["document"]["num_chunks"]
+    assert "warmed_chunks" not in cold
+    assert after["text_output"] == before["text_output"]
+    # The prompt's head is a chunk too, and nobody warmed it.
+    lost = before["cached_tokens"] + before["recomputed_tokens"] - warm["document"]["num_tokens"]
+    assert after["compiled_tokens"] == lost
+
+
 def test_a_client_that_goes_away_frees_its_request(engine_folder: Path, tmp_path: Path) -> None:
     # The pool holds one long answer at a time: the second must wait until the first is gone.
     with serving(engine_folder, tmp_path, pool_tokens=2048) as server:

@@ -71,6 +71,17 @@ class LowerTiers:
         if self.fetchable(chunk):
             self.read(chunk)
 
+    def fetch_into(self, name: str, chunk: Chunk) -> bool:
+        """Whether the tier of that name or a faster one has the chunk, read from a slower if not.
+
+        False where there is no such tier.
+        """
+        places = [number for number, tier in enumerate(self.tiers) if tier.name == name]
+        wanted = self.tiers[: places[0] + 1] if places else ()
+        if wanted and not any(self._has(tier, chunk) for tier in wanted):
+            self.read(chunk)
+        return any(self._has(tier, chunk) for tier in wanted)
+
     def takes_compiled(self, chunk: Chunk) -> bool:
         """Whether a tier wants the chunk as soon as it is compiled; `keep` is worth a copy then."""
         lacking = [tier for tier in self.tiers if tier.durable and not self._has(tier, chunk)]

@@ -8,16 +8,22 @@ from contextlib import suppress
 from legokv.documents.claims import Claim, ClaimLost
 from legokv.documents.document import Document, DocumentLimits, State
 from legokv.documents.protocol import DocumentRegistry
-from legokv.errors import Busy, LegokvError
+from legokv.errors import Busy, CacheUnavailable, InvalidRequest, LegokvError, PoolFull
 
 # `compile_chunk(namespace, token_ids)` compiles and keeps one chunk and gives its key.
 CompileChunk = Callable[[str, Sequence[int]], str]
 # `drop_chunks(keys)` lets the stored KV of these chunks go.
 DropChunks = Callable[[Sequence[str]], None]
+# `warm_chunk(namespace, token_ids, tier)` has one chunk's KV in that tier or a faster one.
+WarmChunk = Callable[[str, Sequence[int], str], None]
 
 POLL_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
+
+
+def _no_tiers(namespace: str, token_ids: Sequence[int], tier: str) -> None:
+    raise InvalidRequest(f"there is no engine here whose tier '{tier}' could be warmed")
 
 
 class Compiler:
@@ -29,11 +35,13 @@ class Compiler:
         compile_chunk: CompileChunk,
         drop_chunks: DropChunks,
         limits: DocumentLimits,
+        warm_chunk: WarmChunk = _no_tiers,
     ) -> None:
         self._registry = registry
         self._compile_chunk = compile_chunk
         self._drop_chunks = drop_chunks
         self._limits = limits
+        self._warm_chunk = warm_chunk
 
     def bring_to_ready(self, namespace: str, document_id: str) -> Document:
         """The document, ready or failed; compiled here unless another does it already.
@@ -73,6 +81,17 @@ class Compiler:
         except Exception as error:
             self._fail(claim, f"{type(error).__name__}: {error}")
             raise
+
+    def warm(self, namespace: str, document_id: str, tier: str) -> int:
+        """How many of the document's chunks, from the first, are in `tier` or a faster one now."""
+        warmed = 0
+        try:
+            for chunk in self._registry.chunks(namespace, document_id):
+                self._warm_chunk(namespace, chunk.token_ids, tier)
+                warmed += 1
+        except (PoolFull, Busy, CacheUnavailable) as error:
+            _log.warning("document %s has %d warm chunks: %s", document_id, warmed, error)
+        return warmed
 
     def drop(self, keys: Sequence[str]) -> None:
         """Let the stored KV of these chunks go; what can't be dropped now is left to eviction."""

@@ -11,8 +11,12 @@ from legokv.serving import fields
 from legokv.serving.answering import Reply
 from legokv.serving.documents import DocumentService
 from legokv.serving.generate import AskEngine
+<<<<<<< Updated upstream
 from legokv.serving.messages import Compile, Compiled, Drop
 from legokv.serving.request_log import RequestLine
+=======
+from legokv.serving.messages import Compile, Compiled, Drop, Warm
+>>>>>>> Stashed changes
 from legokv.serving.settings import Settings
 from legokv.tokenizer import Tokenizer
 
@@ -28,10 +32,13 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
     def drop_chunks(keys: Sequence[str]) -> None:
         ask_engine(Drop(tuple(keys)))
 
+    def warm_chunk(namespace: str, token_ids: Sequence[int], tier: str) -> None:
+        ask_engine(Warm(namespace, token_ids, tier))
+
     facts = read_engine_folder(settings.engine)
     registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
     limits = settings.document_limits
-    compiler = Compiler(registry, compile_chunk, drop_chunks, limits)
+    compiler = Compiler(registry, compile_chunk, drop_chunks, limits, warm_chunk)
     return DocumentService(registry, Tokenizer.open(settings.engine), compiler, limits)
 
 

@@ -9,8 +9,10 @@ from legokv.documents.cut import TextCodec, cut, document_token_ids
 from legokv.documents.document import (
     DEFAULT_NAMESPACE,
     Changes,
+    Document,
     DocumentLimits,
     NewDocument,
+    State,
     check_namespace,
     normalise_text,
 )
@@ -22,6 +24,7 @@ from legokv.serving.fields import Request
 
 MAX_NAME_LEN = 256
 MAX_PAGE_LEN = 1000
+WARM_TIERS = ("pool", "host", "disk")
 NUM_BACKGROUND_THREADS = 4
 """Documents compiled at a time that nobody waits for."""
 
@@ -33,14 +36,17 @@ class DocumentService:
     """Creates, finds, changes and deletes the documents of a namespace, "default" unless told.
 
     operation  fields (? may be missing)                       reply
-    create     text, name?, ttl_seconds?, pinned?, wait? true  document, created
+    create     text, name?, ttl_seconds?, pinned?,             document, created, and
+               wait? true, warm?                               warmed_chunks if it waited
     get        id, wait? false, text? false                    document, and text if asked for
     list       after? 0, limit? 100, name?                     documents, next_after
     update     id, name?, ttl_seconds?, pinned?                document
     delete     id                                              deleted, dropped_chunks
 
     A document is an object with the fields of `Document`. With `wait` it comes ready, or failed
-    with the reason. Bad requests raise the errors of `legokv.errors` and change nothing.
+    with the reason. `warm` is one of WARM_TIERS: this server then has the document's KV in that
+    tier or a faster one, whoever compiled it. Bad requests raise the errors of `legokv.errors` and
+    change nothing.
     """
 
     def __init__(
@@ -76,17 +82,30 @@ class DocumentService:
         return self._operations[operation](known)
 
     def _create(self, request: Request) -> Reply:
-        known = ("text", "name", "ttl_seconds", "pinned", "wait")
+        known = ("text", "name", "ttl_seconds", "pinned", "wait", "warm")
         namespace = _namespace(request, known)
         changes = _changes(request)
         wait = fields.flag(request, "wait", default=True)
+        warm = fields.optional_choice(request, "warm", WARM_TIERS)
         new = self._new_document(namespace, fields.text(request, "text"))
         document, created = self._registry.register(new, changes, self._limits.max_pinned_tokens)
-        if wait:
-            document = self._compiler.bring_to_ready(namespace, document.id)
-        else:
-            self._run_in_background(lambda: self._compiler.compile_if_free(namespace, document.id))
-        return {"document": dataclasses.asdict(document), "created": created}
+        if not wait:
+            self._run_in_background(lambda: self._compile_and_warm(namespace, document.id, warm))
+            return {"document": dataclasses.asdict(document), "created": created}
+        document = self._compiler.bring_to_ready(namespace, document.id)
+        reply = {"document": dataclasses.asdict(document), "created": created}
+        if warm is not None:
+            reply["warmed_chunks"] = self._warm(document, warm)
+        return reply
+
+    def _warm(self, document: Document, tier: str) -> int:
+        ready = document.state == State.READY
+        return self._compiler.warm(document.namespace, document.id, tier) if ready else 0
+
+    def _compile_and_warm(self, namespace: str, document_id: str, tier: str | None) -> None:
+        self._compiler.compile_if_free(namespace, document_id)
+        if tier is not None:
+            self._warm(self._registry.get(namespace, document_id), tier)
 
     def _new_document(self, namespace: str, text: str) -> NewDocument:
         text = normalise_text(text)

@@ -29,11 +29,13 @@ from legokv.serving.messages import (
     Generate,
     Next,
     Piece,
+    Warm,
     decode_command,
     encode_events,
     failed,
 )
 from legokv.serving.settings import Settings
+from legokv.warming import begin_warming
 
 WAIT_SECONDS = 0.1
 """How long a command waits for a first event. A client that went away is noticed in between."""
@@ -119,6 +121,8 @@ class EngineService:
             return self._next(command.request_id)
         if isinstance(command, Compile):
             return [self._compile(command)]
+        if isinstance(command, Warm):
+            return [self._warm(command)]
         if isinstance(command, Cancel):
             self._end(command.request_id)
         else:
@@ -172,8 +176,19 @@ class EngineService:
 
     def _compile(self, command: Compile) -> Event:
         chunk = self._engine.chunk(command.token_ids, command.namespace)
-        job = self._engine.submit_compile(chunk)
-        name = f"compile {id(job)}"
+        self._finish(self._engine.submit_compile(chunk))
+        return Compiled(chunk.key)
+
+    def _warm(self, command: Warm) -> Event:
+        chunk = self._engine.chunk(command.token_ids, command.namespace)
+        job = begin_warming(self._engine, chunk, command.tier)
+        if job is not None:
+            self._finish(job)
+        return Done()
+
+    def _finish(self, job: Job) -> None:
+        """Return when a job of one event is over; raises its error."""
+        name = f"job {id(job)}"
         self._begin(name, job)
         try:
             while not (happened := list(_taken(job))):
@@ -182,7 +197,6 @@ class EngineService:
             self._end(name)
         if isinstance(happened[0], LegokvError):
             raise happened[0]
-        return Compiled(chunk.key)
 
     def _drop(self, command: Drop) -> None:
         for key in command.keys:

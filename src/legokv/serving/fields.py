@@ -62,6 +62,14 @@ def optional_text(request: Request, name: str, *, max_len: int | None = None) ->
     return None if request.get(name) is None else text(request, name, max_len=max_len)
 
 
+def optional_choice(request: Request, name: str, choices: Collection[str]) -> str | None:
+    """One of the choices, or None where it is absent or null."""
+    value = optional_text(request, name)
+    if value is not None and value not in choices:
+        raise InvalidRequest(f"{name!r} is one of {', '.join(choices)}, not {value[:80]!r}")
+    return value
+
+
 def flag(request: Request, name: str, *, default: bool) -> bool:
     """true or false."""
     value = request.get(name, default)

@@ -59,6 +59,15 @@ class Compile:
 
 
 @dataclass(frozen=True)
+class Warm:
+    """Have a chunk in `tier` or a faster one, compiled if no tier has it: one Done."""
+
+    namespace: str
+    token_ids: Sequence[int]
+    tier: str
+
+
+@dataclass(frozen=True)
 class Drop:
     """Forget chunks in every tier: one Done."""
 
@@ -72,7 +81,7 @@ class Cancel:
     request_id: str
 
 
-Command = Generate | Next | Compile | Drop | Cancel
+Command = Generate | Next | Compile | Warm | Drop | Cancel
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,7 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], Command]] = {
     "Generate": _generate,
     "Next": lambda fields: Next(**fields),
     "Compile": lambda fields: Compile(**fields),
+    "Warm": lambda fields: Warm(**fields),
     "Drop": lambda fields: Drop(tuple(fields["keys"])),
     "Cancel": lambda fields: Cancel(**fields),
 }
