@@ -28,6 +28,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--onnx", action=argparse.BooleanOptionalAction, default=True, help="write model.onnx"
     )
     parser.add_argument("--force", action="store_true", help="build even if it is up to date")
+    parser.add_argument(
+        "--keep-failed",
+        action="store_true",
+        help="write an engine that fails the check of linked against full logits, too",
+    )
     add_plan_arguments(parser.add_argument_group("of a plan"))
     return parser.parse_args(arguments)
 
@@ -77,7 +82,14 @@ def build(arguments: argparse.Namespace) -> None:
         ),
     )
     say(f"Checking {checkpoint} and digesting its weights")
-    written = build_engine_folder(checkpoint, output, settings, force=arguments.force, say=say)
+    written = build_engine_folder(
+        checkpoint,
+        output,
+        settings,
+        force=arguments.force,
+        keep_failed=arguments.keep_failed,
+        say=say,
+    )
     state = "written" if written else "already up to date, kept (--force builds it again)"
     say(f"Engine {output} {state}, {time.monotonic() - started:.1f} s")
 

@@ -25,6 +25,8 @@ from legokv.engine_folder import (
 )
 from legokv.engine_products import Inputs, make_products, product_names
 from legokv.errors import EngineMismatch, InvalidRequest, UnsupportedModel
+from legokv.gate import check_linking
+from legokv.gate_facts import GateFacts
 from legokv.plan_facts import PlanFacts
 from legokv.profiles import PlanLimits
 from legokv.tokenizer import TOKENIZER_FILES, Tokenizer
@@ -55,25 +57,40 @@ def build_engine_folder(
     settings: EngineSettings,
     *,
     force: bool = False,
+    keep_failed: bool = False,
     say: Callable[[str], None] = print,
 ) -> bool:
     """Make `output` the engine of `checkpoint`; False if it already was and is kept.
 
-    `say` is told how far a long build is. UnsupportedModel, before anything is written, for a
-    checkpoint that cannot be compiled.
+    `say` is told how far a long build is. UnsupportedModel, and `output` is as it was, for a
+    checkpoint that cannot be compiled, or whose linked logits are not what they must be; that
+    engine is made all the same with `keep_failed`.
     """
     refuse_foreign_folder(output)
     facts = facts_from_checkpoint(checkpoint, settings)
     names = product_names(facts, with_onnx=settings.exports_onnx)
-    if not force and _is_up_to_date(output, facts, names):
+    if not force and _is_up_to_date(output, facts, names, keep_failed=keep_failed):
         return False
 
     def produce(folder: Path) -> Collection[str]:
         make_products(facts, names, Inputs(checkpoint, settings.plugin_library, say), folder)
         return names
 
-    write_engine_folder(output, facts, checkpoint, produce)
+    def judge(folder: Path) -> GateFacts:
+        return _judged(check_linking(folder, facts.page_size), say, keep_failed=keep_failed)
+
+    write_engine_folder(output, facts, checkpoint, produce, judge)
     return True
+
+
+def _judged(gate: GateFacts, say: Callable[[str], None], *, keep_failed: bool) -> GateFacts:
+    say(f"Linked against full logits: {gate}")
+    if not gate.passed and not keep_failed:
+        raise UnsupportedModel(
+            f"this model is not linked correctly: {gate}. --keep-failed writes the engine all the "
+            "same, to be looked into; no server takes it"
+        )
+    return gate
 
 
 def facts_from_checkpoint(checkpoint: Path, settings: EngineSettings) -> EngineFacts:
@@ -135,10 +152,13 @@ def _with_tokenizer_end(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig
     return replace(model, eos_token_ids=tuple(sorted(ends)))
 
 
-def _is_up_to_date(output: Path, facts: EngineFacts, names: Collection[str]) -> bool:
+def _is_up_to_date(
+    output: Path, facts: EngineFacts, names: Collection[str], *, keep_failed: bool
+) -> bool:
     try:
         found = read_engine_folder(output)
     except EngineMismatch:
         return False
     has_all = {file.name for file in found.produced}.issuperset(names)
-    return has_all and replace(found, produced=()) == facts
+    is_judged = found.gate is not None and (found.gate.passed or keep_failed)
+    return has_all and is_judged and replace(found, produced=(), gate=None) == facts

@@ -16,9 +16,10 @@ from typing import Any
 
 from legokv.config import ModelConfig, RopeConfig
 from legokv.errors import EngineMismatch, InvalidRequest
+from legokv.gate_facts import GateFacts
 from legokv.plan_facts import PlanFacts, plan_facts_from_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FACTS_FILE = "engine.json"
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -39,6 +40,7 @@ class EngineFacts:
     """All that is recorded about an engine. `dtype` is "bfloat16", "float16" or "float32".
 
     `files` come from the checkpoint; `produced` were made from it: model.onnx, a plan, its plugins.
+    `gate` is what the check of linked against full logits found in the folder when it was made.
     """
 
     format_version: int
@@ -52,10 +54,13 @@ class EngineFacts:
     files: tuple[StoredFile, ...]
     produced: tuple[StoredFile, ...] = ()
     plan: PlanFacts | None = None
+    gate: GateFacts | None = None
 
 
 Produce = Callable[[Path], Collection[str]]
 """Makes files in the folder it is given; their names."""
+Judge = Callable[[Path], GateFacts]
+"""Checks the engine in the folder it is given; raises what keeps it from being written."""
 
 
 def read_engine_folder(path: Path) -> EngineFacts:
@@ -71,11 +76,15 @@ def read_engine_folder(path: Path) -> EngineFacts:
 
 
 def write_engine_folder(
-    path: Path, facts: EngineFacts, checkpoint: Path, produce: Produce | None = None
+    path: Path,
+    facts: EngineFacts,
+    checkpoint: Path,
+    produce: Produce | None = None,
+    judge: Judge | None = None,
 ) -> None:
     """Put `facts` and the files they name, taken from `checkpoint`, into a folder at `path`.
 
-    What `produce` makes there is recorded with its sizes.
+    What `produce` makes there is recorded with its sizes, and what `judge` finds.
 
     Weights are hard-linked where the file system can, else copied. The folder appears whole or
     not at all, in place of an older engine; InvalidRequest if `path` is anything else.
@@ -86,8 +95,14 @@ def write_engine_folder(
             _link_or_copy((checkpoint / file.name).resolve(), folder / file.name)
         if produce is not None:
             facts = replace(facts, produced=stored_files(folder, iter(produce(folder))))
-        text = json.dumps(asdict(facts), indent=2, sort_keys=True)
-        (folder / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
+        _write_facts(folder, facts)
+        if judge is not None:
+            _write_facts(folder, replace(facts, gate=judge(folder)))
+
+
+def _write_facts(folder: Path, facts: EngineFacts) -> None:
+    text = json.dumps(asdict(facts), indent=2, sort_keys=True)
+    (folder / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def stored_files(checkpoint: Path, names: Iterator[str]) -> tuple[StoredFile, ...]:
@@ -117,9 +132,18 @@ def _engine_json(path: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise EngineMismatch(
             f"{path} has engine format {version}, this legokv reads format {FORMAT_VERSION}: "
-            "build the engine again"
+            f"build the engine again, from its own files with {_build_command(path, data)}"
         )
     return dict(data)
+
+
+def _build_command(path: Path, data: object) -> str:
+    """What builds the folder's engine again, with those of its settings that every format has."""
+    known = data if isinstance(data, dict) else {}
+    options = {"name": "--name", "dtype": "--dtype", "page_size": "--page-size"}
+    given = [f" {option} {known[name]}" for name, option in options.items() if name in known]
+    backend = f" --backend {known['backend']}" if known.get("plan") else ""
+    return f"build/build_engine.py --checkpoint {path} --output {path}{''.join(given)}{backend}"
 
 
 def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
@@ -131,6 +155,7 @@ def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
             name: tuple(StoredFile(**file) for file in data[name]) for name in ("files", "produced")
         }
         parts["plan"] = data["plan"] and plan_facts_from_json(data["plan"])
+        parts["gate"] = data["gate"] and GateFacts(**data["gate"])
         return EngineFacts(**(data | parts | {"model": ModelConfig(**model)}))
     except (KeyError, TypeError) as error:
         raise EngineMismatch(

@@ -11,6 +11,8 @@ import pytest
 from conftest import TEXTS
 from server import RunningServer, command, replies, serving
 
+from legokv.engine_folder import FORMAT_VERSION
+
 
 def test_documents_survive_a_restart_and_are_not_compiled_again(
     engine_folder: Path, tmp_path: Path
@@ -129,12 +131,12 @@ def test_an_engine_folder_of_another_version_is_refused_with_both(
     facts = (engine_folder / "engine.json").read_text()
     other = tmp_path / "engine"
     other.mkdir()
-    version = '"format_version": 2'
+    version = f'"format_version": {FORMAT_VERSION}'
     assert version in facts
     (other / "engine.json").write_text(facts.replace(version, '"format_version": 99'))
     result = run(command(other, tmp_path))
     assert result.returncode == 1
-    assert "engine format 99, this legokv reads format 2" in result.stderr
+    assert f"engine format 99, this legokv reads format {FORMAT_VERSION}" in result.stderr
 
 
 def run(arguments: list[str]) -> "subprocess.CompletedProcess[str]":

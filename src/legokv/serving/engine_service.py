@@ -12,6 +12,7 @@ from legokv.documents.opening import open_registry
 from legokv.engine import Engine
 from legokv.engine_folder import read_engine_folder
 from legokv.errors import LegokvError, NotFound
+from legokv.gate_facts import check_gate
 from legokv.jobs import Event as JobEvent
 from legokv.jobs import Job
 from legokv.metrics import Sample
@@ -69,8 +70,12 @@ class EngineService:
 
     @classmethod
     def open(cls, settings: Settings) -> "EngineService":
-        """Load the settings' engine; chunks of pinned documents stay in its pool."""
+        """Load the settings' engine; chunks of pinned documents stay in its pool.
+
+        EngineMismatch, with the numbers, unless linking was found correct when it was built.
+        """
         facts = read_engine_folder(settings.engine)
+        check_gate(facts.gate, str(settings.engine))
         registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
         engine = Engine.open(
             settings.engine,

@@ -1,0 +1,53 @@
+"""What engine.json records about the check of linked against full logits. No torch here."""
+
+from dataclasses import dataclass
+
+from legokv.errors import EngineMismatch
+
+# By the engine's type, in standard deviations of the full logits; docs/compiling.md has what
+# sound models measured. What is broken is off by about 1.
+TOLERANCES = {"float32": 0.002, "float16": 0.05, "bfloat16": 0.25}
+
+
+@dataclass(frozen=True)
+class GateFacts:
+    """How far linked logits are from those of the same tokens computed in full, without a cache.
+
+    Differences are the largest of all logits, in standard deviations of the full ones: with every
+    chunk recomputed, and of one chunk with its question, for both of which linking is exact.
+    Judged by `tolerance`; None where a logit was not finite. The KLs to full, in nats, of k = 0 and
+    k = 16 over several chunks are what linking costs this model on one small text: recorded only.
+    """
+
+    tolerance: float
+    recomputed_difference: float | None
+    one_chunk_difference: float | None
+    kl_link_0: float | None
+    kl_link_16: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether both differences are numbers within the tolerance."""
+        found = (self.recomputed_difference, self.one_chunk_difference)
+        return all(value is not None and value <= self.tolerance for value in found)
+
+    def __str__(self) -> str:
+        return (
+            f"with all chunks recomputed logits differ by {_shown(self.recomputed_difference)}, "
+            f"with one chunk by {_shown(self.one_chunk_difference)} standard deviations; "
+            f"{self.tolerance:g} is allowed"
+        )
+
+
+def check_gate(gate: GateFacts | None, engine: str) -> None:
+    """EngineMismatch, with the numbers, unless the engine's check is there and was passed."""
+    if gate is None:
+        raise EngineMismatch(f"{engine} was never checked: build the engine again")
+    if not gate.passed:
+        raise EngineMismatch(
+            f"{engine} failed the check of linked against full logits and is not served: {gate}"
+        )
+
+
+def _shown(difference: float | None) -> str:
+    return "what is not finite" if difference is None else f"{difference:.4g}"
