@@ -11,12 +11,8 @@ from legokv.serving import fields
 from legokv.serving.answering import Reply
 from legokv.serving.documents import DocumentService
 from legokv.serving.generate import AskEngine
-<<<<<<< Updated upstream
-from legokv.serving.messages import Compile, Compiled, Drop
-from legokv.serving.request_log import RequestLine
-=======
 from legokv.serving.messages import Compile, Compiled, Drop, Warm
->>>>>>> Stashed changes
+from legokv.serving.request_log import RequestLine
 from legokv.serving.settings import Settings
 from legokv.tokenizer import Tokenizer
 
