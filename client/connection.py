@@ -123,9 +123,14 @@ def _input(name: str, array: Any) -> triton.InferInput:
 
 
 def _outputs(result: triton.InferResult) -> dict[str, Any]:
+    """Outputs by name without their batch dimension; one value stands for a list of one."""
     names = [output.name for output in result.get_response().outputs]
-    values = {name: result.as_numpy(name).reshape(-1).tolist()[0] for name in names}
-    return {n: v.decode() if isinstance(v, bytes) else v for n, v in values.items()}
+    values = {name: _text(result.as_numpy(name)[0].tolist()) for name in names}
+    return {n: v[0] if len(v) == 1 and not isinstance(v[0], list) else v for n, v in values.items()}
+
+
+def _text(values: list[Any]) -> list[Any]:
+    return [value.decode() if isinstance(value, bytes) else value for value in values]
 
 
 def add_connection_options(parser: argparse.ArgumentParser) -> None:

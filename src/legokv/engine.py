@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from legokv.answer import answers_to
 from legokv.batch import Int32
 from legokv.chunks.cache import ChunkCache
 from legokv.chunks.chunk import Chunk
@@ -23,7 +24,7 @@ from legokv.engine_metrics import PAGES_USED, RUNNING, WAITING, tier_samples
 from legokv.errors import InvalidRequest, LegokvError
 from legokv.executor import Executor
 from legokv.fleet.address import NO_REDIS, shared_cache
-from legokv.jobs import CompileJob, Ending, Event, GenerateJob, Job, Prefill
+from legokv.jobs import CompileJob, Event, GenerateJob, Job, Prefill
 from legokv.link import Segment, link, segment_len
 from legokv.metrics import Sample
 from legokv.pages import PagePool
@@ -39,7 +40,6 @@ from legokv.request import (
 from legokv.runners import Runner
 from legokv.runners.open_runner import RunnerSettings, open_runner
 from legokv.sample import SamplingOptions
-from legokv.text import TextStream
 from legokv.tokenizer import Tokenizer
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -215,8 +215,13 @@ class Engine:
             sampling or SamplingOptions(),
             tuple(stop_words),
         )
-        job = self.submit(request)
-        return self._tokens(job)
+        return self.answer(request)
+
+    def answer(self, request: GenerateRequest) -> Iterator[Token]:
+        """The tokens of all answers to a request as they are drawn, told apart by their
+        sequence_index; closing the iterator cancels the request.
+        """
+        return self._tokens(self.submit(request))
 
     def submit(self, request: GenerateRequest) -> GenerateJob:
         """Queue a request; what it can never have is refused here, the rest comes as events."""
@@ -228,11 +233,8 @@ class Engine:
         segments = self._variants(request)
         reserve = max(request.max_tokens - 1, 0)
         linked = link(segments, request.policy, self.facts.page_size, reserve)
-        text = TextStream(self.tokenizer.decode, request.stop_words)
-        ending = Ending(self.facts.model.eos_token_ids, request.max_tokens)
-        job = GenerateJob(
-            request, linked, text, ending, self.facts.page_size, self.executor.metrics
-        )
+        answers = answers_to(request, self.tokenizer.decode, self.facts.model.eos_token_ids)
+        job = GenerateJob(request, linked, answers, self.facts.page_size, self.executor.metrics)
         self.executor.submit(job)
         return job
 

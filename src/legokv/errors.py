@@ -33,6 +33,12 @@ class Busy(LegokvError):
     code = "UNAVAILABLE"
 
 
+class TimedOut(LegokvError):
+    """The request's time was over before its answer began; with more time it may succeed."""
+
+    code = "UNAVAILABLE"
+
+
 class Cancelled(LegokvError):
     """The request was cancelled before it finished."""
 

@@ -15,7 +15,7 @@ from legokv.batch import step_batch
 from legokv.chunks.cache import ChunkCache, Grant, Resident
 from legokv.chunks.lower_tiers import LowerTiers
 from legokv.engine_metrics import EngineMetrics
-from legokv.errors import Busy, Cancelled, LegokvError, PoolFull
+from legokv.errors import Busy, LegokvError, PoolFull
 from legokv.jobs import CompileJob, Job
 from legokv.runners import Runner
 from legokv.schedule import share
@@ -41,6 +41,10 @@ class Compiling:
     resident: Resident
     sequence: Sequence
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def sequences(self) -> tuple[Sequence]:
+        return (self.sequence,)
 
 
 class Executor:
@@ -105,7 +109,7 @@ class Executor:
 
     def step(self) -> bool:
         """Do one step's work; False if there was none."""
-        self._drop_cancelled()
+        self._drop_given_up()
         self._admit()
         self._start()
         sequences, owners = self._work()
@@ -124,7 +128,7 @@ class Executor:
         for row, n in zip(logits, chosen, strict=True):
             sequences[n].advance(given[n], self.counters.steps)
             if not sequences[n].num_left:
-                self._computed(owners[n], row)
+                self._computed(owners[n], sequences[n], row)
         return True
 
     def drop(self, key: str) -> None:
@@ -133,11 +137,12 @@ class Executor:
             self._cache.drop(key)
         self._transfer.drop(key)
 
-    def _drop_cancelled(self) -> None:
+    def _drop_given_up(self) -> None:
         for job in [*self._waiting, *self._granted, *self._running]:
-            if job.cancelled:
+            error = job.given_up()
+            if error is not None:
                 self._end(job)
-                job.events.put(Cancelled("the request was cancelled"))
+                job.events.put(error)
 
     def _end(self, job: Job) -> None:
         """Take a job out wherever it stands, and free what it holds."""
@@ -217,7 +222,8 @@ class Executor:
             if isinstance(job, CompileJob):
                 self._transfer.store(job.grant.residents[0])
             if job.start(self._runner.copy_pages):
-                _sequence(job).last_step = self.counters.steps
+                for sequence in job.sequences:
+                    sequence.last_step = self.counters.steps
                 self._running.append(job)
             else:
                 self._end(job)
@@ -225,13 +231,14 @@ class Executor:
     def _work(self) -> tuple[list[Sequence], list["Job | Compiling"]]:
         """All there is to compute and for whom, the longest without a turn first."""
         owners: list[Job | Compiling] = [*self._running, *self._compiling.values()]
-        owners.sort(key=_last_step)
-        return [_sequence(owner) for owner in owners], owners
+        work = [(sequence, owner) for owner in owners for sequence in owner.sequences]
+        work.sort(key=lambda pair: pair[0].last_step)
+        return [sequence for sequence, _ in work], [owner for _, owner in work]
 
-    def _computed(self, owner: "Job | Compiling", logits: Tensor) -> None:
+    def _computed(self, owner: "Job | Compiling", sequence: Sequence, logits: Tensor) -> None:
         if isinstance(owner, Compiling):
             self._compiled(owner)
-        elif owner.computed(logits):
+        elif owner.computed(sequence, logits):
             self._end(owner)
 
     def _compiled(self, compiling: Compiling) -> None:
@@ -246,7 +253,8 @@ class Executor:
 
     def _fail(self, owners: list["Job | Compiling"], error: LegokvError) -> None:
         lost = {id(o.resident) for o in owners if isinstance(o, Compiling)}
-        failed = [owner for owner in owners if isinstance(owner, Job)]
+        # A job with several answers is there several times.
+        failed = list(dict.fromkeys(owner for owner in owners if isinstance(owner, Job)))
         for job in self._granted:
             assert job.grant is not None, "a granted job has its grant"
             if any(id(resident) in lost for resident in job.grant.residents):
@@ -260,12 +268,3 @@ class Executor:
             self._end(job)
             job.events.put(error)
         log.error("%s", error)
-
-
-def _sequence(owner: "Job | Compiling") -> Sequence:
-    assert owner.sequence is not None, "whatever runs has a sequence"
-    return owner.sequence
-
-
-def _last_step(owner: "Job | Compiling") -> int:
-    return _sequence(owner).last_step

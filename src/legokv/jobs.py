@@ -1,5 +1,6 @@
 """What the executor works on for its callers: compile a chunk, or answer a prompt."""
 
+import math
 import queue
 import time
 from collections.abc import Callable, Sequence
@@ -7,17 +8,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from legokv.answer import Answer
 from legokv.chunks.cache import Grant
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.prefetch import Prefetch
 from legokv.engine_metrics import EngineMetrics
-from legokv.errors import LegokvError
+from legokv.errors import Cancelled, LegokvError, TimedOut
 from legokv.link import Link, bind
 from legokv.request import Finished, GenerateRequest, Token, Usage
-from legokv.sample import Sampler
 from legokv.sequence import Sequence as TokenSequence
 from legokv.sequence import linked_sequence
-from legokv.text import TextStream
+from legokv.tails import Tail, num_pages_for, tails_behind
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Prefill:
 
 
 Event = Token | Prefill | Finished | LegokvError
+CopyPages = Callable[[Sequence[int], Sequence[int]], None]
 
 
 class Job:
@@ -54,18 +56,22 @@ class Job:
         self.submitted_at = time.monotonic()
         self.prefetch: Prefetch | None = None
         self.grant: Grant | None = None
-        self.sequence: TokenSequence | None = None
+        self.sequences: Sequence[TokenSequence] = ()
 
     def found(self, grant: Grant, load_seconds: float) -> None:
         """Pages were granted; `grant.new` is what no tier had and is being compiled."""
 
-    def start(self, copy_pages: Callable[[Sequence[int], Sequence[int]], None]) -> bool:
-        """All chunks are in the pool: make `sequence`, or False if there is nothing to compute."""
+    def start(self, copy_pages: CopyPages) -> bool:
+        """All chunks are in the pool: make `sequences`, or False if there is nothing to compute."""
         raise NotImplementedError
 
-    def computed(self, logits: Tensor) -> bool:
+    def computed(self, sequence: TokenSequence, logits: Tensor) -> bool:
         """All of `sequence` is computed, `logits` float32 [V] its last: True if the job is over."""
         raise NotImplementedError
+
+    def given_up(self) -> LegokvError | None:
+        """The error that ends the job before its next step; None if it is to go on."""
+        return Cancelled("the request was cancelled") if self.cancelled else None
 
 
 class CompileJob(Job):
@@ -74,7 +80,7 @@ class CompileJob(Job):
     def __init__(self, chunk: Chunk) -> None:
         super().__init__((chunk,), 0)
 
-    def start(self, copy_pages: Callable[[Sequence[int], Sequence[int]], None]) -> bool:
+    def start(self, copy_pages: CopyPages) -> bool:
         length = self.chunks[0].num_tokens
         self.events.put(Finished("stop", Usage(length, 0, 0, length, 1, compiled_tokens=length)))
         return False
@@ -86,33 +92,24 @@ class LoadJob(Job):
     def __init__(self, chunk: Chunk) -> None:
         super().__init__((chunk,), 0)
 
-    def start(self, copy_pages: Callable[[Sequence[int], Sequence[int]], None]) -> bool:
+    def start(self, copy_pages: CopyPages) -> bool:
         length = self.chunks[0].num_tokens
         self.events.put(Finished("stop", Usage(length, length, 0, 0, 1)))
         return False
 
 
-@dataclass(frozen=True)
-class Ending:
-    """When an answer ends, besides its length."""
-
-    eos_token_ids: tuple[int, ...]
-    max_tokens: int
-
-
 class GenerateJob(Job):
-    """Link a prompt, then draw tokens until the answer ends."""
+    """Link a prompt, then draw tokens until all answers to it have ended."""
 
     def __init__(
         self,
         request: GenerateRequest,
         link: Link,
-        text: TextStream,
-        ending: Ending,
+        answers: Sequence[Answer],
         page_size: int,
         metrics: EngineMetrics,
     ) -> None:
-        super().__init__(link.chunks, link.num_private_pages)
+        super().__init__(link.chunks, num_pages_for(link, page_size, len(answers)))
         self.usage = Usage(
             prompt_tokens=link.prompt_tokens,
             cached_tokens=link.cached_tokens,
@@ -120,13 +117,16 @@ class GenerateJob(Job):
             fresh_tokens=link.fresh_tokens,
             chunks_used=len(link.chunks),
         )
+        self._request = request
         self._link = link
+        self._answers = answers
         self._page_size = page_size
-        self._text = text
-        self._ending = ending
-        self._sampler = Sampler(request.sampling)
+        self._going_on: list[tuple[Answer, Tail]] = []
+        self._copy_pages: CopyPages | None = None
         self._metrics = metrics
-        self._granted_at = self._started_at = self._token_at = 0.0
+        self._granted_at = self._started_at = 0.0
+        seconds = request.answering.timeout_seconds
+        self._deadline = math.inf if seconds is None else self.submitted_at + seconds
 
     def found(self, grant: Grant, load_seconds: float) -> None:
         self._granted_at = time.monotonic()
@@ -137,7 +137,7 @@ class GenerateJob(Job):
         self.usage.chunks_found = len(self.chunks) - len(missing)
         self.usage.compiled_tokens = sum(c.num_tokens for c in self.chunks if c.key in missing)
 
-    def start(self, copy_pages: Callable[[Sequence[int], Sequence[int]], None]) -> bool:
+    def start(self, copy_pages: CopyPages) -> bool:
         assert self.grant is not None, "a job starts after it was granted its pages"
         self._started_at = time.monotonic()
         self.usage.compile_seconds = self._started_at - self._granted_at
@@ -145,53 +145,63 @@ class GenerateJob(Job):
         bound = bind(self._link, chunk_pages, self.grant.private_pages, self._page_size)
         if bound.copy_sources:
             copy_pages(bound.copy_sources, bound.copy_targets)
-        self.sequence = linked_sequence(self._link, bound)
+        self._copy_pages = copy_pages
+        self.sequences = [linked_sequence(self._link, bound)]
         return True
 
-    def computed(self, logits: Tensor) -> bool:
-        self._note_time(time.monotonic())
-        if self._ending.max_tokens == 0:
-            self.events.put(Prefill(logits, self.usage))
-            return True
-        token_id = self._sampler.next(logits.numpy())
-        finish_reason = self._emit(token_id)
-        if finish_reason is None:
-            self._follow_with(token_id)
-            return False
-        self.events.put(Finished(finish_reason, self.usage))
-        return True
+    def given_up(self) -> LegokvError | None:
+        cancelled = super().given_up()
+        if cancelled or self.usage.generated_tokens or time.monotonic() < self._deadline:
+            return cancelled
+        doing = "it waited for pages" if self.grant is None else "the prompt was under way"
+        return TimedOut(
+            f"no token of the answer to {self.usage.prompt_tokens} prompt tokens within "
+            f"timeout_seconds {self._request.answering.timeout_seconds:g}: {doing}; "
+            "allow more, or ask when less is under way"
+        )
 
-    def _note_time(self, now: float) -> None:
+    def computed(self, sequence: TokenSequence, logits: Tensor) -> bool:
         if self.usage.time_to_first_token_seconds:
-            self._metrics.inter_token.observe(now - self._token_at)
+            drawing = [pair for pair in self._going_on if pair[1].sequence is sequence]
         else:
-            self.usage.link_seconds = now - self._started_at
-            self.usage.time_to_first_token_seconds = now - self.submitted_at
-            self._metrics.linked(self.usage)
-        self._token_at = now
+            self._prompt_computed()
+            if self._request.max_tokens == 0:
+                self.events.put(Prefill(logits, self.usage))
+                return True
+            drawing = self._going_on = self._begun(sequence)
+        for answer, tail in drawing:
+            self._draw(answer, tail, logits)
+        self._going_on = [pair for pair in self._going_on if pair[0].finish_reason is None]
+        self.sequences = [tail.sequence for _, tail in self._going_on]
+        return not self._going_on
 
-    def _emit(self, token_id: int) -> str | None:
-        """Hand out a token; the reason why it is the last, if it is."""
+    def _prompt_computed(self) -> None:
+        now = time.monotonic()
+        self.usage.link_seconds = now - self._started_at
+        self.usage.time_to_first_token_seconds = now - self.submitted_at
+        self._metrics.linked(self.usage)
+
+    def _begun(self, prompt: TokenSequence) -> list[tuple[Answer, Tail]]:
+        """All answers, each with where its tokens go."""
+        assert self.grant is not None, "answers begin while the job holds its pages"
+        assert self._copy_pages is not None, "answers begin after the prompt"
+        private, size = self.grant.private_pages, self._page_size
+        made = tails_behind(self._link, prompt, private, size, len(self._answers))
+        if made.copy_sources:
+            self._copy_pages(made.copy_sources, made.copy_targets)
+        return list(zip(self._answers, made.tails, strict=True))
+
+    def _draw(self, answer: Answer, tail: Tail, logits: Tensor) -> None:
+        """Hand out an answer's next token; it goes on behind it, or is the job's last to end."""
+        now = time.monotonic()
+        if answer.num_tokens:
+            self._metrics.inter_token.observe(now - answer.drawn_at)
+        answer.drawn_at = now
+        token = answer.next(logits.numpy(), late=now >= self._deadline)
         self.usage.generated_tokens += 1
         self._metrics.generated(1)
-        ended = token_id in self._ending.eos_token_ids
-        text = "" if ended else self._text.push(token_id)
-        finish_reason = None
-        if ended or self._text.stopped:
-            finish_reason = "stop"
-        elif self.usage.generated_tokens == self._ending.max_tokens:
-            finish_reason = "length"
-        if finish_reason is not None:
-            text += self._text.finish()
-        self.events.put(Token(token_id, text, finish_reason))
-        return finish_reason
-
-    def _follow_with(self, token_id: int) -> None:
-        assert self.grant is not None, "tokens are drawn while the job holds its pages"
-        assert self.sequence is not None, "tokens are drawn after the prompt"
-        position = self.usage.prompt_tokens + self.usage.generated_tokens - 1
-        offset = position - self._link.tail_position
-        page = self.grant.private_pages[self._link.tail_private + offset // self._page_size]
-        self.sequence.follow_with(
-            token_id, position, page * self._page_size + offset % self._page_size
-        )
+        self.events.put(token)
+        if token.finish_reason is None:
+            tail.follow_with(token.id, self.usage.prompt_tokens + answer.num_tokens - 1)
+        elif all(other.finish_reason is not None for other in self._answers):
+            self.events.put(Finished(token.finish_reason, self.usage))

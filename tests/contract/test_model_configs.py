@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from legokv.log_probs import TokenLogProbs
 from legokv.request import Usage
+from legokv.serving.answers_so_far import AnswersSoFar
 from legokv.serving.generate import _Progress, _result
-from legokv.serving.messages import Answered
+from legokv.serving.messages import Answered, Piece
 from legokv.serving.question import INPUT_NAMES, question_from_fields
 from legokv.serving.request_log import RequestLine
 from legokv.serving.settings import Settings
@@ -41,13 +43,48 @@ def test_generate_takes_the_fields_a_question_has() -> None:
     assert set(tensors("generate", "input")) == set(INPUT_NAMES)
 
 
-def test_generate_gives_the_values_a_result_has_in_types_that_hold_them() -> None:
-    settings = Settings(engine=Path("/e"))
-    question = question_from_fields({"text_input": b"Who?"}, settings)
-    answered = Answered("stop", Usage(1, 1, 0, 0, 1))
-    values = _result(RequestLine("generate"), question, answered, _Progress())
+def test_generate_gives_the_values_of_its_replies_in_types_that_hold_them() -> None:
+    given = {"text_input": b"Who?", "num_return_sequences": 2, "return_log_probs": True}
+    values = {
+        **replied({**given, "stream": True})[0],
+        **replied(given)[-1],
+    }
     types = {str: "STRING", int: "INT32", float: "FP64"}
-    assert tensors("generate", "output") == {n: types[type(v)] for n, v in values.items()}
+    # The log-probabilities have the type that TensorRT-LLM's models have.
+    listed = {**types, float: "FP32"}
+    assert tensors("generate", "output") == {
+        name: (listed if rank(value) else types)[type(innermost(value))]
+        for name, value in values.items()
+    }
+    ranks = {name: rank(value) for name, value in values.items() if rank(value)}
+    assert ragged("generate", "output") == ranks
+
+
+def replied(given: dict[str, object]) -> list[dict[str, object]]:
+    """What is sent for a request whose two answers are one token each."""
+    question = question_from_fields(given, Settings(engine=Path("/e")))
+    answers = AnswersSoFar(question, str)
+    sent = [answers.add(Piece("a", 5, n, "stop", TokenLogProbs(-0.5))) for n in range(2)]
+    answered = Answered("stop", Usage(1, 1, 0, 0, 1))
+    result = _result(RequestLine("generate"), question, answered, _Progress())
+    last = {**answers.outputs(), **result}
+    return [*filter(None, sent), last]
+
+
+def innermost(value: object) -> object:
+    return innermost(value[0]) if isinstance(value, list) else value
+
+
+def rank(value: object) -> int:
+    return 1 + rank(value[0]) if isinstance(value, list) else 0
+
+
+def ragged(model: str, section: str) -> dict[str, int]:
+    """Names of the tensors of any length, and how many dimensions they have."""
+    found = re.search(rf"^{section} \[(.*?)^\]", config(model), re.DOTALL | re.MULTILINE)
+    assert found is not None
+    lists = re.findall(r'name: "(\w+)" data_type: TYPE_\w+ dims: \[ ([-1, ]+) \]', found[1])
+    return {name: dims.count("-1") for name, dims in lists if "-1" in dims}
 
 
 def test_documents_and_engine_pass_one_text_each_way() -> None:

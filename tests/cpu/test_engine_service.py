@@ -64,7 +64,7 @@ def answer(service: EngineService, asked: Generate) -> tuple[list[int], Answered
         events += service.events(Next(asked.request_id))
     last = events.pop()
     assert isinstance(last, Answered)
-    return [e.token_ids[0] for e in events if isinstance(e, Piece)], last
+    return [e.token_id for e in events if isinstance(e, Piece)], last
 
 
 def free_pages(engine: Engine, expected: int) -> int:
@@ -116,7 +116,7 @@ def test_a_cancelled_answer_gives_its_pages_back_and_its_neighbour_goes_on(
     # What is left is the neighbour's chunk of 40 tokens, in 3 pages.
     assert free_pages(engine, before - 3) == before - 3
     assert answer(service, command("again", CHUNKS[0]))[0] == [
-        e.token_ids[0] for e in events if isinstance(e, Piece)
+        e.token_id for e in events if isinstance(e, Piece)
     ]
 
 

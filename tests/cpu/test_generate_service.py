@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,7 +95,7 @@ def test_streamed_pieces_join_to_the_answer_that_comes_whole_without_a_stream(
     *pieces, last = world.replies(max_tokens=30, stream=True)
     assert len(pieces) > 3
     assert not any(piece.final for piece in pieces)
-    assert {tuple(piece.values) for piece in pieces} == {("text_output",)}
+    assert {tuple(piece.values) for piece in pieces} == {("text_output", "sequence_index")}
     joined = "".join(str(piece.values["text_output"]) for piece in pieces)
     assert joined == whole["text_output"]
     assert last.final
@@ -152,10 +153,36 @@ def test_a_user_s_system_text_is_in_the_head_which_then_leaves_no_file(world: Wo
 def test_greedy_unless_a_temperature_or_a_choice_among_tokens_is_asked_for(world: World) -> None:
     world.result(max_tokens=1)
     assert world.sent().sampling.temperature == 0
-    world.result(max_tokens=1, top_p=0.5)
-    assert world.sent().sampling.temperature == 1
+    for drawing in ({"top_p": 0.5}, {"top_k": 5}, {"min_p": 0.1}, {"num_return_sequences": 2}):
+        world.result(max_tokens=1, **drawing)
+        assert world.sent().sampling.temperature == 1
     world.result(max_tokens=1, top_p=0.5, temperature=0.0)
     assert world.sent().sampling.temperature == 0
+
+
+def test_a_request_has_the_server_s_time_limit_unless_it_has_its_own(world: World) -> None:
+    world.result(max_tokens=1)
+    assert world.sent().answering.timeout_seconds == 600
+    world.result(max_tokens=1, timeout_seconds=7.5)
+    assert world.sent().answering.timeout_seconds == 7.5
+
+
+def test_log_probs_are_given_for_each_answer_only_where_they_are_asked_for(world: World) -> None:
+    fields = {"max_tokens": 6, "num_return_sequences": 2, "seed": 3}
+    plain = world.result(**fields)
+    told = world.result(return_log_probs=True, num_top_log_probs=2, **fields)
+    assert plain.keys() == told.keys() - {"cum_log_probs", "output_log_probs", "token_log_probs"}
+    assert told["text_output"] == plain["text_output"]
+    rows: Any = told["output_log_probs"]
+    texts: Any = told["token_log_probs"]
+    for row, text, whole in zip(rows, texts, told["cum_log_probs"], strict=True):  # type: ignore[call-overload]
+        tokens = json.loads(text)
+        assert [token["log_prob"] for token in tokens] + [0.0] * (len(row) - len(tokens)) == row
+        assert sum(row) == whole
+        for token in tokens:
+            assert token["text"] == world.tokenizer.decode([token["token_id"]])
+            assert len(token["top"]) == 2
+            assert token["top"][0]["log_prob"] >= token["top"][1]["log_prob"]
 
 
 def test_a_client_that_goes_away_has_its_request_cancelled(world: World) -> None:
@@ -191,6 +218,14 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ({"mode": b"full", "link_tokens": 3}, "'link_tokens' belongs to mode legolink"),
         ({"temperature": float("nan")}, "temperature is finite and 0 or more, not nan"),
         ({"top_p": 0.0}, "top_p is above 0 and at most 1, not 0.0"),
+        ({"min_p": "half"}, "'min_p' is a number, not a text"),
+        ({"min_p": 1.5}, "min_p is between 0 and 1, not 1.5"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty is finite and above 0, not -1.0"),
+        ({"num_return_sequences": 200}, "'num_return_sequences' is 200, outside 1 to 128"),
+        ({"num_top_log_probs": 21}, "'num_top_log_probs' is 21, outside 0 to 20"),
+        ({"num_top_log_probs": 2}, "num_top_log_probs is 2 without return_log_probs"),
+        ({"min_tokens": -1}, "'min_tokens' is -1, outside 0 to"),
+        ({"timeout_seconds": 0.0}, "'timeout_seconds' is 0.0, outside 0 to"),
         ({"beam_width": 2}, "unknown field 'beam_width'; known are document_ids"),
         ({"namespace": b"a b"}, "a namespace is 1 to 64"),
         ({"document_ids": [b"doc-0"] * 257}, "'document_ids' names 257 documents, at most 256"),

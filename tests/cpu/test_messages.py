@@ -4,7 +4,8 @@ import pytest
 
 from legokv import errors
 from legokv.errors import InvalidRequest, LegokvError
-from legokv.request import Usage
+from legokv.log_probs import TokenLogProbs
+from legokv.request import AnswerOptions, Usage
 from legokv.sample import SamplingOptions
 from legokv.serving.messages import (
     Answered,
@@ -34,9 +35,12 @@ SEGMENTS = (
     PromptSegment([3]),
     PromptSegment([4], cached=False),
 )
-SAMPLING = SamplingOptions(temperature=0.5, top_k=3, top_p=0.25, seed=2**63 + 1)
+SAMPLING = SamplingOptions(0.5, 3, 0.25, 2**63 + 1, 0.125, 1.5, -0.5, 0.75)
+ANSWERING = AnswerOptions(3, 4, True, 2, 1.5)
 COMMANDS = (
-    Generate("r1", "default", SEGMENTS, 8, "legolink", 16, SAMPLING, ("\n", "Größe 東京")),
+    Generate(
+        "r1", "default", SEGMENTS, 8, "legolink", 16, SAMPLING, ("\n", "Größe 東京"), ANSWERING
+    ),
     Next("r1"),
     Compile("tenant", [5, 6, 7]),
     Warm("tenant", [5, 6, 7], "host"),
@@ -45,7 +49,8 @@ COMMANDS = (
 )
 USAGE = Usage(9, 4, 2, 3, 2, chunks_found=1, compiled_tokens=4, link_seconds=0.125)
 EVENTS = (
-    Piece("東 \u2028 \U0001f468", (7, 8)),
+    Piece("東 \u2028 \U0001f468", 7),
+    Piece("a", 8, 2, "timeout", TokenLogProbs(-0.1, ((8, -0.1), (9, -3.25)))),
     Answered("stop", USAGE),
     Compiled("ab"),
     Done(),

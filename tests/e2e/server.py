@@ -30,7 +30,16 @@ TYPES = {
     "temperature": "FP32",
     "top_k": "INT32",
     "top_p": "FP32",
+    "min_p": "FP32",
+    "repetition_penalty": "FP32",
+    "presence_penalty": "FP32",
+    "frequency_penalty": "FP32",
     "seed": "UINT64",
+    "min_tokens": "INT32",
+    "num_return_sequences": "INT32",
+    "return_log_probs": "BOOL",
+    "num_top_log_probs": "INT32",
+    "timeout_seconds": "FP32",
     "stream": "BOOL",
 }
 DTYPES = {"INT32": np.int32, "FP32": np.float32, "UINT64": np.uint64, "BOOL": np.bool_}
@@ -114,10 +123,15 @@ def replies(client: triton.InferenceServerClient, **fields: Any) -> Iterator[dic
                 raise error
             response = result.get_response()
             final = response.parameters["triton_final_response"].bool_param
-            values = {o.name: result.as_numpy(o.name).reshape(-1)[0] for o in response.outputs}
-            yield {n: v.decode() if isinstance(v, bytes) else v for n, v in values.items()}
+            yield {o.name: plain(result.as_numpy(o.name)[0]) for o in response.outputs}
     finally:
         client.stop_stream(cancel_requests=not final)
+
+
+def plain(array: np.ndarray[Any, Any]) -> Any:
+    """An output without its batch dimension: one value, or a list if there are others."""
+    values = [v.decode() if isinstance(v, bytes) else v for v in array.tolist()]
+    return values[0] if array.shape == (1,) else values
 
 
 def command(engine: Path, cache_dir: Path, **settings: Any) -> list[str]:

@@ -120,6 +120,20 @@ def test_a_refused_command_prints_the_reason_and_fails(
     assert "Traceback" not in result.stderr
 
 
+def test_several_answers_are_printed_one_after_another_with_what_they_took(
+    server: RunningServer,
+) -> None:
+    drawn = ("--temperature", "1.2", "--seed", "3", "--max-tokens", "8", "--return-log-probs")
+    result = run(server, "ask.py", "Who?", *drawn, "--num-return-sequences", "2")
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.removeprefix("[0] ").split("\n\n[1] ")
+    assert first != second.strip()
+    assert "8, 8 generated, length, length;" in result.stderr
+    assert "log-probability -" in result.stderr
+    (one,) = run(server, "ask.py", "Who?", *drawn).stdout.splitlines()[:1]
+    assert first.startswith(one)
+
+
 def test_a_server_that_is_not_there_is_said_so(engine_folder: Path, tmp_path: Path) -> None:
     with serving(engine_folder, tmp_path) as gone:
         pass

@@ -148,6 +148,7 @@ class EngineService:
             command.link_tokens,
             command.sampling,
             command.stop_words,
+            command.answering,
         )
 
     def _begin(self, name: str, job: Job) -> None:
@@ -176,7 +177,7 @@ class EngineService:
                 events.append(Answered(happened.finish_reason, happened.usage))
             else:
                 assert isinstance(happened, Token), "an answer is Tokens and a Finished"
-                events.append(Piece(happened.text, (happened.id,)))
+                events.append(_piece(happened))
         return events
 
     def _compile(self, command: Compile) -> Event:
@@ -233,6 +234,10 @@ class EngineService:
         for live in list(self._live.values()):
             self._engine.cancel(live.job)
             live.job.events.put(error)
+
+
+def _piece(token: Token) -> Piece:
+    return Piece(token.text, token.id, token.sequence_index, token.finish_reason, token.log_probs)
 
 
 def _taken(job: Job) -> Iterator[JobEvent]:

@@ -8,6 +8,9 @@ from legokv.errors import InvalidRequest
 
 Request = Mapping[str, Any]
 
+MAX_INT32 = 2**31 - 1
+MAX_UINT64 = 2**64 - 1
+
 
 def parse_request(body: bytes) -> Request:
     """The JSON object in `body`; InvalidRequest if it is not UTF-8, not JSON or not an object."""
@@ -86,6 +89,21 @@ def whole_number(request: Request, name: str, *, default: int, low: int, high: i
     if not low <= value <= high:
         raise InvalidRequest(f"{name!r} is {value}, outside {low} to {high}")
     return value
+
+
+def optional_whole_number(request: Request, name: str, *, low: int, high: int) -> int | None:
+    """A whole number from `low` to `high`, or None where it is absent."""
+    if name not in request:
+        return None
+    return whole_number(request, name, default=low, low=low, high=high)
+
+
+def number(request: Request, name: str, *, default: float) -> float:
+    """A number, whole or not."""
+    value = request.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequest(f"{name!r} is a number, not {_kind(value)}")
+    return float(value)
 
 
 def optional_seconds(request: Request, name: str) -> float | None:

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from legokv.documents.opening import open_registry
@@ -12,6 +12,7 @@ from legokv.errors import Cancelled
 from legokv.metrics import Histogram, Sample
 from legokv.prompt import Prompt, build_prompt, prompt_format
 from legokv.serving.answering import Reply
+from legokv.serving.answers_so_far import AnswersSoFar
 from legokv.serving.messages import (
     Answered,
     Cancel,
@@ -38,7 +39,6 @@ class _Progress:
     started: float = field(default_factory=time.monotonic)
     looked_up: float = 0.0
     first_token: float = 0.0
-    pieces: list[str] = field(default_factory=list)
 
 
 class GenerateService:
@@ -92,12 +92,17 @@ class GenerateService:
         line.facts["namespace"] = question.namespace
         command = self._command(question, line.request_id)
         progress.looked_up = time.monotonic()
+        answers = AnswersSoFar(question, self._text_of)
         for event in self._events(command, is_cancelled):
             if isinstance(event, Piece):
-                yield from self._piece(event, question, progress)
+                self._note_first(progress)
+                outputs = answers.add(event)
+                if outputs is not None:
+                    yield Reply(outputs)
             else:
                 assert isinstance(event, Answered), "an answer is Pieces and an Answered"
-                yield Reply(_result(line, question, event, progress), final=True)
+                result = {**answers.outputs(), **_result(line, question, event, progress)}
+                yield Reply(result, final=True)
 
     def _events(self, command: Generate, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
         """All events of the answer; however this is left, the engine is not left working on it."""
@@ -115,16 +120,10 @@ class GenerateService:
             if not answered:
                 self._ask_engine(Cancel(command.request_id))
 
-    def _piece(self, piece: Piece, question: Question, progress: _Progress) -> Iterator[Reply]:
+    def _note_first(self, progress: _Progress) -> None:
         if not progress.first_token:
             progress.first_token = time.monotonic()
             self._first_tokens.observe(progress.first_token - progress.started)
-        if not piece.text:
-            return
-        if question.stream:
-            yield Reply({"text_output": piece.text})
-        else:
-            progress.pieces.append(piece.text)
 
     def _command(self, question: Question, request_id: str) -> Generate:
         chunks = [
@@ -147,7 +146,11 @@ class GenerateService:
             link_tokens=question.link_tokens,
             sampling=question.sampling,
             stop_words=question.stop_words,
+            answering=question.answering,
         )
+
+    def _text_of(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def _default_max_tokens(self, prompt: Prompt) -> int:
         left = self._context_tokens - prompt.num_tokens
@@ -168,14 +171,11 @@ def _result(
     usage = event.usage
     return {
         "request_id": line.request_id,
-        "text_output": "".join(progress.pieces),
-        "finish_reason": event.finish_reason,
         "prompt_tokens": usage.prompt_tokens,
         "cached_tokens": usage.cached_tokens,
         "recomputed_tokens": usage.recomputed_tokens,
         "fresh_tokens": usage.fresh_tokens,
         "compiled_tokens": usage.compiled_tokens,
-        "generated_tokens": usage.generated_tokens,
         "documents_linked": 0 if question.mode == "full" else len(question.document_ids),
         "lookup_seconds": progress.looked_up - progress.started,
         "queue_seconds": usage.queue_seconds,

@@ -6,12 +6,13 @@ error's code from one model to another.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from legokv import errors
 from legokv.errors import InvalidRequest, LegokvError
-from legokv.request import Usage
+from legokv.log_probs import TokenLogProbs
+from legokv.request import AnswerOptions, Usage
 from legokv.sample import SamplingOptions
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class Generate:
     link_tokens: int
     sampling: SamplingOptions
     stop_words: tuple[str, ...] = ()
+    answering: AnswerOptions = field(default_factory=AnswerOptions)
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,21 @@ Command = Generate | Next | Compile | Warm | Drop | Cancel
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens as they are drawn and the text that became certain with them, which may be empty."""
+    """A drawn token of answer `sequence_index` and the text that became certain with it.
+
+    The last of each answer has its finish_reason.
+    """
 
     text: str
-    token_ids: tuple[int, ...]
+    token_id: int
+    sequence_index: int = 0
+    finish_reason: str | None = None
+    log_probs: TokenLogProbs | None = None
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The end of an answer: "stop" or "length", and what it took."""
+    """The end of all answers: why the last ended, and what they took together."""
 
     finish_reason: str
     usage: Usage
@@ -179,8 +187,19 @@ def _made(fields: dict[str, Any], makers: dict[str, Callable[[dict[str, Any]], T
 def _generate(fields: dict[str, Any]) -> Generate:
     segments = tuple(PromptSegment(**segment) for segment in fields.pop("segments"))
     sampling = SamplingOptions(**fields.pop("sampling"))
+    answering = AnswerOptions(**fields.pop("answering"))
     stop_words = tuple(fields.pop("stop_words"))
-    return Generate(**fields, segments=segments, sampling=sampling, stop_words=stop_words)
+    return Generate(
+        **fields, segments=segments, sampling=sampling, stop_words=stop_words, answering=answering
+    )
+
+
+def _piece(fields: dict[str, Any]) -> Piece:
+    given = fields.pop("log_probs")
+    if given is None:
+        return Piece(**fields)
+    top = tuple((token_id, log_prob) for token_id, log_prob in given["top"])
+    return Piece(**fields, log_probs=TokenLogProbs(given["log_prob"], top))
 
 
 _COMMANDS: dict[str, Callable[[dict[str, Any]], Command]] = {
@@ -192,7 +211,7 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], Command]] = {
     "Cancel": lambda fields: Cancel(**fields),
 }
 _EVENTS: dict[str, Callable[[dict[str, Any]], Event]] = {
-    "Piece": lambda fields: Piece(fields["text"], tuple(fields["token_ids"])),
+    "Piece": _piece,
     "Answered": lambda fields: Answered(fields["finish_reason"], Usage(**fields["usage"])),
     "Compiled": lambda fields: Compiled(**fields),
     "Done": lambda fields: Done(**fields),

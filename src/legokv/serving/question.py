@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from legokv.documents.document import DEFAULT_NAMESPACE, check_namespace
 from legokv.errors import InvalidRequest
-from legokv.request import LINK_TOKENS, MODES
+from legokv.request import LINK_TOKENS, MODES, AnswerOptions
 from legokv.sample import SamplingOptions
 from legokv.serving import fields
+from legokv.serving.options import OPTION_NAMES, answer_options, sampling_options
 from legokv.serving.settings import Settings
 
 INPUT_NAMES = (
@@ -19,14 +20,9 @@ INPUT_NAMES = (
     "link_tokens",
     "max_tokens",
     "stop_words",
-    "temperature",
-    "top_k",
-    "top_p",
-    "seed",
+    *OPTION_NAMES,
     "stream",
 )
-_MAX_INT32 = 2**31 - 1
-_MAX_UINT64 = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,7 @@ class Question:
     stop_words: tuple[str, ...]
     sampling: SamplingOptions
     stream: bool
+    answering: AnswerOptions
 
 
 def question_from_fields(given: Mapping[str, object], settings: Settings) -> Question:
@@ -61,12 +58,13 @@ def question_from_fields(given: Mapping[str, object], settings: Settings) -> Que
         else None,
         mode=_mode(known),
         link_tokens=fields.whole_number(
-            known, "link_tokens", default=LINK_TOKENS, low=0, high=_MAX_INT32
+            known, "link_tokens", default=LINK_TOKENS, low=0, high=fields.MAX_INT32
         ),
-        max_tokens=_optional_number(known, "max_tokens", low=1, high=_MAX_INT32),
+        max_tokens=fields.optional_whole_number(known, "max_tokens", low=1, high=fields.MAX_INT32),
         stop_words=_stop_words(known),
-        sampling=_sampling(known),
+        sampling=sampling_options(known),
         stream=fields.flag(known, "stream", default=False),
+        answering=answer_options(known, settings.default_timeout_seconds),
     )
 
 
@@ -118,27 +116,3 @@ def _stop_words(known: fields.Request) -> tuple[str, ...]:
     if "" in words:
         raise InvalidRequest(f"stop word {words.index('') + 1} of {len(words)} is empty")
     return words
-
-
-def _sampling(known: fields.Request) -> SamplingOptions:
-    """Greedy unless something asks for a draw: a temperature, or top_k or top_p, at 1.0 then."""
-    draws = "top_k" in known or "top_p" in known
-    return SamplingOptions(
-        temperature=_number(known, "temperature", default=1.0 if draws else 0.0),
-        top_k=fields.whole_number(known, "top_k", default=0, low=0, high=_MAX_INT32),
-        top_p=_number(known, "top_p", default=1.0),
-        seed=_optional_number(known, "seed", low=0, high=_MAX_UINT64),
-    )
-
-
-def _number(known: fields.Request, name: str, *, default: float) -> float:
-    value = known.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequest(f"{name!r} is a number, not {type(value).__name__}")
-    return float(value)
-
-
-def _optional_number(known: fields.Request, name: str, *, low: int, high: int) -> int | None:
-    if name not in known:
-        return None
-    return fields.whole_number(known, name, default=low, low=low, high=high)

@@ -88,6 +88,7 @@ class Settings:
     max_question_bytes: int = _setting(2**20, "longest question or system text in UTF-8", 1)
     max_documents: int = _setting(256, "most documents in one prompt", 1)
     default_max_tokens: int = _setting(256, "longest answer where a request does not say", 1)
+    default_timeout_seconds: int = _setting(600, "longest answering where one does not say", 1)
     ready_timeout_seconds: int = _setting(120, "longest start of the server", 1)
     log_level: str = _choice(
         ("info", "debug", "warning", "error"), "least serious lines of the log that are written"

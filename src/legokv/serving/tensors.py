@@ -19,7 +19,7 @@ class Tensors:
 
     def __init__(self, model_config: str) -> None:
         config = json.loads(model_config)
-        self._rank = 2 if config["max_batch_size"] else 1
+        self._batched = bool(config["max_batch_size"])
         self._lists = {item["name"] for item in config["input"] if int(item["dims"][0]) < 0}
         self._dtypes = {
             item["name"]: pb_utils.triton_string_to_numpy(item["data_type"])
@@ -40,13 +40,14 @@ class Tensors:
         return str(request.request_id() or _parameters(request).get(_ID, ""))
 
     def response(self, values: Mapping[str, object]) -> Any:
-        """A response with an output for each value; text goes out as UTF-8."""
+        """A response with an output for each value or list of them; text goes out as UTF-8."""
         return pb_utils.InferenceResponse([self._tensor(*item) for item in values.items()])
 
     def _tensor(self, name: str, value: object) -> Any:
-        plain = value.encode() if isinstance(value, str) else value
-        shape = (1,) * self._rank
-        return pb_utils.Tensor(name, np.array([plain], self._dtypes[name]).reshape(shape))
+        values = value if isinstance(value, list) else [value]
+        plain = [item.encode() if isinstance(item, str) else item for item in values]
+        array = np.array(plain, self._dtypes[name])
+        return pb_utils.Tensor(name, array[None] if self._batched else array)
 
 
 def _parameters(request: Any) -> dict[str, object]:

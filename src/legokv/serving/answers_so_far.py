@@ -1,0 +1,84 @@
+"""What has come of each answer to one request, and the outputs it makes. No tensors here."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from legokv.serving.messages import Piece
+from legokv.serving.question import Question
+
+Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass
+class _Answer:
+    texts: list[str] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    tokens: list[dict[str, object]] = field(default_factory=list)
+    num_tokens: int = 0
+    finish_reason: str = ""
+
+
+class AnswersSoFar:
+    """Takes the pieces of all answers as they come; texts are streamed or kept to the end."""
+
+    def __init__(self, question: Question, decode: Decode) -> None:
+        self._answers = [_Answer() for _ in range(question.answering.num_return_sequences)]
+        self._streamed = question.stream
+        self._has_log_probs = question.answering.return_log_probs
+        self._decode = decode
+
+    def add(self, piece: Piece) -> dict[str, object] | None:
+        """Outputs to send now, None if there are none: text, or log-probabilities without any."""
+        answer = self._answers[piece.sequence_index]
+        answer.num_tokens += 1
+        answer.finish_reason = piece.finish_reason or ""
+        tokens = self._tokens(piece)
+        if piece.log_probs is not None:
+            answer.log_probs.append(piece.log_probs.log_prob)
+        if not self._streamed:
+            answer.texts.append(piece.text)
+            answer.tokens += tokens
+            return None
+        if not piece.text and not tokens:
+            return None
+        told = {"token_log_probs": _json(tokens)} if self._has_log_probs else {}
+        return {"text_output": piece.text, "sequence_index": piece.sequence_index, **told}
+
+    def outputs(self) -> dict[str, object]:
+        """The last reply's outputs: an answer's value, or a list with one for each of several."""
+        outputs = {
+            "text_output": self._each(lambda answer: "".join(answer.texts)),
+            "finish_reason": self._each(lambda answer: answer.finish_reason),
+            "generated_tokens": self._each(lambda answer: answer.num_tokens),
+        }
+        return {**outputs, **self._log_probs()} if self._has_log_probs else outputs
+
+    def _log_probs(self) -> dict[str, object]:
+        longest = max(answer.num_tokens for answer in self._answers)
+        padded = [
+            answer.log_probs + [0.0] * (longest - answer.num_tokens) for answer in self._answers
+        ]
+        return {
+            "cum_log_probs": self._each(lambda answer: sum(answer.log_probs)),
+            "output_log_probs": padded,
+            "token_log_probs": self._each(lambda answer: _json(answer.tokens)),
+        }
+
+    def _each(self, value: Callable[[_Answer], object]) -> object:
+        values = [value(answer) for answer in self._answers]
+        return values if len(values) > 1 else values[0]
+
+    def _tokens(self, piece: Piece) -> list[dict[str, object]]:
+        """The piece's token with its log-probability and those of the likeliest ones."""
+        if piece.log_probs is None:
+            return []
+        top = [self._token(*likely) for likely in piece.log_probs.top]
+        return [{**self._token(piece.token_id, piece.log_probs.log_prob), "top": top}]
+
+    def _token(self, token_id: int, log_prob: float) -> dict[str, object]:
+        return {"token_id": token_id, "text": self._decode([token_id]), "log_prob": log_prob}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
