@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from small_tokenizer import small_tokenizer
 from legokv.chunks.key import chunk_key
 from legokv.documents.claims import record_chunk, take_claim
 from legokv.documents.compiling import Compiler
-from legokv.documents.document import DocumentLimits, NewDocument
+from legokv.documents.document import DocumentLimits, NamespaceQuota, NewDocument
 from legokv.documents.registry import Registry
 from legokv.errors import Busy, InvalidRequest, NotFound, PoolFull
-from legokv.serving.document_models import document_replies
+from legokv.serving.document_models import document_replies, open_document_service
 from legokv.serving.documents import DocumentService
 from legokv.serving.request_log import RequestLine
+from legokv.serving.settings import settings_from
 
 LIMITS = DocumentLimits(
     max_document_bytes=2000,
@@ -188,6 +190,37 @@ def test_an_expired_document_loses_its_pin_and_nothing_else(service, store, cloc
     assert create(service)["created"] is False
 
 
+def test_a_document_past_its_namespace_s_quota_is_refused_before_it_is_compiled(registry, store):
+    limits = replace(LIMITS, namespace_quota=NamespaceQuota(max_bytes=5000, token_bytes=20))
+    compiler = Compiler(registry, store.compile, store.drop, limits)
+    service = DocumentService(registry, small_tokenizer(), compiler, limits)
+    document = create(service)["document"]
+    compiled = len(store.compiled)
+    used = 20 * document["num_tokens"]
+    with pytest.raises(Busy, match=f"takes 1640 bytes .* documents have {used}: .* the 5000"):
+        create(service, text="b" * 80)
+    with pytest.raises(InvalidRequest, match="takes 6040 bytes, more than the 5000"):
+        create(service, text="c" * 300)
+    assert len(store.compiled) == compiled
+    assert len(listed(service)) == 1
+    assert create(service)["created"] is False
+
+
+@pytest.mark.parametrize(("form", "scales"), [("model", 0), ("int8", 4)])
+def test_a_server_counts_a_namespace_s_quota_in_the_bytes_of_its_kv(
+    tiny_engine_folder, tmp_path, form, scales
+):
+    flags = {"engine": tiny_engine_folder(), "cache_dir": tmp_path, "kv_stored_dtype": form}
+    settings = settings_from(None, {}, {**flags, "namespace_bytes": 8000})
+    service = open_document_service(settings, lambda command: pytest.fail("nothing is compiled"))
+    # Three layers, keys and values, two heads of 16: float32, or int8 and a float32 scale.
+    token_bytes = 3 * 2 * 2 * (16 * (1 if form == "int8" else 4) + scales)
+    with pytest.raises(InvalidRequest, match=r"takes \d+ bytes, more than the 8000") as refused:
+        create(service, text="The lighthouse keeper counts ships. " * 20)
+    assert int(str(refused.value).split()[6]) % token_bytes == 0
+    assert listed(service) == []
+
+
 def test_lists_go_on_where_they_ended(service):
     ids = [create(service, text=f"Text {number}.")["document"]["id"] for number in range(5)]
     first = service.reply({"operation": "list", "limit": 3})
@@ -264,10 +297,12 @@ def test_waiting_ends_with_numbers_when_another_holds_the_document_too_long(regi
         ({"operation": "create", "text": "ä" * 1001}, "has 2002 bytes, at most 2000 fit"),
         ({"operation": "create", "text": "a" * 1000}, "has 1002 tokens, at most 1000 fit"),
         ({"operation": "create", "text": "a", "title": "b"}, "unknown field 'title'; known are"),
-        ({"operation": "create", "text": "a", "ttl_seconds": -1}, "'ttl_seconds' is -1, outside"),
-        ({"operation": "create", "text": "a", "ttl_seconds": 0}, "'ttl_seconds' is 0, outside"),
-        ({"operation": "create", "text": "a", "ttl_seconds": float("nan")}, "is nan, outside"),
-        ({"operation": "create", "text": "a", "ttl_seconds": 10**400}, "outside 0 to 3.2e"),
+        ({"operation": "create", "text": "a", "ttl_seconds": -1}, "is -1: it is more than 0 and"),
+        ({"operation": "create", "text": "a", "ttl_seconds": 0}, "'ttl_seconds' is 0: it is more"),
+        ({"operation": "update", "id": "x", "ttl_seconds": 0}, "or null for no end"),
+        ({"operation": "create", "text": "a", "ttl_seconds": float("nan")}, "is nan: it is more"),
+        ({"operation": "create", "text": "a", "ttl_seconds": 10**400}, "less than 3.2e"),
+        ({"operation": "create", "text": "a", "warm": "remote"}, "'warm' is one of pool, host, di"),
         ({"operation": "create", "text": "a", "ttl_seconds": True}, "seconds, not true or false"),
         ({"operation": "create", "text": "a", "pinned": 1}, "'pinned' is true or false, not a who"),
         ({"operation": "create", "text": "a", "pinned": None}, "'pinned' is true or false, not nu"),

@@ -26,6 +26,14 @@ class State(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class NamespaceQuota:
+    """Most KV that one namespace's documents may have; a token of it takes `token_bytes` stored."""
+
+    max_bytes: int
+    token_bytes: int
+
+
+@dataclass(frozen=True)
 class DocumentLimits:
     """What one server takes. `max_pinned_tokens` is its share of the pool that pins may hold."""
 
@@ -35,6 +43,7 @@ class DocumentLimits:
     max_pinned_tokens: int = 65536
     claim_seconds: float = 120.0
     wait_seconds: float = 600.0
+    namespace_quota: NamespaceQuota | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from legokv.documents.document import (
     Changes,
     Document,
     DocumentPage,
+    NamespaceQuota,
     NewDocument,
     StoredChunk,
 )
@@ -21,7 +22,11 @@ class DocumentRegistry(Protocol):
     """
 
     def register(
-        self, new: NewDocument, changes: Changes, max_pinned_tokens: int
+        self,
+        new: NewDocument,
+        changes: Changes,
+        max_pinned_tokens: int,
+        quota: NamespaceQuota | None = None,
     ) -> tuple[Document, bool]:
         """The document of this content, and whether it is new."""
 
@@ -54,7 +59,7 @@ class DocumentRegistry(Protocol):
         """Forget the document; the chunk keys that no document names any more."""
 
     def sweep(self) -> None:
-        """Unpin documents whose time is over."""
+        """Unpin documents whose time is over; begin it anew where the clock was set back since."""
 
     def pinned_chunk_keys(self) -> frozenset[str]:
         """Keys of the compiled chunks of pinned documents, in all namespaces."""

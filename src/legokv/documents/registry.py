@@ -14,6 +14,7 @@ from legokv.documents.document import (
     Changes,
     Document,
     DocumentPage,
+    NamespaceQuota,
     NewDocument,
     State,
     StoredChunk,
@@ -54,16 +55,23 @@ class Registry:
         self.close()
 
     def register(
-        self, new: NewDocument, changes: Changes, max_pinned_tokens: int
+        self,
+        new: NewDocument,
+        changes: Changes,
+        max_pinned_tokens: int,
+        quota: NamespaceQuota | None = None,
     ) -> tuple[Document, bool]:
         """The document of this content, and whether it is new. All or nothing.
 
-        Content that is there already keeps its chunks and state, except that a failed document
-        may be compiled again and an expired one has no expiry now; then `changes` apply to it.
+        InvalidRequest or Busy if a pin or a new document would pass its limit. Content that is
+        there already keeps its chunks and state, except that a failed document may be compiled
+        again and an expired one has no expiry now; then `changes` apply to it.
         """
         now = self.database.now()
         with self.database.transaction() as sql:
             row = rows.find(sql, new.namespace, new.id)
+            if row is None and quota is not None:
+                rows.check_quota(sql, new, quota)
             number = rows.insert(sql, new, now) if row is None else row["number"]
             if row is not None and rows.is_expired(row, now):
                 rows.change(sql, number, {"ttl_seconds": None, "pinned": False}, now)
@@ -149,12 +157,17 @@ class Registry:
             return rows.delete(sql, [row["number"]])
 
     def sweep(self) -> None:
-        """Unpin all documents whose time is over, so that their chunks may be evicted."""
+        """Unpin all documents whose time is over, so that their chunks may be evicted.
+
+        If the clock was set back, times to live begin anew: none ends early, none lasts for ever.
+        """
         now = self.database.now()
         with self.database.snapshot() as sql:
-            if not rows.expired_pins(sql, now):
+            if not (rows.expired_pins(sql, now) or rows.expiries_set_ahead(sql, now)):
                 return  # the usual case takes no writer's lock
         with self.database.transaction() as sql:
+            for number, ttl_seconds in rows.expiries_set_ahead(sql, now):
+                rows.change(sql, number, {"ttl_seconds": ttl_seconds}, now)
             for number in rows.expired_pins(sql, now):
                 rows.change(sql, number, {"pinned": False}, now)
 

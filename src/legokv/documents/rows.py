@@ -4,8 +4,8 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 
 from legokv.chunks.key import token_blob
-from legokv.documents.document import Changes, Document, NewDocument, State
-from legokv.documents.refusals import check_pin_fits, unknown_document
+from legokv.documents.document import Changes, Document, NamespaceQuota, NewDocument, State
+from legokv.documents.refusals import check_pin_fits, check_quota_fits, unknown_document
 
 _DOCUMENT = """
 SELECT *,
@@ -42,6 +42,17 @@ def expired_pins(sql: sqlite3.Connection, now: float) -> list[int]:
     return [number for (number,) in found]
 
 
+def expiries_set_ahead(sql: sqlite3.Connection, now: float) -> list[tuple[int, float]]:
+    """(number, ttl) of documents with an expiry that today's clock would not have set so far off.
+
+    It was set before the clock was set back.
+    """
+    found = sql.execute(
+        "SELECT number, ttl_seconds FROM documents WHERE expires_at > ? + ttl_seconds", (now,)
+    )
+    return [(number, ttl) for number, ttl in found]
+
+
 def insert(sql: sqlite3.Connection, new: NewDocument, now: float) -> int:
     """The number of the row made for the document and its chunks."""
     number = sql.execute(
@@ -71,7 +82,10 @@ def change(sql: sqlite3.Connection, number: int, changes: Changes, now: float) -
     if "ttl_seconds" in changes:
         ttl = changes["ttl_seconds"]
         expires_at = None if ttl is None else now + ttl
-        sql.execute("UPDATE documents SET expires_at = ? WHERE number = ?", (expires_at, number))
+        sql.execute(
+            "UPDATE documents SET expires_at = ?, ttl_seconds = ? WHERE number = ?",
+            (expires_at, ttl, number),
+        )
     if "pinned" in changes:
         sql.execute("UPDATE documents SET pinned = ? WHERE number = ?", (changes["pinned"], number))
 
@@ -87,6 +101,14 @@ def check_pin(sql: sqlite3.Connection, number: int, max_pinned_tokens: int, now:
         (number, now),
     ).fetchone()
     check_pin_fits(tokens, others, max_pinned_tokens)
+
+
+def check_quota(sql: sqlite3.Connection, new: NewDocument, quota: NamespaceQuota) -> None:
+    """InvalidRequest or Busy if a new document would pass its namespace's quota."""
+    (others,) = sql.execute(
+        "SELECT coalesce(sum(num_tokens), 0) FROM documents WHERE namespace = ?", (new.namespace,)
+    ).fetchone()
+    check_quota_fits(new.num_tokens, others, quota)
 
 
 def delete(sql: sqlite3.Connection, numbers: Iterable[int]) -> tuple[str, ...]:

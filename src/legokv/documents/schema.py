@@ -1,6 +1,6 @@
 """The registry file's tables, and the steps from each older version to this one. SQL only."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 DOCUMENTS = """
 CREATE TABLE documents (
@@ -51,5 +51,8 @@ CREATE TABLE leases (
 CREATE INDEX leases_by_holder ON leases (holder);
 """
 
+# What `expires_at` was set by, so that one from before the clock was set back is known.
+TIME_TO_LIVE = "ALTER TABLE documents ADD COLUMN ttl_seconds REAL;"
+
 # What brings a file of each version to the next one; version 0 is an empty file.
-STEPS = {0: DOCUMENTS, 1: STORED_CHUNKS}
+STEPS = {0: DOCUMENTS, 1: STORED_CHUNKS, 2: TIME_TO_LIVE}

@@ -11,11 +11,12 @@ from legokv.documents.document import (
     Changes,
     Document,
     DocumentPage,
+    NamespaceQuota,
     NewDocument,
     State,
     StoredChunk,
 )
-from legokv.documents.refusals import check_pin_fits, unknown_document
+from legokv.documents.refusals import check_pin_fits, check_quota_fits, unknown_document
 from legokv.errors import CacheUnavailable, NotFound, StillUnavailable
 from legokv.fleet.connection import Connection, Script
 from legokv.fleet.document_replies import to_document
@@ -45,7 +46,11 @@ class RedisRegistry:
         return self.connection.now()
 
     def register(
-        self, new: NewDocument, changes: Changes, max_pinned_tokens: int
+        self,
+        new: NewDocument,
+        changes: Changes,
+        max_pinned_tokens: int,
+        quota: NamespaceQuota | None = None,
     ) -> tuple[Document, bool]:
         """The document of this content, and whether it is new. All or nothing, as in SQLite."""
         fields = {
@@ -56,10 +61,15 @@ class RedisRegistry:
             "num_tokens": new.num_tokens,
             "changes": changes,
             "max_pinned_tokens": max_pinned_tokens,
+            "max_namespace_tokens": quota and quota.max_bytes // quota.token_bytes,
         }
         blobs = map(token_blob, new.chunks)
         reply = self.connection.run(self._script, "register", fields, *blobs)
         _refuse_pin(reply, max_pinned_tokens)
+        if reply[0] == b"quota":
+            assert quota is not None, "the script refuses by a quota that it was given"
+            check_quota_fits(new.num_tokens, int(reply[1]), quota)
+            raise AssertionError("the script refuses a document where Python does")
         return to_document(reply[2])[1], bool(reply[1])
 
     def get(self, namespace: str, document_id: str) -> Document:
@@ -131,7 +141,7 @@ class RedisRegistry:
         return tuple(sorted(key.decode() for key in gone))
 
     def sweep(self) -> None:
-        """Unpin all documents whose time is over."""
+        """Unpin all documents whose time is over; begin it anew if the clock was set back since."""
         self._run("sweep", {})
 
     def pinned_chunk_keys(self) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from legokv.documents.compiling import Compiler
 from legokv.documents.opening import open_registry
@@ -33,7 +34,7 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
 
     facts = read_engine_folder(settings.engine)
     registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
-    limits = settings.document_limits
+    limits = replace(settings.document_limits, namespace_quota=settings.namespace_quota(facts))
     compiler = Compiler(registry, compile_chunk, drop_chunks, limits, warm_chunk)
     return DocumentService(registry, Tokenizer.open(settings.engine), compiler, limits)
 

@@ -88,7 +88,9 @@ class DocumentService:
         wait = fields.flag(request, "wait", default=True)
         warm = fields.optional_choice(request, "warm", WARM_TIERS)
         new = self._new_document(namespace, fields.text(request, "text"))
-        document, created = self._registry.register(new, changes, self._limits.max_pinned_tokens)
+        document, created = self._registry.register(
+            new, changes, self._limits.max_pinned_tokens, self._limits.namespace_quota
+        )
         if not wait:
             self._run_in_background(lambda: self._compile_and_warm(namespace, document.id, warm))
             return {"document": dataclasses.asdict(document), "created": created}

@@ -114,7 +114,10 @@ def optional_seconds(request: Request, name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequest(f"{name!r} is a number of seconds, not {_kind(value)}")
     if not 0 < value < MAX_SECONDS:
-        raise InvalidRequest(f"{name!r} is {value}, outside 0 to {MAX_SECONDS:g} seconds")
+        raise InvalidRequest(
+            f"{name!r} is {value}: it is more than 0 and less than {MAX_SECONDS:g} seconds, "
+            "or null for no end"
+        )
     return float(value)
 
 

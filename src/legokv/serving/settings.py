@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from legokv.chunks.header import token_bytes
 from legokv.chunks.limits import DISK_BYTES, HOST_BYTES, REMOTE_BYTES, TierLimits
-from legokv.documents.document import DocumentLimits
+from legokv.documents.document import DocumentLimits, NamespaceQuota
 from legokv.engine_folder import EngineFacts
 from legokv.errors import InvalidRequest
 from legokv.fleet.address import (
@@ -140,6 +141,15 @@ class Settings:
     def registry_path(self, facts: EngineFacts) -> Path:
         """The document registry's file; documents belong to one model."""
         return self.cache_dir / facts.fingerprint[:16] / "registry.sqlite"
+
+    def namespace_quota(self, facts: EngineFacts) -> NamespaceQuota | None:
+        """What a namespace's documents may have of the model's KV; None: any amount."""
+        if not self.namespace_bytes:
+            return None
+        dtype = facts.dtype if self.dtype == "auto" else self.dtype
+        return NamespaceQuota(
+            self.namespace_bytes, token_bytes(facts.model, dtype, self.kv_stored_dtype)
+        )
 
     def shared_cache(self, facts: EngineFacts) -> SharedCache | None:
         """Where a fleet keeps the model's documents and KV; None: this server is alone."""

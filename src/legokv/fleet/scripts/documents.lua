@@ -30,6 +30,20 @@ local function set_pinned(number, pinned)
   redis.call(pinned and 'SADD' or 'SREM', at('pinned'), number)
 end
 
+local function set_ttl(number, ttl)
+  set(number, 'expires_at', seconds(now + ttl))
+  set(number, 'ttl_seconds', seconds(ttl))
+end
+
+-- An expiry that today's clock would not have set so far off is from before it was set back.
+local function begin_ttl_anew_if_set_ahead(number)
+  local ttl, expires_at = tonumber(get(number, 'ttl_seconds')), get(number, 'expires_at')
+  -- What is stored is rounded to a microsecond.
+  if ttl and tonumber(expires_at) > now + ttl + 0.001 then
+    set_ttl(number, ttl)
+  end
+end
+
 local function change(number, changes)
   if changes.name == cjson.null then
     unset(number, 'name')
@@ -37,9 +51,9 @@ local function change(number, changes)
     set(number, 'name', changes.name)
   end
   if changes.ttl_seconds == cjson.null then
-    unset(number, 'expires_at')
+    unset(number, 'expires_at', 'ttl_seconds')
   elseif changes.ttl_seconds ~= nil then
-    set(number, 'expires_at', seconds(now + changes.ttl_seconds))
+    set_ttl(number, changes.ttl_seconds)
   end
   if changes.pinned ~= nil then
     set_pinned(number, changes.pinned)
@@ -62,6 +76,20 @@ local function pin_refusal(number, num_tokens, a)
   end
 end
 
+-- Why a new document may not join its namespace: {'quota', tokens of others}; or nothing.
+local function quota_refusal(a)
+  if a.max_namespace_tokens == cjson.null then
+    return nil
+  end
+  local others = 0
+  for _, number in ipairs(redis.call('ZRANGE', at('order/' .. a.namespace), 0, -1)) do
+    others = others + tonumber(get(number, 'num_tokens'))
+  end
+  if others + a.num_tokens > a.max_namespace_tokens then
+    return { 'quota', others }
+  end
+end
+
 local function insert(a)
   local number = tostring(redis.call('INCR', at('number')))
   redis.call('HSET', at('numbers'), a.namespace .. '/' .. a.id, number)
@@ -80,7 +108,7 @@ end
 
 local function renew(number)
   if is_expired(number) then
-    unset(number, 'expires_at')
+    unset(number, 'expires_at', 'ttl_seconds')
     set_pinned(number, false)
   end
   if get(number, 'state') == 'failed' then
@@ -93,7 +121,7 @@ function operations.register(a)
   local number = find(a)
   local created = not number
   local num_tokens = created and a.num_tokens or tonumber(get(number, 'num_tokens'))
-  local refused = pin_refusal(number, num_tokens, a)
+  local refused = created and quota_refusal(a) or pin_refusal(number, num_tokens, a)
   if refused then
     return refused
   end
@@ -101,6 +129,7 @@ function operations.register(a)
     number = insert(a)
   else
     renew(number)
+    begin_ttl_anew_if_set_ahead(number)
   end
   change(number, a.changes)
   return { 'ok', created and 1 or 0, shown(number) }
@@ -156,6 +185,7 @@ function operations.update(a)
   if refused then
     return refused
   end
+  begin_ttl_anew_if_set_ahead(number)
   change(number, a.changes)
   return { 'ok', shown(number) }
 end
@@ -205,6 +235,7 @@ end
 
 function operations.sweep()
   for _, number in ipairs(redis.call('SMEMBERS', at('pinned'))) do
+    begin_ttl_anew_if_set_ahead(number)
     if is_expired(number) then
       set_pinned(number, false)
     end
