@@ -37,7 +37,7 @@ def python(script: str, *arguments: str) -> list[str]:
 def server() -> Iterator[str]:
     """A server on free ports for the length of the block: its gRPC address."""
     command = [sys.executable, "-m", "legokv.cli", "serve", "--engine", str(ENGINE)]
-    command += ["--cache-dir", str(CACHE), "--format", "json"]
+    command += ["--cache-dir", str(CACHE), "--format", "json", "--request-log", "off"]
     for port in ("http", "grpc", "metrics"):
         command += [f"--{port}-port", "auto"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
