@@ -78,6 +78,7 @@ class ExecutionContext:
         assert stream_handle == STREAM
         if self._device.capturing:
             self._device.captured.append(self)
+            return self._device.note(f"{self._number}: record")
         return self._device.note(f"{self._number}: execute")
 
 
@@ -87,10 +88,11 @@ class CudaEngine:
 
     def create_execution_context(
         self, strategy: object = ExecutionContextAllocationStrategy.STATIC
-    ) -> ExecutionContext:
+    ) -> ExecutionContext | None:
         words = getattr(strategy, "name", None) or strategy.cuda_graph_strategy.name  # type: ignore[attr-defined]
         context = ExecutionContext(self._device, strategy)
-        self._device.note(f"{len(self._device.contexts)}: created {words}")
+        if not self._device.note(f"{len(self._device.contexts)}: created {words}"):
+            return None
         self._device.contexts.append(context)
         return context
 
@@ -126,7 +128,9 @@ class Session:
     def __init__(self, device: Device) -> None:
         self._device = device
         self.engine = CudaEngine(device)
-        self.context = self.engine.create_execution_context()
+        context = self.engine.create_execution_context()
+        assert context is not None
+        self.context = context
         self.context.set_optimization_profile_async(0, STREAM)
 
     def set_shapes(self, tensor_dict: dict[str, Tensor], context: object = None) -> None:

@@ -93,7 +93,7 @@ def test_a_decode_step_of_the_last_ones_shape_is_captured_and_then_replayed(
         "2: execute",
         "synchronize",
         "capture",
-        "2: execute",
+        "2: record",
     ]
     assert device.contexts[2].shapes["input_ids"] == (2,)
     assert device.contexts[2].addresses["pool_out_0"] == POOL.data_ptr()
@@ -130,6 +130,17 @@ def test_the_graph_unused_for_longest_makes_room(
     assert calls_of(device, session, 2) == ["1: execute"]
 
 
+def test_where_a_capture_fails_decoding_goes_on_without_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = Device(refuses="record")
+    session = open_tensorrt(device, cuda_stream(device, monkeypatch))
+    step(session, DECODE)
+    assert calls_of(device, session, 2)[-2:] == ["capture", "2: record"]
+    assert "not captured as CUDA graphs: TensorRT refused to execute a step" in caplog.text
+    assert [calls_of(device, session, 2) for _ in range(2)] == [["1: execute"]] * 2
+
+
 def test_tensorrt_llm_prefills_by_its_own_session_and_decodes_under_the_second_profile(
     device: Device, stream: Any
 ) -> None:
@@ -148,6 +159,7 @@ def test_a_plan_the_runtime_refuses_is_a_mismatch(
 ) -> None:
     for device, words in (
         (Device(opens=False), "could not open the plan"),
+        (Device(refuses="created"), "made no execution context"),
         (Device(refuses="profile 0"), "no optimisation profile number 0"),
         (Device(refuses="profile 1"), "no optimisation profile number 1"),
     ):

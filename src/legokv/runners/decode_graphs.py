@@ -4,6 +4,7 @@ A graph holds the shapes, addresses and state of the context it was captured fro
 wants that context left alone afterwards: each graph has a context of its own.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +19,15 @@ MAX_GRAPHS = 16
 
 Shapes = tuple[tuple[int, ...], ...]
 
+log = logging.getLogger(__name__)
+
 
 class DecodeGraphs:
     """Runs decode steps on `stream`: a shape that comes twice in a row is captured, then replayed.
 
     Tensors of a name always begin at one address, as a `PlanSession` is promised. Of more than
-    MAX_GRAPHS shapes the one unused for longest is captured anew when it is next wanted.
+    MAX_GRAPHS shapes the one unused for longest is captured anew when it is next wanted. Where a
+    capture fails, which is logged, no other is tried.
     """
 
     def __init__(self, make_context: Callable[[], Any], stream: Any) -> None:
@@ -31,13 +35,14 @@ class DecodeGraphs:
         self._plain = ContextSteps(make_context(), stream)
         self._graphs: OrderedDict[Shapes, tuple[Any, Any]] = OrderedDict()
         self._last: Shapes | None = None
+        self._captures = True
 
     def run(self, inputs: Tensors, outputs: Tensors) -> None:
         """Put one step on the stream."""
         shapes = tuple(tuple(tensor.shape) for tensor in inputs.values())
         if shapes in self._graphs:
             self._replay(shapes)
-        elif shapes == self._last:
+        elif shapes == self._last and self._captures:
             self._capture(shapes, inputs, outputs)
         else:
             self._plain.run(inputs, outputs)
@@ -55,10 +60,18 @@ class DecodeGraphs:
         bind(context, inputs, outputs)
         execute(context, self._stream)
         self._stream.synchronize()
+        try:
+            self._graphs[shapes] = self._recorded(context), context
+        except RuntimeError as error:
+            # torch's error and StepFailed both are one. The step itself is done.
+            self._captures = False
+            log.warning("decode steps are not captured as CUDA graphs: %s", error)
+        if len(self._graphs) > MAX_GRAPHS:
+            self._graphs.popitem(last=False)
+
+    def _recorded(self, context: Any) -> Any:
         graph = torch.cuda.CUDAGraph()
         # Another thread may well allocate meanwhile: only this one's calls matter.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             execute(context, self._stream)
-        self._graphs[shapes] = graph, context
-        if len(self._graphs) > MAX_GRAPHS:
-            self._graphs.popitem(last=False)
+        return graph

@@ -7,8 +7,16 @@ from legokv.runners.plan_session import StepFailed, Tensors, addresses
 
 
 def context_of(engine: Any, how: Any, profile: int, stream: Any) -> Any:
-    """A context for steps of one profile; `how` is its allocation strategy or runtime config."""
+    """A context for steps of one profile; `how` is its allocation strategy or runtime config.
+
+    EngineMismatch if TensorRT makes none.
+    """
     context = engine.create_execution_context(how)
+    if context is None:
+        raise EngineMismatch(
+            "TensorRT made no execution context; its reasons are printed above, and where it is "
+            "memory a smaller pool_tokens leaves it more"
+        )
     if not context.set_optimization_profile_async(profile, stream.cuda_stream):
         raise EngineMismatch(f"the plan has no optimisation profile number {profile}")
     return context
