@@ -1,4 +1,5 @@
-"""TensorRT-RTX plans built elsewhere, opened on this GPU. A refusal is recorded in its own words.
+"""TensorRT-RTX plans built elsewhere, opened and run on this GPU. A refusal is recorded in its own
+words.
 
 TensorRT-RTX's documentation does not list every architecture: 9.0, for one.
 """
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from plan_lockstep import NUM_PAGES, STEP_TOKENS, hold_to_the_cpu
 
 from legokv.engine_folder import read_engine_folder
+from legokv.runners.open_runner import RunnerSettings, open_runner
 
 ENGINES = Path(__file__).resolve().parents[2] / "out" / "engines"
 PLAN = "tensorrt-rtx.plan"
@@ -16,9 +19,14 @@ PLAN = "tensorrt-rtx.plan"
 PLANS = sorted(ENGINES.glob(f"*/{PLAN}")) or [ENGINES / "no-engine-with-a-plan" / PLAN]
 
 
-@pytest.fixture(scope="module")
-def runtime():
-    """Opens a plan with a plugin library: the engine or None, and TensorRT's errors."""
+@pytest.fixture(params=PLANS, ids=lambda plan: plan.parent.name)
+def plan(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def engine(plan: Path, gpu: torch.device):
+    """The plan as TensorRT-RTX opens it; if that refuses, the test ends with its words."""
     trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
 
     class Log(trt.ILogger):
@@ -30,21 +38,30 @@ def runtime():
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
 
-    def open_plan(plan: Path, library: Path):
-        log = Log()
-        trt.get_plugin_registry().load_library(str(library))
-        opened = trt.Runtime(log)
-        return opened, opened.deserialize_cuda_engine(plan.read_bytes()), log.errors
-
-    return open_plan
-
-
-@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.parent.name)
-def test_a_plan_opens_with_its_inputs_and_two_profiles(runtime, gpu: torch.device, plan: Path):
+    log = Log()
     facts = read_engine_folder(plan.parent)
-    _kept, engine, errors = runtime(plan, plan.parent / facts.plan.library_file)
-    if engine is None:
-        pytest.xfail(f"TensorRT-RTX refused {torch.cuda.get_device_name()}: {'; '.join(errors)}")
+    trt.get_plugin_registry().load_library(str(plan.parent / facts.plan.library_file))
+    runtime = trt.Runtime(log)
+    opened = runtime.deserialize_cuda_engine(plan.read_bytes())
+    if opened is None:
+        pytest.xfail(f"TensorRT-RTX refused {torch.cuda.get_device_name()}: {log.errors}")
+    yield opened
+    # An engine must not outlive its runtime.
+    del opened, runtime
+
+
+def test_a_plan_opens_with_its_inputs_and_two_profiles(engine, plan: Path, record_property):
     names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
     assert {"input_ids", "pages", "pool_0", "pool_out_0", "logits"} <= names
     assert engine.num_optimization_profiles == 2
+    facts = f"{engine.num_layers} layers, {len(names)} tensors, 2 profiles"
+    record_property("fact", f"{plan.parent.name} opened: {facts}, {plan.stat().st_size:,} bytes")
+
+
+def test_an_opened_plan_gives_the_cpu_s_logits(engine, plan: Path, seed: int, record_property):
+    """Every regime, an import, and the CUDA graphs of decode steps that repeat their shape."""
+    facts = read_engine_folder(plan.parent)
+    settings = RunnerSettings("plan", "torch", facts.dtype, NUM_PAGES, STEP_TOKENS)
+    runner = open_runner(plan.parent, facts, settings)
+    steps = hold_to_the_cpu(plan.parent, runner, facts.dtype, seed)
+    record_property("fact", f"{plan.parent.name}: {steps} steps of the plan gave the CPU's logits")
