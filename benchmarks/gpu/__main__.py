@@ -91,7 +91,8 @@ def run_all(run: Run, report: Report) -> None:
         log = run.output / f"{stage.name.replace(' ', '-')}.log"
         result = run_stage(stage, log, environment, deadline - time.monotonic())
         report.add(result)
-        print(f"{stage.name}: {result.ended}, {result.seconds:.0f} s", flush=True)
+        why = result.detail if result.ended == "not run" else f"{result.seconds:.0f} s"
+        print(f"{stage.name}: {result.ended}, {why}", flush=True)
 
     one(machine_stage(run))
     machine = report.read("machine") or {}

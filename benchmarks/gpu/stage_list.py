@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,24 @@ from stages import Stage
 MEASURED = ("ceilings", "attention", "import", "step")
 # Seconds. Together they fit in ten minutes.
 LIMITS = {
-    "machine": 20,
-    "library": 170,
-    "kernels": 120,
-    "system": 60,
+    "machine": 15,
+    "library": 150,
+    "kernels": 110,
+    "sanitizer": 80,
+    "system": 50,
     "real model": 40,
-    "plans": 70,
-    "ceilings": 20,
-    "attention": 45,
-    "import": 20,
-    "step": 35,
+    "plans": 60,
+    "ceilings": 15,
+    "attention": 40,
+    "import": 15,
+    "step": 25,
 }
 NO_GPU = "torch finds no NVIDIA GPU"
 NO_LIBRARY = "there is no plugin library"
 KERNEL_TESTS = ("test_kv_import.py", "test_attention_kernels.py", "test_long_attention.py")
+# Every kernel once or more, in few calls: the sanitizer takes a hundred times as long.
+CHECKED = "one_token and 16-bfloat16 or one_token and 16-float32 or several-splits or outside"
+SANITIZER = "compute-sanitizer"
 ENGINE = "out/engines/llama"
 PLANS = "out/engines/*/tensorrt-rtx.plan"
 
@@ -68,6 +72,7 @@ def later_stages(run: Run, machine: dict[str, Any], library: Any) -> list[Stage]
     no_safetensors = _absent(machine, "safetensors")
     stages = [
         _tests(run, "kernels", KERNEL_TESTS, untestable),
+        _sanitizer(run, machine, untestable),
         _tests(run, "system", ("test_system.py",), untestable),
         _tests(
             run, "real model", ("test_real_model.py",), untestable or no_engine or no_safetensors
@@ -86,8 +91,20 @@ def _tests(run: Run, name: str, files: Sequence[str], not_run: str | None) -> St
     command = [sys.executable, "-m", "pytest", mode, "-q", "-rxfE", "-p", "no:cacheprovider"]
     # The tests' general conftest wants transformers, which a GPU machine may lack.
     command += ["--confcutdir", str(folder), "--rootdir", str(run.root), f"--junitxml={junit}"]
+    command += ["-p", "recorded_facts"]
     command += [str(folder / file) for file in files]
     return Stage(name, command, LIMITS[name], not_run)
+
+
+def _sanitizer(run: Run, machine: dict[str, Any], not_run: str | None) -> Stage:
+    """A few of the kernels' tests under memcheck, every tensor an allocation of its own."""
+    name, program = "sanitizer", machine.get("compute_sanitizer")
+    missing = None if program else f"{SANITIZER} is not installed: it is in the CUDA toolkit"
+    on_a_cpu = "a dry run has no GPU to check" if run.dry_run else None
+    tests = _tests(run, name, KERNEL_TESTS, not_run or missing or on_a_cpu)
+    checked = [str(program), "--tool", "memcheck", "--error-exitcode", "1", *tests.command]
+    apart = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"]
+    return replace(tests, command=[*apart, *checked, "-k", CHECKED])
 
 
 def _measurement(run: Run, name: str, library: str, not_run: str | None) -> Stage:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -98,6 +99,34 @@ def test_what_a_stage_lacks_is_named(stage_list: ModuleType, tmp_path: Path) -> 
     reasons = {stage.name: stage.not_run for stage in later}
     assert reasons["kernels"] is None
     assert reasons["real model"] == "out/engines/llama was not carried here"
+    assert reasons["sanitizer"] == "compute-sanitizer is not installed: it is in the CUDA toolkit"
+
+
+# Notes how it was called, then runs what it was given.
+SANITIZER = """#!/bin/sh
+echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $1 $2 $3 $4"
+shift 4
+exec "$@"
+"""
+
+
+def test_the_sanitizer_runs_every_kernel_once_and_fails_on_what_it_finds(
+    stages: ModuleType, stage_list: ModuleType, tmp_path: Path
+) -> None:
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(SANITIZER)
+    program.chmod(0o755)
+    run_here = stage_list.Run(ROOT, tmp_path, dry_run=False, commit="")
+    machine = {"device": {"name": "G"}, "missing": [], "compute_sanitizer": str(program)}
+    later = stage_list.later_stages(run_here, machine, {"path": "some.so"})
+    stage = next(stage for stage in later if stage.name == "sanitizer")
+    assert stage.not_run is None
+    here = ["--host-form" if word == "--require-gpu" else word for word in stage.command]
+    result = stages.run_stage(replace(stage, command=here), tmp_path / "log", WITHOUT_GPU, 600.0)
+    assert result.ended == "ok", result.detail
+    said = (tmp_path / "log").read_text()
+    assert said.startswith("1 --tool memcheck --error-exitcode 1\n")
+    assert "9 passed" in said
 
 
 def test_under_require_gpu_a_skip_is_a_failure() -> None:
