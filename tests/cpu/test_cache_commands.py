@@ -77,9 +77,10 @@ def test_stats_count_documents_chunks_and_bytes_by_namespace(machine, capsys):
     other = machine.register(1, namespace="other")
     status, said = machine.command(capsys, "stats")
     assert status == 0
-    assert said["bytes"] == sum(file.stat().st_size for file in machine.files())
+    assert said["tiers"].keys() == {"disk"}
+    assert said["tiers"]["disk"]["bytes"] == sum(f.stat().st_size for f in machine.files())
     assert said["namespaces"]["default"]["pinned_documents"] == 1
-    assert {name: facts["chunks"] for name, facts in said["namespaces"].items()} == {
+    assert {name: facts["disk_chunks"] for name, facts in said["namespaces"].items()} == {
         "default": one["num_chunks"],
         "other": other["num_chunks"],
     }

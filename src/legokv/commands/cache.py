@@ -4,25 +4,28 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
 from tqdm import tqdm
 
-from legokv.chunks.opening import open_disk_tier, registry_file
+from legokv.chunks.evictions import StoredRow
+from legokv.chunks.opening import open_disk_tier
 from legokv.chunks.repair import mend, verify
+from legokv.chunks.tier import ChunkTier
 from legokv.documents.exchange import (
     Cache,
     documents_of,
     export_documents,
     import_documents,
 )
-from legokv.documents.opening import open_registry
 from legokv.documents.protocol import DocumentRegistry
-from legokv.engine_folder import read_engine_folder
-from legokv.serving.settings import settings_from
+from legokv.documents.registry import Registry
+from legokv.engine_folder import EngineFacts, read_engine_folder
+from legokv.fleet.opening import open_shared_registry, remote_tier_of
+from legokv.serving.settings import Settings, settings_from
 from legokv.tokenizer import Tokenizer
 
 Facts = dict[str, object]
@@ -37,35 +40,68 @@ def run_cache_command(parsed: argparse.Namespace) -> int:
     }
     settings = settings_from(parsed.config, os.environ, flags)
     facts = read_engine_folder(settings.engine)
-    root = settings.registry_path(facts).parent
-    with closing(open_registry(registry_file(root), settings.shared_cache(facts))) as registry:
-        disk = open_disk_tier(root, registry, settings.tier_limits)
-        codec = Tokenizer.open(settings.engine)
-        cache = Cache(facts.fingerprint, registry, disk, codec)
+    cache = _open(settings, facts)
+    with closing(cache.registry):
         status, said = _COMMANDS[parsed.cache_command](cache, parsed)
-    _print({"cache": str(root), **said}, parsed.format)
+    _print({"cache": str(settings.registry_path(facts).parent), **said}, parsed.format)
     return status
 
 
+def _open(settings: Settings, facts: EngineFacts) -> Cache:
+    """This machine's stored chunks, and the documents it has or those of its fleet."""
+    file, limits = settings.registry_path(facts), settings.tier_limits
+    shared = settings.shared_cache(facts)
+    registry: DocumentRegistry
+    if shared is None:
+        registry, remote = Registry.open(file), None
+    else:
+        registry = open_shared_registry(shared)
+        remote = remote_tier_of(registry, limits) if limits.remote_bytes else None
+    disk = open_disk_tier(file.parent, registry, limits)
+    return Cache(facts.fingerprint, registry, disk, Tokenizer.open(settings.engine), remote)
+
+
 def _stats(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
-    rows = cache.disk.stored.rows()
-    registry = cache.registry
-    names = sorted({*registry.namespaces(), *(row.namespace for row in rows)})
-    disk = cache.disk.stats()
+    rows = _rows(cache)
     return 0, {
-        "chunks": disk.num_chunks,
-        "bytes": disk.num_bytes,
-        "max_bytes": disk.max_bytes,
-        "leased_chunks": disk.num_leases,
+        "tiers": {tier.name: _tier_facts(tier) for tier in _tiers(cache)},
         "namespaces": {
             name: {
-                **_documents_in(registry, name),
-                "chunks": sum(row.namespace == name for row in rows),
-                "bytes": sum(row.num_bytes for row in rows if row.namespace == name),
+                **_documents_in(cache.registry, name),
+                **{
+                    f"{tier}_{what}": number
+                    for tier, own in rows.items()
+                    for what, number in _totals(own, name).items()
+                },
             }
-            for name in names
+            for name in _all_namespaces(cache)
         },
     }
+
+
+def _tiers(cache: Cache) -> tuple[ChunkTier, ...]:
+    return (cache.disk,) if cache.remote is None else (cache.disk, cache.remote)
+
+
+def _rows(cache: Cache) -> dict[str, tuple[StoredRow, ...]]:
+    """What each tier keeps, by its name."""
+    rows = {cache.disk.name: cache.disk.stored.rows()}
+    return rows if cache.remote is None else {**rows, cache.remote.name: cache.remote.rows()}
+
+
+def _tier_facts(tier: ChunkTier) -> dict[str, int]:
+    stats = tier.stats()
+    return {
+        "chunks": stats.num_chunks,
+        "bytes": stats.num_bytes,
+        "max_bytes": stats.max_bytes,
+        "leased_chunks": stats.num_leases,
+    }
+
+
+def _totals(rows: Collection[StoredRow], namespace: str) -> dict[str, int]:
+    own = [row.num_bytes for row in rows if row.namespace == namespace]
+    return {"chunks": len(own), "bytes": sum(own)}
 
 
 def _documents_in(registry: DocumentRegistry, namespace: str) -> dict[str, int]:
@@ -79,10 +115,14 @@ def _documents_in(registry: DocumentRegistry, namespace: str) -> dict[str, int]:
 
 
 def _verify(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
-    """1 if something was wrong; it is mended then."""
+    """1 if something was wrong; it is mended then. Counts are of all tiers together."""
     repair = mend(cache.disk, cache.registry.named)
-    with _bytes_bar(cache.disk.stats().num_bytes, "verify") as bar:
+    with _bytes_bar(sum(tier.stats().num_bytes for tier in _tiers(cache)), "verify") as bar:
         repair += verify(cache.disk, lambda files, num_bytes: bar.update(num_bytes))
+        if cache.remote is not None:
+            from legokv.fleet.remote_repair import verify_remote
+
+            repair += verify_remote(cache.remote, lambda chunks, num_bytes: bar.update(num_bytes))
     return 1 if repair.num_found else 0, asdict(repair)
 
 
@@ -94,24 +134,30 @@ def _clear(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
         for document in list(documents_of(cache.registry, wanted)):
             cache.registry.delete(document.namespace, document.id)
             deleted += 1
-    before = cache.disk.stats()
-    rows = [row for row in cache.disk.stored.rows() if row.namespace in wanted]
-    with _bytes_bar(sum(row.num_bytes for row in rows), "clear") as bar:
-        for row in rows:
-            cache.disk.remove(row.key)
+    before = _stored_in(cache, wanted)
+    with _bytes_bar(sum(row.num_bytes for _, row in before), "clear") as bar:
+        for tier, row in before:
+            tier.remove(row.key)
             bar.update(row.num_bytes)
-    after = cache.disk.stats()
+    after = _stored_in(cache, wanted)
     return 0, {
         "deleted_documents": deleted,
-        "removed_chunks": before.num_chunks - after.num_chunks,
-        "removed_bytes": before.num_bytes - after.num_bytes,
-        "chunks_in_use": sum(row.namespace in wanted for row in cache.disk.stored.rows()),
+        "removed_chunks": len(before) - len(after),
+        "removed_bytes": sum(r.num_bytes for _, r in before) - sum(r.num_bytes for _, r in after),
+        "chunks_in_use": len(after),
     }
+
+
+def _stored_in(cache: Cache, namespaces: Collection[str]) -> list[tuple[ChunkTier, StoredRow]]:
+    """What is stored of these namespaces, and where."""
+    rows = _rows(cache)
+    return [(t, row) for t in _tiers(cache) for row in rows[t.name] if row.namespace in namespaces]
 
 
 def _export(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
     wanted = _namespaces(cache, parsed)
-    with _bytes_bar(cache.disk.stats().num_bytes, "export") as bar:
+    stored = {row.key: row.num_bytes for _, row in _stored_in(cache, wanted)}
+    with _bytes_bar(sum(stored.values()), "export") as bar:
         exchanged = export_documents(cache, parsed.file, wanted, bar.update)
     return 0, {"file": str(parsed.file), **asdict(exchanged)}
 
@@ -126,7 +172,12 @@ def _import(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
 def _namespaces(cache: Cache, parsed: argparse.Namespace) -> tuple[str, ...]:
     if parsed.namespace:
         return tuple(dict.fromkeys(parsed.namespace))
-    stored = {row.namespace for row in cache.disk.stored.rows()}
+    return _all_namespaces(cache)
+
+
+def _all_namespaces(cache: Cache) -> tuple[str, ...]:
+    """Those that have documents, or stored chunks."""
+    stored = {row.namespace for rows in _rows(cache).values() for row in rows}
     return tuple(sorted({*cache.registry.namespaces(), *stored}))
 
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from legokv.errors import InvalidRequest
 
@@ -58,19 +58,23 @@ class Manifest:
 
 
 def write_archive(
-    path: Path, manifest: Manifest, files: Iterable[tuple[str, Path]], done: Callable[[int], object]
+    path: Path,
+    manifest: Manifest,
+    chunks: Iterable[tuple[str, BinaryIO]],
+    done: Callable[[int], object],
 ) -> int:
-    """Write the manifest and the chunk files that are still there: how many. Whole or not at all.
+    """Write the manifest and the chunks' stored bytes: how many chunks. Whole or not at all.
 
-    `done` gets the bytes of each file written.
+    `done` gets the bytes of each chunk written.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     number = 0
     try:
         with tarfile.open(temporary, "x", format=tarfile.PAX_FORMAT) as archive:
             _add_manifest(archive, manifest)
-            for key, file in files:
-                number += _add_file(archive, key, file, done)
+            for key, content in chunks:
+                done(_add_chunk(archive, key, content))
+                number += 1
         temporary.replace(path)
     except OSError as error:
         raise InvalidRequest(f"archive {path} cannot be written: {error.strerror}") from error
@@ -105,17 +109,12 @@ def _add_manifest(archive: tarfile.TarFile, manifest: Manifest) -> None:
     archive.addfile(info, io.BytesIO(body))
 
 
-def _add_file(archive: tarfile.TarFile, key: str, file: Path, done: Callable[[int], object]) -> int:
-    try:
-        with file.open("rb") as content:
-            info = archive.gettarinfo(arcname=f"{key}.safetensors", fileobj=content)
-            info.uid = info.gid = 0
-            info.uname = info.gname = ""
-            archive.addfile(info, content)
-    except FileNotFoundError:
-        return 0  # evicted meanwhile: the other machine compiles it
-    done(info.size)
-    return 1
+def _add_chunk(archive: tarfile.TarFile, key: str, content: BinaryIO) -> int:
+    info = tarfile.TarInfo(f"{key}.safetensors")
+    info.size = content.seek(0, io.SEEK_END)
+    content.seek(0)
+    archive.addfile(info, content)
+    return info.size
 
 
 def _read_manifest(archive: tarfile.TarFile, path: Path) -> Manifest:

@@ -1,8 +1,10 @@
 """Puts a cache's documents with their KV into an archive, and an archive's into a cache."""
 
-from collections.abc import Callable, Iterator
+import io
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from legokv.chunks.disk_tier import DiskTier
 from legokv.chunks.header import decode_header
@@ -27,17 +29,24 @@ from legokv.documents.document import (
 from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import ChunkUnreadable, EngineMismatch, InvalidRequest
 
+if TYPE_CHECKING:
+    from legokv.fleet.remote_tier import RemoteTier
+
 _CLAIM_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Cache:
-    """One model's documents and stored chunks, opened without its engine."""
+    """One model's documents and stored chunks, opened without its engine.
+
+    remote: where a fleet keeps them, too.
+    """
 
     fingerprint: str
     registry: DocumentRegistry
     disk: DiskTier
     codec: TextCodec
+    remote: "RemoteTier | None" = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +74,8 @@ def export_documents(
     """Write the namespaces' documents and what is stored of their KV to one file."""
     found = documents_of(cache.registry, namespaces)
     manifest = Manifest(cache.fingerprint, tuple(_archived(cache, item) for item in found))
-    files = [(key, cache.disk.folder.path(key)) for key in manifest.keys]
-    chunks = write_archive(path, manifest, files, done)
-    return Exchanged(len(manifest.documents), chunks, len(files) - chunks)
+    chunks = write_archive(path, manifest, _contents(cache, manifest.keys), done)
+    return Exchanged(len(manifest.documents), chunks, len(manifest.keys) - chunks)
 
 
 def import_documents(cache: Cache, path: Path, done: Callable[[int], object]) -> Exchanged:
@@ -103,6 +111,18 @@ def import_documents(cache: Cache, path: Path, done: Callable[[int], object]) ->
     for document in manifest.documents:
         _finish(cache, document, stored)
     return Exchanged(len(news), len(stored), num_read - len(stored))
+
+
+def _contents(cache: Cache, keys: Iterable[str]) -> Iterator[tuple[str, BinaryIO]]:
+    """The stored bytes of the chunks that are kept; the other machine compiles the rest."""
+    for key in keys:
+        try:
+            with cache.disk.folder.path(key).open("rb") as file:
+                yield key, file
+        except FileNotFoundError:
+            content = None if cache.remote is None else cache.remote.content(key)
+            if content is not None:
+                yield key, io.BytesIO(content)
 
 
 def _archived(cache: Cache, document: Document) -> ArchivedDocument:
@@ -151,7 +171,10 @@ def _store(
         return False
     if chunk_key(cache.fingerprint, dtype, namespace, token_ids) != key:
         return False
-    return cache.disk.write_encoded(key, namespace, stored_bytes(content))
+    kept = cache.disk.write_encoded(key, namespace, stored_bytes(content))
+    if cache.remote is not None:
+        kept |= cache.remote.write_encoded(key, namespace, stored_bytes(content))
+    return kept
 
 
 def _finish(cache: Cache, document: ArchivedDocument, stored: set[str]) -> None:

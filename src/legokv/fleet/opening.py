@@ -26,16 +26,21 @@ def open_shared_registry(shared: SharedCache) -> "RedisRegistry":
 
 def open_remote_tier(registry: "RedisRegistry", limits: TierLimits) -> "RemoteTier":
     """The tier beside the registry, trimmed to the budget if Redis answers now."""
-    from legokv.fleet.remote_tier import RemoteLimits, RemoteTier
-
-    quota = limits.budget(limits.namespace_bytes) if limits.namespace_bytes else None
-    remote_limits = RemoteLimits(limits.budget(limits.remote_bytes), quota)
-    tier = RemoteTier(registry.connection, remote_limits)
+    tier = remote_tier_of(registry, limits)
     try:
         tier.trim()
     except CacheUnavailable as error:
         _log.warning("the remote tier is used as soon as it answers: %s", error)
     return tier
+
+
+def remote_tier_of(registry: "RedisRegistry", limits: TierLimits) -> "RemoteTier":
+    """The tier beside the registry, as it is."""
+    from legokv.fleet.remote_tier import RemoteLimits, RemoteTier
+
+    quota = limits.budget(limits.namespace_bytes) if limits.namespace_bytes else None
+    remote_limits = RemoteLimits(limits.budget(limits.remote_bytes), quota)
+    return RemoteTier(registry.connection, remote_limits)
 
 
 def _require_client() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from legokv.chunks.budget import Budget
 from legokv.chunks.chunk import Chunk
+from legokv.chunks.evictions import StoredRow
 from legokv.chunks.leases import MAX_LEASE_SECONDS
 from legokv.chunks.stats import TierCounts, TierStats
 from legokv.chunks.stored_form import EncodedChunk, decode_chunk, encode_chunk
@@ -53,13 +54,12 @@ class RemoteTier:
             return bool(client.exists(self._place(key)))
 
     def read(self, chunk: Chunk) -> StoredKv:
-        with self._connection.asking() as client:
-            content = client.get(self._place(chunk.key))
-        if not isinstance(content, bytes):
+        content = self.content(chunk.key)
+        if content is None:
             self._counts.add("misses")
             raise ChunkUnreadable(f"chunk {chunk.key[:12]} is not in Redis", "missing")
         try:
-            kv = decode_chunk(bytearray(content), chunk.key, chunk.token_ids)
+            kv = decode_chunk(content, chunk.key, chunk.token_ids)
         except ChunkUnreadable as error:
             self._counts.add_failed_read(error.reason)
             what = f"chunk {chunk.key[:12]} in Redis: {error}"
@@ -67,6 +67,29 @@ class RemoteTier:
         self._counts.add("hits")
         self.touch([chunk.key])
         return kv
+
+    def content(self, key: str) -> bytearray | None:
+        """The stored bytes as they are, unchecked; None if there are none."""
+        with self._connection.asking() as client:
+            content = client.get(self._place(key))
+        return bytearray(content) if isinstance(content, bytes) else None
+
+    def keys(self) -> set[str]:
+        """Keys of all bytes that are kept, whether the index names them or not."""
+        with self._connection.asking() as client:
+            found = client.scan_iter(match=self._place("*"))
+            return {name.decode().removeprefix(self._place("")) for name in found}
+
+    def rows(self) -> tuple[StoredRow, ...]:
+        """What the index names, in no order."""
+        prefix = self._connection.prefix
+        with self._connection.asking() as client, client.pipeline() as pipe:
+            pipe.hgetall(f"{prefix}sizes")
+            pipe.hgetall(f"{prefix}owners")
+            sizes, owners = pipe.execute()
+        return tuple(
+            StoredRow(key.decode(), owners[key].decode(), int(size)) for key, size in sizes.items()
+        )
 
     def write(self, chunk: Chunk, kv: StoredKv) -> bool:
         """Keep the KV, whole or not at all; False if quota or budget is full of what must stay."""

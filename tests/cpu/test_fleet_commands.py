@@ -1,0 +1,143 @@
+"""`legokv cache` with a fleet's Redis: what it counts, checks, takes and gives there too."""
+
+import json
+
+import pytest
+import torch
+from crash_worker import LIMITS, TEXTS
+from redis_server import redis_running
+
+from legokv import Engine
+from legokv.cli import main
+from legokv.documents.compiling import Compiler
+from legokv.fleet.address import shared_cache
+from legokv.fleet.opening import open_shared_registry
+from legokv.serving.documents import DocumentService
+
+
+class Machine:
+    """A server of the fleet without Triton, and the commands as they are run beside it."""
+
+    def __init__(self, engine_folder, cache_dir, redis_url):
+        self.options = ["--engine", engine_folder, "--cache-dir", cache_dir]
+        self.options += ["--redis-url", redis_url]
+        self.cache_dir = cache_dir
+        self.engine = Engine.open(
+            engine_folder, cache_dir=cache_dir, attention="torch", redis_url=redis_url
+        )
+        shared = shared_cache(redis_url, self.engine.facts.fingerprint)
+        self.registry = open_shared_registry(shared)
+        compiler = Compiler(self.registry, self._compile, lambda keys: None, LIMITS)
+        self.service = DocumentService(self.registry, self.engine.tokenizer, compiler, LIMITS)
+        self.remote = self.engine.tiers.tiers[-1]
+
+    def _compile(self, namespace, token_ids):
+        return self.engine.compile(token_ids, namespace).key
+
+    def register(self, number, **fields):
+        request = {"operation": "create", "text": TEXTS[number], **fields}
+        return self.service.reply(request)["document"]
+
+    def answer(self, document):
+        stored = self.registry.chunks(document["namespace"], document["id"])
+        chunks = [self.engine.chunk(chunk.token_ids, document["namespace"]) for chunk in stored]
+        return self.engine.prefill([*chunks, [5, 6]])
+
+    def files(self):
+        return sorted(self.cache_dir.rglob("*.safetensors"))
+
+    def in_redis(self):
+        """Names of the bytes kept there; the client that may damage them."""
+        with self.remote._connection.asking() as client:
+            return sorted(client.scan_iter(f"{self.remote._connection.prefix}kv/*")), client
+
+    def command(self, capsys, kind, *rest):
+        arguments = ["cache", kind, *self.options, "--format", "json", *rest]
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        out = capsys.readouterr()
+        return status, json.loads(out.out) if out.out else out.err
+
+
+@pytest.fixture
+def start(tiny_engine_folder, tmp_path):
+    """Machines of one fleet by name."""
+    (tmp_path / "redis").mkdir()
+    with redis_running(tmp_path / "redis") as redis:
+        yield lambda name: Machine(tiny_engine_folder(), tmp_path / name, redis.url)
+
+
+def test_stats_count_what_is_on_this_disk_and_what_is_in_redis(start, capsys):
+    one, other = start("one"), start("other")
+    document = one.register(0)
+    names, client = one.in_redis()
+    status, said = other.command(capsys, "stats")
+    assert status == 0
+    assert said["tiers"]["disk"]["chunks"] == 0
+    assert said["tiers"]["remote"]["chunks"] == document["num_chunks"] == len(names) > 1
+    assert said["tiers"]["remote"]["bytes"] == sum(map(client.strlen, names))
+    counted = said["namespaces"]["default"]
+    assert (counted["documents"], counted["disk_chunks"]) == (1, 0)
+    assert counted["remote_chunks"] == len(names)
+    assert counted["remote_bytes"] == said["tiers"]["remote"]["bytes"]
+    _, said = one.command(capsys, "stats")
+    assert said["tiers"]["disk"]["bytes"] == said["tiers"]["remote"]["bytes"]
+
+
+def test_verify_is_content_with_a_sound_redis_and_removes_what_is_not_whole(start, capsys):
+    machine = start("one")
+    for number in range(3):
+        machine.register(number)
+    names, client = machine.in_redis()
+    status, said = machine.command(capsys, "verify")
+    assert (status, said["checked_files"]) == (0, 2 * len(names))
+    client.setrange(names[0], 700, b"\1\2\3")
+    client.set(names[1], client.get(names[2]))
+    client.append(names[3], b"more")
+    client.delete(names[4])
+    client.set(names[0][:-64] + b"f" * 64, b"named by nobody")
+    status, said = machine.command(capsys, "verify")
+    assert status == 1
+    assert (said["damaged_files"], said["rows_without_file"], said["files_without_row"]) == (
+        3,
+        1,
+        1,
+    )
+    status, said = machine.command(capsys, "verify")
+    assert status == 0
+    left, _ = machine.in_redis()
+    assert left == sorted([names[2], *names[5:]])
+    assert said["checked_files"] == len(machine.files()) + len(left)
+    assert machine.remote.stats().num_bytes == sum(map(client.strlen, left))
+
+
+def test_an_export_takes_from_redis_what_is_not_on_this_disk(start, tmp_path, capsys):
+    one, other = start("one"), start("other")
+    document = one.register(0)
+    expected = one.answer(document).logits
+    _, gave = other.command(capsys, "export", tmp_path / "set.tar")
+    assert (gave["chunks"], gave["unusable_chunks"]) == (document["num_chunks"], 0)
+    assert other.files() == []
+    one.command(capsys, "clear", "--documents")
+    _, took = other.command(capsys, "import", tmp_path / "set.tar")
+    assert took["chunks"] == document["num_chunks"]
+    third = start("third")
+    result = third.answer(document)
+    assert torch.equal(result.logits, expected)
+    assert result.usage.compiled_tokens == 0
+
+
+def test_clear_empties_this_disk_and_redis_of_a_namespace_and_leaves_its_documents(start, capsys):
+    machine = start("one")
+    cleared, kept = machine.register(0), machine.register(1, namespace="other")
+    status, said = machine.command(capsys, "clear", "--namespace", "default")
+    assert (status, said["removed_chunks"]) == (0, 2 * cleared["num_chunks"])
+    assert len(machine.files()) == len(machine.in_redis()[0]) == kept["num_chunks"]
+    assert len(machine.registry.page("default").documents) == 1
+
+
+def test_a_command_without_redis_says_that_it_does_not_answer(start, capsys):
+    machine = start("one")
+    machine.options[-1] = "redis://127.0.0.1:1/0"
+    status, said = machine.command(capsys, "stats")
+    assert (status, "redis://127.0.0.1:1/0 does not answer" in said) == (1, True)
