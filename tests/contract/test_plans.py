@@ -143,12 +143,15 @@ def test_smollm2_becomes_a_plan(
     model, plan = smollm2_engine_folder / "model.onnx", tmp_path / PLAN
     profiles = plan_profiles(facts.model, graph, PlanLimits())
     files = PlanFiles(model, plan, plugin_library)
-    summary = build_plan(plan_request("tensorrt-rtx", graph, profiles, files), print)
+    said: list[str] = []
+    summary = build_plan(plan_request("tensorrt-rtx", graph, profiles, files), said.append)
+    progress = [line for line in said if re.fullmatch(r"  .+: \d+ of \d+", line)]
     weight_bytes = model.with_name("model.onnx.data").stat().st_size
     record_property("fact", f"SmolLM2: model.onnx.data of {weight_bytes:,} bytes; {summary}")
     assert summary.plugins == {"KvImport": 30, "LegoLinkAttention": 30}
     assert summary.num_layers > 1000
     assert summary.num_profiles == 2
+    assert progress, f"a build of seconds said nothing of how far it was: {said}"
     assert all(count >= 30 for count in named_in(plan.read_bytes()).values())
     # 134.5 million parameters of two bytes, the tied embedding once.
     assert 269e6 < weight_bytes < 270e6

@@ -9,7 +9,7 @@ import tensorrt_standin
 from tensorrt_standin import TensorRT, TensorRTLLM
 
 from legokv.compile import tensorrt, tensorrt_llm
-from legokv.compile.plan_from_onnx import plan_from_onnx
+from legokv.compile.plan_from_onnx import plan_from_onnx, write_whole
 from legokv.compile.plan_request import (
     InputRange,
     PlanBuildFailed,
@@ -117,6 +117,15 @@ def test_a_step_that_fails_is_named_and_leaves_no_file(
     with pytest.raises(PlanBuildFailed, match=words):
         plan_from_onnx(objects, request(tmp_path, library=library), ignore)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_can_t_be_written_leaves_the_older_one(tmp_path: Path) -> None:
+    plan = tmp_path / "a.plan"
+    assert write_whole(plan, b"older") == 5
+    with pytest.raises(TypeError):
+        write_whole(plan, "not bytes")
+    assert plan.read_bytes() == b"older"
+    assert list(tmp_path.iterdir()) == [plan]
 
 
 def test_a_request_reads_back_as_it_was_written(tmp_path: Path) -> None:
