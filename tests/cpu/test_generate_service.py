@@ -225,7 +225,7 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ({"num_top_log_probs": 21}, "'num_top_log_probs' is 21, outside 0 to 20"),
         ({"num_top_log_probs": 2}, "num_top_log_probs is 2 without return_log_probs"),
         ({"min_tokens": -1}, "'min_tokens' is -1, outside 0 to"),
-        ({"timeout_seconds": 0.0}, "'timeout_seconds' is 0.0, outside 0 to"),
+        ({"timeout_seconds": 0.0}, "timeout_seconds is above 0, not 0.0"),
         ({"beam_width": 2}, "unknown field 'beam_width'; known are document_ids"),
         ({"namespace": b"a b"}, "a namespace is 1 to 64"),
         ({"document_ids": [b"doc-0"] * 257}, "'document_ids' names 257 documents, at most 256"),

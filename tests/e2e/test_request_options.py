@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -56,6 +57,24 @@ def test_several_answers_come_together_and_the_first_is_that_of_one(
     assert len(set(reply["text_output"])) == 3
     assert len(reply["finish_reason"]) == len(reply["generated_tokens"]) == 3
     assert max(reply["generated_tokens"]) <= 24
+
+
+def test_one_seed_gives_one_answer_whatever_is_answered_beside_it(
+    server: RunningServer, documents: list[str], library: Library
+) -> None:
+    def ask(number: int) -> tuple[int, str]:
+        # Every second request has the seed, the others make its batch another each time.
+        seed = 21 if number % 2 else number
+        ids = documents[: 1 + number % 3] if seed != 21 else documents[:2]
+        reply = server.ask(text_input=QUESTION, document_ids=ids, **{**DRAWN, "seed": seed})
+        return seed, reply["text_output"]
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(ask, range(16)))
+    alone = SamplingOptions(temperature=1.2, top_k=60, seed=21)
+    expected = library(QUESTION, [0, 1], max_tokens=24, sampling=alone)
+    assert {text for seed, text in answers if seed == 21} == {expected}
+    assert len({text for _, text in answers}) > 4
 
 
 def test_streamed_pieces_of_several_answers_join_by_their_index_to_the_whole_ones(
@@ -145,7 +164,7 @@ def test_a_request_that_cannot_begin_in_its_time_is_refused_with_the_numbers(
         ({"num_return_sequences": 2, "temperature": 0.0}, "num_return_sequences 2 needs a temp"),
         ({"num_top_log_probs": 2}, "num_top_log_probs is 2 without return_log_probs"),
         ({"min_tokens": 9, "max_tokens": 3}, "min_tokens 9 is above max_tokens 3"),
-        ({"timeout_seconds": -1.0}, "'timeout_seconds' is -1.0, outside 0 to"),
+        ({"timeout_seconds": -1.0}, "timeout_seconds is above 0, not -1.0"),
     ],
 )
 def test_a_bad_option_is_refused_with_the_number(

@@ -41,7 +41,6 @@ def sampling_options(known: fields.Request) -> SamplingOptions:
 def answer_options(known: fields.Request, default_timeout_seconds: float) -> AnswerOptions:
     """What is wanted of the answers; the server's time limit unless the request has its own."""
     most = fields.MAX_INT32
-    timeout = fields.optional_seconds(known, "timeout_seconds")
     return AnswerOptions(
         min_tokens=fields.whole_number(known, "min_tokens", default=0, low=0, high=most),
         num_return_sequences=fields.whole_number(
@@ -51,5 +50,5 @@ def answer_options(known: fields.Request, default_timeout_seconds: float) -> Ans
         num_top_log_probs=fields.whole_number(
             known, "num_top_log_probs", default=0, low=0, high=MAX_TOP_LOG_PROBS
         ),
-        timeout_seconds=default_timeout_seconds if timeout is None else timeout,
+        timeout_seconds=fields.number(known, "timeout_seconds", default=default_timeout_seconds),
     )
