@@ -104,7 +104,7 @@ class Engine:
         disk_bytes: most KV kept in memory and in cache_dir, 0 for none; namespace_bytes: most on
         disk of one namespace, 0 for any. kv_stored_dtype: "model", or "int8" with scales at half
         the bytes, to which KV is rounded once. redis_url: a Redis that several servers share, with
-        remote_bytes at most. Past high_watermark of these, chunks leave down to
+        remote_bytes at most. Past high_watermark of these and of the pool, chunks leave down to
         low_watermark. pinned_keys: chunks that are not evicted.
         """
         facts = read_engine_folder(Path(path))
@@ -122,9 +122,9 @@ class Engine:
         opened = RunnerSettings(runner, attention, dtype, num_pages, max_step_tokens)
         model_runner = open_runner(Path(path), facts, opened)
         facts = replace(facts, dtype=dtype)
-        cache = ChunkCache(PagePool(num_pages, facts.page_size), pinned_keys)
-        root = None if cache_dir is None else cache_root(Path(cache_dir), facts)
         marks = (high_watermark, low_watermark)
+        cache = ChunkCache(PagePool(num_pages, facts.page_size), pinned_keys, *marks)
+        root = None if cache_dir is None else cache_root(Path(cache_dir), facts)
         limits = TierLimits(host_bytes, disk_bytes, namespace_bytes, *marks, remote_bytes)
         shared = shared_cache(redis_url, facts.fingerprint)
         stored_dtype = check_stored_dtype(kv_stored_dtype)

@@ -57,6 +57,18 @@ def test_what_leaves_the_pool_goes_to_host_memory_and_comes_back_the_same(open_e
     assert (tier(engine, "pool").evictions["budget"], tier(engine, "host").hits) >= (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("marks", "held", "left"), [((1.0, 0.5), 3, 4), ((0.5, 0.25), 1, 6), ((1.0, 1.0), 6, 1)]
+)
+def test_a_pool_past_its_high_watermark_evicts_down_to_its_low_one(open_engine, marks, held, left):
+    high, low = marks
+    engine = open_engine(16 * 20, cache_dir=None, high_watermark=high, low_watermark=low)
+    for number in range(7):  # 3 of 20 pages each
+        engine.compile(random_ids(number, 48))
+    pool = tier(engine, "pool")
+    assert (pool.num_chunks, dict(pool.evictions)) == (held, {"budget": left})
+
+
 def test_what_left_pool_and_host_comes_back_from_disk(open_engine):
     engine = open_engine(16 * 10, host_bytes=0)
     a, b = engine.compile(random_ids(1)), engine.compile(random_ids(2))
@@ -248,7 +260,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("form", STORED_DTYPES)
-def test_no_damage_to_a_stored_file_changes_an_answer(open_engine, form):
+def test_no_damage_to_a_stored_file_changes_an_answer(open_engine, form, record_property):
     first = open_engine(16 * 8, host_bytes=0, kv_stored_dtype=form)
     chunk, other = first.compile(random_ids(1)), first.compile(random_ids(2))
     expected = answer(first, [chunk, other]).logits
@@ -263,7 +275,7 @@ def test_no_damage_to_a_stored_file_changes_an_answer(open_engine, form):
         assert result.usage.compiled_tokens in (0, 40), name
         assert path.read_bytes() == sound or result.usage.compiled_tokens == 0, name
         path.write_bytes(sound)
-    print(f"\nfiles damaged: {len(DAMAGES)}, wrong answers: {wrong}")
+    record_property("fact", f"{form}: {len(DAMAGES)} files damaged, {wrong} wrong answers")
     assert wrong == 0
     failed = tier(first, "disk").failed_reads
     assert sum(failed.values()) >= len(DAMAGES) - 4
@@ -298,36 +310,63 @@ def test_a_chunk_folder_lost_while_serving_makes_answers_slower_not_wrong(open_e
     assert len(files(tmp_path)) == 2
 
 
-def test_a_full_disk_makes_answers_slower_not_wrong(tiny_engine_folder, tmp_path):
-    code = """
+IN_A_SMALL_FILE_SYSTEM = """
 import subprocess, sys
-folder, mount = sys.argv[1:]
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], check=True)
+folder, mount, size = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mount], check=True)
 import numpy as np, torch
 from legokv import Engine
 def ids(seed):
     return np.random.Generator(np.random.PCG64(seed)).integers(3, 384, 120)
 big = Engine.open(folder, pool_tokens=8192, attention="torch")
 small = Engine.open(folder, pool_tokens=256, host_bytes=0, cache_dir=mount, attention="torch")
-wrong = sum(
-    not torch.equal(
-        small.prefill([small.compile(ids(n)), [5, 6]]).logits,
-        big.prefill([big.compile(ids(n)), [5, 6]]).logits,
+def wrong(numbers):
+    return sum(
+        not torch.equal(
+            small.prefill([small.compile(ids(n)), [5, 6]]).logits,
+            big.prefill([big.compile(ids(n)), [5, 6]]).logits,
+        )
+        for n in numbers
     )
-    for n in [*range(20), *range(20)]
-)
-disk = small.cache_stats()[-1]
-print(wrong, disk.failed_writes > 0, 0 < disk.num_chunks < 20)
 """
+
+
+def run_in_a_small_file_system(folder, mount, size, code):
     namespace = ("unshare", "--user", "--map-root-user", "--mount")
     if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this system lets no user mount a small file system")
-    result = subprocess.run(
-        [*namespace, sys.executable, "-c", code, tiny_engine_folder(), tmp_path],
+    return subprocess.run(
+        [*namespace, sys.executable, "-c", IN_A_SMALL_FILE_SYSTEM + code, folder, mount, size],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
     )
+
+
+def test_a_folder_that_became_read_only_makes_answers_slower_not_wrong(
+    tiny_engine_folder, tmp_path
+):
+    code = """
+before = wrong(range(3))
+# Over it: what SQLite has open keeps the mount itself from becoming read-only.
+subprocess.run(["mount", "--bind", mount, mount], check=True)
+subprocess.run(["mount", "-o", "remount,bind,ro", mount], check=True)
+after = wrong([*range(6), *range(6)])
+disk = small.cache_stats()[-1]
+print(before, after, disk.failed_writes > 0, disk.num_chunks, disk.hits > 0)
+"""
+    result = run_in_a_small_file_system(tiny_engine_folder(), tmp_path, "64m", code)
+    assert result.stdout.split() == ["0", "0", "True", "3", "True"], result.stderr
+    assert "Read-only file system" in result.stderr
+
+
+def test_a_full_disk_makes_answers_slower_not_wrong(tiny_engine_folder, tmp_path):
+    code = """
+number = wrong([*range(20), *range(20)])
+disk = small.cache_stats()[-1]
+print(number, disk.failed_writes > 0, 0 < disk.num_chunks < 20)
+"""
+    result = run_in_a_small_file_system(tiny_engine_folder(), tmp_path, "1m", code)
     assert result.stdout.split() == ["0", "True", "True"], result.stderr
     assert "No space left" in result.stderr or "disk is full" in result.stderr

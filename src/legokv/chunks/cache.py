@@ -52,17 +52,19 @@ class Grant:
 class ChunkCache:
     """Chunks in the pool, least recently used first. A leased or pinned chunk is never evicted.
 
-    When the pool is full, chunks leave down to its `low_watermark` share; 1: no more than must.
+    Filled past its `high_watermark` share, the pool evicts down to its `low_watermark` one; 1: no
+    more than must leave.
     """
 
     def __init__(
         self,
         pool: PagePool,
         pinned_keys: Callable[[], Collection[str]] = frozenset,
+        high_watermark: float = 1.0,
         low_watermark: float = 1.0,
     ) -> None:
         self.pool = pool
-        self._budget = Budget(pool.num_pages, low=low_watermark)
+        self._budget = Budget(pool.num_pages, high_watermark, low_watermark)
         self._counts = TierCounts("pool")
         self._pinned_keys = pinned_keys
         self._residents: dict[str, Resident] = {}
@@ -139,7 +141,8 @@ class ChunkCache:
         return pages_for(chunk.num_tokens) + pages_for(chunk.dummy_tokens)
 
     def _make_room(self, num_pages: int, keep: set[str]) -> tuple[Evicted, ...]:
-        if num_pages <= self.pool.num_free:
+        wanted, needed = self._budget.to_free(self.pool.num_used, num_pages)
+        if not wanted:
             return ()
         protected = keep | set(self._pinned_keys())
         evictable = [
@@ -148,7 +151,7 @@ class ChunkCache:
             if resident.ready and not resident.leases and key not in protected
         ]
         candidates = [Candidate(r.chunk.key, len(r.pages)) for r in evictable]
-        leaving = victims(candidates, *self._budget.to_free(self.pool.num_used, num_pages))
+        leaving = victims(candidates, wanted, needed)
         if leaving is None:
             available = self.pool.num_free + sum(candidate.size for candidate in candidates)
             raise PoolFull(
