@@ -126,16 +126,17 @@ def test_a_file_that_the_system_cannot_read_is_unreadable(tmp_path):
     assert refused.value.reason == "io"
 
 
-def test_a_file_cut_short_anywhere_is_unreadable(either):
+def test_a_file_cut_short_anywhere_is_unreadable(either, record_property):
     path, _ = either
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
         with pytest.raises(ChunkUnreadable):
             read_chunk(path, KEY, IDS)
+    record_property("fact", f"cut at each of {len(content)} lengths, never readable")
 
 
-def test_a_file_with_any_one_byte_changed_never_gives_other_kv(either):
+def test_a_file_with_any_one_byte_changed_never_gives_other_kv(either, record_property):
     path, expected = either
     content = path.read_bytes()
     for place in range(len(content)):
@@ -148,6 +149,7 @@ def test_a_file_with_any_one_byte_changed_never_gives_other_kv(either):
             continue
         # Only what this program does not rely on, such as padding, may change unnoticed.
         assert torch.equal(from_stored(back), expected)
+    record_property("fact", f"each of {len(content)} bytes changed, never other KV")
 
 
 def test_a_damaged_byte_of_kv_is_named_as_such(stored):

@@ -104,7 +104,7 @@ def crew(tiny_engine_folder, tmp_path, monkeypatch):
 
 
 def test_killed_at_any_moment_the_cache_starts_answers_right_and_leaks_nothing(
-    crew, tiny_engine_folder, tmp_path
+    crew, tiny_engine_folder, tmp_path, record_property
 ):
     rng = random.Random(SEED)
     kills = damaged = 0
@@ -118,8 +118,10 @@ def test_killed_at_any_moment_the_cache_starts_answers_right_and_leaks_nothing(
     crew.end()
     lines = (tmp_path / "log").read_text().splitlines()
     seen = Counter(line.split()[0] for line in lines)
-    print(f"\nkills survived: {kills}, files damaged: {damaged}, steps: {dict(seen)}")
-    print(f"answers: {seen['right'] + seen['wrong']}, wrong answers: {seen['wrong']}")
+    counts = f"{kills} kills survived, {damaged} files damaged in {SECONDS:g} s"
+    answered = seen["right"] + seen["wrong"]
+    record_property("fact", f"{counts}, {answered} answers, {seen['wrong']} wrong answers")
+    print(f"\nsteps: {dict(seen)}")
     assert [line for line in lines if line.startswith(("wrong", "failed"))] == []
     assert seen["right"] > kills / 2
     assert seen["opened"] > kills / 4
