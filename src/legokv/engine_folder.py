@@ -6,6 +6,7 @@ Reading needs no torch, so that every Triton process can do it.
 import errno
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
@@ -140,10 +141,11 @@ def _engine_json(path: Path) -> dict[str, Any]:
 def _build_command(path: Path, data: object) -> str:
     """What builds the folder's engine again, with those of its settings that every format has."""
     known = data if isinstance(data, dict) else {}
-    options = {"name": "--name", "dtype": "--dtype", "page_size": "--page-size"}
-    given = [f" {option} {known[name]}" for name, option in options.items() if name in known]
-    backend = f" --backend {known['backend']}" if known.get("plan") else ""
-    return f"build/build_engine.py --checkpoint {path} --output {path}{''.join(given)}{backend}"
+    words = ["build/build_engine.py", "--checkpoint", str(path), "--output", str(path)]
+    for name in ("name", "dtype", "page_size", "backend"):
+        if name in known:
+            words += [f"--{name.replace('_', '-')}", str(known[name])]
+    return shlex.join(words)
 
 
 def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
