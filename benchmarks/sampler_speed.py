@@ -1,8 +1,8 @@
-"""How long it takes to draw a token from logits over SmolLM2's vocabulary, option by option.
+"""How long it takes to draw a token from a model's own logits, option by option.
 
     out/venv/bin/python benchmarks/sampler_speed.py
 
-Interleaved, the median of all rounds, beside a draw that sorts every token first.
+Interleaved, over logits along a text; the median of all draws, beside one that sorts every token.
 """
 
 import argparse
@@ -10,14 +10,18 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from legokv import Engine
 from legokv.log_probs import token_log_probs
 from legokv.sample import Sampler, SamplingOptions
 
-VOCABULARY = 49152
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = ROOT / "examples" / "documents" / "ferry_line.txt"
+NUM_PLACES = 40
 PROMPT_TOKENS = 4128
 Draw = Callable[[NDArray[np.float32]], object]
 OPTIONS = {
@@ -55,8 +59,8 @@ class SortingDraw:
         return int(self._random.choice(kept, p=weights / weights.sum()))
 
 
-def draws() -> dict[str, Draw]:
-    prompt = np.random.Generator(np.random.PCG64(2)).integers(0, VOCABULARY, PROMPT_TOKENS)
+def draws(vocabulary: int) -> dict[str, Draw]:
+    prompt = np.random.Generator(np.random.PCG64(2)).integers(0, vocabulary, PROMPT_TOKENS)
     made: dict[str, Draw] = {
         name: Sampler(SamplingOptions(seed=1, **options), prompt.tolist()).next
         for name, options in OPTIONS.items()
@@ -66,21 +70,30 @@ def draws() -> dict[str, Draw]:
     return made
 
 
+def logits_along_a_text(engine_folder: Path) -> list[NDArray[np.float32]]:
+    """The model's logits after ever more of a document."""
+    engine = Engine.open(engine_folder)
+    ids = engine.tokenizer.encode(TEXT.read_text(encoding="utf-8"))
+    ends = np.linspace(8, len(ids), NUM_PLACES).astype(int)
+    return [engine.prefill([ids[:end]]).logits.numpy() for end in ends.tolist()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--engine", type=Path, default=ROOT / "out" / "engines" / "llama")
+    parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
-    random = np.random.Generator(np.random.PCG64(3))
-    times: dict[str, list[float]] = {name: [] for name in draws()}
-    made = draws()
+    places = logits_along_a_text(arguments.engine)
+    made = draws(len(places[0]))
+    times: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(arguments.rounds):
-        # Spread as a model's logits are: a few tokens have most of the probability.
-        logits = (random.standard_normal(VOCABULARY) * 2.5).astype(np.float32)
-        for name, draw in made.items():
-            started = time.perf_counter()
-            draw(logits)
-            times[name].append(time.perf_counter() - started)
-    print(f"{VOCABULARY} tokens, {arguments.rounds} rounds, {os.cpu_count()} CPUs; milliseconds")
+        for logits in places:
+            for name, draw in made.items():
+                started = time.perf_counter()
+                draw(logits)
+                times[name].append(time.perf_counter() - started)
+    num_draws = arguments.rounds * len(places)
+    print(f"{len(places[0])} tokens, {num_draws} draws each, {os.cpu_count()} CPUs; milliseconds")
     for name, found in times.items():
         low, high = (1e3 * value for value in np.percentile(found, [10, 90]))
         print(f"{name:32} {1e3 * statistics.median(found):7.3f}  ({low:.3f} to {high:.3f})")

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from legokv.errors import InvalidRequest
 from legokv.penalties import Logits, Penalties, PenaltyFactors
 
+_FEW_TOKENS = 256
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -101,14 +103,27 @@ def _candidates(
     with np.errstate(over="ignore"):
         weights = np.exp((kept - kept.max()) / options.temperature)
     if options.top_p < 1:
-        descending = np.sort(weights)[::-1]
-        before = np.cumsum(descending) - descending
-        inside = largest(weights, np.count_nonzero(before < options.top_p * descending.sum()))
+        inside = largest(weights, _num_reaching(weights, options.top_p))
         ids, weights = ids[inside], weights[inside]
     if options.min_p > 0:
         likely = weights >= options.min_p
         ids, weights = ids[likely], weights[likely]
     return ids, weights
+
+
+def _num_reaching(weights: NDArray[np.float64], share: float) -> int:
+    """How many of the largest weights it takes to reach `share` of their sum.
+
+    Looked for among a few of them first: a model's likeliest tokens mostly have it.
+    """
+    wanted = share * weights.sum()
+    looked_at = min(_FEW_TOKENS, len(weights))
+    while True:
+        some = np.partition(weights, -looked_at)[-looked_at:]
+        shares = np.cumsum(np.sort(some)[::-1])
+        if shares[-1] >= wanted or looked_at == len(weights):
+            return min(int(np.searchsorted(shares, wanted)) + 1, looked_at)
+        looked_at = min(16 * looked_at, len(weights))
 
 
 def largest(values: Logits, count: int) -> NDArray[np.int64]:

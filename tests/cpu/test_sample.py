@@ -62,11 +62,14 @@ def test_of_equally_likely_tokens_the_first_ids_are_kept():
     assert {sampler.next(logits) for _ in range(300)} == set(range(7))
 
 
-def test_candidates_are_those_of_a_full_sort():
+# Most of the probability lies in few tokens, in hundreds, or in thousands.
+@pytest.mark.parametrize("spread", [6, 1, 0.3])
+@pytest.mark.parametrize("most", [60, 10000])
+def test_candidates_are_those_of_a_full_sort(spread, most):
     random = np.random.Generator(np.random.PCG64(3))
-    for _ in range(40):
-        logits = (random.standard_normal(1000) * 3).round(1).astype(np.float32)
-        k, p = int(random.integers(1, 60)), float(random.uniform(0.3, 1))
+    for _ in range(10):
+        logits = (random.standard_normal(10000) * spread).round(1).astype(np.float32)
+        k, p = int(random.integers(1, most)), float(random.uniform(0.3, 1))
         order = np.argsort(-logits, kind="stable")[:k]
         weights = np.exp(logits[order].astype(np.float64))
         kept = order[np.cumsum(weights) - weights < p * weights.sum()]
