@@ -21,10 +21,13 @@ class Program:
 
 
 @cache
-def debian_program(names: tuple[str, ...], packages: tuple[str, ...]) -> Program:
+def debian_program(
+    names: tuple[str, ...], packages: tuple[str, ...], version_option: str = "-v"
+) -> Program:
     """The first of the programs that is on PATH, else the last one from these packages.
 
-    The test that asks is skipped where neither can be had, with the reason.
+    It is tried with its `version_option`. The test that asks is skipped where neither can be had,
+    with the reason.
     """
     for name in names:
         if (found := shutil.which(name)) is not None:
@@ -35,7 +38,9 @@ def debian_program(names: tuple[str, ...], packages: tuple[str, ...]) -> Program
     (path,) = root.glob(f"usr/*bin/{names[-1]}")
     libraries = {str(file.parent) for file in root.glob("usr/lib/*/*.so.*")}
     environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(sorted(libraries))}
-    tried = subprocess.run([path, "-v"], env=environment, capture_output=True, check=False)
+    tried = subprocess.run(
+        [path, version_option], env=environment, capture_output=True, check=False
+    )
     if tried.returncode:
         pytest.skip(f"{path} does not run here: {tried.stderr.decode()[-200:]}")
     return Program(path, environment)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_server import Prometheus, asking
 from scrape import Scrape, scrape
 from server import RunningServer
 
@@ -48,6 +49,34 @@ def test_every_series_of_a_panel_is_on_the_metrics_port(shown: Scrape, expressio
         assert any(labels.items() <= one.items() for one in series), name
         for label in " ,".join(_GROUPS.findall(expression)).replace(",", " ").split():
             assert all(label in one for one in series), f"{name} has no label {label}"
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    server: RunningServer, documents: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
+    """A Prometheus that saw a server before and after some answers."""
+    with asking(server, tmp_path_factory.mktemp("prometheus")) as one:
+        one.wait_for("count(legokv_requests_running)")
+        for number in (2, 3, 4):
+            server.ask(text_input="Who?", document_ids=documents[:number], max_tokens=8)
+        one.wait_for("increase(legokv_generated_tokens_total[20s])")
+        yield one
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_prometheus_computes_every_panel(prometheus: Prometheus, expression: str) -> None:
+    places = {"$instance": ".+", "$__rate_interval": "1m", "$__range": "1m"}
+    for name, value in places.items():
+        expression = expression.replace(name, value)
+    values = prometheus.values(expression)
+    assert values
+    if "time_to_first_token" in expression or "inter_token" in expression:
+        assert all(0 < value < 60 for value in values)
+    elif "cached" in expression:
+        assert all(0 < value < 1 for value in values)
+    elif "generated_tokens" in expression:
+        assert values[0] > 0
 
 
 def test_every_metric_of_ours_is_in_some_panel(shown: Scrape) -> None:
