@@ -17,7 +17,7 @@ from legokv.export import export_onnx
 from legokv.model.decoder import decoder_from_weights
 from legokv.plan_facts import PlanFacts
 from legokv.profiles import PlanLimits, plan_profiles
-from legokv.runners.plan_session import addresses
+from legokv.runners.plan_session import PlanSession, addresses
 from legokv.runners.tensorrt_runner import TensorRTRunner
 
 LIMITS = PlanLimits(max_step_tokens=64, max_sequences=8, max_import_pages=4)
@@ -68,7 +68,7 @@ def plan_of(folder: Path, dtype: str, limits: PlanLimits = LIMITS) -> PlanFacts:
 
 
 def graph_runner(
-    folder: Path, dtype: str, session: GraphSession, num_pages: int, limits: PlanLimits = LIMITS
+    folder: Path, dtype: str, session: PlanSession, num_pages: int, limits: PlanLimits = LIMITS
 ) -> TensorRTRunner:
     plan, graph = plan_of(folder, dtype, limits), shape_of(folder, dtype)
     return TensorRTRunner(session, plan, graph, num_pages, torch.device("cpu"))

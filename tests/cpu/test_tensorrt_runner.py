@@ -12,11 +12,15 @@ import pytest
 import torch
 from graph_session import LIMITS, GraphSession, export_engine, graph_runner, plan_of
 from onnx_reference import reference_execution
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from legokv.batch import Piece, StepBatch, step_batch
 from legokv.engine import Engine
 from legokv.errors import InvalidRequest
 from legokv.runners import Runner
+from legokv.runners.plan_session import address_of
 from legokv.runners.split_batch import split_batch
 from legokv.runners.step_buffers import StepBuffers
 from legokv.runners.tensorrt_runner import TensorRTRunner
@@ -127,6 +131,39 @@ def test_a_waiting_page_can_be_read_copied_and_replaced(runner: TensorRTRunner) 
     runner.import_pages([4], second)
     runner.run(decodes(1))
     assert torch.equal(runner.export_pages([4], 16), second)
+
+
+class NewTensors(TorchDispatchMode):
+    """Which operations made a tensor in memory of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made_by: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        places = {address_of(t) for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)}
+        if isinstance(made, Tensor) and address_of(made) not in places:
+            self.made_by.append(func.overloadpacket.__name__)
+        return made
+
+
+class NoSession:
+    """A plan that computes nothing."""
+
+    def run(self, profile: int, inputs: object, outputs: object) -> None:
+        pass
+
+
+def test_a_step_takes_no_memory_but_its_answer_s(
+    tiny_engine_folder: Callable[[str], Path],
+) -> None:
+    runner = graph_runner(tiny_engine_folder("llama"), "float32", NoSession(), NUM_PAGES)
+    for batch in (decodes(3), step_batch([sequence(1, 9)])):
+        with NewTensors() as new:
+            runner.run(batch)
+        # The logits on the host, and those of a batch's parts put together.
+        assert new.made_by in (["to", "cat"], ["_to_copy", "cat"])
 
 
 def test_a_step_too_large_for_the_plan_is_refused_with_the_numbers(runner: TensorRTRunner) -> None:
