@@ -73,7 +73,10 @@ def tensorrt_headers(folder: Path, say: Say) -> Path:
     """
     named = os.environ.get("TENSORRT_INCLUDE")
     if named and not (Path(named) / HEADER).is_file():
-        raise ToolchainMissing(f"TENSORRT_INCLUDE={named} has no {HEADER}")
+        raise ToolchainMissing(
+            f"TENSORRT_INCLUDE={named} has no {HEADER}: name the folder that has it, or unset it "
+            "and the headers are fetched"
+        )
     machine = f"/usr/include/{os.uname().machine}-linux-gnu"
     for candidate in (named, machine, "/usr/include", "/usr/local/tensorrt/include"):
         if candidate and (Path(candidate) / HEADER).is_file():

@@ -28,6 +28,7 @@ def test_a_checkpoint_becomes_an_engine_once(
     facts = read_engine_folder(tmp_path / "engine")
     assert (facts.name, facts.dtype, facts.page_size) == ("small", "float32", 32)
     assert (facts.backend, facts.model.architecture) == ("torch", "Qwen3ForCausalLM")
+    assert [file.name for file in facts.produced] == ["model.onnx", "model.onnx.data"]
 
     second = build(*options, "--dtype", "float32", "--page-size", "32", "--name", "small")
     assert "already up to date, kept" in second.stdout

@@ -156,7 +156,7 @@ def test_compile_link_and_decode_through_the_file_equal_the_model(
     record_property("fact", f"{steps}: within {both.worst:.1e} of the model's largest value")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_batch_of_decodes_through_the_file_equals_the_model(
     exported: Exported, tiny_engine_folder: Callable[[str], Path], dtype: str
 ) -> None:
@@ -171,7 +171,7 @@ def test_a_batch_of_decodes_through_the_file_equals_the_model(
     assert all(answers)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_stored_pages_imported_by_the_file_equal_the_model(
     exported: Exported, tiny_engine_folder: Callable[[str], Path], tmp_path: Path, dtype: str
 ) -> None:

@@ -21,7 +21,9 @@ def test_named_tensorrt_headers_are_taken_or_their_lack_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TENSORRT_INCLUDE", str(tmp_path))
-    with pytest.raises(toolchain.ToolchainMissing, match=r"has no NvInferRuntime\.h"):
+    with pytest.raises(
+        toolchain.ToolchainMissing, match=r"has no NvInferRuntime\.h: name the folder"
+    ):
         toolchain.tensorrt_headers(tmp_path, print)
     (tmp_path / toolchain.HEADER).touch()
     assert toolchain.tensorrt_headers(tmp_path / "unused", print) == tmp_path
