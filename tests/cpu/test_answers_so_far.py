@@ -1,0 +1,92 @@
+"""Pieces of several answers, mixed as they come, become each answer's outputs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from legokv.log_probs import TokenLogProbs
+from legokv.serving.answers_so_far import AnswersSoFar
+from legokv.serving.messages import Piece
+from legokv.serving.question import question_from_fields
+from legokv.serving.settings import Settings
+
+
+def answers(**fields: object) -> AnswersSoFar:
+    question = question_from_fields({"text_input": b"Who?", **fields}, Settings(Path("/e")))
+    return AnswersSoFar(question, lambda ids: f"<{ids[0]}>")
+
+
+def piece(text: str, index: int, finish_reason: str | None = None) -> Piece:
+    return Piece(text, len(text), index, finish_reason)
+
+
+MIXED = (
+    piece("Or", 0),
+    piece("N", 1),
+    piece("rin", 0),
+    piece("obody", 1, "stop"),
+    piece("", 0),
+    piece(" Tal", 0, "length"),
+)
+TOLD = tuple(
+    replace(one, log_probs=TokenLogProbs(-one.token_id / 4, ((7, -0.5),))) for one in MIXED
+)
+
+
+def test_each_answer_has_its_own_text_count_and_reason() -> None:
+    made = answers(num_return_sequences=2)
+    assert [made.add(one) for one in MIXED] == [None] * 6
+    assert made.outputs() == {
+        "text_output": ["Orrin Tal", "Nobody"],
+        "finish_reason": ["length", "stop"],
+        "generated_tokens": [4, 2],
+    }
+
+
+def test_one_answer_s_values_stand_alone() -> None:
+    made = answers()
+    made.add(piece("Orrin", 0, "stop"))
+    assert made.outputs() == {
+        "text_output": "Orrin",
+        "finish_reason": "stop",
+        "generated_tokens": 1,
+    }
+
+
+def test_log_probs_are_rows_of_one_length_with_zeros_behind_an_answer_s_end() -> None:
+    made = answers(num_return_sequences=2, return_log_probs=True, num_top_log_probs=1)
+    for one in TOLD:
+        made.add(one)
+    outputs = made.outputs()
+    assert outputs["output_log_probs"] == [[-0.5, -0.75, 0, -1], [-0.25, -1.25, 0, 0]]
+    assert outputs["cum_log_probs"] == [-2.25, -1.5]
+    (_, second) = outputs["token_log_probs"]  # type: ignore[misc]
+    top = [{"token_id": 7, "text": "<7>", "log_prob": -0.5}]
+    assert json.loads(second) == [
+        {"token_id": 1, "text": "<1>", "log_prob": -0.25, "top": top},
+        {"token_id": 5, "text": "<5>", "log_prob": -1.25, "top": top},
+    ]
+
+
+def test_a_stream_has_each_piece_with_its_answer_s_number_and_no_piece_without_text() -> None:
+    made = answers(num_return_sequences=2, stream=True)
+    sent = [outputs for outputs in map(made.add, MIXED) if outputs is not None]
+    assert [(one["text_output"], one["sequence_index"]) for one in sent] == [
+        ("Or", 0),
+        ("N", 1),
+        ("rin", 0),
+        ("obody", 1),
+        (" Tal", 0),
+    ]
+    assert made.outputs()["text_output"] == ["", ""]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_stream_with_log_probs_has_every_token(index: int) -> None:
+    made = answers(num_return_sequences=2, stream=True, return_log_probs=True)
+    sent = [outputs for outputs in map(made.add, TOLD) if outputs is not None]
+    own = [one for one in sent if one["sequence_index"] == index]
+    tokens = [json.loads(str(one["token_log_probs"])) for one in own]
+    assert [len(entry) for entry in tokens] == [1] * [4, 2][index]
