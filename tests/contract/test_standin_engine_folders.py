@@ -19,6 +19,7 @@ from legokv.engine_build import EngineSettings, build_engine_folder
 from legokv.engine_folder import read_engine_folder
 
 HERE = Path(__file__).parent
+BACKENDS = ("tensorrt", "tensorrt-llm")
 MODULES = {
     "tensorrt.py": "import sys, tensorrt_standin as s; sys.modules[__name__] = s.TensorRT()",
     "tensorrt_llm.py": (
@@ -29,38 +30,49 @@ MODULES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def standins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def standins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Both modules on the path of this process and of those it starts, and a GPU to build for."""
-    folder = tmp_path / "modules"
+    folder = tmp_path_factory.mktemp("modules")
     for name, text in MODULES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
-    monkeypatch.syspath_prepend(folder)
     paths = [str(folder), str(HERE), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-    monkeypatch.setattr(engine_plan, "gpu_architecture", lambda: "sm_90")
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        patch.setattr(engine_plan, "gpu_architecture", lambda: "sm_90")
+        yield
     for name in ("tensorrt", "tensorrt_llm"):
         sys.modules.pop(name, None)
 
 
-def built(checkpoint: Path, library: Path, folder: Path, backend: str) -> list[str]:
-    """What was said while the engine was built into `folder`."""
-    said: list[str] = []
-    settings = EngineSettings("small", backend=backend, plugin_library=library)
-    assert build_engine_folder(checkpoint, folder, settings, say=said.append)
-    return said
+@pytest.fixture(scope="module")
+def built(
+    standins: None,
+    plugin_library: Path,
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, tuple[Path, list[str]]]:
+    """The engine folder of each backend, and what was said while it was built."""
+    assert this_machine().installed >= set(BACKENDS)
+    made = {}
+    for backend in BACKENDS:
+        said: list[str] = []
+        folder = tmp_path_factory.mktemp("standin") / backend
+        settings = EngineSettings("small", backend=backend, plugin_library=plugin_library)
+        assert build_engine_folder(tiny_checkpoint("llama-wide"), folder, settings, say=said.append)
+        made[backend] = folder, said
+    return made
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-llm"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_engine_folder_has_the_plan_its_backend_serialized(
-    plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path, backend: str
+    built: dict[str, tuple[Path, list[str]]], backend: str
 ) -> None:
-    assert backend in this_machine().installed
-    engine = tmp_path / "engine"
-    said = built(tiny_checkpoint("llama-wide"), plugin_library, engine, backend)
-    assert f"  {backend} {VERSION}: 3 layers, of them 1 KvImport, 1 LegoLinkAttention" in said[-1]
+    engine, said = built[backend]
+    summary = f"  {backend} {VERSION}: 3 layers, of them 1 KvImport, 1 LegoLinkAttention"
+    assert any(line.startswith(summary) for line in said), said
     plan = read_engine_folder(engine).plan
     assert plan is not None
     assert (plan.flavour, plan.version, plan.architecture) == (backend, VERSION, "sm_90")
@@ -69,10 +81,9 @@ def test_an_engine_folder_has_the_plan_its_backend_serialized(
 
 
 def test_tensorrt_llms_folder_has_the_config_it_reads_beside_the_engine(
-    plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+    built: dict[str, tuple[Path, list[str]]], tiny_checkpoint: Callable[[str], Path]
 ) -> None:
-    checkpoint, engine = tiny_checkpoint("llama-wide"), tmp_path / "engine"
-    built(checkpoint, plugin_library, engine, "tensorrt-llm")
+    checkpoint, engine = tiny_checkpoint("llama-wide"), built["tensorrt-llm"][0]
     facts = read_engine_folder(engine)
     names = sorted(path.name for path in (engine / "tensorrt-llm").iterdir())
     assert names == ["config.json", "rank0.engine"]
