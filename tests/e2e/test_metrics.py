@@ -154,7 +154,7 @@ def damage(file: Path) -> None:
 def test_gauges_show_what_runs_and_return_to_their_start(fresh: RunningServer) -> None:
     ids = fresh.register(*TEXTS)
     fresh.ask(text_input=QUESTION, document_ids=ids, max_tokens=1)
-    start = settled(fresh, lambda now: now("legokv_requests_running") == 0)
+    start = at_rest(fresh)
     fields = {"text_input": QUESTION, "document_ids": ids, "max_tokens": 900}
     with closing(fresh.client()) as client, ThreadPoolExecutor(2) as threads:
         leaving = replies(client, stream=True, **fields)
@@ -167,11 +167,9 @@ def test_gauges_show_what_runs_and_return_to_their_start(fresh: RunningServer) -
     assert busy("legokv_requests_running") == 3
     assert busy("legokv_active_leases") > 0
     assert busy("legokv_pool_pages_used") > start("legokv_pool_pages_used")
-    pool_bytes = busy("legokv_cache_bytes", tier="pool") / busy("legokv_pool_pages_used")
-    assert pool_bytes == 16 * 3 * 2 * 2 * 16 * 4  # slots, layers, K and V, heads, size, float32
-    end = settled(
-        fresh, lambda now: now("legokv_pool_pages_used") == start("legokv_pool_pages_used")
-    )
+    end = at_rest(fresh)
+    page_bytes = end("legokv_cache_bytes", tier="pool") / end("legokv_pool_pages_used")
+    assert page_bytes == 16 * 3 * 2 * 2 * 16 * 4  # slots, layers, K and V, heads, size, float32
     for name in GAUGES:
         assert end(name) == start(name), name
     assert end("legokv_active_leases") == 0
