@@ -1,5 +1,6 @@
 """The library's front door: an engine folder opened, chunks compiled, prompts answered."""
 
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -43,6 +44,8 @@ from legokv.sample import SamplingOptions
 from legokv.tokenizer import Tokenizer
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -108,6 +111,8 @@ class Engine:
         low_watermark. pinned_keys: chunks that are not evicted.
         """
         facts = read_engine_folder(Path(path))
+        if facts.gate is not None and not facts.gate.passed:
+            log.warning("%s is not linked correctly: %s", path, facts.gate)
         dtype = dtype or facts.dtype
         if dtype not in _DTYPES:
             raise InvalidRequest(f"dtype is one of {', '.join(_DTYPES)}, not '{dtype}'")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from legokv import jobs
+from legokv import Engine, jobs
 from legokv.engine_build import EngineSettings, build_engine_folder
 from legokv.engine_folder import read_engine_folder
 from legokv.errors import EngineMismatch, UnsupportedModel
@@ -200,6 +200,16 @@ def test_no_server_takes_an_engine_without_a_passed_check(
     (folder / "engine.json").write_text(json.dumps(facts))
     with pytest.raises(EngineMismatch, match=message):
         EngineService.open(Settings(engine=folder, cache_dir=tmp_path / "cache"))
+
+
+def test_the_library_opens_an_engine_that_failed_and_warns_with_the_numbers(
+    overflowing: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = EngineSettings("wide", dtype="float16")
+    build_engine_folder(overflowing, tmp_path / "e", half, keep_failed=True)
+    assert "not linked correctly" not in caplog.text
+    Engine.open(tmp_path / "e", pool_tokens=64)
+    assert "recomputed logits differ by what is not finite" in caplog.text
 
 
 def test_a_folder_of_an_older_format_says_the_command_that_builds_it_again(
