@@ -1,39 +1,34 @@
 """What only the remote tier meets: writers that die on the way, and many machines at once."""
 
+import multiprocessing
 import random
-import subprocess
-import sys
 import time
 import uuid
-from pathlib import Path
 
 import pytest
-
-from legokv.fleet.connection import Connection
-
-TESTS = Path(__file__).resolve().parent.parent
-BUDGET_CHUNKS = 4
-ARRIVING_SECONDS = 60
-NUM_KILLS = 3
-
-# Writes one large chunk after another under a budget of BUDGET_CHUNKS of them, until it is killed.
-WRITER = """
-import sys
 import torch
 from small_chunks import small_chunk
+
 from legokv.chunks.budget import Budget
 from legokv.fleet.connection import Connection
 from legokv.fleet.remote_tier import RemoteLimits, RemoteTier
 
-url, model, first, num_bytes = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-tier = RemoteTier(Connection(url, model), RemoteLimits(Budget(num_bytes)))
-kv = torch.zeros(8, 2, 16, 8, 1024)  # 8 MiB: several pieces
-for number in range(10**6):
-    tier.write(small_chunk(first + number % 9), kv)
-    if not number:
-        print("writing", flush=True)
-"""
+BUDGET_CHUNKS = 4
+ARRIVING_SECONDS = 60
+NUM_KILLS = 8
+# 8 MiB: several pieces. The header takes less than a KiB.
+KV_SHAPE = (8, 2, 16, 8, 1024)
 LARGE_BYTES = 8 * 2 * 16 * 8 * 1024 * 4 + 1024
+
+
+def write_on(url, model, first, writing):
+    """One large chunk after another under a budget of BUDGET_CHUNKS of them, until killed."""
+    torch.set_num_threads(1)
+    tier = RemoteTier(Connection(url, model), RemoteLimits(Budget(BUDGET_CHUNKS * LARGE_BYTES)))
+    kv = torch.zeros(KV_SHAPE)
+    for number in range(10**6):
+        tier.write(small_chunk(first + number % 9), kv)
+        writing.set()
 
 
 @pytest.fixture
@@ -41,22 +36,27 @@ def connection(redis_url):
     return Connection(redis_url, uuid.uuid4().hex)
 
 
-def writer(connection, redis_url, first):
-    """A process that has begun to write."""
+@pytest.fixture
+def writer(connection, redis_url):
+    """Starts processes that write; each is given when it has begun, and ended with the test."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["crash_worker", "legokv.fleet.remote_tier"])
     model = connection.prefix.split("{")[1].split("}")[0]
-    arguments = [redis_url, model, str(first), str(BUDGET_CHUNKS * LARGE_BYTES)]
-    prelude = f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
-    process = subprocess.Popen(
-        [sys.executable, "-c", prelude + WRITER, *arguments], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "writing\n"
-    return process
+    started = []
 
+    def start(first):
+        writing = context.Event()
+        arguments = (redis_url, model, first, writing)
+        process = context.Process(target=write_on, args=arguments, daemon=True)
+        process.start()
+        started.append(process)
+        assert writing.wait(60), "a writer did not begin in 60 s"
+        return process
 
-def end(process):
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
 
 
 def names(connection, kind):
@@ -74,13 +74,14 @@ def counted(connection):
 
 
 def test_a_writer_killed_on_the_way_leaves_whole_chunks_and_bytes_that_expire(
-    connection, redis_url, record_property
+    connection, writer, record_property
 ):
     order = random.Random(3)
     for first in range(NUM_KILLS):
-        process = writer(connection, redis_url, first)
-        time.sleep(order.uniform(0.0, 0.2))
-        end(process)
+        process = writer(first)
+        time.sleep(order.uniform(0.0, 0.1))
+        process.kill()
+        process.join()
     with connection.asking() as client:
         sizes = client.hgetall(f"{connection.prefix}sizes")
         kept = {name.rsplit(b"/")[-1]: client.strlen(name) for name in names(connection, "kv")}
@@ -93,15 +94,12 @@ def test_a_writer_killed_on_the_way_leaves_whole_chunks_and_bytes_that_expire(
     record_property("fact", f"{NUM_KILLS} kills survived, {len(left)} unfinished writes expire")
 
 
-def test_machines_that_write_at_once_stay_within_one_budget(connection, redis_url):
-    writers = [writer(connection, redis_url, first) for first in (0, 50)]
+def test_machines_that_write_at_once_stay_within_one_budget(connection, writer):
+    for first in (0, 50):
+        writer(first)
     seen = []
-    try:
-        for _ in range(100):
-            seen.append(counted(connection))
-            time.sleep(0.005)
-    finally:
-        for process in writers:
-            end(process)
+    for _ in range(100):
+        seen.append(counted(connection))
+        time.sleep(0.005)
     assert max(number for number, _ in seen) == BUDGET_CHUNKS, "both wrote more than fits"
     assert max(num_bytes for _, num_bytes in seen) <= BUDGET_CHUNKS * LARGE_BYTES
