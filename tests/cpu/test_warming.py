@@ -1,6 +1,8 @@
 """A document asked to be warm is in that tier, or a faster one, before a request uses it."""
 
 import shutil
+import threading
+import time
 
 import pytest
 from crash_worker import LIMITS, TEXTS
@@ -102,6 +104,34 @@ def test_a_document_registered_without_waiting_is_warmed_when_it_is_compiled(sta
     (job,) = later.jobs
     job()
     assert later.tier("pool").num_chunks == machine.tier("disk").num_chunks
+
+
+def test_a_document_deleted_before_it_is_warmed_leaves_nothing(start):
+    machine = start()
+    document = machine.register(0, wait=False, warm="pool")["document"]
+    machine.service.reply({"operation": "delete", "id": document["id"]})
+    (job,) = machine.jobs
+    job()
+    assert machine.tier("pool").num_chunks == 0
+
+
+def test_a_document_that_another_compiles_is_warmed_here_when_it_is_ready(start):
+    here, other = start(), start()
+    here.register(0, wait=False, warm="pool")
+    warming = threading.Thread(target=here.jobs[0])
+    compile_chunk = other.service._compiler._compile_chunk
+
+    def slowly(namespace, token_ids):
+        if not warming.is_alive():
+            warming.start()
+            time.sleep(0.2)  # it finds the document claimed
+        return compile_chunk(namespace, token_ids)
+
+    other.service._compiler._compile_chunk = slowly
+    number = other.register(0)["document"]["num_chunks"]
+    warming.join(10)
+    assert here.tier("pool").num_chunks == number
+    assert here.engine.executor.counters.compiled_chunks == 0
 
 
 def test_a_document_that_cannot_be_warmed_whole_says_how_many_of_its_chunks_are(start):

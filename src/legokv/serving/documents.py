@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from legokv.documents.compiling import Compiler
@@ -17,7 +18,7 @@ from legokv.documents.document import (
     normalise_text,
 )
 from legokv.documents.protocol import DocumentRegistry
-from legokv.errors import InvalidRequest
+from legokv.errors import InvalidRequest, NotFound
 from legokv.serving import fields
 from legokv.serving.background import Background
 from legokv.serving.fields import Request
@@ -105,9 +106,11 @@ class DocumentService:
         return self._compiler.warm(document.namespace, document.id, tier) if ready else 0
 
     def _compile_and_warm(self, namespace: str, document_id: str, tier: str | None) -> None:
-        self._compiler.compile_if_free(namespace, document_id)
-        if tier is not None:
-            self._warm(self._registry.get(namespace, document_id), tier)
+        if tier is None:
+            self._compiler.compile_if_free(namespace, document_id)
+            return
+        with suppress(NotFound):  # deleted meanwhile
+            self._warm(self._compiler.bring_to_ready(namespace, document_id), tier)
 
     def _new_document(self, namespace: str, text: str) -> NewDocument:
         text = normalise_text(text)
