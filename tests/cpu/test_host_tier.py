@@ -4,7 +4,8 @@ from small_chunks import KV_BYTES, small_chunk, small_kv
 
 from legokv.chunks.budget import Budget
 from legokv.chunks.host_tier import HostTier
-from legokv.errors import ChunkUnreadable
+from legokv.chunks.lower_tiers import LowerTiers
+from legokv.errors import CacheUnavailable, ChunkUnreadable
 
 
 class Clock:
@@ -97,6 +98,20 @@ def test_a_chunk_for_which_nobody_may_leave_is_refused_and_nobody_leaves():
     assert fill(host, 3) == [False]
     assert held(host) == [1, 2]
     assert host.stats().refused == 1
+
+
+def test_memory_that_cannot_be_pinned_is_an_error_that_the_tiers_go_on_without(monkeypatch):
+    # Stands in for a driver that has no more of it: a CPU pins nothing.
+    def refused(kv):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refused)
+    host = HostTier(Budget(2 * KV_BYTES), pin_memory=True)
+    with pytest.raises(CacheUnavailable, match=f"{KV_BYTES} bytes were not pinned: CUDA error"):
+        fill(host, 1)
+    assert (host.stats().failed_writes, host.stats().num_bytes) == (1, 0)
+    LowerTiers([host]).keep_evicted(small_chunk(1), small_kv(1))
+    assert held(host) == []
 
 
 def test_counts_that_were_given_out_do_not_change():

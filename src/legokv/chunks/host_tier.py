@@ -8,7 +8,7 @@ from legokv.chunks.budget import Budget, Candidate, victims
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.stats import TierCounts, TierStats
 from legokv.chunks.stored_kv import StoredKv
-from legokv.errors import ChunkUnreadable
+from legokv.errors import CacheUnavailable, ChunkUnreadable
 
 
 class HostTier:
@@ -58,13 +58,14 @@ class HostTier:
         # Asked before the lock is taken: it may be a question to a database.
         full = sum(self._budget.to_free(self._num_bytes, kv.nbytes)) > 0
         pinned = frozenset(self._pinned_keys()) if full else frozenset()
+        kept = self._pinned(kv) if self._pin_memory else kv
         with self._lock:
             self._forget(chunk.key)
-            if not self._make_room(kv.nbytes, pinned):
+            if not self._make_room(kept.nbytes, pinned):
                 self._counts.add("refused")
                 return False
-            self._kept[chunk.key] = kv.pin_memory() if self._pin_memory else kv
-            self._num_bytes += kv.nbytes
+            self._kept[chunk.key] = kept
+            self._num_bytes += kept.nbytes
         self._counts.add("writes")
         return True
 
@@ -105,6 +106,13 @@ class HostTier:
                 max_bytes=self._budget.limit,
                 num_leases=len(self._leased()),
             )
+
+    def _pinned(self, kv: StoredKv) -> StoredKv:
+        try:
+            return kv.pin_memory()
+        except RuntimeError as error:  # what torch raises when the driver has no more of it
+            self._counts.add("failed_writes")
+            raise CacheUnavailable(f"{kv.nbytes} bytes were not pinned: {error}") from error
 
     def _forget(self, key: str) -> bool:
         kv = self._kept.pop(key, None)
