@@ -24,6 +24,19 @@ def test_a_packed_layer_gives_the_layer_s_result(rows, bias):
     )
 
 
+@pytest.mark.parametrize("width", [576, 1536])
+@torch.inference_mode()
+def test_a_row_s_result_has_the_same_bits_alone_and_among_others(width):
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(512, width, generator=generator).bfloat16() * 0.05
+    x = torch.randn(240, width, generator=generator).bfloat16()
+    layer = PackedLinear(weight)
+    whole = layer(x)
+    for rows in (1, 2, 3, 8, 80):
+        parts = [layer(part.contiguous()) for part in x.split(rows)]
+        assert torch.equal(torch.cat(parts), whole), f"{rows} rows of 240"
+
+
 @pytest.mark.parametrize("name", ["llama", "llama-untied"])
 def test_a_bfloat16_decoder_is_packed_whole_and_answers_as_before(name, tiny_checkpoint):
     folder = tiny_checkpoint(name)

@@ -7,10 +7,16 @@ from legokv.model.decoder import Decoder
 
 # Rows that the layout is chosen for; others run too.
 _ROWS = 64
+# Sums of more products than this oneDNN 3 cuts for a lone row, and for no other number of rows.
+_UNCUT_PRODUCTS = 1024
 
 
 class PackedLinear(nn.Module):
-    """nn.Linear's result from a weight packed once, by the op that torch's own compiler uses."""
+    """nn.Linear's result from a weight packed once, by the op that torch's own compiler uses.
+
+    A row's result has the same bits however many rows are computed with it: what else is in a step
+    moves no sequence's logits.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -18,10 +24,13 @@ class PackedLinear(nn.Module):
         self._bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
+        # A lone row is computed twice rather than summed in another order than among others.
+        alone = len(x) == 1 and x.shape[-1] > _UNCUT_PRODUCTS
+        rows = x.repeat(2, 1) if alone else x
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._weight, self._bias, "none", [], ""
+            rows, self._weight, self._bias, "none", [], ""
         )
-        return out
+        return out[: len(x)]
 
 
 def pack_decoder(decoder: Decoder) -> None:
