@@ -13,18 +13,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from crash_worker import DISK_BYTES, NUM_DOCUMENTS, QUESTIONS, TOLERANCE, Worker, answers, run
+from crash_worker import DISK_BYTES, NUM_DOCUMENTS, QUESTIONS, Worker, answers, is_close, run
 
 from legokv.chunks.repair import Repair, mend, verify
+from legokv.chunks.stored_kv import STORED_DTYPES
 
 SECONDS = float(os.environ.get("LEGOKV_CRASH_SECONDS", "25"))
 SEED = int(os.environ.get("LEGOKV_CRASH_SEED", "20241"))
 
 
 class Crew:
-    """Two workers at a time; whoever is killed is replaced by one with the next seed."""
+    """Two workers at a time, one for each form of KV at first.
 
-    def __init__(self, engine_folder: Path, cache_dir: Path, right: torch.Tensor, log: Path):
+    Whoever is killed is replaced by one with the next seed.
+    """
+
+    def __init__(
+        self, engine_folder: Path, cache_dir: Path, right: dict[str, torch.Tensor], log: Path
+    ):
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["crash_worker"])
         self._arguments = (engine_folder, cache_dir), (right, log)
@@ -96,7 +102,7 @@ def crew(tiny_engine_folder, tmp_path, monkeypatch):
     tests = str(Path(__file__).resolve().parent.parent)
     monkeypatch.setenv("PYTHONPATH", tests)  # for the fork server
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    right = answers(tiny_engine_folder())
+    right = {form: answers(tiny_engine_folder(), form) for form in STORED_DTYPES}
     crew = Crew(tiny_engine_folder(), tmp_path / "cache", right, tmp_path / "log")
     yield crew
     for worker in crew.workers:
@@ -138,11 +144,11 @@ def assert_sound_and_right(engine_folder: Path, cache_dir: Path) -> None:
     assert verify(disk, lambda files, num_bytes: None).num_found == 0
     on_disk = sum(path.stat().st_size for path in disk.folder.root.rglob("*") if path.is_file())
     assert on_disk == disk.stats().num_bytes <= DISK_BYTES
-    right = answers(engine_folder)
-    for question, expected in zip(QUESTIONS, right, strict=True):
-        torch.testing.assert_close(
-            worker.answer(question), expected, atol=TOLERANCE, rtol=TOLERANCE
-        )
+    for form in STORED_DTYPES:
+        worker = Worker(engine_folder, cache_dir, form)
+        right = answers(engine_folder, form)
+        for question, expected in zip(QUESTIONS, right, strict=True):
+            assert is_close(worker.answer(question), expected, form), (form, question)
     for number in range(NUM_DOCUMENTS):
         worker.delete(number)
     assert worker.engine.cache.num_leases == 0
