@@ -1,8 +1,11 @@
 """A document asked to be warm is in that tier, or a faster one, before a request uses it."""
 
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from crash_worker import LIMITS, TEXTS
@@ -153,3 +156,10 @@ def test_a_tier_that_cannot_be_asked_for_is_refused_before_anything_is_registere
     with pytest.raises(InvalidRequest, match="'warm' is one of pool, host, disk, not 'remote'"):
         machine.register(0, warm="remote")
     assert machine.service.reply({"operation": "list"})["documents"] == []
+
+
+def test_the_client_offers_the_tiers_that_the_server_takes():
+    script = Path(__file__).resolve().parents[2] / "client" / "documents.py"
+    command = [sys.executable, script, "add", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"--warm {{{','.join(WARM_TIERS)}}}" in shown
