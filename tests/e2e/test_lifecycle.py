@@ -32,18 +32,18 @@ def test_documents_survive_a_restart_and_are_not_compiled_again(
     assert after["load_seconds"] > 0
 
 
-def test_a_damaged_chunk_file_is_compiled_again_and_the_answer_is_the_same(
+def test_a_damaged_file_of_int8_kv_is_compiled_again_and_the_answer_is_the_same(
     engine_folder: Path, tmp_path: Path
 ) -> None:
     fields = {"text_input": "Who keeps it?", "max_tokens": 12}
-    with serving(engine_folder, tmp_path) as first:
+    with serving(engine_folder, tmp_path, kv_stored_dtype="int8") as first:
         (document_id,) = first.register(TEXTS[0])
         before = first.ask(document_ids=[document_id], **fields)
     for file in tmp_path.rglob("*.safetensors"):
         content = bytearray(file.read_bytes())
         content[-9] ^= 64
         file.write_bytes(content)
-    with serving(engine_folder, tmp_path) as second:
+    with serving(engine_folder, tmp_path, kv_stored_dtype="int8") as second:
         after = second.ask(document_ids=[document_id], **fields)
     assert after["compiled_tokens"] > 0
     assert after["text_output"] == before["text_output"]
