@@ -61,13 +61,18 @@ def _answer(target: Target, request: Arrival, due: float, connections: threading
     # One connection a thread: a client has one stream.
     if not hasattr(connections, "server"):
         connections.server = Server(target.url, "default")
+    return ask(connections.server, target, request, due)
+
+
+def ask(server: Server, target: Target, request: Arrival, due: float) -> Answer:
+    """One request over a connection that is there already; `due` is by the monotonic clock."""
     question = texts.question(request.question)
     fields = target.method(target.corpus, request.documents, question)
     fields |= {"max_tokens": target.max_tokens, "stream": True}
     first = last = 0.0
     reply: dict[str, Any] = {}
     try:
-        with closing(connections.server.answers(fields)) as replies:
+        with closing(server.answers(fields)) as replies:
             for reply in replies:  # noqa: B007 - the last is used
                 first = first or time.monotonic()
                 last = time.monotonic()

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -230,6 +231,7 @@ class Engine:
 
     def submit(self, request: GenerateRequest) -> GenerateJob:
         """Queue a request; what it can never have is refused here, the rest comes as events."""
+        submitted_at = time.monotonic()
         for segment in request.segments:
             check_token_ids(segment, self.facts.model)
         # Before linking, which lists a page for every token there may be.
@@ -240,6 +242,7 @@ class Engine:
         linked = link(segments, request.policy, self.facts.page_size, reserve)
         answers = answers_to(request, self.tokenizer.decode, self.facts.model.eos_token_ids)
         job = GenerateJob(request, linked, answers, self.facts.page_size, self.executor.metrics)
+        job.submitted_at = submitted_at
         self.executor.submit(job)
         return job
 

@@ -38,7 +38,7 @@ from legokv.serving.messages import (
 from legokv.serving.settings import Settings
 from legokv.warming import begin_warming
 
-WAIT_SECONDS = 0.1
+WAIT_SECONDS = 0.25
 """How long a command waits for a first event. A client that went away is noticed in between."""
 ABANDONED_SECONDS = 30.0
 """After this long without a Next, whoever asked is believed dead."""

@@ -13,6 +13,7 @@ from legokv.metrics import Histogram, Sample
 from legokv.prompt import Prompt, build_prompt, prompt_format
 from legokv.serving.answering import Reply
 from legokv.serving.answers_so_far import AnswersSoFar
+from legokv.serving.background import Background
 from legokv.serving.messages import (
     Answered,
     Cancel,
@@ -58,6 +59,8 @@ class GenerateService:
         self._format = prompt_format(tokenizer)
         self._context_tokens = context_tokens
         self._ask_engine = ask_engine
+        # No answer waits until the registry has written when its documents were used.
+        self._in_background = Background(1)
         self._first_tokens = Histogram(
             "legokv_time_to_first_token_seconds", "From a question's arrival to its first token"
         )
@@ -92,6 +95,7 @@ class GenerateService:
         line.facts["namespace"] = question.namespace
         command = self._command(question, line.request_id)
         progress.looked_up = time.monotonic()
+        self._in_background(lambda: self._note_use(question))
         answers = AnswersSoFar(question, self._text_of)
         for event in self._events(command, is_cancelled):
             if isinstance(event, Piece):
@@ -120,6 +124,10 @@ class GenerateService:
             if not answered:
                 self._ask_engine(Cancel(command.request_id))
 
+    def _note_use(self, question: Question) -> None:
+        if question.document_ids:
+            self._registry.touch(question.namespace, question.document_ids)
+
     def _note_first(self, progress: _Progress) -> None:
         if not progress.first_token:
             progress.first_token = time.monotonic()
@@ -131,8 +139,6 @@ class GenerateService:
             for document_id in question.document_ids
             for chunk in self._registry.chunks(question.namespace, document_id)
         ]
-        if question.document_ids:
-            self._registry.touch(question.namespace, question.document_ids)
         prompt = build_prompt(
             self._tokenizer, self._format, question.text, chunks, question.system_text
         )
