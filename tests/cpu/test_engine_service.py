@@ -1,5 +1,7 @@
 """The engine's process without Triton: commands from many threads, one thread that computes."""
 
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ from legokv import Engine
 from legokv.errors import InvalidRequest, LegokvError, NotFound
 from legokv.sample import SamplingOptions
 from legokv.serving import engine_service
-from legokv.serving.engine_service import EngineService
+from legokv.serving.engine_service import COMPUTE_NICENESS, EngineService
 from legokv.serving.messages import (
     Answered,
     Cancel,
@@ -187,6 +189,16 @@ def test_a_fault_of_ours_in_a_step_ends_its_requests_and_the_next_is_answered(
     with pytest.raises(LegokvError, match="a step failed: IndexError: list index"):
         answer(service, command("unlucky"))
     assert len(answer(service, command("lucky"))[0]) == 12
+
+
+def test_on_a_cpu_the_computing_thread_gives_way_to_those_that_carry_messages(
+    service: EngineService,
+) -> None:
+    answer(service, command("one", CHUNKS[0]))
+    computing = next(t.native_id for t in threading.enumerate() if t.name == "scheduler")
+    assert computing is not None
+    assert os.getpriority(os.PRIO_PROCESS, computing) == COMPUTE_NICENESS
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < COMPUTE_NICENESS
 
 
 def test_an_error_is_an_event_in_the_reply(service: EngineService) -> None:

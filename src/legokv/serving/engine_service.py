@@ -1,6 +1,7 @@
 """The engine process: one thread that computes, and the commands of all others beside it."""
 
 import logging
+import os
 import queue
 import sys
 import threading
@@ -42,6 +43,7 @@ WAIT_SECONDS = 0.25
 """How long a command waits for a first event. A client that went away is noticed in between."""
 ABANDONED_SECONDS = 30.0
 """After this long without a Next, whoever asked is believed dead."""
+COMPUTE_NICENESS = 10
 _SWITCH_SECONDS = 0.0005
 
 log = logging.getLogger(__name__)
@@ -209,6 +211,8 @@ class EngineService:
             self._engine.drop(key)
 
     def _run(self) -> None:
+        if self._engine.runner.device.type == "cpu":
+            _give_way()
         while not self._stopping:
             try:
                 busy = self._engine.step()
@@ -238,6 +242,15 @@ class EngineService:
 
 def _piece(token: Token) -> Piece:
     return Piece(token.text, token.id, token.sequence_index, token.finish_reason, token.log_probs)
+
+
+def _give_way() -> None:
+    """Let threads that carry requests and replies go before this one and those it computes with.
+
+    They need little, and on a machine whose every core computes each hop of a token would wait for
+    one. Linux counts niceness by thread, and OpenMP's threads have their starter's.
+    """
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), COMPUTE_NICENESS)
 
 
 def _taken(job: Job) -> Iterator[JobEvent]:
