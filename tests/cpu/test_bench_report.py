@@ -76,3 +76,16 @@ def test_every_section_says_what_it_does_not_show():
     assert "4,000.0 (4,000.0–4,000.0)" in text  # noqa: RUF001 - the report's own range
     assert "*What it does not show.*" in text
     assert "![ttft_length](plots/ttft_length.svg)" in text
+
+
+def test_a_method_that_held_the_bound_at_no_rate_gives_a_lower_bound_of_the_ratio():
+    def rate(method: str, held: float, broke: float) -> dict[str, object]:
+        labels = {"experiment": "highest rate", "set": "fits", "method": method}
+        return {**labels, "bound_seconds": 6, "held": held, "broke": broke}
+
+    rows = [rate("legolink-16", 4.0, 8.0), rate("full", 0.0, 0.1)]
+    table = asked_table({**NOTHING, "serving": {"about": ABOUT, "rows": rows}})
+    assert "at least 7 | more than 40.00 | yes |" in table
+    rows = [rate("legolink-16", 4.0, 8.0), rate("full", 0.5, 0.8)]
+    table = asked_table({**NOTHING, "serving": {"about": ABOUT, "rows": rows}})
+    assert "at least 7 | 8.00 | yes |" in table
