@@ -11,6 +11,7 @@ from connection import Refused, Server, add_connection_options, exit_status
 from tqdm import tqdm
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
+NEVER = "none"
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -30,13 +31,19 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     delete = commands.add_parser("delete", help="forget documents")
     delete.add_argument("documents", nargs="+", metavar="document", help="id or name")
     for command in (add, update):
-        command.add_argument("--ttl-seconds", type=float, help="unpin it after this time")
+        command.add_argument(
+            "--ttl-seconds", type=seconds_or_never, help="unpin it after this time; none: never"
+        )
     add.add_argument("--warm", choices=("pool", "host", "disk"), help="have its KV there by then")
     add.add_argument("--pin", dest="pinned", action="store_true", default=None)
     pins = update.add_mutually_exclusive_group()
     pins.add_argument("--pin", dest="pinned", action="store_true", default=None)
     pins.add_argument("--unpin", dest="pinned", action="store_false", default=None)
     return parser.parse_args(arguments)
+
+
+def seconds_or_never(text: str) -> float | str:
+    return NEVER if text == NEVER else float(text)
 
 
 def add(server: Server, arguments: argparse.Namespace) -> int:
@@ -90,7 +97,10 @@ def text_of(file: Path | None) -> str:
 def changes_of(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("name", "ttl_seconds", "pinned")
     given = {name: getattr(arguments, name) for name in names}
-    return {name: value for name, value in given.items() if value is not None}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if changes.get("ttl_seconds") == NEVER:
+        changes["ttl_seconds"] = None
+    return changes
 
 
 def list_all(server: Server, arguments: argparse.Namespace) -> int:

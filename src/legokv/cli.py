@@ -12,12 +12,15 @@ from pathlib import Path
 import legokv
 from legokv.commands.cache_arguments import add_cache_parser
 from legokv.engine_folder import read_engine_folder
-from legokv.errors import LegokvError, ModelProcessLost
+from legokv.errors import LegokvError, ModelProcessLost, ServerError
 from legokv.serving.ports import with_ports
 from legokv.serving.settings import Settings, settings_from
 from legokv.serving.triton_server import TritonServer, running_server
 
 Say = Callable[[str, dict[str, object]], None]
+
+RESTART_TRIES = 3
+"""Failed starts in a row that a server which was ready once gets over."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,9 +73,23 @@ def _serve(parsed: argparse.Namespace) -> None:
     settings = with_ports(settings)
     say = _say_json if parsed.format == "json" else _say_text
     say("settings", settings.shown())
-    while not _serve_once(settings, say):
-        pass
+    _serve_until_stopped(settings, say)
     say("stopped", {})
+
+
+def _serve_until_stopped(settings: Settings, say: Say) -> None:
+    """Start the server again each time it lost a model; a start may fail a few times then."""
+    tries_left = 0
+    while True:
+        try:
+            if _serve_once(settings, say):
+                return
+            tries_left = RESTART_TRIES
+        except ServerError as error:
+            if not tries_left:
+                raise
+            tries_left -= 1
+            say("restarting", {"reason": str(error).splitlines()[0]})
 
 
 def _serve_once(settings: Settings, say: Say) -> bool:

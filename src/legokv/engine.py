@@ -100,7 +100,7 @@ class Engine:
 
         dtype: "bfloat16" or "float32" in place of the one it was built for. pool_tokens: how many
         tokens' KV the pool holds. max_step_tokens: most tokens one step computes.
-        max_queue_requests: most requests that wait for pages, Busy for one more. num_threads:
+        max_queue_requests: most requests that wait for a step or pages, Busy for more. num_threads:
         torch's, for this whole process. cache_dir: where persistent chunks are kept, below a
         folder named by the model's fingerprint. runner: "torch" on the CPU, "cuda", "plan", or
         "auto" by what this machine has (see `open_runner`). attention, of the CPU: "native", its

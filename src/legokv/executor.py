@@ -101,7 +101,7 @@ class Executor:
             num_waiting = sum(not isinstance(other, CompileJob) for other in list(self._waiting))
             if num_waiting >= self._max_queue_requests:
                 raise Busy(
-                    f"{num_waiting} requests wait already, max_queue_requests allows "
+                    f"the queue is full: {num_waiting} waiting, max_queue_requests allows "
                     f"{self._max_queue_requests}; ask again later"
                 )
             job.prefetch = self._transfer.prefetch(job.chunks)

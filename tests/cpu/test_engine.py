@@ -147,7 +147,7 @@ def test_a_full_queue_refuses_one_more_with_the_numbers_and_those_in_it_are_answ
     prompts = [random_ids(n, 40).tolist() for n in range(3)]
     alone = [[t.id for t in engine.generate([p], max_tokens=6)] for p in prompts]
     jobs = [engine.submit(GenerateRequest([p], 6)) for p in prompts]
-    with pytest.raises(Busy, match="3 requests wait already, max_queue_requests allows 3"):
+    with pytest.raises(Busy, match="the queue is full: 3 waiting, max_queue_requests allows 3"):
         engine.submit(GenerateRequest([prompts[0]], 6))
     compiling = engine.submit_compile(engine.chunk(random_ids(9, 20)))
     assert [[t.id for t in engine.results(j) if hasattr(t, "id")] for j in jobs] == alone

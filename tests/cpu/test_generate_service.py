@@ -153,6 +153,8 @@ def test_a_user_s_system_text_is_in_the_head_which_then_leaves_no_file(world: Wo
 def test_greedy_unless_a_temperature_or_a_choice_among_tokens_is_asked_for(world: World) -> None:
     world.result(max_tokens=1)
     assert world.sent().sampling.temperature == 0
+    world.result(max_tokens=1, top_p=1.0, top_k=0, min_p=0.0, num_return_sequences=1)
+    assert world.sent().sampling.temperature == 0
     for drawing in ({"top_p": 0.5}, {"top_k": 5}, {"min_p": 0.1}, {"num_return_sequences": 2}):
         world.result(max_tokens=1, **drawing)
         assert world.sent().sampling.temperature == 1

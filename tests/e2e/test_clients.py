@@ -47,6 +47,10 @@ def test_a_folder_is_added_listed_shown_changed_and_deleted(
     assert shown["text"] == TEXTS[2].strip()
     (changed,) = documents(server, "update", "text2", "--name", "other", "--pin")
     assert (changed["name"], changed["pinned"]) == ("other", True)
+    (timed,) = documents(server, "update", "other", "--ttl-seconds", "60")
+    assert timed["expires_at"] is not None
+    (timeless,) = documents(server, "update", "other", "--ttl-seconds", "none")
+    assert timeless["expires_at"] is None
     documents(server, "delete", "other", "text0")
     assert [d["name"] for d in documents(server, "list")] == ["text1", "text3"]
     documents(server, "delete", "text1", "text3")

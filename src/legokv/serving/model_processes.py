@@ -20,6 +20,15 @@ def child_processes(pid: int) -> frozenset[int]:
     return frozenset(child for child in children if is_running(child))
 
 
+def model_of(pid: int) -> str:
+    """The name of the model that a process runs; its number where its command names none."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for word in (_PROCESSES / str(pid) / "cmdline").read_text().split("\0"):
+            if word.endswith("/model.py"):
+                return Path(word).parent.parent.name
+    return str(pid)
+
+
 def is_running(pid: int) -> bool:
     """Whether a process is there and more than a status its parent has not fetched yet."""
     try:

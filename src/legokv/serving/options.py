@@ -20,18 +20,23 @@ OPTION_NAMES = (
     "timeout_seconds",
 )
 """As TensorRT-LLM's Triton models call them, where they have them."""
-_DRAWING = ("top_k", "top_p", "min_p")
 
 
 def sampling_options(known: fields.Request) -> SamplingOptions:
-    """Greedy unless something asks for a draw: a temperature, or another at temperature 1 then."""
-    draws = any(name in known for name in _DRAWING) or known.get("num_return_sequences", 1) != 1
+    """Greedy unless something asks for a draw: a temperature, or another at temperature 1 then.
+
+    A default that is sent asks for nothing: many clients send them all.
+    """
+    top_k = fields.whole_number(known, "top_k", default=0, low=0, high=fields.MAX_INT32)
+    top_p = fields.number(known, "top_p", default=1.0)
+    min_p = fields.number(known, "min_p", default=0.0)
+    draws = (top_k, top_p, min_p, known.get("num_return_sequences", 1)) != (0, 1.0, 0.0, 1)
     return SamplingOptions(
         temperature=fields.number(known, "temperature", default=1.0 if draws else 0.0),
-        top_k=fields.whole_number(known, "top_k", default=0, low=0, high=fields.MAX_INT32),
-        top_p=fields.number(known, "top_p", default=1.0),
+        top_k=top_k,
+        top_p=top_p,
         seed=fields.optional_whole_number(known, "seed", low=0, high=fields.MAX_UINT64),
-        min_p=fields.number(known, "min_p", default=0.0),
+        min_p=min_p,
         repetition_penalty=fields.number(known, "repetition_penalty", default=1.0),
         presence_penalty=fields.number(known, "presence_penalty", default=0.0),
         frequency_penalty=fields.number(known, "frequency_penalty", default=0.0),

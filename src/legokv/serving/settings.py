@@ -78,7 +78,9 @@ class Settings:
     high_watermark_percent: int = _setting(100, "filled past this, a tier evicts", 1)
     low_watermark_percent: int = _setting(90, "and goes on down to this", 1)
     max_step_tokens: int = _setting(2048, "most tokens one step computes", 1)
-    max_queue_requests: int = _setting(512, "most requests that wait for pages of the pool", 1)
+    max_queue_requests: int = _setting(
+        512, "most requests that wait, for the next step or for pages of the pool", 1
+    )
     num_threads: int = _setting(0, "threads that compute; 0: as many as torch chooses", 0)
     attention: str = _choice(
         ("auto", "native", "torch"), "of the CPU: native, torch, or auto: native if it is compiled"

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from legokv.errors import ModelProcessLost, ServerError
-from legokv.serving.model_processes import child_processes, is_running
+from legokv.serving.model_processes import child_processes, is_running, model_of
 from legokv.serving.settings import Settings
 from legokv.serving.triton_install import (
     TritonInstall,
@@ -65,13 +65,15 @@ class TritonServer:
         ModelProcessLost soon after a model's process ended; the server is killed with it, for
         requests under way in the lost model would never end. Their clients see a lost connection.
         """
-        models = child_processes(self._process.pid)
+        models = {pid: model_of(pid) for pid in child_processes(self._process.pid)}
         while self._process.poll() is None and not self.stopping:
-            lost = [pid for pid in models if not is_running(pid)]
+            lost = [name for pid, name in models.items() if not is_running(pid)]
             if lost:
                 time.sleep(_LOST_SECONDS)
                 self._kill()
-                raise ModelProcessLost(f"the process of a model, {lost[0]}, ended by itself")
+                reason = f"the process of model {' and '.join(lost)} ended by itself"
+                print(f"legokv: {reason}", file=sys.stderr, flush=True)
+                raise ModelProcessLost(reason)
             time.sleep(_POLL_SECONDS)
         if not self.stopping:
             raise ServerError(
