@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,20 +45,6 @@ def test_a_killed_model_process_ends_its_requests_with_errors_and_documents_surv
     assert after["text_output"] == before["text_output"]
     assert after["compiled_tokens"] == 0
     assert [document["id"] for document in listed] == ids
-
-
-def test_a_model_that_dies_again_while_the_server_restarts_is_started_once_more(
-    engine_folder: Path, tmp_path: Path
-) -> None:
-    with serving(engine_folder, tmp_path) as server:
-        first = model_process(server, "engine")
-        os.kill(first, signal.SIGKILL)
-        (lost,) = next_events(server, 1)
-        os.kill(next_model_process(server, "engine"), signal.SIGKILL)
-        failed, ready = next_events(server, 2)
-        answer = server.ask(text_input=QUESTION, max_tokens=4)
-    assert (lost["event"], failed["event"], ready["event"]) == ("restarting", "restarting", "ready")
-    assert answer["generated_tokens"] == 4
 
 
 @pytest.mark.parametrize("kind", ["grpc", "http"])
@@ -131,16 +116,6 @@ def model_process(server: RunningServer, model: str) -> int:
         if mine and any(f"/{model}/1/model.py".encode() in word for word in words):
             return int(file.parent.name)
     raise AssertionError(f"no process runs {model}")
-
-
-def next_model_process(server: RunningServer, model: str) -> int:
-    """The same of a server that is starting, once it is there."""
-    deadline = time.monotonic() + ERROR_SECONDS
-    while time.monotonic() < deadline:
-        with suppress(AssertionError):
-            return model_process(server, model)
-        time.sleep(0.05)
-    raise AssertionError(f"no process runs {model} after {ERROR_SECONDS} s")
 
 
 def next_events(server: RunningServer, number: int) -> list[dict[str, str]]:
