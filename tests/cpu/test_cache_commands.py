@@ -6,70 +6,48 @@ import tarfile
 
 import pytest
 import torch
-from crash_worker import LIMITS, TEXTS
+from crash_worker import TEXTS
+from machine import Machine
 
 from legokv import Engine
 from legokv.chunks.stored_kv import STORED_DTYPES
-from legokv.cli import main
-from legokv.documents.compiling import Compiler
 from legokv.documents.document import document_id
 from legokv.documents.registry import Registry
 from legokv.engine import cache_root
-from legokv.serving.documents import DocumentService
 
 
-class Machine:
+class FolderMachine(Machine):
     """A cache folder with an engine over it, as one server has them."""
 
     def __init__(self, engine_folder, cache_dir, form="model"):
         self.engine_folder, self.cache_dir = engine_folder, cache_dir
-        self.engine = Engine.open(
+        engine = Engine.open(
             engine_folder, cache_dir=cache_dir, attention="torch", kv_stored_dtype=form
         )
-        self.root = cache_root(cache_dir, self.engine.facts)
-        self.registry = Registry.open(self.root / "registry.sqlite")
-        compiler = Compiler(self.registry, self._compile, lambda keys: None, LIMITS)
-        self.service = DocumentService(self.registry, self.engine.tokenizer, compiler, LIMITS)
-
-    def _compile(self, namespace, token_ids):
-        return self.engine.compile(token_ids, namespace).key
-
-    def register(self, number, **fields):
-        request = {"operation": "create", "text": TEXTS[number], **fields}
-        return self.service.reply(request)["document"]
-
-    def answer(self, document):
-        stored = self.registry.chunks(document["namespace"], document["id"])
-        chunks = [self.engine.chunk(chunk.token_ids, document["namespace"]) for chunk in stored]
-        return self.engine.prefill([*chunks, [5, 6]])
+        self.root = cache_root(cache_dir, engine.facts)
+        registry = Registry.open(self.root / "registry.sqlite")
+        super().__init__(engine, registry, ("--engine", engine_folder, "--cache-dir", cache_dir))
 
     def files(self):
         return sorted(self.root.glob("chunks/*/*.safetensors"))
 
-    def command(self, capsys, *arguments):
-        """The status and the JSON of one command on this machine."""
-        options = ["--engine", self.engine_folder, "--cache-dir", self.cache_dir]
-        kind, *rest = arguments
-        capsys.readouterr()
-        status = main([str(a) for a in ("cache", kind, *options, "--format", "json", *rest)])
-        out = capsys.readouterr()
-        return status, json.loads(out.out) if out.out else out.err
-
 
 @pytest.fixture
 def machine(tiny_engine_folder, tmp_path):
-    return Machine(tiny_engine_folder(), tmp_path / "here")
+    return FolderMachine(tiny_engine_folder(), tmp_path / "here")
 
 
 @pytest.fixture
 def elsewhere(tiny_engine_folder, tmp_path):
-    return Machine(tiny_engine_folder(), tmp_path / "elsewhere")
+    return FolderMachine(tiny_engine_folder(), tmp_path / "elsewhere")
 
 
 @pytest.fixture(params=STORED_DTYPES)
 def two_machines(request, tiny_engine_folder, tmp_path):
     """Two machines that keep KV in one form."""
-    return [Machine(tiny_engine_folder(), tmp_path / n, request.param) for n in ("one", "two")]
+    return [
+        FolderMachine(tiny_engine_folder(), tmp_path / n, request.param) for n in ("one", "two")
+    ]
 
 
 def test_stats_count_documents_chunks_and_bytes_by_namespace(machine, capsys):

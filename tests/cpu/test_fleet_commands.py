@@ -1,47 +1,27 @@
 """`legokv cache` with a fleet's Redis: what it counts, checks, takes and gives there too."""
 
-import json
-
 import pytest
 import torch
-from crash_worker import LIMITS, TEXTS
+from machine import Machine
 from redis_server import redis_running
 
 from legokv import Engine
-from legokv.cli import main
-from legokv.documents.compiling import Compiler
 from legokv.fleet.address import shared_cache
 from legokv.fleet.opening import open_shared_registry
-from legokv.serving.documents import DocumentService
 
 
-class Machine:
+class FleetMachine(Machine):
     """A server of the fleet without Triton, and the commands as they are run beside it."""
 
     def __init__(self, engine_folder, cache_dir, redis_url):
-        self.options = ["--engine", engine_folder, "--cache-dir", cache_dir]
-        self.options += ["--redis-url", redis_url]
         self.cache_dir = cache_dir
-        self.engine = Engine.open(
+        engine = Engine.open(
             engine_folder, cache_dir=cache_dir, attention="torch", redis_url=redis_url
         )
-        shared = shared_cache(redis_url, self.engine.facts.fingerprint)
-        self.registry = open_shared_registry(shared)
-        compiler = Compiler(self.registry, self._compile, lambda keys: None, LIMITS)
-        self.service = DocumentService(self.registry, self.engine.tokenizer, compiler, LIMITS)
-        self.remote = self.engine.tiers.tiers[-1]
-
-    def _compile(self, namespace, token_ids):
-        return self.engine.compile(token_ids, namespace).key
-
-    def register(self, number, **fields):
-        request = {"operation": "create", "text": TEXTS[number], **fields}
-        return self.service.reply(request)["document"]
-
-    def answer(self, document):
-        stored = self.registry.chunks(document["namespace"], document["id"])
-        chunks = [self.engine.chunk(chunk.token_ids, document["namespace"]) for chunk in stored]
-        return self.engine.prefill([*chunks, [5, 6]])
+        registry = open_shared_registry(shared_cache(redis_url, engine.facts.fingerprint))
+        options = ("--engine", engine_folder, "--cache-dir", cache_dir, "--redis-url", redis_url)
+        super().__init__(engine, registry, options)
+        self.remote = engine.tiers.tiers[-1]
 
     def files(self):
         return sorted(self.cache_dir.rglob("*.safetensors"))
@@ -51,20 +31,13 @@ class Machine:
         with self.remote._connection.asking() as client:
             return sorted(client.scan_iter(f"{self.remote._connection.prefix}kv/*")), client
 
-    def command(self, capsys, kind, *rest):
-        arguments = ["cache", kind, *self.options, "--format", "json", *rest]
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        out = capsys.readouterr()
-        return status, json.loads(out.out) if out.out else out.err
-
 
 @pytest.fixture
 def start(tiny_engine_folder, tmp_path):
     """Machines of one fleet by name."""
     (tmp_path / "redis").mkdir()
     with redis_running(tmp_path / "redis") as redis:
-        yield lambda name: Machine(tiny_engine_folder(), tmp_path / name, redis.url)
+        yield lambda name: FleetMachine(tiny_engine_folder(), tmp_path / name, redis.url)
 
 
 def test_stats_count_what_is_on_this_disk_and_what_is_in_redis(start, capsys):

@@ -16,6 +16,8 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from legokv.serving.model_processes import child_processes
+
 STOP_SECONDS = 30
 ANSWER_SECONDS = 120
 TYPES = {
@@ -56,6 +58,13 @@ class RunningServer:
 
     def client(self) -> triton.InferenceServerClient:
         return triton.InferenceServerClient(self.grpc)
+
+    def processes(self) -> list[int]:
+        """Numbers of Triton's process, a child of `legokv serve`, and of those of the models."""
+        (triton,) = child_processes(self.process.pid)
+        models = child_processes(triton)
+        assert len(models) == 3
+        return [triton, *models]
 
     def document(self, operation: str, **fields: Any) -> dict[str, Any]:
         """The documents model's reply over gRPC; InferenceServerException where it refuses."""

@@ -14,6 +14,8 @@ from conftest import TEXTS
 from server import RunningServer, serving
 from tritonclient.utils import InferenceServerException
 
+from legokv.serving.model_processes import model_of
+
 QUESTION = "Who keeps the oldest lighthouse?"
 LONG = 900
 ERROR_SECONDS = 20
@@ -110,12 +112,7 @@ def ask_for_long(server: RunningServer, ids: list[str]) -> tuple[float, object]:
 
 def model_process(server: RunningServer, model: str) -> int:
     """The number of the process that runs a model of this server."""
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        words = file.read_bytes().split(b"\0")
-        mine = any(b"legokv_%d_" % server.process.pid in word for word in words)
-        if mine and any(f"/{model}/1/model.py".encode() in word for word in words):
-            return int(file.parent.name)
-    raise AssertionError(f"no process runs {model}")
+    return next(pid for pid in server.processes() if model_of(pid) == model)
 
 
 def next_events(server: RunningServer, number: int) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from conftest import TEXTS
 from server import RunningServer, command, replies, serving
 
 from legokv.engine_folder import FORMAT_VERSION
+from legokv.serving.model_processes import child_processes
 
 
 def test_documents_survive_a_restart_and_are_not_compiled_again(
@@ -144,12 +145,9 @@ def run(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
 
 
 def descendants(pid: int) -> list[int]:
-    """Process numbers below `pid`, from the kernel's own lists."""
-    found = []
-    for thread in Path("/proc", str(pid), "task").iterdir():
-        for child in (thread / "children").read_text().split():
-            found += [int(child), *descendants(int(child))]
-    return found
+    """Process numbers below `pid`."""
+    children = child_processes(pid)
+    return [*children, *(below for child in children for below in descendants(child))]
 
 
 def shared_memory(server: RunningServer) -> list[Path]:

@@ -12,8 +12,6 @@ from scrape import at_rest
 from server import RunningServer, refusal, serving
 from tritonclient.utils import InferenceServerException
 
-from legokv.serving.model_processes import child_processes
-
 QUESTION = "Who keeps the oldest lighthouse?"
 NUM_SHORT_REQUESTS = 2000
 SETTLED_REQUESTS = 300
@@ -124,17 +122,9 @@ def footprint(server: RunningServer) -> tuple[int, set[tuple[str, int]]]:
     """Bytes of memory of the models' processes, and the shared-memory files with their sizes."""
     page_bytes = 4096
     resident = 0
-    for pid in model_processes(server):
+    for pid in server.processes():
         # Without what is mapped from files and shared memory, counted below.
         _, total, shared, *_ = map(int, Path("/proc", str(pid), "statm").read_text().split())
         resident += (total - shared) * page_bytes
     files = Path("/dev/shm").glob(f"legokv_{server.process.pid}_*")
     return resident, {(file.name, file.stat().st_size) for file in files}
-
-
-def model_processes(server: RunningServer) -> list[int]:
-    """Numbers of Triton's process, a child of `legokv serve`, and of those that run the models."""
-    (triton,) = child_processes(server.process.pid)
-    models = child_processes(triton)
-    assert len(models) == 3
-    return [triton, *models]
