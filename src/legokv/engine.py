@@ -14,6 +14,7 @@ from legokv.answer import answers_to
 from legokv.batch import Int32
 from legokv.chunks.cache import ChunkCache
 from legokv.chunks.chunk import Chunk
+from legokv.chunks.header import token_bytes
 from legokv.chunks.key import chunk_key, kv_dtype_name
 from legokv.chunks.limits import DISK_BYTES, HOST_BYTES, REMOTE_BYTES, TierLimits
 from legokv.chunks.lower_tiers import LowerTiers
@@ -44,7 +45,7 @@ from legokv.runners.open_runner import RunnerSettings, open_runner
 from legokv.sample import SamplingOptions
 from legokv.tokenizer import Tokenizer
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_DTYPES = ("bfloat16", "float16", "float32")
 
 log = logging.getLogger(__name__)
 
@@ -263,9 +264,8 @@ class Engine:
 
     def cache_stats(self) -> tuple[TierStats, ...]:
         """The state of the pool and of each tier below it. For any thread; takes no lock."""
-        model, dtype = self.facts.model, _DTYPES[self.facts.dtype]
-        token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_size * dtype.itemsize
-        return (self.cache.stats(self.facts.page_size * token_bytes), *self.tiers.stats())
+        page_bytes = self.facts.page_size * token_bytes(self.facts.model, self.facts.dtype, "model")
+        return (self.cache.stats(page_bytes), *self.tiers.stats())
 
     def samples(self) -> Iterator[Sample]:
         """All that is published about the engine. For any thread; takes no lock of the steps."""
