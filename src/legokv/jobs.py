@@ -125,8 +125,6 @@ class GenerateJob(Job):
         self._copy_pages: CopyPages | None = None
         self._metrics = metrics
         self._granted_at = self._started_at = 0.0
-        seconds = request.answering.timeout_seconds
-        self._deadline = math.inf if seconds is None else self.submitted_at + seconds
 
     def found(self, grant: Grant, load_seconds: float) -> None:
         self._granted_at = time.monotonic()
@@ -148,6 +146,12 @@ class GenerateJob(Job):
         self._copy_pages = copy_pages
         self.sequences = [linked_sequence(self._link, bound)]
         return True
+
+    @property
+    def _deadline(self) -> float:
+        """When an answer that has not ended is late, by time.monotonic."""
+        seconds = self._request.answering.timeout_seconds
+        return math.inf if seconds is None else self.submitted_at + seconds
 
     def given_up(self) -> LegokvError | None:
         cancelled = super().given_up()
