@@ -95,7 +95,9 @@ class GenerateService:
         line.facts["namespace"] = question.namespace
         command = self._command(question, line.request_id)
         progress.looked_up = time.monotonic()
-        self._in_background(lambda: self._note_use(question))
+        if question.document_ids:
+            used = (question.namespace, question.document_ids)
+            self._in_background(lambda: self._registry.touch(*used))
         answers = AnswersSoFar(question, self._text_of)
         for event in self._events(command, is_cancelled):
             if isinstance(event, Piece):
@@ -123,10 +125,6 @@ class GenerateService:
         finally:
             if not answered:
                 self._ask_engine(Cancel(command.request_id))
-
-    def _note_use(self, question: Question) -> None:
-        if question.document_ids:
-            self._registry.touch(question.namespace, question.document_ids)
 
     def _note_first(self, progress: _Progress) -> None:
         if not progress.first_token:
