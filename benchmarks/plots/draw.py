@@ -53,9 +53,11 @@ def _accuracy_ttft(axes: Axes, fidelity: list[Row], cost: list[Row]) -> bool:
             colour, x = COLOURS[number % len(COLOURS)], times[row["method"]]
             bars = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
             axes.errorbar(x, row["mean"], bars, fmt="o", color=colour, markersize=4)
-            axes.annotate(row["method"], (x, row["mean"]), fontsize=6, color=MID)
+            at = {"xytext": (4, 2), "textcoords": "offset points", "rotation": 25}
+            axes.annotate(row["method"], (x, row["mean"]), fontsize=6, color=colour, **at)
         axes.plot([], [], "o", color=COLOURS[number % len(COLOURS)], label=name)
-    axes.set(xscale="log", xlabel="time to first token, s", ylabel="rise of the gold answer's NLL")
+    axes.set(xscale="log", xlabel="time to first token of 8 x 512 + 32 tokens, s")
+    axes.set_ylabel("rise of the gold answer's NLL")
     return _legend(axes, bool(wanted))
 
 
@@ -82,19 +84,37 @@ def _throughput_latency(axes: Axes, serving: list[Row]) -> bool:
 
 
 def _error_by_position(axes: Axes, errors: list[Row]) -> bool:
-    for label in dict.fromkeys((r["set"], r["method"], r["metric"]) for r in errors):
-        one = [row for row in errors if (row["set"], row["method"], row["metric"]) == label]
+    """A colour a method, a line a kind, a marker a set."""
+    methods, sets = (sorted({row[field] for row in errors}) for field in ("method", "set"))
+    for label in dict.fromkeys((r["method"], r["metric"], r["set"]) for r in errors):
+        method, metric, name = label
+        one = [row for row in errors if (row["method"], row["metric"], row["set"]) == label]
         x, y = [row["from_token"] + 1 for row in one], [row["mean"] for row in one]
-        kind = "keys" if "keys" in label[2] else "values"
-        line = "-" if kind == "keys" else "--"
-        axes.plot(x, y, line, marker="o", markersize=3, label=f"{label[1]}, {kind}, {label[0]}")
+        kind, line = ("keys", "-") if "keys" in metric else ("values", "--")
+        look = {"color": COLOURS[methods.index(method)], "marker": "os^D"[sets.index(name)]}
+        axes.plot(x, y, line, markersize=3, label=f"{method}, {kind}, {name}", **look)
     axes.set(xscale="log", xlabel="place within the chunk (1: first)", ylabel="relative error")
     return _legend(axes, bool(errors))
 
 
+def _error_by_layer(axes: Axes, errors: list[Row]) -> bool:
+    """The naive method's, whose every place is as it was stored; one line a place."""
+    found = [r for r in errors if r["method"] == "naive" and r["set"] == "essays"]
+    places = [
+        start for start in (0, 1, 4, 16, 64, 256) if any(r["from_token"] == start for r in found)
+    ]
+    for number, start in enumerate(places):
+        for row in (row for row in found if row["from_token"] == start):
+            keys = "keys" in row["metric"]
+            label = f"from token {start}, {'keys' if keys else 'values'}"
+            axes.plot(row["by_layer"], "-" if keys else "--", color=COLOURS[number], label=label)
+    axes.set(xlabel="layer", ylabel="relative error, essays, nothing recomputed")
+    return _legend(axes, bool(found))
+
+
 def _legend(axes: Axes, anything: bool) -> bool:
     if anything:
-        axes.legend(fontsize=6)
+        axes.figure.legend(fontsize=6, loc="outside right upper")
     return anything
 
 
@@ -103,4 +123,5 @@ _PLOTS: dict[str, tuple[tuple[str, ...], Callable[..., bool]]] = {
     "ttft_length": (("cost",), _ttft_length),
     "throughput_latency": (("serving",), _throughput_latency),
     "error_by_position": (("kv_error",), _error_by_position),
+    "error_by_layer": (("kv_error",), _error_by_layer),
 }

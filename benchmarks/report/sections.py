@@ -2,7 +2,12 @@
 
 from collections.abc import Callable
 
+from benchmarks.report import by_place
+from benchmarks.report.by_method import by_method
 from benchmarks.report.markdown import Row, interval, milliseconds, of, table
+
+FIDELITY = {"kl": "KL, nats", "top1": "top-1 agreement", "delta_nll": "rise of the answer's NLL"}
+QUALITY = {"exact_match": "exact match", "f1": "F1"}
 
 
 def cost(rows: list[Row]) -> str:
@@ -118,21 +123,6 @@ def _over(row: Row) -> str:
     return f"{row['over_legokv']:.2f} ({low:.2f} to {high:.2f})"
 
 
-def means(rows: list[Row]) -> str:
-    """Fidelity, quality, errors and attention mass: a mean and its interval a row."""
-    lines = [
-        (
-            row["set"],
-            row["metric"] + (f", from token {row['from_token']}" if "from_token" in row else ""),
-            row["method"],
-            f"{row['share_recomputed']:.1%}" if "share_recomputed" in row else "",
-            interval(row),
-        )
-        for row in sorted(rows, key=lambda row: (row["set"], row["metric"]))
-    ]
-    return table(("set", "metric", "method", "recomputed", "mean (95 %)"), lines)
-
-
 def stored_forms(rows: list[Row]) -> str:
     """How far int8 is from the model's type, and what either form takes."""
     fidelity = [
@@ -155,10 +145,10 @@ def stored_forms(rows: list[Row]) -> str:
 
 
 BODIES: dict[str, Callable[[list[Row]], str]] = {
-    "fidelity": means,
-    "quality": means,
-    "kv_error": means,
-    "attention_mass": means,
+    "fidelity": by_method(FIDELITY, compared="kl", lower_is_better=True),
+    "quality": by_method(QUALITY, compared="f1", lower_is_better=False),
+    "kv_error": by_place.errors,
+    "attention_mass": by_place.attention,
     "stored_forms": stored_forms,
     "cost": cost,
     "serving": serving,

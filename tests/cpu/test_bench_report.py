@@ -89,3 +89,58 @@ def test_a_method_that_held_the_bound_at_no_rate_gives_a_lower_bound_of_the_rati
     rows = [rate("legolink-16", 4.0, 8.0), rate("full", 0.5, 0.8)]
     table = asked_table({**NOTHING, "serving": {"about": ABOUT, "rows": rows}})
     assert "at least 7 | 8.00 | yes |" in table
+
+
+def score(method: str, metric: str, mean: float, **over: float) -> dict[str, object]:
+    """A row of a set of 40 cases; with low and high, the paired difference from the reference."""
+    row = {"method": method, "set": "facts", "metric": metric, "share_recomputed": 0.1}
+    row |= {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "num_cases": 40}
+    return row | ({"over_legolink-16": {"mean": 0.0, **over}} if over else {})
+
+
+def test_methods_are_told_apart_only_by_paired_intervals_without_0():
+    rows = [
+        score("full", "f1", 0.9, low=0.1, high=0.3),
+        score("no-documents", "f1", 0.2, low=-0.5, high=-0.3),
+        score("naive", "f1", 0.7, low=-0.1, high=0.0),
+        score("legolink-16", "f1", 0.7),
+        score("legolink-16", "exact_match", 0.6),
+    ]
+    text = report({**NOTHING, "quality": {"about": ABOUT, "rows": rows}}, lambda c: False, set())
+    assert "better: full; worse: no-documents; not told apart: naive." in text
+    assert (
+        "| legolink-16 | 10.0% | 40 | 0.600 (0.500 to 0.700) | 0.700 (0.600 to 0.800) |  |" in text
+    )
+
+
+def test_a_set_whose_documents_do_not_help_claims_nothing_of_methods():
+    rows = [
+        score("full", "f1", 0.3, low=0.1, high=0.3),
+        score("no-documents", "f1", 0.2, low=-0.5, high=-0.3),
+        score("legolink-16", "f1", 0.1),
+    ]
+    text = report({**NOTHING, "quality": {"about": ABOUT, "rows": rows}}, lambda c: False, set())
+    assert "nothing follows of methods" in text
+    assert "better:" not in text
+
+
+def test_errors_and_attention_have_a_column_a_method():
+    def row(method: str, metric: str, mean: float, **more: object) -> dict[str, object]:
+        return {**score(method, metric, mean), "set": "essays", "by_layer": [mean], **more}
+
+    errors = [
+        row("naive", "relative error, keys", 0.9, from_token=0),
+        row("naive", "relative error, keys", 0.5, from_token=1),
+        row("legolink-16", "relative error, keys", 0.2, from_token=1),
+    ]
+    mass = [row("full", "attention mass, first", 0.4), row("naive", "attention mass, 16", 0.3)]
+    results = {
+        **NOTHING,
+        "kv_error": {"about": ABOUT, "rows": errors},
+        "attention_mass": {"about": ABOUT, "rows": mass},
+    }
+    text = report(results, lambda commit: False, set())
+    assert "| from token | naive | legolink-16 |" in text
+    assert "| 0 | 0.900 (0.800 to 1.000) |  |" in text
+    assert "| the prompt's very first token | 0.400 (0.300 to 0.500) |  |" in text
+    assert "| their first 16 |  | 0.300 (0.200 to 0.400) |" in text

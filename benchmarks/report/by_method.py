@@ -1,0 +1,61 @@
+"""Tables with a line a method and a column a metric, and what their paired intervals tell apart."""
+
+from collections.abc import Callable, Mapping
+
+from benchmarks.report.markdown import Row, interval, of, one, table
+from benchmarks.reuse.tables import REFERENCE
+
+PAIRED = f"over_{REFERENCE}"
+
+
+def by_method(
+    columns: Mapping[str, str], compared: str, lower_is_better: bool
+) -> Callable[[list[Row]], str]:
+    """The body of a section: for each set a table of the metrics that `columns` names.
+
+    The last column is the difference of the metric `compared` from the reference's, case by case;
+    the sentence below says of which methods that difference has an interval without 0. Where full
+    recompute is not above the floor without documents, it says that instead.
+    """
+
+    def body(rows: list[Row]) -> str:
+        sets = sorted({row["set"] for row in rows})
+        return "\n\n".join(_set(of(rows, set=name), name) for name in sets)
+
+    def _set(rows: list[Row], name: str) -> str:
+        wanted = of(rows, metric=compared)
+        head = ("method", "recomputed", "cases", *columns.values(), f"minus {REFERENCE}'s")
+        lines = [_line(rows, row) for row in wanted]
+        said = _on_the_floor(wanted) or _told_apart(wanted, columns[compared], lower_is_better)
+        return "\n\n".join([f"**{name}**", table(head, lines), said])
+
+    def _line(rows: list[Row], row: Row) -> tuple[str, ...]:
+        scores = [one(rows, method=row["method"], metric=metric) for metric in columns]
+        cells = ["" if score is None else interval(score) for score in scores]
+        difference = interval(row[PAIRED]) if PAIRED in row else ""
+        share, cases = f"{row['share_recomputed']:.1%}", str(row["num_cases"])
+        return (row["method"], share, cases, *cells, difference)
+
+    return body
+
+
+def _on_the_floor(rows: list[Row]) -> str:
+    """What to say where full recompute and no documents have intervals that meet; else nothing."""
+    full, floor = one(rows, method="full"), one(rows, method="no-documents")
+    if full is None or floor is None or full["low"] > floor["high"] or full["high"] < floor["low"]:
+        return ""
+    return (
+        f"Full recompute ({interval(full)}) is not told apart from no documents "
+        f"({interval(floor)}): this model makes no use of them, and nothing follows of methods."
+    )
+
+
+def _told_apart(rows: list[Row], words: str, lower_is_better: bool) -> str:
+    """The methods whose interval is below 0, above 0 and around it."""
+    below = [row["method"] for row in rows if PAIRED in row and row[PAIRED]["high"] < 0]
+    above = [row["method"] for row in rows if PAIRED in row and row[PAIRED]["low"] > 0]
+    around = [r["method"] for r in rows if PAIRED in r and r["method"] not in (*below, *above)]
+    better, worse = (below, above) if lower_is_better else (above, below)
+    parts = {"better": better, "worse": worse, "not told apart": around}
+    said = "; ".join(f"{name}: {', '.join(methods) or 'none'}" for name, methods in parts.items())
+    return f"By {words}, against {REFERENCE} on the same cases, {said}."
