@@ -1,7 +1,7 @@
 """Which sizes a plan is built for: one profile to prefill and link, one to decode."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from legokv.bindings import SYMBOLS, Binding, GraphShape
 from legokv.config import ModelConfig
@@ -55,17 +55,44 @@ class PlanLimits:
     max_import_pages: int = 64
 
 
+def settled_limits(model: ModelConfig, graph: GraphShape, limits: PlanLimits) -> PlanLimits:
+    """The limits a plan of `limits` has: no more sequences than tokens, as each has one at least.
+
+    InvalidRequest, with the number and the most there can be, for a limit below 1 or so high that
+    a tensor of the step would have more elements than TensorRT counts.
+    """
+    if min(limits.max_step_tokens, limits.max_sequences, limits.max_import_pages) < 1:
+        raise InvalidRequest(f"a plan's limits are 1 or more each: {limits}")
+    heads = model.num_heads + 2 * model.num_kv_heads
+    token = max(model.hidden_size, heads * model.head_size, 2 * model.intermediate_size)
+    # A sequence has a row of logits and a table of 4 numbers for each of its pages.
+    sequence = max(model.vocab_size, 4 * model.max_positions)
+    for name, elements in (
+        ("max_step_tokens", token),
+        ("max_sequences", sequence),
+        ("max_import_pages", graph.page_elements),
+    ):
+        asked, most = getattr(limits, name), MAX_ELEMENTS // elements
+        if asked > most:
+            raise InvalidRequest(
+                f"{name} is at most {most:,} for this model, not {asked:,}: TensorRT counts a "
+                f"tensor's elements up to {MAX_ELEMENTS:,}, and one of its tensors has "
+                f"{elements:,} for each"
+            )
+    return replace(limits, max_sequences=min(limits.max_sequences, limits.max_step_tokens))
+
+
 def plan_profiles(
     model: ModelConfig, graph: GraphShape, limits: PlanLimits
 ) -> tuple[Profile, Profile]:
     """The profile of prefill and link steps, which holds any step, then that of decode steps, as
     PREFILL and DECODE number them.
 
-    A table can have a page for each position, where chunks are one token long.
+    A table can have a page for each position, where chunks are one token long. InvalidRequest for
+    limits that `settled_limits` refuses.
     """
-    if min(limits.max_step_tokens, limits.max_sequences, limits.max_import_pages) < 1:
-        raise InvalidRequest(f"a plan's limits are 1 or more each: {limits}")
-    sequences = min(limits.max_sequences, limits.max_step_tokens)
+    limits = settled_limits(model, graph, limits)
+    sequences = limits.max_sequences
     usual_rows = max(1, model.max_positions // (4 * graph.page_size))
     both = {
         "P": SizeRange(1, usual_rows, model.max_positions),

@@ -1,5 +1,6 @@
 """One table of the graph's edge, and the profiles made from it."""
 
+import math
 from dataclasses import fields, replace
 
 import numpy as np
@@ -17,7 +18,14 @@ from legokv.bindings import (
 )
 from legokv.config import ModelConfig, RopeConfig
 from legokv.errors import InvalidRequest
-from legokv.profiles import MAX_ELEMENTS, PlanLimits, Profile, plan_profiles, profile_number
+from legokv.profiles import (
+    MAX_ELEMENTS,
+    PlanLimits,
+    Profile,
+    plan_profiles,
+    profile_number,
+    settled_limits,
+)
 
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -158,6 +166,36 @@ def test_no_pool_has_more_elements_than_tensorrt_counts() -> None:
 def test_limits_of_nothing_are_refused(limits: PlanLimits) -> None:
     with pytest.raises(InvalidRequest, match="1 or more each"):
         profiles(limits)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        # 2^31 - 1 over gate and up, 2 x 512; over 4 numbers for 4,096 pages; over a page's 4,096.
+        (PlanLimits(max_step_tokens=10**9), "max_step_tokens is at most 2,097,151 .* not 1,000,0"),
+        (PlanLimits(max_sequences=131072), "max_sequences is at most 131,071 .* not 131,072"),
+        (PlanLimits(max_import_pages=524288), "max_import_pages is at most 524,287 .* 4,096 for"),
+    ],
+)
+def test_limits_no_plan_can_have_are_refused_with_the_most_there_can_be(
+    limits: PlanLimits, words: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        profiles(limits)
+
+
+def test_limits_at_the_most_there_can_be_keep_every_tensor_countable() -> None:
+    most = PlanLimits(2_097_151, 131_071, 524_287)
+    assert settled_limits(MODEL, GRAPH, most) == most
+    for profile in profiles(most):
+        for binding in (*GRAPH.inputs, *GRAPH.outputs):
+            assert math.prod(profile.shapes(binding)[2]) <= MAX_ELEMENTS, binding
+
+
+def test_limits_and_profiles_agree_where_there_are_fewer_tokens_than_sequences() -> None:
+    asked = PlanLimits(max_step_tokens=8, max_sequences=64)
+    assert settled_limits(MODEL, GRAPH, asked).max_sequences == 8
+    assert [profile.ranges["B"].most for profile in profiles(asked)] == [8, 8]
 
 
 def test_a_graph_shape_is_a_models_numbers() -> None:

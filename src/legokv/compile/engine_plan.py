@@ -14,7 +14,7 @@ from legokv.errors import UnsupportedModel
 from legokv.launchers import Launchers
 from legokv.plan_facts import ANY_ARCHITECTURE, PlanFacts
 from legokv.plugin_library import LIBRARY_NAME, library_digest
-from legokv.profiles import PlanLimits, plan_profiles
+from legokv.profiles import PlanLimits, plan_profiles, settled_limits
 
 
 def engine_plan(
@@ -33,7 +33,7 @@ def engine_plan(
         plan_file=PLAN_BACKENDS[backend].plan_file,
         library_file=LIBRARY_NAME,
         library_sha256=library_digest(library),
-        limits=limits,
+        limits=settled_limits(model, graph, limits),
         profiles=plan_profiles(model, graph, limits),
     )
 

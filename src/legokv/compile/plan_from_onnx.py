@@ -29,7 +29,7 @@ def plan_from_onnx(objects: PlanBuilder, request: PlanRequest, report: Report) -
     objects.config.progress_monitor = monitor
     serialized = objects.serialize()
     if serialized is None:
-        raise PlanBuildFailed(f"{request.backend} built no plan; its reasons are printed above")
+        raise PlanBuildFailed("TensorRT built no plan")
     return PlanSummary(
         backend=request.backend,
         version=objects.trt.__version__,

@@ -32,16 +32,17 @@ def build_plan(request: PlanRequest, say: Say) -> PlanSummary:
         assert process.stdin is not None, "standard input is a pipe"
         assert process.stdout is not None, "standard output is a pipe"
         assert process.stderr is not None, "standard error is a pipe"
-        words = _last_lines(process.stderr)
+        last_lines = _last_lines(process.stderr)
         process.stdin.write(request.to_json())
         process.stdin.close()
         last = _show(map(json.loads, process.stdout), say)
         status = process.wait()
-        said = words()
+        said = last_lines()
     if "summary" in last:
         return PlanSummary(**last["summary"])
     reason = last.get("error") or _death(status)
-    raise PlanBuildFailed("\n".join([f"{request.backend}: {reason}", *said]))
+    words = "; it had said:" if said else "; it had said nothing"
+    raise PlanBuildFailed("\n".join([f"{request.backend}: {reason}{words}", *said]))
 
 
 @contextmanager
@@ -92,5 +93,5 @@ def _last_lines(stream: IO[str]) -> Callable[[], list[str]]:
 
 def _death(status: int) -> str:
     if status < 0:
-        return f"the build process was ended by {signal.Signals(-status).name}; it had said:"
-    return f"the build process ended with status {status} and no result; it had said:"
+        return f"the build process was ended by {signal.Signals(-status).name}"
+    return f"the build process ended with status {status} and no result"
