@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -79,36 +80,50 @@ def _serve(parsed: argparse.Namespace) -> None:
 
 def _serve_until_stopped(settings: Settings, say: Say) -> None:
     """Start the server again each time it lost a model; a start may fail a few times then."""
+    stop_asked = threading.Event()
     tries_left = 0
-    while True:
+    while not stop_asked.is_set():
         try:
-            if _serve_once(settings, say):
-                return
+            _serve_once(settings, say, stop_asked)
             tries_left = RESTART_TRIES
         except ServerError as error:
+            if stop_asked.is_set():
+                return
             if not tries_left:
                 raise
             tries_left -= 1
-            say("restarting", {"reason": str(error).splitlines()[0]})
+            _say_restarting(say, error)
 
 
-def _serve_once(settings: Settings, say: Say) -> bool:
-    """Serve until interrupted; False when the server lost a model and is to be started again."""
+def _serve_once(settings: Settings, say: Say, stop_asked: threading.Event) -> None:
+    """Return when a server that was ready was stopped, or lost a model."""
     with running_server(settings) as server:
-        _pass_signals_on(server)
+        _pass_signals_on(server, stop_asked)
         server.wait_until_ready()
         if not server.stopping:
             say("ready", _addresses(settings))
         try:
             server.wait()
         except ModelProcessLost as error:
-            say("restarting", {"reason": str(error)})
-        return server.stopping
+            _say_restarting(say, error)
 
 
-def _pass_signals_on(server: TritonServer) -> None:
+def _pass_signals_on(server: TritonServer, stop_asked: threading.Event) -> None:
+    def stop(*_: object) -> None:
+        stop_asked.set()
+        server.stop()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: server.stop())
+        signal.signal(number, stop)
+    # A signal that came before went to the server before this one.
+    if stop_asked.is_set():
+        server.stop()
+
+
+def _say_restarting(say: Say, error: ServerError) -> None:
+    reason = str(error).splitlines()[0]
+    print(f"legokv: {reason}; the server starts again", file=sys.stderr, flush=True)
+    say("restarting", {"reason": reason})
 
 
 def _addresses(settings: Settings) -> dict[str, object]:

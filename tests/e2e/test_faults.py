@@ -1,8 +1,5 @@
 """Processes that are killed, on either side, while answers are under way."""
 
-import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,10 +8,9 @@ from pathlib import Path
 
 import pytest
 from conftest import TEXTS
+from killing import kill_model, next_events
 from server import RunningServer, serving
 from tritonclient.utils import InferenceServerException
-
-from legokv.serving.model_processes import model_of
 
 QUESTION = "Who keeps the oldest lighthouse?"
 LONG = 900
@@ -32,9 +28,9 @@ def test_a_killed_model_process_ends_its_requests_with_errors_and_documents_surv
             under_way = [threads.submit(ask_for_long, server, ids) for _ in range(4)]
             time.sleep(0.5)
             killed_at = time.monotonic()
-            os.kill(model_process(server, model), signal.SIGKILL)
+            kill_model(server.process.pid, model)
             outcomes = [one.result(ERROR_SECONDS) for one in under_way]
-        restarting, ready = next_events(server, 2)
+        restarting, ready = next_events(server.process, 2)
         after = server.ask(text_input=QUESTION, document_ids=ids, max_tokens=12)
         listed = server.document("list")["documents"]
     assert restarting["event"] == "restarting"
@@ -108,14 +104,3 @@ def ask_for_long(server: RunningServer, ids: list[str]) -> tuple[float, object]:
     except InferenceServerException as error:
         return time.monotonic(), error
     return time.monotonic(), outcome
-
-
-def model_process(server: RunningServer, model: str) -> int:
-    """The number of the process that runs a model of this server."""
-    return next(pid for pid in server.processes() if model_of(pid) == model)
-
-
-def next_events(server: RunningServer, number: int) -> list[dict[str, str]]:
-    """What `legokv serve` says next."""
-    assert server.process.stdout is not None
-    return [json.loads(server.process.stdout.readline()) for _ in range(number)]

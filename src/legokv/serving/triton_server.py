@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from legokv.errors import ModelProcessLost, ServerError
-from legokv.serving.model_processes import child_processes, is_running, model_of
+from legokv.serving.model_processes import ModelWatch
 from legokv.serving.settings import Settings
 from legokv.serving.triton_install import (
     TritonInstall,
@@ -29,6 +29,8 @@ _LOG_TAIL_LINES = 30
 _POLL_SECONDS = 0.1
 _LOST_SECONDS = 1.0
 """From a model's loss to the server's end, so that answers of the other models get out."""
+_REFUSED_SECONDS = 3.0
+"""From a model's end while the server starts to when it is believed lost."""
 _SHARED_MEMORY = Path("/dev/shm")
 _SHARED_MEMORY_PREFIX = "legokv_"
 _PR_SET_PDEATHSIG = 1
@@ -41,6 +43,7 @@ class TritonServer:
         self.settings = settings
         self.stopping = False
         self._process = process
+        self._models = ModelWatch(process.pid)
         self._tail: collections.deque[str] = collections.deque(maxlen=_LOG_TAIL_LINES)
         self._log = threading.Thread(target=self._forward_log, name="triton-log", daemon=True)
         self._log.start()
@@ -48,16 +51,30 @@ class TritonServer:
     def wait_until_ready(self) -> None:
         """Return once every model answers, or at once when `stopping`.
 
-        ServerError with the end of the log if the server ends or the settings' time is over.
+        ServerError with the end of the log if the server ends or the settings' time is over;
+        ModelProcessLost a few seconds after a model's process ended, for Triton may wait for ever.
         """
         limit = self.settings.ready_timeout_seconds
         deadline = time.monotonic() + limit
         while not self._is_ready() and not self.stopping:
-            if self._process.poll() is not None:
-                raise ServerError(f"the server ended while starting\n{self._log_end()}")
+            self._check_start()
             if time.monotonic() > deadline:
                 raise ServerError(f"the server was not ready after {limit} s\n{self._log_end()}")
             time.sleep(_POLL_SECONDS)
+        self._models.look()
+
+    def _check_start(self) -> None:
+        ended = self._models.look()
+        if ended:
+            # A model that refuses to start has ended too: then Triton ends, and says why.
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_REFUSED_SECONDS)
+        if self._process.poll() is not None:
+            raise ServerError(f"the server ended while starting\n{self._log_end()}")
+        # Look again: a process that was nobody's model is gone by now, and Triton kills the others.
+        lost = tuple(model for model in self._models.look() if model in ended)
+        if lost:
+            raise self._killed_for(lost, "ended while the server started")
 
     def wait(self) -> None:
         """Return when the server has ended after a `stop`; ServerError if it ended by itself.
@@ -65,20 +82,22 @@ class TritonServer:
         ModelProcessLost soon after a model's process ended; the server is killed with it, for
         requests under way in the lost model would never end. Their clients see a lost connection.
         """
-        models = {pid: model_of(pid) for pid in child_processes(self._process.pid)}
         while self._process.poll() is None and not self.stopping:
-            lost = [name for pid, name in models.items() if not is_running(pid)]
+            lost = self._models.lost()
             if lost:
                 time.sleep(_LOST_SECONDS)
-                self._kill()
-                reason = f"the process of model {' and '.join(lost)} ended by itself"
-                print(f"legokv: {reason}", file=sys.stderr, flush=True)
-                raise ModelProcessLost(reason)
+                raise self._killed_for(lost, "ended by itself")
             time.sleep(_POLL_SECONDS)
         if not self.stopping:
             raise ServerError(
                 f"the server ended with status {self._process.returncode}\n{self._log_end()}"
             )
+
+    def _killed_for(self, lost: tuple[str, ...], what: str) -> ModelProcessLost:
+        """Kill the server; the error that says for which models."""
+        self._kill()
+        models = " and ".join(lost)
+        return ModelProcessLost(f"the process of model {models} {what}\n{self._log_end()}")
 
     def stop(self) -> None:
         """Ask the server to end; to be called from a signal handler too."""
