@@ -8,9 +8,7 @@ import json
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from legokv.config import ModelConfig, RopeConfig
 from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.gate_facts import GateFacts
 from legokv.plan_facts import PlanFacts, plan_facts_from_json
+from legokv.replaced_folder import replaced_folder
 
 FORMAT_VERSION = 3
 FACTS_FILE = "engine.json"
@@ -91,7 +90,7 @@ def write_engine_folder(
     not at all, in place of an older engine; InvalidRequest if `path` is anything else.
     """
     refuse_foreign_folder(path)
-    with _replaced_folder(path) as folder:
+    with replaced_folder(path) as folder:
         for file in facts.files:
             _link_or_copy((checkpoint / file.name).resolve(), folder / file.name)
         if produce is not None:
@@ -174,19 +173,6 @@ def _check_file(file: Path, size_bytes: int) -> None:
         raise EngineMismatch(
             f"{file} has {found} bytes, {FACTS_FILE} says {size_bytes}: build the engine again"
         )
-
-
-@contextmanager
-def _replaced_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place at the end, or vanishes on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        new.mkdir()
-        yield new
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
