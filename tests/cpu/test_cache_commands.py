@@ -203,3 +203,39 @@ def test_a_file_that_is_not_there_or_cannot_be_written_is_named(machine, tmp_pat
     for kind in ("import", "export"):
         status, said = machine.command(capsys, kind, tmp_path / "nowhere" / "set.tar")
         assert (status, "set.tar cannot be" in said) == (1, True)
+
+
+@pytest.mark.parametrize("kind", ["stats", "verify", "clear", "export"])
+def test_a_folder_that_is_no_cache_is_refused_and_nothing_is_made(machine, tmp_path, capsys, kind):
+    mistyped, file = tmp_path / "mistyped", tmp_path / "set.tar"
+    machine.options[-1] = mistyped
+    status, said = machine.command(capsys, kind, *([file] if kind == "export" else []))
+    assert status == 1
+    assert f"{mistyped} is no cache of the engine {machine.engine_folder}" in said
+    assert "give --cache-dir the folder that `legokv serve` has" in said
+    assert not mistyped.exists()
+    assert not file.exists()
+
+
+def test_an_import_makes_the_folder_it_is_given(machine, elsewhere, tmp_path, capsys):
+    machine.register(0)
+    machine.command(capsys, "export", tmp_path / "set.tar")
+    elsewhere.options[-1] = tmp_path / "new"
+    status, took = elsewhere.command(capsys, "import", tmp_path / "set.tar")
+    assert (status, took["documents"]) == (0, 1)
+    assert elsewhere.command(capsys, "stats")[1]["namespaces"]["default"]["documents"] == 1
+
+
+@pytest.mark.parametrize("kind", ["clear", "export"])
+def test_a_namespace_of_which_nothing_is_kept_is_refused_with_those_there_are(
+    machine, tmp_path, capsys, kind
+):
+    machine.register(0)
+    machine.register(1, namespace="other")
+    number, file = len(machine.files()), tmp_path / "set.tar"
+    asked = ("--namespace", "other", "--namespace", "nosuch")
+    status, said = machine.command(capsys, kind, *asked, *([file] if kind == "export" else []))
+    assert status == 1
+    assert "nothing is kept of the namespace 'nosuch'; there are default, other" in said
+    assert len(machine.files()) == number
+    assert not file.exists()

@@ -114,3 +114,17 @@ def test_a_command_without_redis_says_that_it_does_not_answer(start, capsys):
     machine.options[-1] = "redis://127.0.0.1:1/0"
     status, said = machine.command(capsys, "stats")
     assert (status, "redis://127.0.0.1:1/0 does not answer" in said) == (1, True)
+
+
+def test_a_folder_that_no_server_used_is_refused_unless_the_fleet_keeps_all_in_redis(
+    start, tmp_path, capsys, monkeypatch
+):
+    machine = start("one")
+    document = machine.register(0)
+    machine.options[3] = tmp_path / "mistyped"
+    status, said = machine.command(capsys, "stats")
+    assert (status, f"{tmp_path / 'mistyped'} is no cache of the engine" in said) == (1, True)
+    assert not (tmp_path / "mistyped").exists()
+    monkeypatch.setenv("LEGOKV_DISK_BYTES", "0")
+    status, said = machine.command(capsys, "stats")
+    assert (status, said["tiers"]["remote"]["chunks"]) == (0, document["num_chunks"])

@@ -12,9 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from legokv.chunks.evictions import StoredRow
-from legokv.chunks.opening import open_disk_tier
 from legokv.chunks.repair import mend, verify
 from legokv.chunks.tier import ChunkTier
+from legokv.commands.cache_opening import check_is_cache, open_cache
 from legokv.documents.exchange import (
     Cache,
     documents_of,
@@ -22,11 +22,9 @@ from legokv.documents.exchange import (
     import_documents,
 )
 from legokv.documents.protocol import DocumentRegistry
-from legokv.documents.registry import Registry
-from legokv.engine_folder import EngineFacts, read_engine_folder
-from legokv.fleet.opening import open_shared_registry, remote_tier_of
-from legokv.serving.settings import Settings, settings_from
-from legokv.tokenizer import Tokenizer
+from legokv.engine_folder import read_engine_folder
+from legokv.errors import NotFound
+from legokv.serving.settings import settings_from
 
 Facts = dict[str, object]
 
@@ -40,25 +38,13 @@ def run_cache_command(parsed: argparse.Namespace) -> int:
     }
     settings = settings_from(parsed.config, os.environ, flags)
     facts = read_engine_folder(settings.engine)
-    cache = _open(settings, facts)
+    if parsed.cache_command != "import":
+        check_is_cache(settings, facts)
+    cache = open_cache(settings, facts)
     with closing(cache.registry):
         status, said = _COMMANDS[parsed.cache_command](cache, parsed)
     _print({"cache": str(settings.registry_path(facts).parent), **said}, parsed.format)
     return status
-
-
-def _open(settings: Settings, facts: EngineFacts) -> Cache:
-    """This machine's stored chunks, and the documents it has or those of its fleet."""
-    file, limits = settings.registry_path(facts), settings.tier_limits
-    shared = settings.shared_cache(facts)
-    registry: DocumentRegistry
-    if shared is None:
-        registry, remote = Registry.open(file), None
-    else:
-        registry = open_shared_registry(shared)
-        remote = remote_tier_of(registry, limits) if limits.remote_bytes else None
-    disk = open_disk_tier(file.parent, registry, limits)
-    return Cache(facts.fingerprint, registry, disk, Tokenizer.open(settings.engine), remote)
 
 
 def _stats(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
@@ -170,9 +156,16 @@ def _import(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
 
 
 def _namespaces(cache: Cache, parsed: argparse.Namespace) -> tuple[str, ...]:
-    if parsed.namespace:
-        return tuple(dict.fromkeys(parsed.namespace))
-    return _all_namespaces(cache)
+    """Those asked for, all unless told; NotFound for one of which nothing is kept."""
+    known = _all_namespaces(cache)
+    if not parsed.namespace:
+        return known
+    for name in parsed.namespace:
+        if name not in known:
+            raise NotFound(
+                f"nothing is kept of the namespace '{name}'; there are {', '.join(known) or 'none'}"
+            )
+    return tuple(dict.fromkeys(parsed.namespace))
 
 
 def _all_namespaces(cache: Cache) -> tuple[str, ...]:

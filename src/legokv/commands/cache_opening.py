@@ -1,0 +1,40 @@
+"""Opens what `legokv cache` works on: a cache folder without its engine, and its fleet's Redis."""
+
+from legokv.chunks.opening import open_disk_tier
+from legokv.documents.exchange import Cache
+from legokv.documents.protocol import DocumentRegistry
+from legokv.documents.registry import Registry
+from legokv.engine_folder import EngineFacts
+from legokv.errors import NotFound
+from legokv.fleet.opening import open_shared_registry, remote_tier_of
+from legokv.serving.settings import Settings
+from legokv.tokenizer import Tokenizer
+
+
+def check_is_cache(settings: Settings, facts: EngineFacts) -> None:
+    """NotFound if no server of this model keeps anything in the folder; makes nothing.
+
+    A fleet that keeps all in Redis needs none.
+    """
+    if settings.shared_cache(facts) is not None and not settings.disk_bytes:
+        return
+    file = settings.registry_path(facts)
+    if not file.is_file():
+        raise NotFound(
+            f"{settings.cache_dir} is no cache of the engine {settings.engine}: {file} does not "
+            "exist; give --cache-dir the folder that `legokv serve` has for this engine"
+        )
+
+
+def open_cache(settings: Settings, facts: EngineFacts) -> Cache:
+    """This machine's stored chunks, and the documents it has or those of its fleet."""
+    file, limits = settings.registry_path(facts), settings.tier_limits
+    shared = settings.shared_cache(facts)
+    registry: DocumentRegistry
+    if shared is None:
+        registry, remote = Registry.open(file), None
+    else:
+        registry = open_shared_registry(shared)
+        remote = remote_tier_of(registry, limits) if limits.remote_bytes else None
+    disk = open_disk_tier(file.parent, registry, limits)
+    return Cache(facts.fingerprint, registry, disk, Tokenizer.open(settings.engine), remote)
