@@ -1,6 +1,7 @@
 """Build an engine folder from a checkpoint: python build/build_engine.py --model llama"""
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -99,6 +100,8 @@ def say(line: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    # A build that is told to end ends as on Ctrl-C: its process and what it has begun with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         build(parse_arguments(arguments))
     except LegokvError as error:

@@ -5,8 +5,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,12 +161,9 @@ def test_smollm2_becomes_a_plan(
     assert 269e6 < plan.stat().st_size == summary.plan_bytes < 400e6
 
 
-def test_an_interrupted_build_ends_at_once_and_leaves_nothing(
-    plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
-) -> None:
-    arguments = command(
-        plugin_library, tmp_path / "engine", "--checkpoint", tiny_checkpoint("llama-wide")
-    )
+@contextmanager
+def under_way(arguments: list[str]) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    """A build that has begun its plan, and the number of the process that builds it."""
     with subprocess.Popen(
         arguments,
         stdout=subprocess.PIPE,
@@ -173,12 +173,59 @@ def test_an_interrupted_build_ends_at_once_and_leaves_nothing(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
         assert any(line.startswith(f"Building {PLAN}") for line in process.stdout)
-        process.send_signal(signal.SIGINT)
+        yield process, only_child(process.pid)
+
+
+def only_child(pid: int) -> int:
+    """The process that `pid` started, as soon as it has."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return int(soon(lambda: children.read_text().split())[0])
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process runs no more; its starter may not have looked at how it ended."""
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or "State:\tZ" in status.read_text()
+
+
+def soon(condition: Callable[[], Any]) -> Any:
+    """What `condition` gives as soon as it is true, within a minute."""
+    deadline = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_build_ends_at_once_and_leaves_nothing(
+    number: signal.Signals,
+    plugin_library: Path,
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    engine, checkpoint = tmp_path / "engine", tiny_checkpoint("llama-wide")
+    given = command(plugin_library, engine, "--checkpoint", checkpoint)
+    with under_way(given) as (process, child):
+        process.send_signal(number)
         assert process.wait(timeout=60) == 130
-        assert "interrupted, nothing written" in process.stderr.read()
+        assert process.stderr is not None
+        assert process.stderr.read() == "build_engine.py: interrupted, nothing written\n"
+        assert has_ended(child)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_build_takes_its_process_along_and_the_next_build_what_it_left(
+    plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    engine, checkpoint = tmp_path / "engine", tiny_checkpoint("llama-wide")
+    with under_way(command(plugin_library, engine, "--checkpoint", checkpoint)) as (process, child):
+        process.kill()
+        soon(lambda: has_ended(child))
+    assert len(list(tmp_path.iterdir())) == 1
+    build_engine_folder(checkpoint, engine, EngineSettings("tiny"))
+    assert list(tmp_path.iterdir()) == [engine]
 
 
 @pytest.mark.parametrize(

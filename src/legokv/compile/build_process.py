@@ -1,9 +1,11 @@
 """The process that builds a plan: `python -m legokv.compile.build_process < request.json`.
 
 It prints one JSON object a line: {"phase", "done", "total"} as it goes, then {"summary"} or
-{"error"}. TensorRT's own words go to standard error. Killing it leaves no part of a plan.
+{"error"}. TensorRT's own words go to standard error. Killing it leaves no part of a plan, and it
+ends with the process that started it.
 """
 
+import ctypes
 import importlib
 import json
 import os
@@ -18,8 +20,12 @@ from legokv.compile.plan_from_onnx import plan_from_onnx
 from legokv.compile.plan_request import PlanRequest, request_from_json
 from legokv.errors import LegokvError
 
+_PR_SET_PDEATHSIG = 1
+
 
 def main() -> int:
+    # A starter that is killed has no time to end this process.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Ctrl-C reaches the whole group; TensorRT's C++ would hold Python's handler back for minutes.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     request = request_from_json(sys.stdin.read())

@@ -28,7 +28,7 @@ def build_plan(request: PlanRequest, say: Say) -> PlanSummary:
 
     PlanBuildFailed if TensorRT fails or its process dies. An interruption ends that process.
     """
-    with _build_process(request.backend) as process:
+    with _build_process(request) as process:
         assert process.stdin is not None, "standard input is a pipe"
         assert process.stdout is not None, "standard output is a pipe"
         assert process.stderr is not None, "standard error is a pipe"
@@ -46,11 +46,13 @@ def build_plan(request: PlanRequest, say: Say) -> PlanSummary:
 
 
 @contextmanager
-def _build_process(backend: str) -> Iterator["subprocess.Popen[str]"]:
+def _build_process(request: PlanRequest) -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, "-m", "legokv.compile.build_process"]
-    with tempfile.TemporaryDirectory(prefix="legokv-plan-") as links:
+    # Beside the plan: what a killed build leaves of it goes where the rest of that build goes.
+    beside = Path(request.plan_file).parent
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".links-") as links:
         environment = dict(os.environ)
-        if backend == "tensorrt-rtx":
+        if request.backend == "tensorrt-rtx":
             environment = environment_with_library(Path(links), environment)
         pipe = subprocess.PIPE
         process = subprocess.Popen(
@@ -61,6 +63,7 @@ def _build_process(backend: str) -> Iterator["subprocess.Popen[str]"]:
                 yield process
             finally:
                 process.kill()
+                process.wait()
 
 
 def _show(events: Iterator[dict[str, Any]], say: Say) -> dict[str, Any]:
