@@ -1,6 +1,7 @@
 """The client scripts against the real server, as a user runs them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,15 @@ def test_a_question_streams_its_answer_and_ends_with_what_it_took(
     assert json.loads(full[-1])["cached_tokens"] == 0
     few = run(server, *question, "--format", "json", "--link-tokens", "3").stdout.splitlines()
     assert json.loads(few[-1])["recomputed_tokens"] < replies[-1]["recomputed_tokens"]
+
+
+def test_what_had_to_be_compiled_is_said_beside_what_is_cached(server: RunningServer) -> None:
+    new_head = ("ask.py", "Who?", "--max-tokens", "2", "--system-text", "You are a miller.")
+    first, second = (run(server, *new_head).stderr for _ in range(2))
+    counts = r"(\d+) cached, 0 recomputed, \d+ fresh; (\d+) of the cached and .* compiled first"
+    cached, compiled = map(int, re.search(counts, first).groups())
+    assert cached == compiled > 0
+    assert tuple(map(int, re.search(counts, second).groups())) == (cached, 0)
 
 
 @pytest.mark.parametrize(
