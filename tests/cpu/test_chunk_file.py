@@ -8,6 +8,7 @@ from safetensors import safe_open
 from legokv.chunks.file import read_chunk, write_chunk
 from legokv.chunks.stored_kv import STORED_DTYPES, Int8Kv, from_stored, to_stored
 from legokv.errors import ChunkUnreadable
+from legokv.safetensors_dtypes import FLOAT_DTYPES
 
 KEY = "0f" * 32
 IDS = (5, 6, 7)
@@ -41,6 +42,15 @@ def rewrite_header(path, change):
     change(fields)
     text = json.dumps(fields).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+def test_the_table_of_types_says_what_torch_and_the_file_do(tmp_path):
+    for name, known in FLOAT_DTYPES.items():
+        dtype = getattr(torch, known.name)
+        assert dtype.itemsize == known.item_bytes
+        write_chunk(tmp_path / name, KEY, IDS, kv(dtype))
+        with safe_open(tmp_path / name, "pt") as file:
+            assert file.get_slice("kv").get_dtype() == name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

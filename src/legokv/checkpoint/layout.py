@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from legokv.checkpoint.tensor_table import StoredTensor
 from legokv.config import ModelConfig
 from legokv.errors import UnsupportedModel
-
-_FLOAT_DTYPES = ("F32", "F16", "BF16")
+from legokv.safetensors_dtypes import FLOAT_DTYPES
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,9 @@ def _check_source(stored: StoredTensor | None, source: Source, config: ModelConf
             f"{source.name} has shape {list(stored.shape)}, config.json asks for "
             f"{list(source.shape)}"
         )
-    if stored.dtype not in _FLOAT_DTYPES:
+    if stored.dtype not in FLOAT_DTYPES:
         raise UnsupportedModel(
-            f"{source.name} is stored as {stored.dtype}: only {', '.join(_FLOAT_DTYPES)} weights "
+            f"{source.name} is stored as {stored.dtype}: only {', '.join(FLOAT_DTYPES)} weights "
             "are supported, not quantised ones"
         )
 

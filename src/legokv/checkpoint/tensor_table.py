@@ -8,8 +8,8 @@ from typing import Any
 
 from legokv.checkpoint.config_values import json_object
 from legokv.errors import UnsupportedModel
+from legokv.safetensors_dtypes import FLOAT_DTYPES
 
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _HEADER_LIMIT_BYTES = 100_000_000
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -104,6 +104,7 @@ def _stored_tensor(name: str, entry: Any, file: Path, data_start: int) -> Stored
         start, end = (data_start + int(offset) for offset in entry["data_offsets"])
     except (KeyError, TypeError, ValueError):
         raise UnsupportedModel(f"{file}: the header's entry for {name} is damaged") from None
-    if dtype in _ITEM_BYTES and end - start != prod(shape) * _ITEM_BYTES[dtype]:
+    known = FLOAT_DTYPES.get(dtype)
+    if known is not None and end - start != prod(shape) * known.item_bytes:
         raise UnsupportedModel(f"{file}: {name} has {end - start} bytes for {dtype} {list(shape)}")
     return StoredTensor(name, dtype, shape, file, start, end)

@@ -14,9 +14,8 @@ from typing import Any
 from legokv.chunks.key import kv_dtype_name
 from legokv.config import ModelConfig
 from legokv.errors import ChunkUnreadable
+from legokv.safetensors_dtypes import FLOAT_DTYPES
 
-# safetensors' names of the types a model's KV has, with ours and their bytes per element.
-MODEL_DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "F32": ("float32", 4)}
 INT8 = "I8"
 
 # A header is a few hundred bytes; a length past this is damage, not a reason to read gigabytes.
@@ -49,16 +48,16 @@ class KvLayout:
     @property
     def kv_dtype(self) -> str:
         """What a chunk's key calls this type."""
-        return kv_dtype_name(MODEL_DTYPES[self.dtype][0], "int8" if self.is_int8 else "model")
+        return kv_dtype_name(FLOAT_DTYPES[self.dtype].name, "int8" if self.is_int8 else "model")
 
     @property
     def _element_bytes(self) -> int:
-        return MODEL_DTYPES[self.dtype][1]
+        return FLOAT_DTYPES[self.dtype].item_bytes
 
 
 def token_bytes(config: ModelConfig, dtype: str, stored_dtype: str) -> int:
     """What one token's KV of a model takes, stored, its chunk's header aside."""
-    name = next(name for name, (model_dtype, _) in MODEL_DTYPES.items() if model_dtype == dtype)
+    name = next(name for name, known in FLOAT_DTYPES.items() if known.name == dtype)
     shape = (config.num_layers, 2, 1, config.num_kv_heads, config.head_size)
     return KvLayout(name, shape, stored_dtype == "int8").num_bytes
 
@@ -145,7 +144,7 @@ def _layout(fields: dict[str, Any]) -> KvLayout:
     kv = fields["kv"]
     is_int8 = kv["dtype"] == INT8
     dtype = fields["scales"]["dtype"] if is_int8 else kv["dtype"]
-    if dtype not in MODEL_DTYPES:
+    if dtype not in FLOAT_DTYPES:
         raise ValueError(f"no KV is stored as {dtype}")
     layout = KvLayout(dtype, tuple(int(size) for size in kv["shape"]), is_int8)
     if is_int8 and fields["scales"]["shape"] != list(layout.shape[:-1]):

@@ -15,8 +15,11 @@ from legokv.chunks.header import (
 from legokv.chunks.key import CHUNK_FORMAT_VERSION, TokenIds, token_digest
 from legokv.chunks.stored_kv import Int8Kv, StoredKv
 from legokv.errors import ChunkUnreadable
+from legokv.safetensors_dtypes import FLOAT_DTYPES
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, dtype.name) for name, dtype in FLOAT_DTYPES.items()
+}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
