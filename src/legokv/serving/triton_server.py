@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from legokv.errors import ModelProcessLost, ServerError
+from legokv.serving.leftovers import server_folder, shared_memory_prefix
 from legokv.serving.model_processes import ModelWatch
 from legokv.serving.settings import Settings
 from legokv.serving.triton_install import (
@@ -31,8 +31,6 @@ _LOST_SECONDS = 1.0
 """From a model's loss to the server's end, so that answers of the other models get out."""
 _REFUSED_SECONDS = 3.0
 """From a model's end while the server starts to when it is believed lost."""
-_SHARED_MEMORY = Path("/dev/shm")
-_SHARED_MEMORY_PREFIX = "legokv_"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -150,18 +148,15 @@ class TritonServer:
 def running_server(settings: Settings) -> Iterator[TritonServer]:
     """A server that was started with `settings`, whose ports are chosen; gone after the block."""
     install = find_triton()
-    _remove_stale_shared_memory()
-    prefix = f"{_SHARED_MEMORY_PREFIX}{os.getpid()}_"
-    with tempfile.TemporaryDirectory(prefix="legokv-") as folder:
-        lay_out_backend(install, Path(folder))
-        command = _command(settings, install, Path(folder), prefix)
+    with server_folder() as folder, shared_memory_prefix() as prefix:
+        lay_out_backend(install, folder)
+        command = _command(settings, install, folder, prefix)
         environment = server_environment(install, {**os.environ, **settings.environment()})
         server = TritonServer(settings, _start(command, environment))
         try:
             yield server
         finally:
             server.end()
-            _remove_shared_memory(prefix)
 
 
 def _command(
@@ -203,16 +198,3 @@ def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[
 
 def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _remove_shared_memory(prefix: str) -> None:
-    for file in _SHARED_MEMORY.glob(f"{prefix}*"):
-        file.unlink(missing_ok=True)
-
-
-def _remove_stale_shared_memory() -> None:
-    """Remove what servers left behind whose starter was killed."""
-    for file in _SHARED_MEMORY.glob(f"{_SHARED_MEMORY_PREFIX}*_*"):
-        pid = file.name.removeprefix(_SHARED_MEMORY_PREFIX).split("_")[0]
-        if pid.isdecimal() and not Path("/proc", pid).exists():
-            file.unlink(missing_ok=True)
