@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from legokv import __version__
+from legokv.cmake_cache import drop_foreign_cache
 from legokv.errors import LegokvError
 from legokv.toolchain import find_cmake, nvcc_or_wheels, tensorrt_headers
 
@@ -19,7 +20,7 @@ Say = Callable[[str], None]
 
 
 class PluginBuildFailed(LegokvError):
-    """CMake or a compiler failed; the message ends with the last lines they printed."""
+    """CMake or a compiler failed; the message has the last lines they printed and what to do."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class PluginBuild:
 def build_plugin_library(build: PluginBuild, say: Say) -> Path:
     """Compile the plugin library, or only what changed since; its path.
 
-    ToolchainMissing if there is no compiler or header to be had; PluginBuildFailed with the
-    compiler's words if it does not compile.
+    ToolchainMissing if there is no compiler or header to be had, ToolMisnamed where the environment
+    names a wrong one; PluginBuildFailed with the compiler's words if it does not compile.
     """
     nvcc = nvcc_or_wheels(build.out / "cuda-13.0", say)
     headers = tensorrt_headers(build.out / "downloads", say)
@@ -48,6 +49,7 @@ def build_plugin_library(build: PluginBuild, say: Say) -> Path:
         f"-DLEGOKV_TENSORRT_INCLUDE={headers}",
         f"-DCMAKE_CUDA_COMPILER={nvcc}",
     ]
+    drop_foreign_cache(folder, {"CMAKE_CUDA_COMPILER": nvcc}, say)
     _cmake(build, folder, options, "legokv_plugins", say)
     return folder / LIBRARY_NAME
 
@@ -73,12 +75,16 @@ def library_digest(library: Path) -> str:
 
 def _cmake(build: PluginBuild, folder: Path, options: Sequence[str], target: str, say: Say) -> None:
     cmake = str(find_cmake())
+    drop_foreign_cache(
+        folder, {"CMAKE_HOME_DIRECTORY": build.source, "CMAKE_CACHEFILE_DIR": folder}, say
+    )
     configure = [cmake, "-S", str(build.source), "-B", str(folder), *options]
-    _run([*configure, f"-DLEGOKV_VERSION={__version__}"], say)
-    _run([cmake, "--build", str(folder), "--target", target, "--parallel", str(build.jobs)], say)
+    _run([*configure, f"-DLEGOKV_VERSION={__version__}"], folder, say)
+    compile_target = [cmake, "--build", str(folder), "--target", target]
+    _run([*compile_target, "--parallel", str(build.jobs)], folder, say)
 
 
-def _run(command: Sequence[str], say: Say) -> None:
+def _run(command: Sequence[str], folder: Path, say: Say) -> None:
     """Run, saying each line of progress; what was printed is kept for the error."""
     lines: list[str] = []
     with subprocess.Popen(
@@ -91,4 +97,7 @@ def _run(command: Sequence[str], say: Say) -> None:
                 say(line.rstrip())
     if process.returncode != 0:
         tail = "\n".join(lines[-30:])
-        raise PluginBuildFailed(f"{' '.join(command[:3])} … failed:\n{tail}")
+        raise PluginBuildFailed(
+            f"{' '.join(command[:3])} … failed:\n{tail}\n"
+            f"If its sources compile elsewhere, remove {folder} and build again"
+        )

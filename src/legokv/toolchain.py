@@ -14,6 +14,7 @@ from legokv.errors import LegokvError
 
 Say = Callable[[str], None]
 
+USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
 # nvcc and what it needs, of one release; later ones want later drivers.
 NVCC_WHEELS = (
     "nvidia-cuda-nvcc==13.0.88",
@@ -36,6 +37,10 @@ class ToolchainMissing(LegokvError):
     code = "UNSUPPORTED"
 
 
+class ToolMisnamed(LegokvError):
+    """A variable of the environment names what is not there: nothing else is taken in its place."""
+
+
 def find_cmake() -> Path:
     """CMake of this environment, or the machine's."""
     own = Path(sysconfig.get_path("scripts")) / "cmake"
@@ -46,11 +51,18 @@ def find_cmake() -> Path:
 
 
 def find_nvcc() -> Path | None:
-    """The machine's own nvcc: $CUDACXX, then PATH, then the toolkit's usual folder."""
-    for candidate in (os.environ.get("CUDACXX"), shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"):
-        if candidate and Path(candidate).is_file():
-            return Path(candidate)
-    return None
+    """The machine's own nvcc: $CUDACXX, else PATH's, else the one in the toolkit's usual folder.
+
+    ToolMisnamed if $CUDACXX is set and no program.
+    """
+    named = os.environ.get("CUDACXX")
+    found = shutil.which(named) if named else shutil.which("nvcc") or shutil.which(USUAL_NVCC)
+    if named and found is None:
+        raise ToolMisnamed(
+            f"CUDACXX={named} is no program: name nvcc's path, without options, or unset it and "
+            f"PATH, {USUAL_NVCC} and PyPI's wheels are tried"
+        )
+    return Path(found) if found else None
 
 
 def nvcc_or_wheels(folder: Path, say: Say) -> Path:
@@ -69,11 +81,11 @@ def nvcc_or_wheels(folder: Path, say: Say) -> Path:
 def tensorrt_headers(folder: Path, say: Say) -> Path:
     """A folder with NvInferRuntime.h: a TensorRT installation's, or the pinned wheel's.
 
-    $TENSORRT_INCLUDE comes first and must have the header if it is set.
+    $TENSORRT_INCLUDE comes first; ToolMisnamed if it is set and lacks the header.
     """
     named = os.environ.get("TENSORRT_INCLUDE")
     if named and not (Path(named) / HEADER).is_file():
-        raise ToolchainMissing(
+        raise ToolMisnamed(
             f"TENSORRT_INCLUDE={named} has no {HEADER}: name the folder that has it, or unset it "
             "and the headers are fetched"
         )
