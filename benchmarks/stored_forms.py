@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from benchmarks.record.about import RESULTS, ROOT, about, model_label
 from benchmarks.record.clock import TimeLimit, seconds_of
+from benchmarks.record.ending import run
 from benchmarks.record.journal import Journal, open_journal
 from benchmarks.record.results import Row, write_results
 from benchmarks.record.statistics import spread
@@ -119,7 +120,7 @@ def fidelity_rows(found: dict[str, dict[str, float]]) -> list[Row]:
     return rows
 
 
-def run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> None:
     limit = TimeLimit(arguments.minutes)
     torch.set_num_threads(arguments.threads)
     model = LinkedModel(arguments.engine, arguments.dtype, arguments.attention, POOL_TOKENS)
@@ -148,7 +149,7 @@ def _write(arguments: argparse.Namespace, model: LinkedModel, journal: Journal) 
 
 def main() -> int:
     try:
-        run(parse_arguments())
+        _run(parse_arguments())
     except DataMissing as error:
         print(error, file=sys.stderr)
         return 2
@@ -156,4 +157,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.cost import compile_price, memory, prefill_times, reuse_methods, time_split
 from benchmarks.record.about import RESULTS, ROOT, about, model_label
 from benchmarks.record.clock import TimeLimit
+from benchmarks.record.ending import run
 from benchmarks.record.journal import open_journal
 from benchmarks.record.results import write_results
 from legokv import Engine
@@ -55,4 +56,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.record.names import UnknownName, legolink_tokens
 from legokv import Chunk, Engine
 from legokv.jobs import Prefill
 
@@ -26,10 +27,6 @@ class Case:
 Method = Callable[[Engine, Case], Prefill]
 
 
-class UnknownMethod(Exception):
-    """A method was asked for that the cost measurements do not know."""
-
-
 def random_ids(engine: Engine, length: int, seed: int) -> list[int]:
     """`length` token ids, the same for the same seed; none of the first, special, ones."""
     dice = np.random.Generator(np.random.PCG64(seed))
@@ -47,10 +44,10 @@ def method(name: str) -> Method:
     """The method of that name, as the reuse benchmarks name them: `naive` is k = 0."""
     if name in _NAMED:
         return _NAMED[name]
-    kind, _, number = name.rpartition("-")
-    if kind == "legolink" and number.isdecimal():
-        return _legolink(int(number))
-    raise UnknownMethod(
+    link_tokens = legolink_tokens(name)
+    if link_tokens is not None:
+        return _legolink(link_tokens)
+    raise UnknownName(
         f"unknown method '{name}'; known are {', '.join(_NAMED)} and legolink-K for a number K"
     )
 

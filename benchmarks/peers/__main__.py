@@ -14,6 +14,7 @@ from benchmarks.peers.install import GGUF
 from benchmarks.peers.tasks import TASKS, task
 from benchmarks.record.about import RESULTS, ROOT, about, model_label
 from benchmarks.record.clock import TimeLimit
+from benchmarks.record.ending import run
 from benchmarks.record.journal import open_journal
 from benchmarks.record.results import write_results
 from legokv.engine_folder import read_engine_folder
@@ -36,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
+    facts = read_engine_folder(arguments.engine)
     peers = [engine(name, arguments.threads) for name in arguments.peers]
     plan = measure.Plan(
         tasks=tuple(task(name) for name in arguments.tasks),
@@ -53,7 +55,6 @@ def main() -> int:
     settings = {"threads": arguments.threads, "document_tokens": arguments.document_tokens}
     journal = open_journal("peers", settings)
     reasons = measure.run(peers, plan, journal)
-    facts = read_engine_folder(arguments.engine)
     described = about(model_label(facts), facts.dtype, len(journal), arguments.threads)
     rows = [*measure.rows(journal), *measure.skipped(reasons)]
     print(write_results("peers", described, rows, arguments.results))
@@ -61,4 +62,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

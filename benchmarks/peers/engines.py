@@ -7,13 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.record.about import ROOT
+from benchmarks.record.names import UnknownName
 
 PEERS = ROOT / "out" / "peers"
 SCRIPTS = Path(__file__).resolve().parent
-
-
-class UnknownPeer(Exception):
-    """A peer was asked for that has no script here."""
 
 
 @dataclass(frozen=True)
@@ -61,5 +58,5 @@ def engines(num_threads: int) -> dict[str, Engine]:
 def engine(name: str, num_threads: int) -> Engine:
     known = engines(num_threads)
     if name not in known:
-        raise UnknownPeer(f"unknown peer '{name}'; known are {', '.join(known)}")
+        raise UnknownName(f"unknown peer '{name}'; known are {', '.join(known)}")
     return known[name]

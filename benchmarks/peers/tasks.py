@@ -3,6 +3,8 @@
 import random
 from dataclasses import dataclass
 
+from benchmarks.record.names import UnknownName
+
 NUM_DOCUMENTS = 8
 QUESTION_TOKENS = 32
 DECODED_TOKENS = 32
@@ -41,15 +43,11 @@ TASKS = (
 )
 
 
-class UnknownTask(Exception):
-    """A task was asked for that does not exist."""
-
-
 def task(name: str) -> Task:
     for each in TASKS:
         if each.name == name:
             return each
-    raise UnknownTask(f"unknown task '{name}'; known are {', '.join(t.name for t in TASKS)}")
+    raise UnknownName(f"unknown task '{name}'; known are {', '.join(t.name for t in TASKS)}")
 
 
 def prompts(asked: Task, round_number: int, document_tokens: int) -> list[dict[str, object]]:

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record.about import RAW, commit
+from benchmarks.record.about import RAW, commit, measured_since
 
 
 class Journal:
-    """What one benchmark has measured so far at one commit with one set of settings.
+    """What one benchmark has measured so far of one state of the code with one set of settings.
 
-    Every entry has a key and is on disk when `add` returns. A journal of another commit or of
-    other settings is begun anew: numbers of different code never meet in one table.
+    Every entry has a key and is on disk when `add` returns. A journal of other code or of other
+    settings is begun anew: numbers of different code never meet in one table.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
@@ -49,9 +49,18 @@ class Journal:
         self._path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def open_journal(name: str, settings: dict[str, Any]) -> Journal:
-    """The journal `name` of this commit with `settings`."""
-    return Journal(RAW / f"{name}.jsonl", {"commit": commit(), **settings})
+def open_journal(name: str, settings: dict[str, Any], folder: Path = RAW) -> Journal:
+    """The journal `name` with `settings`, of this commit or one whose measured code is the same."""
+    path = folder / f"{name}.jsonl"
+    header, _ = _read(path)
+    return Journal(path, {"commit": _of_same_code(header) or commit(), **settings})
+
+
+def _of_same_code(header: dict[str, Any] | None) -> str | None:
+    """The commit in `header` if nothing that numbers depend on has changed since."""
+    kept = str((header or {}).get("commit", ""))
+    clean = kept and not (kept + commit()).count("-dirty")
+    return kept if clean and measured_since(kept) is False else None
 
 
 def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:

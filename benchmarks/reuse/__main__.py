@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.record.about import RESULTS, ROOT, about, commit, model_label
 from benchmarks.record.clock import TimeLimit
+from benchmarks.record.ending import run
 from benchmarks.record.journal import Journal
 from benchmarks.record.results import Row, write_results
 from benchmarks.reuse import entries, fidelity, quality, tables
@@ -137,4 +138,4 @@ def _tables(kind: str, found: tables.ByMethod) -> dict[str, list[Row]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.record.about import RESULTS, ROOT, about, model_label
 from benchmarks.record.clock import TimeLimit
+from benchmarks.record.ending import run
 from benchmarks.record.journal import Journal, open_journal
 from benchmarks.record.results import Row, write_results
 from benchmarks.serving import overhead, sweep
@@ -88,4 +89,4 @@ def reusable_row(each: Setup) -> Row:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -3,16 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmarks.record.names import UnknownName, legolink_tokens
 from benchmarks.serving import texts
 
 NOT_SERVED = {
     "cacheblend-15": "it needs its own forward pass, which is in benchmarks/reuse and not in the "
     "server's engine",
 }
-
-
-class UnknownMethod(Exception):
-    """A method was asked for that the server has no way to be asked for."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +28,15 @@ Method = Callable[[Corpus, Sequence[int], str], Fields]
 
 
 def method(name: str) -> Method:
-    """full, prefix or legolink-K; UnknownMethod, with the reason where there is one."""
+    """full, prefix or legolink-K; UnknownName, with the reason where there is one."""
     if name in _NAMED:
         return _NAMED[name]
-    kind, _, number = name.rpartition("-")
-    if kind == "legolink" and number.isdecimal():
-        return _legolink(int(number))
+    link_tokens = legolink_tokens(name)
+    if link_tokens is not None:
+        return _legolink(link_tokens)
     if name in NOT_SERVED:
-        raise UnknownMethod(f"{name} is not served: {NOT_SERVED[name]}")
-    raise UnknownMethod(f"unknown method '{name}'; known are {', '.join(_NAMED)} and legolink-K")
+        raise UnknownName(f"{name} is not served: {NOT_SERVED[name]}")
+    raise UnknownName(f"unknown method '{name}'; known are {', '.join(_NAMED)} and legolink-K")
 
 
 def _legolink(link_tokens: int) -> Method:

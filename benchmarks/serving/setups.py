@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from benchmarks.record.names import UnknownName
 from benchmarks.serving.workload import Workload
 
 DOCUMENT_TOKENS = 512
@@ -17,10 +18,6 @@ class Setup:
     workload: Workload
     server: dict[str, object]
     methods: tuple[str, ...]
-
-
-class UnknownSetup(Exception):
-    """A setup was asked for that does not exist."""
 
 
 FITS = Setup(
@@ -50,5 +47,5 @@ SETUPS = {"fits": FITS, "too-large": TOO_LARGE, "tiny": TINY}
 
 def setup(name: str) -> Setup:
     if name not in SETUPS:
-        raise UnknownSetup(f"unknown setup '{name}'; known are {', '.join(SETUPS)}")
+        raise UnknownName(f"unknown setup '{name}'; known are {', '.join(SETUPS)}")
     return SETUPS[name]

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.cost.cases import UnknownMethod, method
-from benchmarks.peers.engines import Engine, UnknownPeer, engine
+from benchmarks.cost.cases import method
+from benchmarks.peers.engines import Engine, engine
 from benchmarks.peers.measure import Plan, run
 from benchmarks.peers.tasks import TASKS, prompts, task
+from benchmarks.record import ending
+from benchmarks.record import journal as journal_module
 from benchmarks.record.clock import TimeLimit
-from benchmarks.record.journal import Journal
+from benchmarks.record.journal import Journal, open_journal
+from benchmarks.record.names import UnknownName
 from benchmarks.record.results import read_results, write_results
 from benchmarks.record.statistics import bootstrap_interval, median_ratio, percentile, spread
 
@@ -65,9 +68,9 @@ def test_results_are_read_as_written_and_missing_ones_are_none(tmp_path):
 
 
 def test_an_unknown_method_or_peer_is_a_clear_error():
-    with pytest.raises(UnknownMethod, match="unknown method 'legolink-x'; known are full"):
+    with pytest.raises(UnknownName, match="unknown method 'legolink-x'; known are full"):
         method("legolink-x")
-    with pytest.raises(UnknownPeer, match="unknown peer 'sglang'; known are legokv, vllm"):
+    with pytest.raises(UnknownName, match="unknown peer 'sglang'; known are legokv, vllm"):
         engine("sglang", 2)
 
 
@@ -88,3 +91,36 @@ def test_all_peers_get_the_same_prompts_and_each_round_new_documents():
     assert prompts(reordered, 0, 16)[0]["documents"] == first[::-1]
     assert first != prompts(full, 1, 16)[0]["documents"]
     assert len({json.dumps(p) for p in prompts(task("decode, eight sequences"), 0, 16)}) == 8
+
+
+def test_a_journal_outlives_a_commit_that_changes_nothing_measured(tmp_path, monkeypatch):
+    changed = {"abc": False, "def": True}
+    monkeypatch.setattr(journal_module, "measured_since", lambda commit: changed.get(commit))
+    monkeypatch.setattr(journal_module, "commit", lambda: "abc")
+    open_journal("cost", {"threads": 2}, tmp_path).add("one", 1)
+    monkeypatch.setattr(journal_module, "commit", lambda: "later")
+    assert open_journal("cost", {"threads": 2}, tmp_path).entries() == {"one": 1}
+    assert open_journal("cost", {"threads": 1}, tmp_path).entries() == {}
+    Journal(tmp_path / "cost.jsonl", {"commit": "def", "threads": 1}).add("one", 1)
+    assert open_journal("cost", {"threads": 1}, tmp_path).entries() == {}
+
+
+def test_numbers_of_uncommitted_code_are_kept_for_that_code_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_module, "measured_since", lambda commit: False)
+    monkeypatch.setattr(journal_module, "commit", lambda: "abc")
+    open_journal("cost", {}, tmp_path).add("one", 1)
+    monkeypatch.setattr(journal_module, "commit", lambda: "abc-dirty")
+    assert open_journal("cost", {}, tmp_path).entries() == {}
+
+
+def test_a_benchmark_ends_with_a_line_for_what_its_caller_can_put_right(capsys):
+    def unknown() -> int:
+        raise UnknownName("unknown task 'x'; known are a, b")
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert (ending.run(unknown), ending.run(interrupted), ending.run(lambda: 0)) == (2, 130, 0)
+    said = capsys.readouterr()
+    assert said.err == "unknown task 'x'; known are a, b\n"
+    assert "the same command goes on" in said.out

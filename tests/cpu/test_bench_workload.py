@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.record.names import UnknownName
 from benchmarks.serving.highest_rate import RateRange, highest_rate
-from benchmarks.serving.methods import UnknownMethod, method
+from benchmarks.serving.methods import method
 from benchmarks.serving.workload import Workload, arrivals, reusable, selections
 
 WORKLOAD = Workload(seed=7, num_documents=20, documents_per_request=3)
@@ -59,9 +60,9 @@ def test_more_documents_a_request_than_there_are_is_refused():
 
 
 def test_an_unknown_method_is_a_clear_error_and_cacheblend_has_its_reason():
-    with pytest.raises(UnknownMethod, match="unknown method 'guess'; known are full, prefix"):
+    with pytest.raises(UnknownName, match="unknown method 'guess'; known are full, prefix"):
         method("guess")
-    with pytest.raises(UnknownMethod, match="cacheblend-15 is not served: it needs its own"):
+    with pytest.raises(UnknownName, match="cacheblend-15 is not served: it needs its own"):
         method("cacheblend-15")
 
 

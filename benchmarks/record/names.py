@@ -1,0 +1,11 @@
+"""The names that methods, peers, tasks and setups are asked for by."""
+
+
+class UnknownName(Exception):
+    """What was asked for does not exist; the message lists what does."""
+
+
+def legolink_tokens(method: str) -> int | None:
+    """K of a method called `legolink-K`; None for any other name."""
+    kind, _, number = method.rpartition("-")
+    return int(number) if kind == "legolink" and number.isdecimal() else None
