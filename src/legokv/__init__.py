@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from legokv.chunks.chunk import Chunk
     from legokv.engine import Engine
+    from legokv.engine_settings import EngineSettings
     from legokv.request import AnswerOptions, GenerateRequest
     from legokv.sample import SamplingOptions
 
@@ -14,6 +15,7 @@ __all__ = [
     "AnswerOptions",
     "Chunk",
     "Engine",
+    "EngineSettings",
     "GenerateRequest",
     "SamplingOptions",
     "__version__",
@@ -25,6 +27,7 @@ _HOMES = {
     "AnswerOptions": "legokv.request",
     "Chunk": "legokv.chunks.chunk",
     "Engine": "legokv.engine",
+    "EngineSettings": "legokv.engine_settings",
     "GenerateRequest": "legokv.request",
     "SamplingOptions": "legokv.sample",
 }

@@ -10,10 +10,10 @@ from crash_worker import TEXTS
 from machine import Machine
 
 from legokv import Engine
+from legokv.cache_layout import cache_root
 from legokv.chunks.stored_kv import STORED_DTYPES
 from legokv.documents.document import document_id
 from legokv.documents.registry import Registry
-from legokv.engine import cache_root
 
 
 class FolderMachine(Machine):

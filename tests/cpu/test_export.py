@@ -19,12 +19,14 @@ from onnx_reference import Execution, reference_execution
 from torch import Tensor
 
 from legokv.batch import StepBatch
+from legokv.cache_layout import cache_root
 from legokv.checkpoint import load_weights
 from legokv.chunks.cache import ChunkCache
 from legokv.chunks.limits import TierLimits
 from legokv.chunks.opening import open_tiers
-from legokv.engine import Engine, cache_root
+from legokv.engine import Engine
 from legokv.engine_folder import MODEL_FILE, WEIGHTS_FILE, read_engine_folder
+from legokv.engine_parts import EngineParts
 from legokv.executor import Executor
 from legokv.pages import PagePool
 from legokv.request import GenerateRequest, Token
@@ -118,7 +120,8 @@ def engine_of_both(
     executor = Executor(
         both, cache, tiers, max_step_tokens=64, max_queue_requests=8, dummy_token_id=0
     )
-    return Engine(facts, Tokenizer.open(folder), both, executor, cache, tiers), both, session
+    parts = EngineParts(facts, Tokenizer.open(folder), both, executor, cache, tiers)
+    return Engine(parts), both, session
 
 
 def random_ids(seed: int, length: int) -> list[int]:

@@ -104,7 +104,7 @@ def test_host_memory_is_pinned_where_the_runner_is_on_a_gpu(
         runner.device = torch.device(device)
         return runner
 
-    monkeypatch.setattr("legokv.engine.open_runner", opened)
+    monkeypatch.setattr("legokv.engine_parts.open_runner", opened)
     engine = open_engine(16 * 10, cache_dir=None)
     engine.compile(random_ids(1))
     engine.compile(random_ids(2, 150))

@@ -11,9 +11,9 @@ import pytest
 from crash_worker import LIMITS, TEXTS
 
 from legokv import Engine
+from legokv.cache_layout import cache_root
 from legokv.documents.compiling import Compiler
 from legokv.documents.registry import Registry
-from legokv.engine import cache_root
 from legokv.errors import InvalidRequest, PoolFull
 from legokv.serving.documents import WARM_TIERS, DocumentService
 from legokv.serving.engine_service import EngineService

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from legokv.cache_layout import registry_file
 from legokv.chunks.disk_tier import DiskTier
 from legokv.chunks.evictions import DiskLimits
 from legokv.chunks.folder import ChunkFolder
@@ -23,11 +24,6 @@ from legokv.fleet.opening import open_remote_tier, open_shared_registry
 PinnedKeys = Callable[[], Collection[str]]
 
 log = logging.getLogger(__name__)
-
-
-def registry_file(root: Path) -> Path:
-    """The document registry of a model whose cache is under `root`."""
-    return root / "registry.sqlite"
 
 
 def open_tiers(

@@ -79,25 +79,8 @@ class EngineService:
         facts = read_engine_folder(settings.engine)
         check_gate(facts.gate, str(settings.engine))
         registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
-        engine = Engine.open(
-            settings.engine,
-            dtype=None if settings.dtype == "auto" else settings.dtype,
-            pool_tokens=settings.pool_tokens,
-            max_step_tokens=settings.max_step_tokens,
-            max_queue_requests=settings.max_queue_requests,
-            num_threads=settings.num_threads or None,
-            cache_dir=settings.cache_dir,
-            host_bytes=settings.host_bytes,
-            disk_bytes=settings.disk_bytes,
-            namespace_bytes=settings.namespace_bytes,
-            kv_stored_dtype=settings.kv_stored_dtype,
-            redis_url=settings.redis_url,
-            remote_bytes=settings.remote_bytes,
-            high_watermark=settings.tier_limits.high_watermark,
-            low_watermark=settings.tier_limits.low_watermark,
-            runner=settings.runner,
-            attention=settings.attention,
-            pinned_keys=registry.pinned_chunk_keys,
+        engine = Engine.open_with(
+            settings.engine, settings.engine_settings, registry.pinned_chunk_keys
         )
         return cls(engine)
 

@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from legokv.cache_layout import cache_root, registry_file
 from legokv.chunks.header import token_bytes
-from legokv.chunks.limits import DISK_BYTES, HOST_BYTES, REMOTE_BYTES, TierLimits
+from legokv.chunks.limits import TierLimits
 from legokv.documents.document import DocumentLimits, NamespaceQuota
 from legokv.engine_folder import EngineFacts
+from legokv.engine_settings import DTYPES, EngineSettings
 from legokv.errors import InvalidRequest
 from legokv.fleet.address import (
     NO_REDIS,
@@ -55,29 +57,35 @@ class Settings:
     grpc_port: int = _setting(8001, "gRPC port; 'auto' takes a free one", 0)
     metrics_port: int = _setting(8002, "metrics port; 'auto' takes a free one", 0)
     dtype: str = _choice(
-        ("auto", "bfloat16", "float16", "float32"),
+        ("auto", *DTYPES),
         "in place of the engine's own",
     )
     runner: str = _choice(
         ("auto", "torch", "cuda", "plan"),
         "torch on the CPU, cuda with the plugins' kernels, plan, or auto by what is here",
     )
-    pool_tokens: int = _setting(32768, "tokens whose KV the page pool holds", 1)
-    host_bytes: int = _setting(HOST_BYTES, "most KV in memory beside the pool; 0: none", 0)
-    disk_bytes: int = _setting(DISK_BYTES, "most KV in cache_dir; 0: none", 0)
+    pool_tokens: int = _setting(
+        EngineSettings.pool_tokens, "tokens whose KV the page pool holds", 1
+    )
+    host_bytes: int = _setting(
+        EngineSettings.host_bytes, "most KV in memory beside the pool; 0: none", 0
+    )
+    disk_bytes: int = _setting(EngineSettings.disk_bytes, "most KV in cache_dir; 0: none", 0)
     redis_url: str = field(
         default=NO_REDIS,
         repr=False,
         metadata={"meaning": "Redis that a fleet shares, redis://HOST:PORT/NUMBER, or 'none'"},
     )
-    remote_bytes: int = _setting(REMOTE_BYTES, "most KV in Redis; 0: none", 0)
+    remote_bytes: int = _setting(EngineSettings.remote_bytes, "most KV in Redis; 0: none", 0)
     namespace_bytes: int = _setting(0, "most KV of one namespace in cache_dir or Redis; 0: any", 0)
     kv_stored_dtype: str = _choice(
         ("model", "int8"), "of KV in host memory, cache_dir and Redis; int8 takes half the bytes"
     )
     high_watermark_percent: int = _setting(100, "filled past this, a tier evicts", 1)
     low_watermark_percent: int = _setting(90, "and goes on down to this", 1)
-    max_step_tokens: int = _setting(2048, "most tokens one step computes", 1)
+    max_step_tokens: int = _setting(
+        EngineSettings.max_step_tokens, "most tokens one step computes", 1
+    )
     max_queue_requests: int = _setting(
         512, "most requests that wait, for the next step or for pages of the pool", 1
     )
@@ -129,20 +137,35 @@ class Settings:
         )
 
     @property
+    def engine_settings(self) -> EngineSettings:
+        """What the engine is opened with."""
+        return EngineSettings(
+            dtype=None if self.dtype == "auto" else self.dtype,
+            runner=self.runner,
+            attention=self.attention,
+            num_threads=self.num_threads or None,
+            pool_tokens=self.pool_tokens,
+            max_step_tokens=self.max_step_tokens,
+            max_queue_requests=self.max_queue_requests,
+            cache_dir=self.cache_dir,
+            host_bytes=self.host_bytes,
+            disk_bytes=self.disk_bytes,
+            namespace_bytes=self.namespace_bytes,
+            kv_stored_dtype=self.kv_stored_dtype,
+            redis_url=self.redis_url,
+            remote_bytes=self.remote_bytes,
+            high_watermark=self.high_watermark_percent / 100,
+            low_watermark=self.low_watermark_percent / 100,
+        )
+
+    @property
     def tier_limits(self) -> TierLimits:
         """Budgets of the tiers below the pool."""
-        return TierLimits(
-            self.host_bytes,
-            self.disk_bytes,
-            self.namespace_bytes,
-            self.high_watermark_percent / 100,
-            self.low_watermark_percent / 100,
-            self.remote_bytes,
-        )
+        return self.engine_settings.tier_limits
 
     def registry_path(self, facts: EngineFacts) -> Path:
         """The document registry's file; documents belong to one model."""
-        return self.cache_dir / facts.fingerprint[:16] / "registry.sqlite"
+        return registry_file(cache_root(self.cache_dir, facts))
 
     def namespace_quota(self, facts: EngineFacts) -> NamespaceQuota | None:
         """What a namespace's documents may have of the model's KV; None: any amount."""
