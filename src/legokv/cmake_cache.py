@@ -1,4 +1,4 @@
-"""CMake's cache of a build folder, and starting anew where it was made for another place or tool."""
+"""CMake's cache of a build folder: starting anew where it is of another place or compiler."""
 
 import re
 import shutil
@@ -24,10 +24,13 @@ def drop_foreign_cache(folder: Path, expected: Mapping[str, Path], say: Say) -> 
     cached = dict(_ENTRY.findall(file.read_text(encoding="utf-8")))
     for name, path in expected.items():
         if name in cached and Path(cached[name]).resolve() != path.resolve():
-            say(
-                f"{folder} was made for {cached[name]}, now it is {path}: compiling all of it again"
-            )
+            say(f"{folder} was made for {cached[name]}, now it is {path}: compiling it all again")
             file.unlink()
-            for objects in [*folder.rglob("CMakeFiles")]:
-                shutil.rmtree(objects)
+            _remove_objects(folder)
             return
+
+
+def _remove_objects(folder: Path) -> None:
+    for objects in [*folder.rglob("CMakeFiles")]:
+        if objects.exists():  # else it lay in another that has gone
+            shutil.rmtree(objects)

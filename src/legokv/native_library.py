@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from legokv.compiler_words import why_it_failed
 from legokv.errors import LegokvError
 from legokv.toolchain import find_cmake
 
@@ -77,8 +78,13 @@ class NativeBuild:
 
 
 def find_compiler() -> Path:
-    """$CXX, else g++ or c++ on PATH; NativeLibraryMissing if there is none."""
-    found = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")
+    """$CXX, else g++ or c++ on PATH; NativeLibraryMissing if there is none, or $CXX is none."""
+    named = os.environ.get("CXX")
+    found = shutil.which(named) if named else shutil.which("g++") or shutil.which("c++")
+    if named and found is None:
+        raise NativeLibraryMissing(
+            f"CXX={named} is no program: name a C++ compiler, without options, or unset it"
+        )
     if found is None:
         raise NativeLibraryMissing("no C++ compiler: install g++, or choose attention 'torch'")
     return Path(found)
@@ -121,9 +127,7 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = (done.stdout + done.stderr).splitlines()
-        first = next((n for n, line in enumerate(lines) if "error" in line.lower()), -30)
-        said = "\n".join(lines[first:][:30])
-        raise NativeBuildFailed(f"{' '.join(command[:3])} … failed:\n{said}")
+        raise NativeBuildFailed(f"{' '.join(command[:3])} … failed:\n{why_it_failed(lines)}")
 
 
 def _compiler_version(compiler: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from legokv import __version__
 from legokv.cmake_cache import drop_foreign_cache
+from legokv.compiler_words import why_it_failed
 from legokv.errors import LegokvError
 from legokv.toolchain import find_cmake, nvcc_or_wheels, tensorrt_headers
 
@@ -20,7 +21,7 @@ Say = Callable[[str], None]
 
 
 class PluginBuildFailed(LegokvError):
-    """CMake or a compiler failed; the message has the last lines they printed and what to do."""
+    """CMake or a compiler failed; the message has what they printed from the first error on."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,7 @@ def _run(command: Sequence[str], folder: Path, say: Say) -> None:
             if line.startswith("["):
                 say(line.rstrip())
     if process.returncode != 0:
-        tail = "\n".join(lines[-30:])
         raise PluginBuildFailed(
-            f"{' '.join(command[:3])} … failed:\n{tail}\n"
+            f"{' '.join(command[:3])} … failed:\n{why_it_failed(lines)}\n"
             f"If its sources compile elsewhere, remove {folder} and build again"
         )

@@ -106,6 +106,12 @@ def test_a_machine_without_a_compiler_says_so(absent, monkeypatch):
         find_native_library(absent)
 
 
+def test_a_wrong_compiler_named_in_the_environment_is_said_and_no_other_taken(absent, monkeypatch):
+    monkeypatch.setenv("CXX", "/no/such/g++")
+    with pytest.raises(NativeLibraryMissing, match=r"CXX=/no/such/g\+\+ is no program: name"):
+        build_native_library(print, absent)
+
+
 def test_a_form_that_does_not_exist_is_refused(tiny_engine_folder):
     with pytest.raises(InvalidRequest, match="attention is one of auto, native, torch, not 'gpu'"):
         Engine.open(tiny_engine_folder(), attention="gpu")

@@ -40,7 +40,7 @@ def test_a_moved_or_copied_checkout_is_compiled_again_and_says_so(checkout: Path
     said = build_in(there)
     old, new = checkout / "plugins", there / "plugins"
     assert said[0] == (
-        f"{there}/out/plugins-host was made for {old}, now it is {new}: compiling all of it again"
+        f"{there}/out/plugins-host was made for {old}, now it is {new}: compiling it all again"
     )
     assert any("Building CXX object" in line for line in said)
     assert build_in(there) == [line for line in said if "Built target" in line]
@@ -53,7 +53,10 @@ def test_a_folder_in_its_own_place_keeps_what_it_compiled(checkout: Path) -> Non
 
 def test_another_compiler_starts_anew_and_leaves_what_was_linked(tmp_path: Path) -> None:
     (tmp_path / "CMakeCache.txt").write_text("CMAKE_CUDA_COMPILER:FILEPATH=/old/nvcc\n")
-    for objects in (tmp_path / "CMakeFiles" / "a.dir", tmp_path / "tests" / "CMakeFiles"):
+    for objects in (
+        tmp_path / "CMakeFiles" / "try" / "CMakeFiles",
+        tmp_path / "tests" / "CMakeFiles",
+    ):
         objects.mkdir(parents=True)
     (tmp_path / "library.so").touch()
     said: list[str] = []
