@@ -4,11 +4,12 @@ from pathlib import Path
 
 import torch
 
+from legokv.cache_layout import registry_file
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.disk_tier import DiskTier
 from legokv.chunks.key import chunk_key
 from legokv.chunks.limits import TierLimits
-from legokv.chunks.opening import open_disk_tier, registry_file
+from legokv.chunks.opening import open_disk_tier
 from legokv.documents.registry import Registry
 
 NUM_TOKENS = 16

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from small_chunks import small_chunk, small_kv
 
+from legokv.cache_layout import registry_file
 from legokv.chunks.budget import Budget
 from legokv.chunks.disk_tier import DiskTier
 from legokv.chunks.limits import TierLimits
-from legokv.chunks.opening import open_disk_tier, registry_file
+from legokv.chunks.opening import open_disk_tier
 from legokv.chunks.stored_form import encode_chunk
 from legokv.documents.document import NewDocument
 from legokv.documents.protocol import DocumentRegistry

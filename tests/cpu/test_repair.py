@@ -6,8 +6,9 @@ import shutil
 import pytest
 from small_chunks import file_bytes, small_chunk, small_disk_tier, small_kv
 
+from legokv.cache_layout import registry_file
 from legokv.chunks.limits import TierLimits
-from legokv.chunks.opening import open_tiers, registry_file
+from legokv.chunks.opening import open_tiers
 from legokv.chunks.repair import Repair, mend, verify
 from legokv.chunks.stored_kv import STORED_DTYPES, to_stored
 from legokv.documents.document import NewDocument

@@ -1,0 +1,33 @@
+"""Small engines over their tiers, and what the tests of tiers ask of them."""
+
+import numpy as np
+import pytest
+
+from legokv import Engine
+
+
+def random_ids(seed, length=40):
+    return np.random.Generator(np.random.PCG64(seed)).integers(3, 384, length)
+
+
+@pytest.fixture(name="open_engine")
+def open_engine_fixture(tiny_engine_folder, tmp_path):
+    def opened(pool_tokens=1024, **settings):
+        settings.setdefault("cache_dir", tmp_path)
+        return Engine.open(
+            tiny_engine_folder(), pool_tokens=pool_tokens, attention="torch", **settings
+        )
+
+    return opened
+
+
+def tier(engine, name):
+    return {stats.tier: stats for stats in engine.cache_stats()}[name]
+
+
+def answer(engine, chunks):
+    return engine.prefill([*chunks, [5, 6]])
+
+
+def files(tmp_path):
+    return sorted(tmp_path.rglob("*.safetensors"))
