@@ -25,7 +25,7 @@ from legokv.errors import Busy, InvalidRequest, NotFound
 from legokv.serving.document_models import document_replies, open_document_service
 from legokv.serving.documents import DocumentService
 from legokv.serving.request_log import RequestLine
-from legokv.serving.settings import settings_from
+from legokv.serving.settings_sources import settings_from
 
 
 def test_a_created_document_is_ready_with_every_chunk_compiled_once(service, store):

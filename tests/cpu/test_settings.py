@@ -10,7 +10,8 @@ from legokv.errors import InvalidRequest, ServerError
 from legokv.runners.attention_forms import ATTENTION_FORMS
 from legokv.runners.open_runner import RUNNERS
 from legokv.serving.ports import with_ports
-from legokv.serving.settings import Settings, settings_from
+from legokv.serving.settings import Settings
+from legokv.serving.settings_sources import settings_from
 
 
 def toml(folder: Path, text: str) -> Path:

@@ -7,7 +7,7 @@ from legokv.serving.document_models import document_replies, open_document_servi
 from legokv.serving.engine_call import ask_engine
 from legokv.serving.logs import log_to_server
 from legokv.serving.request_log import line_for
-from legokv.serving.settings import settings_from
+from legokv.serving.settings_sources import settings_from
 from legokv.serving.tensors import TensorResponder, Tensors
 
 

@@ -9,7 +9,7 @@ from legokv.serving.logs import log_to_server
 from legokv.serving.metrics_port import MetricsPort
 from legokv.serving.publishing import Publisher
 from legokv.serving.request_log import line_for
-from legokv.serving.settings import settings_from
+from legokv.serving.settings_sources import settings_from
 from legokv.serving.tensors import TensorResponder, Tensors
 
 

@@ -24,7 +24,7 @@ from legokv.documents.exchange import (
 from legokv.documents.protocol import DocumentRegistry
 from legokv.engine_folder import read_engine_folder
 from legokv.errors import NotFound
-from legokv.serving.settings import settings_from
+from legokv.serving.settings_sources import settings_from
 
 Facts = dict[str, object]
 

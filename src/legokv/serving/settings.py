@@ -1,12 +1,6 @@
-"""What a server is told: one frozen record from a TOML file, the environment and flags. No Triton.
-
-The environment wins over the file, a flag over both. The model processes get the resolved record
-back through their environment.
-"""
+"""What a server is told: one frozen record of settings with their meanings. No Triton, no torch."""
 
 import os
-import tomllib
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +21,6 @@ from legokv.fleet.address import (
 )
 
 PREFIX = "LEGOKV_"
-FREE_PORT = "auto"
 
 
 def _setting(default: Any, meaning: str, least: int | None = None) -> Any:
@@ -190,83 +183,5 @@ class Settings:
         return {f"{PREFIX}{name.upper()}": str(value) for name, value in asdict(self).items()}
 
 
-def settings_from(
-    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, object]
-) -> Settings:
-    """The record from a TOML file, then LEGOKV_ variables, then flags, later ones winning.
-
-    InvalidRequest that names a setting unknown in any of them, or a value of the wrong kind.
-    """
-    values: dict[str, Any] = {}
-    for source, given in (
-        (str(file), {} if file is None else _read_toml(file)),
-        ("the environment", _prefixed(environment)),
-        ("the command line", flags),
-    ):
-        for name, value in given.items():
-            values[name] = _converted(name, value, source)
-    if "engine" not in values:
-        raise InvalidRequest("no engine folder given: pass --engine DIR")
-    return Settings(**values)
-
-
 def _plain(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as opened:
-            return tomllib.load(opened)
-    except OSError as error:
-        raise InvalidRequest(f"settings file {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"settings file {file} is not TOML: {error}") from None
-
-
-def _prefixed(environment: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name.removeprefix(PREFIX).lower(): value
-        for name, value in environment.items()
-        if name.startswith(PREFIX)
-    }
-
-
-def _converted(name: str, value: object, source: str) -> object:
-    kinds = {item.name: item.type for item in fields(Settings)}
-    if name not in kinds:
-        raise InvalidRequest(
-            f"unknown setting '{name}' in {source}; known are {', '.join(sorted(kinds))}"
-        )
-    try:
-        return _CONVERTERS[kinds[name]](name, value)
-    except ValueError:
-        raise InvalidRequest(f"{name} in {source} is no {_NOUNS[kinds[name]]}: {value!r}") from None
-
-
-def _whole_number(name: str, value: object) -> int:
-    if name.endswith("_port") and value == FREE_PORT:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(value)
-    return int(value)
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(value)
-    return value
-
-
-def _path(name: str, value: object) -> Path:
-    # Absolute: the model processes do not run in the caller's folder.
-    path = value if isinstance(value, Path) else Path(_text(name, value))
-    return path.expanduser().absolute()
-
-
-_CONVERTERS: dict[Any, Callable[[str, object], object]] = {
-    int: _whole_number,
-    str: _text,
-    Path: _path,
-}
-_NOUNS: dict[Any, str] = {int: "whole number", str: "text", Path: "path"}
