@@ -75,8 +75,28 @@ def test_a_plan_that_is_not_there_is_refused_with_what_to_do(folder: Path) -> No
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_cuda_without_a_gpu_is_refused(folder: Path) -> None:
-    with pytest.raises(EngineMismatch, match=r"needs a GPU that torch sees \(here: None\)"):
+@pytest.mark.parametrize(
+    ("cuda", "words"),
+    [
+        (None, r"torch \S+ here is built without CUDA: install one with it"),
+        ("13.0", r"torch \S+ sees none here: check the driver"),
+    ],
+)
+def test_cuda_without_a_gpu_is_refused_with_why_there_is_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cuda: str | None, words: str
+) -> None:
+    monkeypatch.setattr("torch.version.cuda", cuda)
+    with pytest.raises(EngineMismatch, match=f"needs an NVIDIA GPU, {words}") as refused:
+        Engine.open(folder, runner="cuda")
+    assert "build_plugins" not in str(refused.value)
+
+
+def test_cuda_on_a_gpu_without_the_compiled_plugins_says_what_compiles_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "gpu_architecture", lambda: "sm_90")
+    monkeypatch.setattr(opening, "BUILT_LIBRARY", tmp_path / "none.so")
+    with pytest.raises(EngineMismatch, match=r"none\.so is there: run build/build_plugins\.py"):
         Engine.open(folder, runner="cuda")
 
 

@@ -49,14 +49,9 @@ def open_runner(folder: Path, facts: EngineFacts, settings: RunnerSettings) -> R
     log.info("runner: %s, %s", chosen, reason)
     if chosen == "plan":
         return _plan_runner(folder, facts, settings)
+    library = _kernels(folder) if chosen == "cuda" else None
     weights = load_weights(folder, facts.model, getattr(torch, settings.dtype))
-    if chosen == "cuda":
-        library = _library(folder)
-        if library is None or gpu_architecture() is None:
-            raise EngineMismatch(
-                f"runner 'cuda' needs a GPU that torch sees (here: {gpu_architecture()}) and the "
-                f"compiled plugins (here: {library}): run build/build_plugins.py"
-            )
+    if library is not None:
         return KernelRunner(
             facts.model,
             weights,
@@ -135,6 +130,24 @@ def _check_settings(plan: PlanFacts, facts: EngineFacts, settings: RunnerSetting
                 f"the plan holds {most} {what}, {asked} were asked for: lower max_step_tokens or "
                 "pool_tokens, or build the engine with more"
             )
+
+
+def _kernels(folder: Path) -> Path:
+    """The library that runner "cuda" calls; EngineMismatch with the first thing it lacks here."""
+    if gpu_architecture() is None:
+        lack = (
+            f"torch {torch.__version__} here is built without CUDA: install one with it"
+            if torch.version.cuda is None
+            else f"torch {torch.__version__} sees none here: check the driver (nvidia-smi)"
+        )
+        raise EngineMismatch(f"runner 'cuda' needs an NVIDIA GPU, {lack}, or choose runner 'torch'")
+    library = _library(folder)
+    if library is None:
+        raise EngineMismatch(
+            f"runner 'cuda' needs the compiled plugins, neither {folder / LIBRARY_NAME} nor "
+            f"{BUILT_LIBRARY} is there: run build/build_plugins.py"
+        )
+    return library
 
 
 def _library(folder: Path) -> Path | None:
