@@ -1,30 +1,51 @@
-"""The CPU library's header and the Python side's structures: the same fields in the same order."""
+"""The C headers and the Python side's structures: the same fields, types and numbers in order."""
 
 import ctypes
 import re
+from enum import IntEnum
 from pathlib import Path
 
 import pytest
 
+from legokv.launchers import AttentionArguments, KvImportArguments, Regime
 from legokv.native_calls import InstructionSet, LayerArguments, StepArguments
 
-HEADER = Path(__file__).resolve().parents[2] / "plugins" / "cpu" / "cpu_launchers.h"
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
+CPU, CUDA = PLUGINS / "cpu" / "cpu_launchers.h", PLUGINS / "include" / "legokv" / "launchers.h"
 TYPES = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
 
 
-def fields_of(name: str) -> list[tuple[str, type]]:
-    (body,) = re.findall(rf"struct {name} \{{(.*?)\}};", HEADER.read_text(), re.DOTALL)
+def code_of(header: Path) -> str:
+    return re.sub(r"//.*", "", header.read_text())
+
+
+def fields_of(header: Path, name: str) -> list[tuple[str, type]]:
+    (body,) = re.findall(rf"struct {name} \{{(.*?)\}};", code_of(header), re.DOTALL)
     found = re.findall(r"^\s*(?:const )?(\w+)(\*?) (\w+);", body, re.MULTILINE)
+    assert len(found) == body.count(";"), "a member is declared in a way this test cannot read"
     return [(field, ctypes.c_void_p if star else TYPES[kind]) for kind, star, field in found]
 
 
 @pytest.mark.parametrize(
-    ("name", "structure"), [("LegokvCpuStep", StepArguments), ("LegokvCpuLayer", LayerArguments)]
+    ("header", "name", "structure"),
+    [
+        (CPU, "LegokvCpuStep", StepArguments),
+        (CPU, "LegokvCpuLayer", LayerArguments),
+        (CUDA, "LegokvKvImport", KvImportArguments),
+        (CUDA, "LegokvLegolinkAttention", AttentionArguments),
+    ],
 )
-def test_a_structure_has_the_header_s_fields(name, structure):
-    assert list(structure._fields_) == fields_of(name)
+def test_a_structure_has_the_header_s_fields_of_its_types(
+    header: Path, name: str, structure: type[ctypes.Structure]
+) -> None:
+    assert list(structure._fields_) == fields_of(header, name)
 
 
-def test_instruction_sets_have_the_header_s_numbers():
-    numbers = re.findall(r"LEGOKV_(\w+) = (\d)", HEADER.read_text())
-    assert numbers == [(each.name, str(each.value)) for each in InstructionSet]
+@pytest.mark.parametrize(
+    ("header", "name", "numbers"),
+    [(CPU, "LegokvInstructionSet", InstructionSet), (CUDA, "LegokvRegime", Regime)],
+)
+def test_a_choice_has_the_header_s_numbers(header: Path, name: str, numbers: type[IntEnum]) -> None:
+    (body,) = re.findall(rf"enum {name} \{{(.*?)\}};", code_of(header), re.DOTALL)
+    found = re.findall(r"LEGOKV_(\w+) = (\d+)", body)
+    assert found == [(each.name, str(each.value)) for each in numbers]
