@@ -12,22 +12,21 @@ from legokv.checkpoint.hf_config import read_model_config
 from legokv.checkpoint.layout import check_tensors
 from legokv.checkpoint.tensor_table import index_file, read_tensor_table, weight_files
 from legokv.compile.backends import PLAN_BACKENDS
-from legokv.compile.engine_plan import engine_plan
+from legokv.compile.engine_plan import check_sizes, engine_plan
 from legokv.config import ModelConfig
 from legokv.engine_folder import (
     FORMAT_VERSION,
     EngineFacts,
     StoredFile,
-    read_engine_folder,
     refuse_foreign_folder,
     stored_files,
     write_engine_folder,
 )
+from legokv.engine_kept import is_up_to_date, kept_plan, replacement
 from legokv.engine_products import Inputs, make_products, product_names
-from legokv.errors import EngineMismatch, InvalidRequest, UnsupportedModel
+from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.gate import check_linking
 from legokv.gate_facts import GateFacts
-from legokv.plan_facts import PlanFacts
 from legokv.profiles import PlanLimits
 from legokv.tokenizer import TOKENIZER_FILES, Tokenizer
 
@@ -37,9 +36,11 @@ _CONFIG_FILES = ("config.json", "generation_config.json")
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What a builder chooses about an engine; `page_size` in tokens.
+    """What a builder chooses about an engine; `page_size` in tokens. InvalidRequest for nonsense.
 
-    exports_onnx: write model.onnx too, which a plan needs. plugin_library, limits: of a plan.
+    exports_onnx: write model.onnx too, which a plan needs. plugin_library, limits: of a plan; the
+    library is asked for when all else is checked, as compiling it may take minutes. any_plan: a
+    plan that is there already will do, whichever backend built it.
     """
 
     name: str
@@ -47,8 +48,20 @@ class EngineSettings:
     page_size: int = 16
     backend: str = "torch"
     exports_onnx: bool = False
-    plugin_library: Path | None = None
+    plugin_library: Callable[[], Path] | None = None
     limits: PlanLimits = field(default_factory=PlanLimits)
+    any_plan: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or Path(self.name).name != self.name:
+            raise InvalidRequest(
+                f"an engine's name is one folder's, without a path: '{self.name}' is none; choose "
+                "another --name, and --output for another place"
+            )
+        if self.dtype not in DTYPES:
+            raise InvalidRequest(f"dtype '{self.dtype}' is none of {', '.join(DTYPES)}")
+        if self.page_size < 1:
+            raise InvalidRequest(f"a page must hold at least 1 token, not {self.page_size}")
 
 
 def build_engine_folder(
@@ -62,29 +75,39 @@ def build_engine_folder(
 ) -> bool:
     """Make `output` the engine of `checkpoint`; False if it already was and is kept.
 
-    `say` is told how far a long build is. UnsupportedModel, and `output` is as it was, for a
-    checkpoint that cannot be compiled, or whose linked logits are not what they must be; that
-    engine is made all the same with `keep_failed`.
+    `say` is told how far a long build is, and what engine it replaces. UnsupportedModel, and
+    `output` is as it was, for a checkpoint that cannot be compiled, or whose linked logits are not
+    what they must be; that engine is made all the same with `keep_failed`.
     """
     refuse_foreign_folder(output)
     facts = facts_from_checkpoint(checkpoint, settings)
     names = product_names(facts, with_onnx=settings.exports_onnx)
-    if not force and _is_up_to_date(output, facts, names, keep_failed=keep_failed):
+    if settings.any_plan and not force:
+        kept = kept_plan(output, facts, names, settings.limits, keep_failed=keep_failed)
+        if kept is not None:
+            say(f"{kept}, which auto keeps: a --backend by name, or --force, replaces it")
+            return False
+    library = settings.plugin_library() if settings.plugin_library is not None else None
+    facts = with_plan(facts, settings, library)
+    names = product_names(facts, with_onnx=settings.exports_onnx)
+    if not force and is_up_to_date(output, facts, names, keep_failed=keep_failed):
         return False
+    if output.exists():
+        say(f"Replacing {output}: {replacement(output, facts)}")
 
     def produce(folder: Path) -> Collection[str]:
-        make_products(facts, names, Inputs(checkpoint, settings.plugin_library, say), folder)
+        make_products(facts, names, Inputs(checkpoint, library, say), folder)
         return names
 
     def judge(folder: Path) -> GateFacts:
-        return _judged(check_linking(folder, facts.page_size), say, keep_failed=keep_failed)
+        say("Checking linked against full logits")
+        return _judged(check_linking(folder, facts.page_size), keep_failed=keep_failed)
 
     write_engine_folder(output, facts, checkpoint, produce, judge)
     return True
 
 
-def _judged(gate: GateFacts, say: Callable[[str], None], *, keep_failed: bool) -> GateFacts:
-    say(f"Linked against full logits: {gate}")
+def _judged(gate: GateFacts, *, keep_failed: bool) -> GateFacts:
     if not gate.passed and not keep_failed:
         raise UnsupportedModel(
             f"this model is not linked correctly: {gate}. --keep-failed writes the engine all the "
@@ -94,10 +117,12 @@ def _judged(gate: GateFacts, say: Callable[[str], None], *, keep_failed: bool) -
 
 
 def facts_from_checkpoint(checkpoint: Path, settings: EngineSettings) -> EngineFacts:
-    """All facts of the engine `checkpoint` makes, after checking config, tensors and tokenizer."""
-    _check_settings(settings)
+    """All facts of the engine `checkpoint` makes but its plan's, after checking config, tensors
+    and tokenizer, and whether a plan can have what is asked of it."""
     tokenizer = Tokenizer.open(checkpoint)
     model = _with_tokenizer_end(read_model_config(checkpoint), tokenizer)
+    if settings.backend in PLAN_BACKENDS:
+        check_sizes(model, graph_shape(model, settings.dtype, settings.page_size), settings.limits)
     stored = read_tensor_table(checkpoint)
     check_tensors(stored, model)
     return EngineFacts(
@@ -110,21 +135,17 @@ def facts_from_checkpoint(checkpoint: Path, settings: EngineSettings) -> EngineF
         fingerprint=model_fingerprint(model, stored, tokenizer.fingerprint),
         backend=settings.backend,
         files=_files(checkpoint),
-        plan=_plan(model, settings),
     )
 
 
-def _plan(model: ModelConfig, settings: EngineSettings) -> PlanFacts | None:
-    if settings.backend not in PLAN_BACKENDS:
-        return None
-    assert settings.plugin_library is not None, "a plan is built with the plugin library"
-    return engine_plan(
-        settings.backend,
-        model,
-        graph_shape(model, settings.dtype, settings.page_size),
-        settings.plugin_library,
-        settings.limits,
-    )
+def with_plan(facts: EngineFacts, settings: EngineSettings, library: Path | None) -> EngineFacts:
+    """The facts, with those of the plan that their backend builds with the plugin library."""
+    if facts.backend not in PLAN_BACKENDS:
+        return facts
+    assert library is not None, "a plan is built with the plugin library"
+    graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+    plan = engine_plan(facts.backend, facts.model, graph, library, settings.limits)
+    return replace(facts, plan=plan)
 
 
 def _files(checkpoint: Path) -> tuple[StoredFile, ...]:
@@ -132,13 +153,6 @@ def _files(checkpoint: Path) -> tuple[StoredFile, ...]:
     index = index_file(checkpoint)
     names = chain(weights, TOKENIZER_FILES, _CONFIG_FILES, (index.name,) if index else ())
     return stored_files(checkpoint, names)
-
-
-def _check_settings(settings: EngineSettings) -> None:
-    if settings.dtype not in DTYPES:
-        raise InvalidRequest(f"dtype '{settings.dtype}' is none of {', '.join(DTYPES)}")
-    if settings.page_size < 1:
-        raise InvalidRequest(f"a page must hold at least 1 token, not {settings.page_size}")
 
 
 def _with_tokenizer_end(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -150,15 +164,3 @@ def _with_tokenizer_end(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig
         )
     ends = {*model.eos_token_ids, *tokenizer.eos_token_ids}
     return replace(model, eos_token_ids=tuple(sorted(ends)))
-
-
-def _is_up_to_date(
-    output: Path, facts: EngineFacts, names: Collection[str], *, keep_failed: bool
-) -> bool:
-    try:
-        found = read_engine_folder(output)
-    except EngineMismatch:
-        return False
-    has_all = {file.name for file in found.produced}.issuperset(names)
-    is_judged = found.gate is not None and (found.gate.passed or keep_failed)
-    return has_all and is_judged and replace(found, produced=(), gate=None) == facts

@@ -38,6 +38,14 @@ class GateFacts:
             f"{self.tolerance:g} is allowed"
         )
 
+    @property
+    def cost(self) -> str:
+        """What linking several chunks costs this model on the check's text, in words."""
+        return (
+            f"linking three chunks costs a KL to full of {_shown(self.kl_link_0)} nats at k = 0, "
+            f"{_shown(self.kl_link_16)} at k = 16"
+        )
+
 
 def check_gate(gate: GateFacts | None, engine: str) -> None:
     """EngineMismatch, with the numbers, unless the engine's check is there and was passed."""

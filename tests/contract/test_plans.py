@@ -2,24 +2,35 @@
 
 import hashlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from legokv import engine_kept
 from legokv.bindings import graph_shape
 from legokv.compile import plan_process
 from legokv.compile.plan_process import build_plan
 from legokv.compile.plan_request import PlanBuildFailed, PlanFiles, plan_request
-from legokv.engine_build import EngineSettings, build_engine_folder, facts_from_checkpoint
+from legokv.engine_build import (
+    EngineSettings,
+    build_engine_folder,
+    facts_from_checkpoint,
+    with_plan,
+)
 from legokv.engine_folder import read_engine_folder
+from legokv.engine_kept import kept_plan
 from legokv.profiles import PlanLimits, plan_profiles
+from legokv.runners import open_runner
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
 SCRIPT = Path(__file__).resolve().parents[2] / "build" / "build_engine.py"
@@ -82,7 +93,7 @@ def settings_of(
 ) -> EngineSettings:
     limits = PlanLimits(max_step_tokens=256, max_sequences=max_sequences, max_import_pages=8)
     return EngineSettings(
-        name, dtype, backend="tensorrt-rtx", plugin_library=library, limits=limits
+        name, dtype, backend="tensorrt-rtx", plugin_library=lambda: library, limits=limits
     )
 
 
@@ -135,7 +146,54 @@ def test_a_plan_of_other_limits_is_another_and_one_of_the_same_is_kept(
     checkpoint = tiny_checkpoint("llama-wide")
     same, other = (settings_of("llama-wide", plugin_library, max_sequences=n) for n in (5, 6))
     assert not build_engine_folder(checkpoint, output, same)
-    assert facts_from_checkpoint(checkpoint, other) != facts_from_checkpoint(checkpoint, same)
+    facts = facts_from_checkpoint(checkpoint, same)
+    plans = [with_plan(facts, settings, plugin_library).plan for settings in (same, other)]
+    assert plans[0] == read_engine_folder(output).plan
+    assert plans[1] != plans[0]
+
+
+def test_auto_keeps_a_plan_that_is_there_and_torch_by_name_replaces_it_and_says_so(
+    built: Built, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = tiny_checkpoint("llama-wide")
+    engine = Path(shutil.copytree(built()[0], tmp_path / "engine"))
+    before = (engine / "engine.json").read_bytes()
+    said: list[str] = []
+    auto = EngineSettings("llama-wide", exports_onnx=True, any_plan=True)
+    assert not build_engine_folder(checkpoint, engine, auto, say=said.append)
+    assert (engine / "engine.json").read_bytes() == before
+    assert f"{engine} has {PLAN} (tensorrt-rtx " in said[0]
+    assert "auto keeps: a --backend by name, or --force, replaces it" in said[0]
+
+    other = replace(auto, page_size=32)
+    assert build_engine_folder(checkpoint, engine, other, say=said.append)
+    assert f"Replacing {engine}: backend tensorrt-rtx becomes torch; page size 16" in said[1]
+
+    again = Path(shutil.copytree(built()[0], tmp_path / "again"))
+    torch = replace(auto, any_plan=False)
+    assert build_engine_folder(checkpoint, again, torch, say=said.append)
+    assert any(f"Replacing {again}: backend tensorrt-rtx becomes torch; plan {PLAN}" in line
+               for line in said)  # fmt: skip
+    assert not (again / PLAN).exists()
+
+
+def test_with_a_gpu_auto_keeps_a_plan_only_if_it_runs_there_and_has_the_limits(
+    built: Built,
+    plugin_library: Path,
+    tiny_checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output, _ = built()
+    asked = settings_of("llama-wide", plugin_library)
+    facts = facts_from_checkpoint(tiny_checkpoint("llama-wide"), asked)
+    keep = partial(kept_plan, output, facts, [PLAN], keep_failed=False)
+    assert keep(asked.limits)
+    assert keep(replace(asked.limits, max_sequences=6)) is None
+    for module in (engine_kept, open_runner):
+        monkeypatch.setattr(module, "gpu_architecture", lambda: "sm_90")
+    assert keep(asked.limits)
+    monkeypatch.setattr(open_runner, "backend_version", lambda name: "0.0")
+    assert keep(asked.limits) is None
 
 
 def test_smollm2_becomes_a_plan(
@@ -257,6 +315,35 @@ def test_a_head_size_without_a_kernel_is_refused_with_those_that_have_one(
     finished = build(plugin_library, tmp_path / "e", "--checkpoint", tiny_checkpoint("llama"))
     assert finished.returncode == 1
     assert "no kernel for head size 16, only for 64, 80, 96, 128" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("llama", [], "no kernel for head size 16"),
+        ("llama-wide", ["--page-size", "24"], "no kernel for page size 24"),
+        ("llama-wide", ["--max-step-tokens", "1000000000"], "max_step_tokens is at most "),
+        ("llama-wide", ["--name", "../x"], "an engine's name is one folder's"),
+    ],
+)
+def test_what_no_plan_can_have_is_refused_before_any_plugin_is_compiled(
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    name: str,
+    arguments: list[str],
+    words: str,
+) -> None:
+    options = ["--backend", "tensorrt-rtx", "--output", str(tmp_path / "e"), *arguments]
+    finished = subprocess.run(
+        [sys.executable, str(SCRIPT), "--checkpoint", str(tiny_checkpoint(name)), *options],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 1
+    assert words in finished.stderr
+    assert "Compiling the plugins" not in finished.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_plugin_library_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 import legokv.ops.kv_import
 import legokv.ops.legolink_attention  # noqa: F401 - registers the op
+from legokv.compile.engine_plan import HEAD_SIZES, PAGE_SIZES
 from legokv.export.plugin_ops import OUTPUTS
 from legokv.launchers import DTYPES, AttentionArguments, KvImportArguments, Launchers
 
@@ -66,8 +67,8 @@ def test_the_library_says_what_it_was_built_for(
     )
     assert info["form"] == "cuda"
     assert info["architectures"].split()
-    assert info["head_sizes"] == [64, 80, 96, 128]
-    assert info["page_sizes"] == [16, 32, 64]
+    assert tuple(info["head_sizes"]) == HEAD_SIZES == (64, 80, 96, 128)
+    assert tuple(info["page_sizes"]) == PAGE_SIZES == (16, 32, 64)
 
 
 def test_the_library_loads_without_a_gpu_and_hands_out_two_creators(plugin_library: Path) -> None:

@@ -60,7 +60,7 @@ def built(
     for backend in BACKENDS:
         said: list[str] = []
         folder = tmp_path_factory.mktemp("standin") / backend
-        settings = EngineSettings("small", backend=backend, plugin_library=plugin_library)
+        settings = EngineSettings("small", backend=backend, plugin_library=lambda: plugin_library)
         assert build_engine_folder(tiny_checkpoint("llama-wide"), folder, settings, say=said.append)
         made[backend] = folder, said
     return made

@@ -1,7 +1,9 @@
 """The build script, run as a user runs it."""
 
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +31,9 @@ def test_a_checkpoint_becomes_an_engine_once(
     assert (facts.name, facts.dtype, facts.page_size) == ("small", "float32", 32)
     assert (facts.backend, facts.model.architecture) == ("torch", "Qwen3ForCausalLM")
     assert [file.name for file in facts.produced] == ["model.onnx", "model.onnx.data"]
+    assert facts.gate is not None
+    for number in (facts.gate.kl_link_0, facts.gate.kl_link_16):
+        assert f"{number:.4g}" in first.stdout
 
     second = build(*options, "--dtype", "float32", "--page-size", "32", "--name", "small")
     assert "already up to date, kept" in second.stdout
@@ -67,3 +72,42 @@ def test_a_backend_that_does_not_exist_is_refused_with_those_that_do() -> None:
     assert finished.returncode == 2
     assert "'tensorflow'" in finished.stderr
     assert "torch" in finished.stderr
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "..", ""])
+def test_a_name_that_is_a_path_is_refused_before_anything_is_read(
+    name: str, tmp_path: Path
+) -> None:
+    finished = build("--name", name, "--checkpoint", tmp_path / "nowhere")
+    assert finished.returncode == 1
+    assert f"an engine's name is one folder's, without a path: '{name}'" in finished.stderr
+    assert finished.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--max-step-tokens", "--max-sequences", "--plugin-library"])
+def test_options_of_a_plan_are_refused_where_none_is_built(option: str, tmp_path: Path) -> None:
+    finished = build(option, "1", "--backend", "torch", "--output", tmp_path / "e")
+    assert finished.returncode == 1
+    assert f"{option} is of a plan, and backend torch builds none" in finished.stderr
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_torch_is_loaded_is_one_line_and_status_130(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--output", str(tmp_path / "e")],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        maps, deadline = Path(f"/proc/{process.pid}/maps"), time.monotonic() + 60
+        while "libtorch" not in maps.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(number)
+        assert process.stderr is not None
+        assert process.stderr.read() == "build_engine.py: interrupted, nothing written\n"
+        assert process.wait(timeout=60) == 130
+    assert not (tmp_path / "e").exists()

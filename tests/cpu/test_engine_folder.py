@@ -231,7 +231,13 @@ def test_an_engine_that_is_up_to_date_is_kept(checkpoint: Path, engine: Path) ->
 
 
 def test_an_engine_of_other_settings_or_damaged_is_replaced(checkpoint: Path, engine: Path) -> None:
-    assert build_engine_folder(checkpoint, engine, EngineSettings("tiny", page_size=32))
+    said: list[str] = []
+    assert build_engine_folder(
+        checkpoint, engine, EngineSettings("tiny", page_size=32), say=said.append
+    )
+    assert said[0] == (
+        f"Replacing {engine}: type float32 becomes bfloat16; page size 16 becomes 32"
+    )
     assert read_engine_folder(engine).page_size == 32
     (engine / "config.json").unlink()
     assert build_engine_folder(checkpoint, engine, EngineSettings("tiny", page_size=32))

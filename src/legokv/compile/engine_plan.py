@@ -1,7 +1,7 @@
 """The plan of an engine folder: what is recorded about it beforehand, and its files."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from legokv.bindings import GraphShape
@@ -15,6 +15,16 @@ from legokv.launchers import Launchers
 from legokv.plan_facts import ANY_ARCHITECTURE, PlanFacts
 from legokv.plugin_library import LIBRARY_NAME, library_digest
 from legokv.profiles import PlanLimits, plan_profiles, settled_limits
+
+# What the plugins have kernels for, to be known before they are compiled.
+HEAD_SIZES = (64, 80, 96, 128)
+PAGE_SIZES = (16, 32, 64)
+
+
+def check_sizes(model: ModelConfig, graph: GraphShape, limits: PlanLimits) -> None:
+    """UnsupportedModel or InvalidRequest if no plan can be of these sizes and limits."""
+    _check_kernels({"head_sizes": HEAD_SIZES, "page_sizes": PAGE_SIZES}, graph)
+    settled_limits(model, graph, limits)
 
 
 def engine_plan(
@@ -54,7 +64,7 @@ def write_plan(
     say(f"  {summary}")
 
 
-def _check_kernels(info: dict[str, list[int]], graph: GraphShape) -> None:
+def _check_kernels(info: Mapping[str, Sequence[int]], graph: GraphShape) -> None:
     for what, size, sizes in (
         ("head size", graph.head_size, info["head_sizes"]),
         ("page size", graph.page_size, info["page_sizes"]),

@@ -1,0 +1,127 @@
+"""The options of build_engine.py, and the build they ask for."""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from legokv.checkpoint.source import PRESETS, checkpoint_folder
+from legokv.compile.backends import BACKENDS, PLAN_BACKENDS, choose_backend, this_machine
+from legokv.engine_build import DTYPES, EngineSettings, build_engine_folder
+from legokv.engine_folder import read_engine_folder
+from legokv.errors import InvalidRequest
+from legokv.plugin_library import PluginBuild, build_plugin_library
+from legokv.profiles import PlanLimits
+
+OUT = Path(__file__).resolve().parent.parent / "out"
+LIMITS = {
+    "max_step_tokens": "tokens one step computes at most",
+    "max_sequences": "sequences in one step at most",
+    "max_import_pages": "stored pages arriving in a step at most",
+}
+
+
+def parse_arguments(description: str | None, arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", choices=sorted(PRESETS), default="llama", help="preset")
+    parser.add_argument("--checkpoint", type=Path, help="Hugging Face folder or .gguf file")
+    parser.add_argument("--name", help="engine's name; default: the preset's or checkpoint's")
+    parser.add_argument("--output", type=Path, help="default: out/engines/NAME")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--page-size", type=int, default=16, metavar="TOKENS")
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="auto keeps a plan that is there already, whichever backend built it",
+    )
+    parser.add_argument(
+        "--onnx", action=argparse.BooleanOptionalAction, default=True, help="write model.onnx"
+    )
+    parser.add_argument("--force", action="store_true", help="build even if it is up to date")
+    parser.add_argument(
+        "--keep-failed",
+        action="store_true",
+        help="write an engine that fails the check of linked against full logits, too",
+    )
+    _add_plan_arguments(parser.add_argument_group("of a plan"))
+    return parser.parse_args(arguments)
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """Make the engine folder that was asked for, and say what it is."""
+    started = time.monotonic()
+    settings = _settings(arguments, choose_backend(arguments.backend, this_machine(), say))
+    output = arguments.output or OUT / "engines" / settings.name
+    checkpoint = checkpoint_folder(arguments.model, arguments.checkpoint, OUT / "checkpoints", say)
+    say(f"Checking {checkpoint} and digesting its weights")
+    written = build_engine_folder(
+        checkpoint,
+        output,
+        settings,
+        force=arguments.force,
+        keep_failed=arguments.keep_failed,
+        say=say,
+    )
+    gate = read_engine_folder(output).gate
+    if gate is not None:
+        say(f"Linked against full logits: {gate}; {gate.cost}")
+    state = "written" if written else "already up to date, kept (--force builds it again)"
+    say(f"Engine {output} {state}, {time.monotonic() - started:.1f} s")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _add_plan_arguments(group: "argparse._ArgumentGroup") -> None:
+    usual = PlanLimits()
+    for name, text in LIMITS.items():
+        option = f"--{name.replace('_', '-')}"
+        group.add_argument(option, type=int, metavar="N", help=f"{text}; {getattr(usual, name)}")
+    group.add_argument(
+        "--plugin-library", type=Path, help="default: compiled from plugins/ as needed"
+    )
+
+
+def _settings(arguments: argparse.Namespace, backend: str) -> EngineSettings:
+    source = arguments.checkpoint.absolute().stem if arguments.checkpoint else arguments.model
+    limits = {name: value for name in LIMITS if (value := getattr(arguments, name)) is not None}
+    return EngineSettings(
+        source if arguments.name is None else arguments.name,
+        arguments.dtype,
+        arguments.page_size,
+        backend,
+        exports_onnx=arguments.onnx,
+        plugin_library=_plugin_library(arguments, backend),
+        limits=replace(PlanLimits(), **limits),
+        any_plan=arguments.backend == "auto",
+    )
+
+
+def _plugin_library(arguments: argparse.Namespace, backend: str) -> Callable[[], Path] | None:
+    """What gives the plugins a plan is built with; None for torch, which needs none on a CPU."""
+    if backend not in PLAN_BACKENDS:
+        _refuse_plan_options(arguments, backend)
+        return None
+    if not arguments.onnx:
+        raise InvalidRequest(f"--backend {backend} builds a plan from model.onnx: drop --no-onnx")
+    library: Path | None = arguments.plugin_library
+    if library is None:
+        return partial(build_plugin_library, PluginBuild(OUT), say)
+    if not library.is_file():
+        raise InvalidRequest(
+            f"--plugin-library {library} does not exist: run build/build_plugins.py"
+        )
+    return lambda: library
+
+
+def _refuse_plan_options(arguments: argparse.Namespace, backend: str) -> None:
+    for name in (*LIMITS, "plugin_library"):
+        if getattr(arguments, name) is not None:
+            raise InvalidRequest(
+                f"--{name.replace('_', '-')} is of a plan, and backend {backend} builds none: "
+                "leave it out, or choose a --backend that does, as tensorrt-rtx"
+            )
