@@ -11,10 +11,11 @@ from legokv.batch import Int32
 from legokv.chunk_naming import ChunkNaming
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.header import token_bytes
+from legokv.chunks.opening import PinnedKeys
 from legokv.chunks.stats import TierStats
 from legokv.documents.document import DEFAULT_NAMESPACE
 from legokv.engine_metrics import PAGES_USED, RUNNING, WAITING, tier_samples
-from legokv.engine_parts import EngineParts, PinnedKeys, open_parts
+from legokv.engine_parts import EngineParts, open_parts
 from legokv.engine_settings import EngineChoices, EngineSettings
 from legokv.errors import InvalidRequest, LegokvError
 from legokv.jobs import CompileJob, Event, GenerateJob, Job, Prefill

@@ -1,7 +1,6 @@
 """Makes the parts of an engine from its folder and settings: runner, pool, tiers, executor."""
 
 import logging
-from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from legokv.cache_layout import cache_root
 from legokv.chunks.cache import ChunkCache
 from legokv.chunks.lower_tiers import LowerTiers
-from legokv.chunks.opening import open_tiers
+from legokv.chunks.opening import PinnedKeys, open_tiers
 from legokv.chunks.stored_kv import check_stored_dtype
 from legokv.engine_folder import EngineFacts, read_engine_folder
 from legokv.engine_settings import EngineSettings
@@ -20,8 +19,6 @@ from legokv.pages import PagePool
 from legokv.runners import Runner
 from legokv.runners.open_runner import RunnerSettings, open_runner
 from legokv.tokenizer import Tokenizer
-
-PinnedKeys = Callable[[], Collection[str]]
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,6 @@ import time
 from legokv.serving.model_processes import child_processes, model_of
 
 _SEEN_SECONDS = 20
-_WATCHED_SECONDS = 0.3
-"""So that whoever watches the processes has seen this one, and can name it."""
 
 
 def kill_model(serve: int, model: str) -> int:
@@ -19,12 +17,14 @@ def kill_model(serve: int, model: str) -> int:
 
 
 def kill_starting_model(serve: int, model: str, *, other_than: int | None = None) -> int:
-    """The same in a server that starts, once there is another process than this one."""
+    """The same in a server that starts, as soon as there is another process than this one.
+
+    Triton waits for a model's first words without end.
+    """
     deadline = time.monotonic() + _SEEN_SECONDS
     while not (found := _processes(serve, model) - {other_than}):
         assert time.monotonic() < deadline, f"no process runs {model} after {_SEEN_SECONDS} s"
-        time.sleep(0.05)
-    time.sleep(_WATCHED_SECONDS)
+        time.sleep(0.01)
     return _kill(found.pop())
 
 

@@ -59,7 +59,8 @@ def shared_memory_prefix() -> Iterator[str]:
     """What names of this process's shared memory begin with; none of it is left after the block."""
     for file in _SHARED_MEMORY.glob(f"{_MEMORY_PREFIX}*_*"):
         if _owner_is_gone(file.name.removeprefix(_MEMORY_PREFIX).split("_")[0]):
-            file.unlink(missing_ok=True)
+            with suppress(PermissionError):  # another user's
+                file.unlink(missing_ok=True)
     prefix = f"{_MEMORY_PREFIX}{os.getpid()}_"
     try:
         yield prefix
