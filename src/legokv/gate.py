@@ -12,6 +12,7 @@ from legokv.chunks.chunk import Chunk
 from legokv.engine import Engine
 from legokv.gate_facts import TOLERANCES, GateFacts
 from legokv.link import Segment
+from legokv.runners.torch_runner import TorchRunner
 
 PASSAGES = (
     "The harbour of Vellin has three lighthouses. The oldest was built of grey stone by the "
@@ -61,7 +62,13 @@ class GateRun:
             one_chunk_difference=_difference(one_full, one_linked),
             kl_link_0=_kl(full, [self._linked(order, 0) for order in _ORDERS]),
             kl_link_16=_kl(full, [self._linked(order, 16) for order in _ORDERS]),
+            attention=self._attention(),
         )
+
+    def _attention(self) -> str:
+        runner = self._engine.runner
+        assert isinstance(runner, TorchRunner)  # the one it was opened with
+        return runner.attention.description
 
     def _linked(self, order: Sequence[int], link_tokens: int) -> Tensor:
         segments: list[Segment] = [*self._placed(order), self._question]

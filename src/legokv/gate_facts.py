@@ -17,6 +17,8 @@ class GateFacts:
     chunk recomputed, and of one chunk with its question, for both of which linking is exact.
     Judged by `tolerance`; None where a logit was not finite. The KLs to full, in nats, of k = 0 and
     k = 16 over several chunks are what linking costs this model on one small text: recorded only.
+    `attention` is the CPU's form they were computed by, whose rounding is in all of them; None in
+    an engine that was built before it was recorded.
     """
 
     tolerance: float
@@ -24,6 +26,7 @@ class GateFacts:
     one_chunk_difference: float | None
     kl_link_0: float | None
     kl_link_16: float | None
+    attention: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -35,8 +38,12 @@ class GateFacts:
         return (
             f"with all chunks recomputed logits differ by {_shown(self.recomputed_difference)}, "
             f"with one chunk by {_shown(self.one_chunk_difference)} standard deviations; "
-            f"{self.tolerance:g} is allowed"
+            f"{self.tolerance:g} is allowed{self._computed_by}"
         )
+
+    @property
+    def _computed_by(self) -> str:
+        return "" if self.attention is None else f" (attention on this CPU: {self.attention})"
 
     @property
     def cost(self) -> str:

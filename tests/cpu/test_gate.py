@@ -19,6 +19,7 @@ from legokv.engine_folder import read_engine_folder
 from legokv.errors import EngineMismatch, UnsupportedModel
 from legokv.gate_facts import TOLERANCES, GateFacts, check_gate
 from legokv.link import BoundLink, bind
+from legokv.native_library import NativeLibraryMissing
 from legokv.serving.engine_service import EngineService
 from legokv.serving.settings import Settings
 
@@ -63,6 +64,34 @@ def test_a_sound_model_passes_in_each_type_well_within_its_tolerance(
     assert gate.kl_link_0 is not None
     assert gate.kl_link_0 > 10 * gate.recomputed_difference**2
     record_property("fact", f"gate of {name} in {dtype}: {gate}")
+
+
+def test_the_attention_that_the_numbers_were_computed_by_is_recorded_and_said(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = EngineSettings("e", dtype="bfloat16")
+    build_engine_folder(tiny_checkpoint("llama"), tmp_path / "here", settings)
+    form = Engine.open(tmp_path / "here", runner="torch").runner.attention.description
+    assert gate_of(tmp_path / "here").attention == form
+    assert str(gate_of(tmp_path / "here")).endswith(f"(attention on this CPU: {form})")
+
+    def no_library() -> Path:
+        raise NativeLibraryMissing("none here")
+
+    monkeypatch.setattr("legokv.runners.attention_forms.find_native_library", no_library)
+    build_engine_folder(tiny_checkpoint("llama"), tmp_path / "there", settings)
+    assert gate_of(tmp_path / "there").attention == "torch"
+
+
+def test_an_engine_built_before_its_attention_was_recorded_is_read_and_claims_none(
+    tiny_engine_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_engine_folder("llama"), tmp_path / "older"))
+    facts = json.loads((folder / "engine.json").read_text())
+    del facts["gate"]["attention"]
+    (folder / "engine.json").write_text(json.dumps(facts))
+    assert gate_of(folder).attention is None
+    assert str(gate_of(folder)).endswith("is allowed")
 
 
 @pytest.mark.parametrize(("num_positions", "page_size"), [(48, 16), (2048, 128)])
@@ -115,7 +144,9 @@ def test_a_fault_in_linking_is_found_and_nothing_is_written(
 ) -> None:
     monkeypatch.setattr(jobs, "bind", lambda *arguments: fault(bind(*arguments)))
     settings = EngineSettings("tiny", dtype="bfloat16")
-    with pytest.raises(UnsupportedModel, match=r"logits differ by .* 0.25 is allowed\. --keep-fai"):
+    with pytest.raises(
+        UnsupportedModel, match=r"logits differ by .* 0.25 is allowed \(.*\)\. --keep-f"
+    ):
         build_engine_folder(tiny_checkpoint("llama"), tmp_path / "e", settings)
     assert list(tmp_path.iterdir()) == []
     build_engine_folder(tiny_checkpoint("llama"), tmp_path / "e", settings, keep_failed=True)
