@@ -61,15 +61,22 @@ def device() -> str:
 
 
 def commit() -> str:
-    """Short hash of the checkout, "-dirty" behind it where files differ from it."""
-    return _git("describe", "--always", "--dirty", "--match", "none") or "unknown"
+    """Short hash of the checkout, "-dirty" behind it where measured code differs from it."""
+    short = _git("rev-parse", "--short", "HEAD")
+    if not short:
+        return "unknown"
+    return f"{short}-dirty" if _differs("HEAD") else short
 
 
 def measured_since(commit_of_result: str) -> bool | None:
     """Whether code that numbers depend on changed since; None for a commit git does not know."""
-    plain = commit_of_result.removesuffix("-dirty")
+    return _differs(commit_of_result.removesuffix("-dirty"), "HEAD")
+
+
+def _differs(*revisions: str) -> bool | None:
+    """Whether measured code does between two, or between one and the files; None if unknown."""
     finished = subprocess.run(
-        ["git", "-C", str(ROOT), "diff", "--quiet", plain, "HEAD", "--", *MEASURED_CODE],
+        ["git", "-C", str(ROOT), "diff", "--quiet", *revisions, "--", *MEASURED_CODE],
         capture_output=True,
         check=False,
     )

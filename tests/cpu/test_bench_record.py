@@ -1,6 +1,7 @@
 """Journals resume, statistics are what they say, unknown peers and methods are refused."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from benchmarks.cost.cases import method
 from benchmarks.peers.engines import Engine, engine
 from benchmarks.peers.measure import Plan, run
 from benchmarks.peers.tasks import TASKS, prompts, task
+from benchmarks.record import about as about_module
 from benchmarks.record import ending
 from benchmarks.record import journal as journal_module
 from benchmarks.record.clock import TimeLimit
@@ -124,3 +126,26 @@ def test_a_benchmark_ends_with_a_line_for_what_its_caller_can_put_right(capsys):
     said = capsys.readouterr()
     assert said.err == "unknown task 'x'; known are a, b\n"
     assert "the same command goes on" in said.out
+
+
+def test_results_that_a_run_writes_do_not_make_its_commit_dirty(tmp_path, monkeypatch):
+    def git(*words: str) -> None:
+        name = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *name, "-C", str(tmp_path), *words], check=True, capture_output=True)
+
+    results, source = tmp_path / "benchmarks" / "results" / "cost.json", tmp_path / "src" / "a.py"
+    for file in (results, source):
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(about_module, "ROOT", tmp_path)
+    first = about_module.commit()
+    results.write_text("2")
+    assert about_module.commit() == first
+    source.write_text("2")
+    assert about_module.commit() == f"{first}-dirty"
+    assert about_module.measured_since(first) is False
+    git("commit", "-am", "second")
+    assert about_module.measured_since(first) is True
