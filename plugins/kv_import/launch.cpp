@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "kv_import/kv_import.h"
+#include "legokv/alignment.h"
 #include "legokv/dtype.h"
 #include "legokv/export.h"
 
@@ -15,6 +16,9 @@ Status check_kv_import(const LegokvKvImport& import) {
   if (import.page_elements <= 0 || import.page_elements % 8 != 0) {
     return invalid_argument("kv_import: a page of %lld elements is not a multiple of 8",
                             static_cast<long long>(import.page_elements));
+  }
+  if (!is_aligned(import.pool) || !is_aligned(import.block)) {
+    return invalid_argument("kv_import: pool and block must be 16-byte aligned");
   }
   const int64_t blocks = import.num_import_pages * (import.page_elements / 4 / 256 + 1);
   if (import.num_import_pages < 0 || blocks > INT32_MAX) {

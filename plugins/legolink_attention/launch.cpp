@@ -1,20 +1,18 @@
 // The C launcher of legolink_attention: refuses what no kernel can do, then runs the kernels in
 // order.
-#include <cstdint>
-
+#include "legokv/alignment.h"
 #include "legokv/export.h"
 #include "legolink_attention/kernels.h"
 
 namespace legokv {
 namespace {
 
-bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 Status check_memory(const AttentionCall& call) {
   const LegokvLegolinkAttention& a = call.arguments;
   if (!is_aligned(a.k) || !is_aligned(a.v) || !is_aligned(a.pool) || !is_aligned(a.pages) ||
-      !is_aligned(a.workspace)) {
-    return invalid_argument("legolink_attention: k, v, pool, pages, workspace must be 16-aligned");
+      !is_aligned(a.out) || !is_aligned(a.workspace)) {
+    return invalid_argument(
+        "legolink_attention: k, v, pool, pages, out, workspace must be 16-byte aligned");
   }
   const int64_t need = workspace_bytes(a);
   if (need > 0 && (a.workspace == nullptr || a.workspace_bytes < need)) {

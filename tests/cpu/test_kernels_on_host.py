@@ -1,5 +1,6 @@
 """The CUDA kernels' own source, run on a CPU thread by thread, against loops and the torch ops."""
 
+import ctypes
 import os
 import subprocess
 from pathlib import Path
@@ -251,6 +252,34 @@ def test_too_small_a_workspace_is_refused(launchers: Launchers) -> None:
         launchers.legolink_attention(
             arguments, torch.empty_like(inputs.q), torch.empty(2, dtype=torch.float32)
         )
+
+
+# A GPU stops at a misaligned 16-byte access, at some later call and for the rest of the process.
+@pytest.mark.parametrize("name", ["k", "v", "pool", "pages", "out", "workspace"])
+def test_attention_of_a_misaligned_address_is_refused_before_a_kernel_runs(
+    launchers: Launchers, name: str
+) -> None:
+    inputs = make_inputs(Step((decoded(3),)))
+    arguments = attention_arguments(inputs.q, inputs.k, inputs.v, inputs.pool, inputs.tables)
+    arguments.out = torch.empty_like(inputs.q).data_ptr()
+    setattr(arguments, name, (getattr(arguments, name) or 0) + 8)
+    assert launchers.library.legokv_legolink_attention(ctypes.byref(arguments), None) == 1
+    message = launchers.library.legokv_last_error()
+    assert b"k, v, pool, pages, out, workspace must be 16-byte aligned" in message
+
+
+@pytest.mark.parametrize("name", ["pool", "block"])
+def test_an_import_at_a_misaligned_address_is_refused_before_a_kernel_runs(
+    launchers: Launchers, name: str
+) -> None:
+    tensors = {
+        "pool": torch.zeros((2, 2, 16, 1, 64), dtype=torch.float16),
+        "block": torch.ones((1, 2, 16, 1, 64), dtype=torch.float16),
+    }
+    like = tensors[name]
+    shifted = torch.zeros(like.numel() + 4, dtype=like.dtype)[4:].view(like.shape)
+    with pytest.raises(LaunchRefused, match="pool and block must be 16-byte aligned"):
+        launchers.kv_import(**(tensors | {name: shifted}), pages=torch.zeros(1, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("program", ["test_arithmetic", "test_host_form"])

@@ -116,7 +116,9 @@ Status launch(void (*kernel)(Argument), const LaunchShape& shape, void* stream,
     error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes);
   }
-  if (error == cudaSuccess) {
+  if (error != cudaSuccess) {
+    (void)cudaGetLastError();  // Else the next launch would report it as its own.
+  } else {
     const dim3 grid(static_cast<unsigned>(shape.grid_x), shape.grid_y, shape.grid_z);
     kernel<<<grid, shape.threads, shape.shared_bytes, static_cast<cudaStream_t>(stream)>>>(
         argument);

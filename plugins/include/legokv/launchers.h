@@ -25,8 +25,8 @@ enum LegokvStatus { LEGOKV_OK = 0, LEGOKV_INVALID_ARGUMENT = 1, LEGOKV_CUDA_ERRO
 
 // Puts M stored pages into the pool; `block` may lie in device or in pinned host memory.
 struct LegokvKvImport {
-  void* pool;            // [N, 2, S, G, D] of pool_dtype
-  const void* block;     // [M, 2, S, G, D] of block_dtype
+  void* pool;            // [N, 2, S, G, D] of pool_dtype, 16-byte aligned
+  const void* block;     // [M, 2, S, G, D] of block_dtype, 16-byte aligned
   const int32_t* pages;  // [M]; a page outside the pool is not written
   int64_t num_pool_pages;
   int64_t num_import_pages;
@@ -35,7 +35,8 @@ struct LegokvKvImport {
   int32_t block_dtype;
 };
 
-// Writes the tokens' K and V into the pool, then attends over the page table.
+// Writes the tokens' K and V into the pool, then attends over the page table. Its page numbers are
+// not compared with N. k, v, pool, pages, out and workspace are 16-byte aligned.
 struct LegokvLegolinkAttention {
   const void* q;                 // [T, H, D], not rotated
   const void* k;                 // [T, G, D], not rotated
@@ -48,7 +49,7 @@ struct LegokvLegolinkAttention {
   const int32_t* query_start;    // [B + 1], ascending from 0
   const int32_t* pages;          // [B, P, 4]: page, base, position of slot 0, filled slots
   const float* inv_freq;         // [D / 2]
-  void* workspace;               // 16-byte aligned
+  void* workspace;
   int64_t workspace_bytes;
   int64_t num_pool_pages;
   int32_t num_tokens;
