@@ -1,6 +1,8 @@
 """The compiled plugins: where they lie, how they are built from plugins/, and their digest."""
 
 import hashlib
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,16 +88,25 @@ def _cmake(build: PluginBuild, folder: Path, options: Sequence[str], target: str
 
 
 def _run(command: Sequence[str], folder: Path, say: Say) -> None:
-    """Run, saying each line of progress; what was printed is kept for the error."""
+    """Run, saying each line of progress; what was printed is kept for the error.
+
+    An interruption ends the command and all it has started.
+    """
     lines: list[str] = []
+    pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, stdout=pipe, stderr=subprocess.STDOUT, text=True, process_group=0
     ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            if line.startswith("["):
-                say(line.rstrip())
+        try:
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                if line.startswith("["):
+                    say(line.rstrip())
+        except KeyboardInterrupt:
+            # The group, as CMake does not end the compilers it has started.
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
     if process.returncode != 0:
         raise PluginBuildFailed(
             f"{' '.join(command[:3])} … failed:\n{why_it_failed(lines)}\n"
