@@ -79,8 +79,9 @@ def test_the_attention_that_the_numbers_were_computed_by_is_recorded_and_said(
         raise NativeLibraryMissing("none here")
 
     monkeypatch.setattr("legokv.runners.attention_forms.find_native_library", no_library)
+    monkeypatch.setattr("legokv.runners.attention_forms.TorchForm.description", "torch, alone")
     build_engine_folder(tiny_checkpoint("llama"), tmp_path / "there", settings)
-    assert gate_of(tmp_path / "there").attention == "torch"
+    assert gate_of(tmp_path / "there").attention == "torch, alone"
 
 
 def test_an_engine_built_before_its_attention_was_recorded_is_read_and_claims_none(
