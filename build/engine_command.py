@@ -9,8 +9,9 @@ from pathlib import Path
 
 from legokv.checkpoint.source import PRESETS, checkpoint_folder
 from legokv.compile.backends import BACKENDS, PLAN_BACKENDS, choose_backend, this_machine
-from legokv.engine_build import DTYPES, EngineSettings, build_engine_folder
+from legokv.engine_build import BuildSettings, build_engine_folder
 from legokv.engine_folder import read_engine_folder
+from legokv.engine_settings import DTYPES
 from legokv.errors import InvalidRequest
 from legokv.plugin_library import PluginBuild, build_plugin_library
 from legokv.profiles import PlanLimits
@@ -86,10 +87,10 @@ def _add_plan_arguments(group: "argparse._ArgumentGroup") -> None:
     )
 
 
-def _settings(arguments: argparse.Namespace, backend: str) -> EngineSettings:
+def _settings(arguments: argparse.Namespace, backend: str) -> BuildSettings:
     source = arguments.checkpoint.absolute().stem if arguments.checkpoint else arguments.model
     limits = {name: value for name in LIMITS if (value := getattr(arguments, name)) is not None}
-    return EngineSettings(
+    return BuildSettings(
         source if arguments.name is None else arguments.name,
         arguments.dtype,
         arguments.page_size,

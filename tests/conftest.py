@@ -10,7 +10,7 @@ from recorded_facts import pytest_terminal_summary  # noqa: F401 - the hook
 from redis_server import redis_running
 from tiny_checkpoints import make_tiny_checkpoint
 
-from legokv.engine_build import EngineSettings, build_engine_folder
+from legokv.engine_build import BuildSettings, build_engine_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -38,7 +38,7 @@ def tiny_engine_folder(
     def folder(name: str = "llama") -> Path:
         if name not in built:
             built[name] = tmp_path_factory.mktemp("engines") / name
-            settings = EngineSettings(name, dtype="float32")
+            settings = BuildSettings(name, dtype="float32")
             build_engine_folder(tiny_checkpoint(name), built[name], settings)
         return built[name]
 

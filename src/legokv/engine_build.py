@@ -24,18 +24,18 @@ from legokv.engine_folder import (
 )
 from legokv.engine_kept import is_up_to_date, kept_plan, replacement
 from legokv.engine_products import Inputs, make_products, product_names
+from legokv.engine_settings import DTYPES
 from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.gate import check_linking
 from legokv.gate_facts import GateFacts
 from legokv.profiles import PlanLimits
 from legokv.tokenizer import TOKENIZER_FILES, Tokenizer
 
-DTYPES = ("bfloat16", "float16", "float32")
 _CONFIG_FILES = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
-class EngineSettings:
+class BuildSettings:
     """What a builder chooses about an engine; `page_size` in tokens. InvalidRequest for nonsense.
 
     exports_onnx: write model.onnx too, which a plan needs. plugin_library, limits: of a plan; the
@@ -67,7 +67,7 @@ class EngineSettings:
 def build_engine_folder(
     checkpoint: Path,
     output: Path,
-    settings: EngineSettings,
+    settings: BuildSettings,
     *,
     force: bool = False,
     keep_failed: bool = False,
@@ -116,7 +116,7 @@ def _judged(gate: GateFacts, *, keep_failed: bool) -> GateFacts:
     return gate
 
 
-def facts_from_checkpoint(checkpoint: Path, settings: EngineSettings) -> EngineFacts:
+def facts_from_checkpoint(checkpoint: Path, settings: BuildSettings) -> EngineFacts:
     """All facts of the engine `checkpoint` makes but its plan's, after checking config, tensors
     and tokenizer, and whether a plan can have what is asked of it."""
     tokenizer = Tokenizer.open(checkpoint)
@@ -138,7 +138,7 @@ def facts_from_checkpoint(checkpoint: Path, settings: EngineSettings) -> EngineF
     )
 
 
-def with_plan(facts: EngineFacts, settings: EngineSettings, library: Path | None) -> EngineFacts:
+def with_plan(facts: EngineFacts, settings: BuildSettings, library: Path | None) -> EngineFacts:
     """The facts, with those of the plan that their backend builds with the plugin library."""
     if facts.backend not in PLAN_BACKENDS:
         return facts

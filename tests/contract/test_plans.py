@@ -22,7 +22,7 @@ from legokv.compile import plan_process
 from legokv.compile.plan_process import build_plan
 from legokv.compile.plan_request import PlanBuildFailed, PlanFiles, plan_request
 from legokv.engine_build import (
-    EngineSettings,
+    BuildSettings,
     build_engine_folder,
     facts_from_checkpoint,
     with_plan,
@@ -90,9 +90,9 @@ def built(
 
 def settings_of(
     name: str, library: Path, dtype: str = "bfloat16", max_sequences: int = 5
-) -> EngineSettings:
+) -> BuildSettings:
     limits = PlanLimits(max_step_tokens=256, max_sequences=max_sequences, max_import_pages=8)
-    return EngineSettings(
+    return BuildSettings(
         name, dtype, backend="tensorrt-rtx", plugin_library=lambda: library, limits=limits
     )
 
@@ -159,7 +159,7 @@ def test_auto_keeps_a_plan_that_is_there_and_torch_by_name_replaces_it_and_says_
     engine = Path(shutil.copytree(built()[0], tmp_path / "engine"))
     before = (engine / "engine.json").read_bytes()
     said: list[str] = []
-    auto = EngineSettings("llama-wide", exports_onnx=True, any_plan=True)
+    auto = BuildSettings("llama-wide", exports_onnx=True, any_plan=True)
     assert not build_engine_folder(checkpoint, engine, auto, say=said.append)
     assert (engine / "engine.json").read_bytes() == before
     assert f"{engine} has {PLAN} (tensorrt-rtx " in said[0]
@@ -282,7 +282,7 @@ def test_a_killed_build_takes_its_process_along_and_the_next_build_what_it_left(
         process.kill()
         soon(lambda: has_ended(child))
     assert len(list(tmp_path.iterdir())) == 1
-    build_engine_folder(checkpoint, engine, EngineSettings("tiny"))
+    build_engine_folder(checkpoint, engine, BuildSettings("tiny"))
     assert list(tmp_path.iterdir()) == [engine]
 
 
@@ -371,7 +371,7 @@ def test_missing_tensorrt_headers_are_refused_before_anything_is_compiled(
 
 
 def try_to_build(checkpoint: Path, library: Path, folder: Path) -> None:
-    facts = facts_from_checkpoint(checkpoint, EngineSettings("tiny"))
+    facts = facts_from_checkpoint(checkpoint, BuildSettings("tiny"))
     graph = graph_shape(facts.model, facts.dtype, facts.page_size)
     files = PlanFiles(folder / "model.onnx", folder / PLAN, library)
     profiles = plan_profiles(facts.model, graph, PlanLimits())

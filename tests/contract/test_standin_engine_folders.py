@@ -15,7 +15,7 @@ from tensorrt_standin import VERSION
 
 from legokv.compile import engine_plan
 from legokv.compile.backends import PLAN_BACKENDS, this_machine
-from legokv.engine_build import EngineSettings, build_engine_folder
+from legokv.engine_build import BuildSettings, build_engine_folder
 from legokv.engine_folder import read_engine_folder
 
 HERE = Path(__file__).parent
@@ -60,7 +60,7 @@ def built(
     for backend in BACKENDS:
         said: list[str] = []
         folder = tmp_path_factory.mktemp("standin") / backend
-        settings = EngineSettings("small", backend=backend, plugin_library=lambda: plugin_library)
+        settings = BuildSettings("small", backend=backend, plugin_library=lambda: plugin_library)
         assert build_engine_folder(tiny_checkpoint("llama-wide"), folder, settings, say=said.append)
         made[backend] = folder, said
     return made

@@ -18,12 +18,12 @@ from legokv.checkpoint.fingerprint import model_fingerprint
 from legokv.checkpoint.layout import decoder_tensors
 from legokv.checkpoint.tensor_table import read_tensor_table
 from legokv.config import ModelConfig, RopeConfig
-from legokv.engine_build import EngineSettings, build_engine_folder, facts_from_checkpoint
+from legokv.engine_build import BuildSettings, build_engine_folder, facts_from_checkpoint
 from legokv.engine_folder import read_engine_folder, write_engine_folder
 from legokv.errors import EngineMismatch, InvalidRequest, UnsupportedModel
 from legokv.tokenizer import Tokenizer
 
-SETTINGS = EngineSettings("tiny", dtype="float32")
+SETTINGS = BuildSettings("tiny", dtype="float32")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def change_facts(engine: Path, **changes: object) -> None:
 def test_facts_read_back_as_they_were_written(
     name: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    facts = facts_from_checkpoint(tiny_checkpoint(name), EngineSettings(name))
+    facts = facts_from_checkpoint(tiny_checkpoint(name), BuildSettings(name))
     write_engine_folder(tmp_path / name, facts, tiny_checkpoint(name))
     assert read_engine_folder(tmp_path / name) == facts
     assert facts.model == read_model_config(tiny_checkpoint(name))
@@ -100,7 +100,7 @@ def test_the_fingerprint_is_of_the_content_not_of_its_place(
     original = read_engine_folder(engine).fingerprint
     copy = shutil.copytree(checkpoint, tmp_path / "elsewhere")
     sharded = make_tiny_checkpoint("llama", tmp_path / "sharded", max_shard_size="100KB")
-    other = EngineSettings("other name", dtype="bfloat16", page_size=32)
+    other = BuildSettings("other name", dtype="bfloat16", page_size=32)
     assert facts_from_checkpoint(copy, other).fingerprint == original
     assert facts_from_checkpoint(sharded, SETTINGS).fingerprint == original
 
@@ -233,14 +233,14 @@ def test_an_engine_that_is_up_to_date_is_kept(checkpoint: Path, engine: Path) ->
 def test_an_engine_of_other_settings_or_damaged_is_replaced(checkpoint: Path, engine: Path) -> None:
     said: list[str] = []
     assert build_engine_folder(
-        checkpoint, engine, EngineSettings("tiny", page_size=32), say=said.append
+        checkpoint, engine, BuildSettings("tiny", page_size=32), say=said.append
     )
     assert said[0] == (
         f"Replacing {engine}: type float32 becomes bfloat16; page size 16 becomes 32"
     )
     assert read_engine_folder(engine).page_size == 32
     (engine / "config.json").unlink()
-    assert build_engine_folder(checkpoint, engine, EngineSettings("tiny", page_size=32))
+    assert build_engine_folder(checkpoint, engine, BuildSettings("tiny", page_size=32))
     assert (engine / "config.json").is_file()
 
 

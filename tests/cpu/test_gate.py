@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from legokv import Engine, jobs
-from legokv.engine_build import EngineSettings, build_engine_folder
+from legokv.engine_build import BuildSettings, build_engine_folder
 from legokv.engine_folder import read_engine_folder
 from legokv.errors import EngineMismatch, UnsupportedModel
 from legokv.gate_facts import TOLERANCES, GateFacts, check_gate
@@ -54,7 +54,7 @@ def test_a_sound_model_passes_in_each_type_well_within_its_tolerance(
     dtype: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    settings = EngineSettings(name, dtype=dtype)
+    settings = BuildSettings(name, dtype=dtype)
     build_engine_folder(tiny_checkpoint(name), tmp_path / "e", settings)
     gate = gate_of(tmp_path / "e")
     assert gate.passed
@@ -69,7 +69,7 @@ def test_a_sound_model_passes_in_each_type_well_within_its_tolerance(
 def test_the_attention_that_the_numbers_were_computed_by_is_recorded_and_said(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = EngineSettings("e", dtype="bfloat16")
+    settings = BuildSettings("e", dtype="bfloat16")
     build_engine_folder(tiny_checkpoint("llama"), tmp_path / "here", settings)
     form = Engine.open(tmp_path / "here", runner="torch").runner.attention.description
     assert gate_of(tmp_path / "here").attention == form
@@ -103,7 +103,7 @@ def test_a_short_context_and_a_large_page_can_be_checked_too(
     config = json.loads((folder / "config.json").read_text())
     config["max_position_embeddings"] = num_positions
     (folder / "config.json").write_text(json.dumps(config))
-    settings = EngineSettings("short", dtype="float32", page_size=page_size)
+    settings = BuildSettings("short", dtype="float32", page_size=page_size)
     assert build_engine_folder(folder, tmp_path / "e", settings)
 
 
@@ -144,7 +144,7 @@ def test_a_fault_in_linking_is_found_and_nothing_is_written(
     found: str,
 ) -> None:
     monkeypatch.setattr(jobs, "bind", lambda *arguments: fault(bind(*arguments)))
-    settings = EngineSettings("tiny", dtype="bfloat16")
+    settings = BuildSettings("tiny", dtype="bfloat16")
     with pytest.raises(
         UnsupportedModel, match=r"logits differ by .* 0.25 is allowed \(.*\)\. --keep-f"
     ):
@@ -160,9 +160,9 @@ def test_logits_that_are_not_finite_are_refused_and_the_engine_before_stays(
     overflowing: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "e"
-    assert build_engine_folder(overflowing, output, EngineSettings("wide"))
+    assert build_engine_folder(overflowing, output, BuildSettings("wide"))
     before = (output / "engine.json").read_bytes()
-    half = EngineSettings("wide", dtype="float16")
+    half = BuildSettings("wide", dtype="float16")
     with pytest.raises(UnsupportedModel, match="recomputed logits differ by what is not finite"):
         build_engine_folder(overflowing, output, half)
     assert (output / "engine.json").read_bytes() == before
@@ -171,7 +171,7 @@ def test_logits_that_are_not_finite_are_refused_and_the_engine_before_stays(
 def test_a_failed_engine_is_up_to_date_only_for_whom_it_was_kept(
     overflowing: Path, tmp_path: Path
 ) -> None:
-    half = EngineSettings("wide", dtype="float16")
+    half = BuildSettings("wide", dtype="float16")
     assert build_engine_folder(overflowing, tmp_path / "e", half, keep_failed=True)
     assert not gate_of(tmp_path / "e").passed
     assert not build_engine_folder(overflowing, tmp_path / "e", half, keep_failed=True)
@@ -237,7 +237,7 @@ def test_no_server_takes_an_engine_without_a_passed_check(
 def test_the_library_opens_an_engine_that_failed_and_warns_with_the_numbers(
     overflowing: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    half = EngineSettings("wide", dtype="float16")
+    half = BuildSettings("wide", dtype="float16")
     build_engine_folder(overflowing, tmp_path / "e", half, keep_failed=True)
     assert "not linked correctly" not in caplog.text
     Engine.open(tmp_path / "e", pool_tokens=64)
@@ -248,7 +248,7 @@ def test_a_folder_of_an_older_format_says_the_command_that_builds_it_again(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "e"
-    made = EngineSettings("old one", dtype="float32", page_size=32)
+    made = BuildSettings("old one", dtype="float32", page_size=32)
     build_engine_folder(tiny_checkpoint("qwen3"), folder, made)
     wanted = read_engine_folder(folder)
     facts = json.loads((folder / "engine.json").read_text())
