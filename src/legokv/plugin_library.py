@@ -1,10 +1,12 @@
 """The compiled plugins: where they lie, how they are built from plugins/, and their digest."""
 
+import fcntl
 import hashlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +54,8 @@ def build_plugin_library(build: PluginBuild, say: Say) -> Path:
         f"-DLEGOKV_TENSORRT_INCLUDE={headers}",
         f"-DCMAKE_CUDA_COMPILER={nvcc}",
     ]
-    drop_foreign_cache(folder, {"CMAKE_CUDA_COMPILER": nvcc}, say)
+    with _alone_in(folder, say):
+        drop_foreign_cache(folder, {"CMAKE_CUDA_COMPILER": nvcc}, say)
     _cmake(build, folder, options, "legokv_plugins", say)
     return folder / LIBRARY_NAME
 
@@ -78,13 +81,27 @@ def library_digest(library: Path) -> str:
 
 def _cmake(build: PluginBuild, folder: Path, options: Sequence[str], target: str, say: Say) -> None:
     cmake = str(find_cmake())
-    drop_foreign_cache(
-        folder, {"CMAKE_HOME_DIRECTORY": build.source, "CMAKE_CACHEFILE_DIR": folder}, say
-    )
-    configure = [cmake, "-S", str(build.source), "-B", str(folder), *options]
-    _run([*configure, f"-DLEGOKV_VERSION={__version__}"], folder, say)
-    compile_target = [cmake, "--build", str(folder), "--target", target]
-    _run([*compile_target, "--parallel", str(build.jobs)], folder, say)
+    with _alone_in(folder, say):
+        drop_foreign_cache(
+            folder, {"CMAKE_HOME_DIRECTORY": build.source, "CMAKE_CACHEFILE_DIR": folder}, say
+        )
+        configure = [cmake, "-S", str(build.source), "-B", str(folder), *options]
+        _run([*configure, f"-DLEGOKV_VERSION={__version__}"], folder, say)
+        compile_target = [cmake, "--build", str(folder), "--target", target]
+        _run([*compile_target, "--parallel", str(build.jobs)], folder, say)
+
+
+@contextmanager
+def _alone_in(folder: Path, say: Say) -> Iterator[None]:
+    """Wait until no other process builds in `folder`: CMake's files are one build's at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"Waiting for another build in {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _run(command: Sequence[str], folder: Path, say: Say) -> None:

@@ -1,6 +1,8 @@
 """Building plugins/ in a folder that CMake has used before, somewhere else or with another tool."""
 
+import fcntl
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,21 @@ def test_a_moved_or_copied_checkout_is_compiled_again_and_says_so(checkout: Path
 def test_a_folder_in_its_own_place_keeps_what_it_compiled(checkout: Path) -> None:
     build_in(checkout)
     assert not any("Building CXX object" in line for line in build_in(checkout))
+
+
+def test_two_builds_in_one_folder_take_turns(checkout: Path) -> None:
+    folder = checkout / "out" / "plugins-host"
+    folder.mkdir(parents=True)
+    said: list[str] = []
+    build = PluginBuild(checkout / "out", source=checkout / "plugins")
+    with open(folder / ".lock", "w") as lock, ThreadPoolExecutor(1) as thread:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = thread.submit(build_host_kernels, build, said.append)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=1)
+        assert said == [f"Waiting for another build in {folder}"]
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        second.result(timeout=60)
 
 
 def test_another_compiler_starts_anew_and_leaves_what_was_linked(tmp_path: Path) -> None:

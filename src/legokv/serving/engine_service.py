@@ -231,9 +231,12 @@ def _give_way() -> None:
     """Let threads that carry requests and replies go before this one and those it computes with.
 
     They need little, and on a machine whose every core computes each hop of a token would wait for
-    one. Linux counts niceness by thread, and OpenMP's threads have their starter's.
+    one. Linux counts niceness by thread, and OpenMP's threads have their starter's. A server that
+    was started nicer stays so: to be less nice again takes privileges.
     """
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), COMPUTE_NICENESS)
+    thread = threading.get_native_id()
+    nice = max(COMPUTE_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
+    os.setpriority(os.PRIO_PROCESS, thread, nice)
 
 
 def _taken(job: Job) -> Iterator[JobEvent]:
