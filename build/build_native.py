@@ -2,23 +2,20 @@
 
 import sys
 
-from legokv.errors import LegokvError
-from legokv.native_calls import NativeCalls
-from legokv.native_library import build_native_library
+from ending import run
 
 
 def main() -> int:
-    try:
-        calls = NativeCalls(build_native_library(say))
-    except LegokvError as error:
-        print(f"build_native.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("build_native.py: interrupted, nothing written", file=sys.stderr)
-        return 130
+    return run("build_native.py", build)
+
+
+def build() -> None:
+    from legokv.native_calls import NativeCalls
+    from legokv.native_library import build_native_library
+
+    calls = NativeCalls(build_native_library(say))
     sets = ", ".join(each.name.lower() for each in calls.instruction_sets())
     say(f"{calls.path}: instruction sets of this processor: {sets}")
-    return 0
 
 
 def say(line: str) -> None:

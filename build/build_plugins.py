@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from legokv.errors import LegokvError
-from legokv.launchers import Launchers
+from ending import run
+
 from legokv.plugin_library import ARCHITECTURES, PluginBuild, build_plugin_library
 
 OUT = Path(__file__).resolve().parent.parent / "out"
@@ -26,19 +26,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parsed = parse_arguments(arguments)
-    build = PluginBuild(parsed.output, architectures=tuple(parsed.architectures), jobs=parsed.jobs)
-    try:
-        library = build_plugin_library(build, say)
-    except LegokvError as error:
-        print(f"build_plugins.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("build_plugins.py: interrupted", file=sys.stderr)
-        return 130
+    return run("build_plugins.py", lambda: build(parse_arguments(arguments)))
+
+
+def build(parsed: argparse.Namespace) -> None:
+    plugins = PluginBuild(
+        parsed.output, architectures=tuple(parsed.architectures), jobs=parsed.jobs
+    )
+    library = build_plugin_library(plugins, say)
+    from legokv.launchers import Launchers
+
     info = Launchers(library).info()
     say(f"{library}: {library.stat().st_size / 2**20:.1f} MiB, ops {', '.join(info['ops'])}")
-    return 0
 
 
 def say(line: str) -> None:

@@ -1,7 +1,7 @@
 """Which sizes a plan is built for: one profile to prefill and link, one to decode."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from legokv.bindings import SYMBOLS, Binding, GraphShape
 from legokv.config import ModelConfig
@@ -61,8 +61,9 @@ def settled_limits(model: ModelConfig, graph: GraphShape, limits: PlanLimits) ->
     InvalidRequest, with the number and the most there can be, for a limit below 1 or so high that
     a tensor of the step would have more elements than TensorRT counts.
     """
-    if min(limits.max_step_tokens, limits.max_sequences, limits.max_import_pages) < 1:
-        raise InvalidRequest(f"a plan's limits are 1 or more each: {limits}")
+    for name, value in asdict(limits).items():
+        if value < 1:
+            raise InvalidRequest(f"a plan's limits are 1 or more each, and {name} is {value}")
     heads = model.num_heads + 2 * model.num_kv_heads
     token = max(model.hidden_size, heads * model.head_size, 2 * model.intermediate_size)
     # A sequence has a row of logits and a table of 4 numbers for each of its pages.
