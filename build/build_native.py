@@ -1,21 +1,25 @@
 """Compile the CPU library: python build/build_native.py"""
 
 import sys
+from collections.abc import Callable
 
 from ending import run
 
 
 def main() -> int:
-    return run("build_native.py", build)
+    return run("build_native.py", load)
 
 
-def build() -> None:
+def load() -> Callable[[], None]:
     from legokv.native_calls import NativeCalls
     from legokv.native_library import build_native_library
 
-    calls = NativeCalls(build_native_library(say))
-    sets = ", ".join(each.name.lower() for each in calls.instruction_sets())
-    say(f"{calls.path}: instruction sets of this processor: {sets}")
+    def build() -> None:
+        calls = NativeCalls(build_native_library(say))
+        sets = ", ".join(each.name.lower() for each in calls.instruction_sets())
+        say(f"{calls.path}: instruction sets of this processor: {sets}")
+
+    return build
 
 
 def say(line: str) -> None:

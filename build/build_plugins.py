@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ending import run
@@ -26,18 +28,22 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run("build_plugins.py", lambda: build(parse_arguments(arguments)))
+    return run("build_plugins.py", partial(load, parse_arguments(arguments)))
 
 
-def build(parsed: argparse.Namespace) -> None:
+def load(parsed: argparse.Namespace) -> Callable[[], None]:
+    from legokv.launchers import Launchers
+
     plugins = PluginBuild(
         parsed.output, architectures=tuple(parsed.architectures), jobs=parsed.jobs
     )
-    library = build_plugin_library(plugins, say)
-    from legokv.launchers import Launchers
 
-    info = Launchers(library).info()
-    say(f"{library}: {library.stat().st_size / 2**20:.1f} MiB, ops {', '.join(info['ops'])}")
+    def build() -> None:
+        library = build_plugin_library(plugins, say)
+        info = Launchers(library).info()
+        say(f"{library}: {library.stat().st_size / 2**20:.1f} MiB, ops {', '.join(info['ops'])}")
+
+    return build
 
 
 def say(line: str) -> None:

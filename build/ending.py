@@ -1,5 +1,6 @@
 """How every build command ends: a line, not a traceback, for an error, Ctrl-C and SIGTERM."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -7,20 +8,37 @@ from collections.abc import Callable
 from legokv.errors import LegokvError
 
 FAILED, INTERRUPTED = 1, 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run(command: str, build: Callable[[], None]) -> int:
-    """The exit status of `build`; what it begins and its processes end with it on either signal.
+def run(command: str, load: Callable[[], Callable[[], None]]) -> int:
+    """The exit status of what `load` returns, which ends with all it began on either signal.
 
-    Modules that bring torch are imported inside `build`: those seconds can be interrupted, too.
+    `load` imports what brings torch, seconds in which an interrupt would be swallowed: torch takes
+    any failure of numpy's import for a lack of it. Nothing is begun then, so they end at once.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupted = f"{command}: interrupted, nothing written"
+    _on_signals(lambda *_: _end_at_once(interrupted))
     try:
+        build = load()
+        _on_signals(signal.default_int_handler)
         build()
-    except LegokvError as error:
+    except (LegokvError, OSError) as error:
         print(f"{command}: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print(f"{command}: interrupted, nothing written", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _on_signals(handler: Callable[..., None]) -> None:
+    for number in _SIGNALS:
+        # A shell's background jobs ignore Ctrl-C, and are to go on doing so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _end_at_once(words: str) -> None:
+    os.write(sys.stderr.fileno(), f"{words}\n".encode())
+    os._exit(INTERRUPTED)
