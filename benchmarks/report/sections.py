@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from benchmarks.report import by_place
+from benchmarks.report import by_place, serving
 from benchmarks.report.by_method import by_method
 from benchmarks.report.markdown import Row, interval, milliseconds, of, table
 
@@ -62,44 +62,6 @@ def _splits(rows: list[Row]) -> str:
     return table(("what", "chunks come from", "median (range)"), lines)
 
 
-def serving(rows: list[Row]) -> str:
-    rates = of(rows, experiment="rate")
-    lines = [
-        (
-            row["set"],
-            row["method"],
-            f"{row['rate']:.2f}",
-            f"{row['requests']} ({row['refused']})",
-            _three(row, "time_to_first_token", 1),
-            _three(row, "time_per_output_token", 1000),
-            " ".join(f"{share:.0%}" for share in row["cached_share_by_quarter"]),
-        )
-        for row in rates
-    ]
-    columns = ("set", "method", "requests/s", "requests (refused)", "TTFT p50, p90, p99, s")
-    columns += ("ms per output token", "reused, by quarter of the run")
-    held = [
-        (r["set"], r["method"], f"{r['held']:.2f}", f"{r['broke'] or 0:.2f}")
-        for r in of(rows, experiment="highest rate")
-    ]
-    parts = [table(columns, lines)]
-    parts.append(table(("set", "method", "highest rate held", "lowest that broke (0: none)"), held))
-    shares = [
-        (r["set"], *(f"{r[n]:.0%}" for n in ("first_document", "longest_prefix", "any_place")))
-        for r in of(rows, experiment="reusable")
-    ]
-    words = "What caches without limits could reuse of the workload's documents:"
-    return "\n\n".join(
-        [*parts, words, table(("set", "first document", "longest prefix", "any place"), shares)]
-    )
-
-
-def _three(row: Row, name: str, scale: float) -> str:
-    if f"{name}_p50" not in row:
-        return ""
-    return " · ".join(f"{scale * row[f'{name}_p{p}']:.2f}" for p in (50, 90, 99))
-
-
 def peers(rows: list[Row]) -> str:
     lines = [
         (
@@ -151,6 +113,6 @@ BODIES: dict[str, Callable[[list[Row]], str]] = {
     "attention_mass": by_place.attention,
     "stored_forms": stored_forms,
     "cost": cost,
-    "serving": serving,
+    "serving": serving.section,
     "peers": peers,
 }

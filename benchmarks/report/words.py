@@ -38,8 +38,8 @@ SECTIONS = {
         "What does each method cost, and how far is it from its limit?",
         "Random tokens, one request at a time. The limit is a prefill of as many tokens with "
         "nothing before them, so attention to the cached tokens is the method's own. `prefix` has "
-        "only the first chunk cached, `whole-prefix` all of them in the same order. Lookup is in "
-        "the serving results. Memory is counted pages.",
+        "only the first chunk cached, `whole-prefix` all of them in the same order. Lookup, "
+        "which is the server's, is in the serving results. Memory is counted pages.",
     ),
     "serving": (
         "What happens when many ask?",

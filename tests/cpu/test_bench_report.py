@@ -144,3 +144,16 @@ def test_errors_and_attention_have_a_column_a_method():
     assert "| 0 | 0.900 (0.800 to 1.000) |  |" in text
     assert "| the prompt's very first token | 0.400 (0.300 to 0.500) |  |" in text
     assert "| their first 16 |  | 0.300 (0.200 to 0.400) |" in text
+
+
+def test_what_the_server_did_is_shown_by_rate_with_where_the_time_went():
+    probe = {"experiment": "rate", "set": "fits", "method": "full", "rate": 0.5, "requests": 9}
+    times = {f"time_to_first_token_p{p}": p / 100 for p in (50, 90, 99)}
+    parts = {f"{part}_seconds_p50": 0.002 for part in ("lookup", "queue", "load", "compile")}
+    row = {**probe, **times, **parts, "link_seconds_p50": 1.5, "refused": 1}
+    rows = [{**row, "cached_share_by_quarter": [0.5, 0.25]}, {**probe, "rate": 9, "refused": 9}]
+    rows[1] |= {"cached_share_by_quarter": []}
+    text = report({**NOTHING, "serving": {"about": ABOUT, "rows": rows}}, lambda c: False, set())
+    assert "| fits | full | 0.50 | 9 (1) | 0.50 · 0.90 · 0.99 |  | 50% 25% |" in text
+    assert "| fits | full | 0.50 | 2.0 | 2.0 | 2.0 | 2.0 | 1,500.0 |" in text
+    assert "| fits | full | 9.00 | 9 (9) |  |  |  |" in text
