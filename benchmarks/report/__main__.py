@@ -1,4 +1,4 @@
-"""python -m benchmarks.report: docs/benchmarks.md and its plots from the result files."""
+"""python -m benchmarks.report: docs/benchmarks.md, its plots and README's numbers from results."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from benchmarks.record.about import RESULTS, ROOT, measured_since
 from benchmarks.record.results import read_results
 from benchmarks.report.asked import Results, asked_table
 from benchmarks.report.provenance import Changed, provenance
+from benchmarks.report.readme import with_numbers
 from benchmarks.report.sections import BODIES
 from benchmarks.report.words import INTRODUCTION, PLOTS, SECTIONS
 
@@ -30,11 +31,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the report goes")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="whose blocks")
     arguments = parser.parse_args()
     results: Results = {name: read_results(name, arguments.results) for name in SECTIONS}
     drawn = draw.all_plots(results, arguments.docs / "plots")
     path = arguments.docs / "benchmarks.md"
     path.write_text(report(results, measured_since, drawn), encoding="utf-8")
+    text = arguments.readme.read_text(encoding="utf-8")
+    arguments.readme.write_text(with_numbers(text, results), encoding="utf-8")
     print(f"{path}: {sum(r is not None for r in results.values())} of {len(results)} measured")
     return 0
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.record.about import ROOT, commit, measured_since
+from benchmarks.record.results import read_results
+from benchmarks.report import readme
 from benchmarks.report.__main__ import report
 from benchmarks.report.asked import asked_table
 from benchmarks.report.provenance import COMMANDS, provenance
@@ -157,3 +159,17 @@ def test_what_the_server_did_is_shown_by_rate_with_where_the_time_went():
     assert "| fits | full | 0.50 | 9 (1) | 0.50 · 0.90 · 0.99 |  | 50% 25% |" in text
     assert "| fits | full | 0.50 | 2.0 | 2.0 | 2.0 | 2.0 | 1,500.0 |" in text
     assert "| fits | full | 9.00 | 9 (9) |  |  |  |" in text
+
+
+def test_readme_shows_the_numbers_of_the_result_files_and_no_others():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = {name: read_results(name) for name in SECTIONS}
+    assert readme.with_numbers(text, results) == text, "python -m benchmarks.report writes them"
+    assert text.count("<!-- measured: ") == 4
+    assert readme.NOT_MEASURED not in text
+
+
+def test_a_block_of_readme_without_results_says_so_and_the_rest_stays():
+    text = "before\n<!-- measured: peers -->\n\n| 1 ms |\n\n<!-- end -->\nafter 2 ms"
+    found = readme.with_numbers(text, NOTHING)
+    assert found == text.replace("| 1 ms |", "Not measured.")
