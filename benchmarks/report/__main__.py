@@ -11,19 +11,19 @@ from benchmarks.report.asked import Results, asked_table
 from benchmarks.report.provenance import Changed, provenance
 from benchmarks.report.readme import with_numbers
 from benchmarks.report.sections import BODIES
-from benchmarks.report.words import INTRODUCTION, PLOTS, SECTIONS
+from benchmarks.report.words import INTRODUCTION, METHODS, PLOTS, SECTIONS
 
 
 def report(results: Results, changed: Changed, drawn: set[str]) -> str:
     """The whole text. A missing result is a line with its command, a stale one is marked."""
-    parts = [INTRODUCTION, "## Asked and measured", asked_table(results)]
-    for name, (question, not_shown) in SECTIONS.items():
+    parts = [INTRODUCTION, "## Asked and measured", asked_table(results), METHODS]
+    for name, section in SECTIONS.items():
         found = results[name]
-        parts += [f"## {question}", provenance(name, found, changed)]
+        parts += [f"## {section.question}", section.how, provenance(name, found, changed)]
         if found is not None:
             plots = [plot for plot in PLOTS.get(name, ()) if plot in drawn]
             parts += [f"![{plot}](plots/{plot}.svg)" for plot in plots]
-            parts += [BODIES[name](found["rows"]), f"*What it does not show.* {not_shown}"]
+            parts += [BODIES[name](found["rows"]), f"*What it does not show.* {section.not_shown}"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,60 +1,112 @@
-"""The report's prose: what was asked in each section, and what its numbers do not show."""
+"""The report's prose: what each section asks, how it was measured, and what it does not show."""
+
+from dataclasses import dataclass
 
 INTRODUCTION = """# Benchmarks
 
 Written by `python -m benchmarks.report` from `benchmarks/results/*.json`; not edited by hand.
 `make bench` measures a little of everything, `make bench-full` all of it; both go on where they
 were interrupted. Times are medians with their range, shares and scores means with 95 % bootstrap
-intervals."""
+intervals over cases; differences of methods are paired case by case."""
+
+METHODS = """## Methods
+
+All get the same tokens at the same positions, and the question is computed anew in each. The chunk
+that stands first is exact as it was compiled, and only `full` computes it.
+
+| method | chunks are compiled | recomputed at request time |
+| --- | --- | --- |
+| `full` | not reused | everything |
+| `prefix` | the first one alone | everything behind it |
+| `naive` | alone | nothing |
+| `legolink-K` | alone | the first K tokens of every chunk but the first |
+| `legolink-0` | behind 4 dummy tokens whose KV is dropped | nothing |
+| `cacheblend-R` | alone | the R % of tokens whose values in layer 1 differ most from full's |
+| `guided-R` | alone | the R % that the question attends to most in a first pass with nothing recomputed |
+| `guided-R+legolink-2` | alone | those, and the first 2 of every chunk but the first |
+| `behind-head` | behind the prompt's own first segment, whose KV is not stored with them | nothing |
+| `last-K`, `random-K` | alone | as many as `legolink-K`, a chunk's last or drawn at random: controls |
+| `no-documents` | there are none | the floor |"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section's heading, what was done, and where its numbers end."""
+
+    question: str
+    how: str
+    not_shown: str
+
 
 SECTIONS = {
-    "fidelity": (
+    "fidelity": Section(
         "How near is linking to full recompute?",
+        "Two sets. HotpotQA: a question over its ten passages behind a head of two worked "
+        "questions, each a chunk. Essays: four chunks of 512 tokens, then 32 tokens as question "
+        "and 32 as answer. The gold answer is fed token by token; KL is of a method's next-token "
+        "distribution from full recompute's, top-1 agreement how often both have the same most "
+        "likely token, each a mean over the answer.",
         "A model of 135 M parameters, teacher-forced. It shows how far the methods are from full "
         "recompute and from each other, not what a larger model would lose.",
     ),
-    "quality": (
+    "quality": Section(
         "Are the answers still right?",
+        "Greedy answers of at most 12 tokens, scored against the gold by exact match and by F1 of "
+        "words. `facts`: one generated fact in one of 2 to 8 short passages in shuffled order, at "
+        "its start, middle or end. `two-chunk`: a fact cut from the name it belongs to, told by a "
+        "pronoun in the next chunk, where reuse is expected to hurt. HotpotQA as above.",
         "Easy facts and a small model: a difference between methods is one of this model. Twenty "
-        "methods without a difference would still have about one interval that misses 0. "
-        "`two-chunk` cuts each fact from the name it belongs to, where reuse is expected to hurt.",
+        "methods without a difference would still have about one interval that misses 0.",
     ),
-    "kv_error": (
+    "kv_error": Section(
         "Which tokens of a chunk are wrong, by how much?",
+        "The distance of a method's keys and values from full recompute's over the length of "
+        "full's, mean over layers and over all chunks but the first, by the token's place in its "
+        "chunk. The result file has it layer by layer.",
         "A distance of keys and values, which says nothing by itself about answers.",
     ),
-    "attention_mass": (
+    "attention_mass": Section(
         "Do a chunk's first tokens draw attention that linking takes from them?",
+        "The share of the question's attention that falls on the parts of the prompt, mean over "
+        "its tokens, heads and layers. The premise of LegoLink is seen where `naive` pays more to "
+        "the first tokens of later chunks than `full` does, and a linked prompt does not.",
         "Attention averaged over heads; one head may do what the average hides.",
     ),
-    "stored_forms": (
+    "stored_forms": Section(
         "What does keeping KV as int8 save, cost and change?",
         "The same prompts linked at k = 16 with KV as it was compiled and with it rounded to int8; "
-        "KL is of int8 from the model's type; how far linking is from full recompute is another "
-        "section. Storing and loading are those of one chunk in memory, checksum included, without "
-        "a disk. A small model, which may mind rounding more or less than a larger one.",
+        "KL is of int8 from the model's type. Storing and loading are those of one chunk in "
+        "memory, checksum included, without a disk.",
+        "How far linking itself is from full recompute is the first section's. A small model may "
+        "mind rounding more or less than a larger one.",
     ),
-    "cost": (
+    "cost": Section(
         "What does each method cost, and how far is it from its limit?",
-        "Random tokens, one request at a time. The limit is a prefill of as many tokens with "
-        "nothing before them, so attention to the cached tokens is the method's own. `prefix` has "
-        "only the first chunk cached, `whole-prefix` all of them in the same order. Lookup, "
-        "which is the server's, is in the serving results. Memory is counted pages.",
+        "Random tokens, one request at a time, methods interleaved in one process. The limit is a "
+        "prefill of as many tokens with nothing before them, so attention to the cached tokens is "
+        "the method's own. `prefix` has only the first chunk cached, `whole-prefix` all of them "
+        "in the same order. Memory is counted pages.",
+        "Lookup, which is the server's, is in the serving results. Waiting for others is too.",
     ),
-    "serving": (
+    "serving": Section(
         "What happens when many ask?",
-        "Client and server share the same two cores. Times run from when a request was due. "
-        "`prefix` is made of what the server has: the first document is sent as system text, "
-        "which is kept at position 0, the others as fresh text; a cache of longer prefixes would "
-        "reuse what the table of shares says. Such heads are not kept on disk. CacheBlend is not "
+        "Documents drawn by a Zipf law, in the order they were drawn; Poisson arrivals, seeded; "
+        "streamed over gRPC. Client and server share the same two cores. Times run from when a "
+        "request was due. `fits`: 48 documents of 512 tokens, six to a question, all in the pool; "
+        "the other set has 128 over a pool of 32 and a disk budget of 64, so that what was reused "
+        "once may be gone. `prefix` is made of what the server has: the first document is sent as "
+        "system text, which is kept at position 0, the others as fresh text. CacheBlend is not "
         "served: it needs a forward pass of its own, and is timed among the costs.",
+        "A cache of longer prefixes would reuse what the table of shares says. System texts are "
+        "not kept on disk.",
     ),
-    "peers": (
+    "peers": Section(
         "How do other engines fare on the same machine?",
         "The same token ids and threads, each engine in its own process, stopped when it is not "
-        "its turn. llama.cpp computes 4-bit weights, the others bfloat16. `documents reordered` "
-        "is exact in the peers and LegoLink-16, an approximation, in legokv, whose documents were "
-        "compiled before. Decode times are those of 32 tokens after a 4,000-token context.",
+        "its turn. llama.cpp computes 4-bit weights, the others bfloat16. Decode times are those "
+        "of 32 tokens after a 4,000-token context.",
+        "`documents reordered` is exact in the peers and LegoLink-16, an approximation, in "
+        "legokv, whose documents were compiled before.",
     ),
 }
 PLOTS = {
