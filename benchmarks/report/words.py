@@ -22,10 +22,10 @@ that stands first is exact as it was compiled, and only `full` computes it.
 | `legolink-K` | alone | the first K tokens of every chunk but the first |
 | `legolink-0` | behind 4 dummy tokens whose KV is dropped | nothing |
 | `cacheblend-R` | alone | the R % of tokens whose values in layer 1 differ most from full's |
-| `guided-R` | alone | the R % that the question attends to most in a first pass with nothing recomputed |
+| `guided-R` | alone | the R % the question attends to most when nothing is recomputed |
 | `guided-R+legolink-2` | alone | those, and the first 2 of every chunk but the first |
-| `behind-head` | behind the prompt's own first segment, whose KV is not stored with them | nothing |
-| `last-K`, `random-K` | alone | as many as `legolink-K`, a chunk's last or drawn at random: controls |
+| `behind-head` | behind the prompt's own first segment, kept apart from its KV | nothing |
+| `last-K`, `random-K` | alone | controls: as many as `legolink-K`, the last or at random |
 | `no-documents` | there are none | the floor |"""
 
 
