@@ -24,7 +24,13 @@ def by_method(
 
     def _set(rows: list[Row], name: str) -> str:
         wanted = of(rows, metric=compared)
-        head = ("method", "recomputed", "cases", *columns.values(), f"minus {REFERENCE}'s")
+        head = (
+            "method",
+            "recomputed",
+            "cases",
+            *columns.values(),
+            f"{columns[compared]} minus {REFERENCE}'s",
+        )
         lines = [_line(rows, row) for row in wanted]
         said = _on_the_floor(wanted) or _told_apart(wanted, columns[compared], lower_is_better)
         return "\n\n".join([f"**{name}**", table(head, lines), said])
