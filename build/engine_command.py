@@ -88,7 +88,7 @@ def _add_plan_arguments(group: "argparse._ArgumentGroup") -> None:
 
 
 def _settings(arguments: argparse.Namespace, backend: str) -> BuildSettings:
-    source = arguments.checkpoint.absolute().stem if arguments.checkpoint else arguments.model
+    source = _checkpoint_name(arguments.checkpoint) if arguments.checkpoint else arguments.model
     limits = {name: value for name in LIMITS if (value := getattr(arguments, name)) is not None}
     return BuildSettings(
         source if arguments.name is None else arguments.name,
@@ -100,6 +100,11 @@ def _settings(arguments: argparse.Namespace, backend: str) -> BuildSettings:
         limits=replace(PlanLimits(), **limits),
         any_plan=arguments.backend == "auto",
     )
+
+
+def _checkpoint_name(checkpoint: Path) -> str:
+    """A file's name without .gguf; a folder's is whole, for Llama-3.2-1B is not Llama-3."""
+    return checkpoint.absolute().name.removesuffix(".gguf")
 
 
 def _plugin_library(arguments: argparse.Namespace, backend: str) -> Callable[[], Path] | None:

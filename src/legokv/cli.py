@@ -106,7 +106,8 @@ def _serve_once(settings: Settings, say: Say, stop_asked: threading.Event) -> No
         try:
             server.wait()
         except ModelProcessLost as error:
-            _say_restarting(say, error)
+            if not stop_asked.is_set():
+                _say_restarting(say, error)
 
 
 def _pass_signals_on(server: TritonServer, stop_asked: threading.Event) -> None:

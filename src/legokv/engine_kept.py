@@ -31,12 +31,14 @@ def kept_plan(
 ) -> str | None:
     """The plan of `folder`, in words, if the folder is the engine of `facts` but for who built it.
 
-    None if there is no plan, if it was built for other limits (where facts' backend builds plans,
-    too), or if there is a GPU and the plan can't run on it.
+    None if there is no plan, or facts' own backend built it; if it was built for other limits
+    (where that backend builds plans, too), or if there is a GPU and the plan can't run on it.
     """
     found = _found(folder)
     if found is None or found.plan is None or not _is_sound(found, names, keep_failed):
         return None
+    if found.plan.flavour == facts.backend:
+        return None  # what `is_up_to_date` judges, by the plugins of the present sources too
     if replace(_bare(found), plan=None, backend=facts.backend) != facts:
         return None
     if not _has_limits(found.plan, facts, limits) or not _may_run(folder, found.plan):

@@ -14,7 +14,9 @@ DTYPES = tuple(known.name for known in FLOAT_DTYPES.values())
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """All settings of an engine. InvalidRequest for one out of range.
+    """All settings of an engine.
+
+    InvalidRequest for a dtype that is none; the others are checked when an engine is opened.
 
     dtype: "bfloat16", "float16" or "float32" in place of the one it was built for.
     runner: "torch" on the CPU, "cuda", "plan", or "auto" by what is here (see `open_runner`).

@@ -43,13 +43,13 @@ class GateFacts:
 
     @property
     def _computed_by(self) -> str:
-        return "" if self.attention is None else f" (attention on this CPU: {self.attention})"
+        return "" if self.attention is None else f" (computed with attention {self.attention})"
 
     @property
     def cost(self) -> str:
         """What linking several chunks costs this model on the check's text, in words."""
         return (
-            f"linking three chunks costs a KL to full of {_shown(self.kl_link_0)} nats at k = 0, "
+            f"linking its chunks costs a KL to full of {_shown(self.kl_link_0)} nats at k = 0, "
             f"{_shown(self.kl_link_16)} at k = 16"
         )
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from legokv.compiler_words import why_it_failed
+from legokv.compiler_run import run_compiler
 from legokv.errors import LegokvError
 from legokv.toolchain import find_cmake
 
@@ -124,10 +124,9 @@ def _compile(source: Path, folder: Path) -> None:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = (done.stdout + done.stderr).splitlines()
-        raise NativeBuildFailed(f"{' '.join(command[:3])} … failed:\n{why_it_failed(lines)}")
+    failure = run_compiler(command, lambda line: None)
+    if failure is not None:
+        raise NativeBuildFailed(failure)
 
 
 def _compiler_version(compiler: Path) -> str:

@@ -2,9 +2,6 @@
 
 import fcntl
 import hashlib
-import os
-import signal
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +9,7 @@ from pathlib import Path
 
 from legokv import __version__
 from legokv.cmake_cache import drop_foreign_cache
-from legokv.compiler_words import why_it_failed
+from legokv.compiler_run import run_compiler
 from legokv.errors import LegokvError
 from legokv.toolchain import find_cmake, nvcc_or_wheels, tensorrt_headers
 
@@ -20,6 +17,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "plugins"
 LIBRARY_NAME = "liblegokv_plugins.so"
 # One cubin for each GPU family and, by the bare number, PTX that later ones compile for themselves.
 ARCHITECTURES = ("80-real", "86-real", "89-real", "90")
+_COMPILER = "CMAKE_CUDA_COMPILER"
 
 Say = Callable[[str], None]
 
@@ -52,10 +50,8 @@ def build_plugin_library(build: PluginBuild, say: Say) -> Path:
     options = [
         f"-DLEGOKV_ARCHITECTURES={';'.join(build.architectures)}",
         f"-DLEGOKV_TENSORRT_INCLUDE={headers}",
-        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+        f"-D{_COMPILER}={nvcc}",
     ]
-    with _alone_in(folder, say):
-        drop_foreign_cache(folder, {"CMAKE_CUDA_COMPILER": nvcc}, say)
     _cmake(build, folder, options, "legokv_plugins", say)
     return folder / LIBRARY_NAME
 
@@ -81,10 +77,12 @@ def library_digest(library: Path) -> str:
 
 def _cmake(build: PluginBuild, folder: Path, options: Sequence[str], target: str, say: Say) -> None:
     cmake = str(find_cmake())
+    places = {"CMAKE_HOME_DIRECTORY": build.source, "CMAKE_CACHEFILE_DIR": folder}
+    named = dict(option.removeprefix("-D").split("=", 1) for option in options)
+    if _COMPILER in named:
+        places[_COMPILER] = Path(named[_COMPILER])
     with _alone_in(folder, say):
-        drop_foreign_cache(
-            folder, {"CMAKE_HOME_DIRECTORY": build.source, "CMAKE_CACHEFILE_DIR": folder}, say
-        )
+        drop_foreign_cache(folder, places, say)
         configure = [cmake, "-S", str(build.source), "-B", str(folder), *options]
         _run([*configure, f"-DLEGOKV_VERSION={__version__}"], folder, say)
         compile_target = [cmake, "--build", str(folder), "--target", target]
@@ -105,27 +103,9 @@ def _alone_in(folder: Path, say: Say) -> Iterator[None]:
 
 
 def _run(command: Sequence[str], folder: Path, say: Say) -> None:
-    """Run, saying each line of progress; what was printed is kept for the error.
-
-    An interruption ends the command and all it has started.
-    """
-    lines: list[str] = []
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdout=pipe, stderr=subprocess.STDOUT, text=True, process_group=0
-    ) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                lines.append(line.rstrip())
-                if line.startswith("["):
-                    say(line.rstrip())
-        except KeyboardInterrupt:
-            # The group, as CMake does not end the compilers it has started.
-            os.killpg(process.pid, signal.SIGTERM)
-            raise
-    if process.returncode != 0:
+    """Run, saying each line of progress."""
+    failure = run_compiler(command, lambda line: say(line) if line.startswith("[") else None)
+    if failure is not None:
         raise PluginBuildFailed(
-            f"{' '.join(command[:3])} … failed:\n{why_it_failed(lines)}\n"
-            f"If its sources compile elsewhere, remove {folder} and build again"
+            f"{failure}\nIf its sources compile elsewhere, remove {folder} and build again"
         )

@@ -23,8 +23,8 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    try:
-        with open(scratch / f".{_LOCK}", "w") as lock:
+    with open(scratch / f".{_LOCK}", "w") as lock:
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # Under this name only when it is held: without one, the folder is nobody's leftover.
             (scratch / f".{_LOCK}").rename(scratch / _LOCK)
@@ -33,8 +33,9 @@ def replaced_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 path.rename(scratch / "old")
             (scratch / "new").rename(path)
-    finally:
-        _remove(scratch, path)
+        finally:
+            # Before the lock is let go, or another maker would remove it at the same time.
+            _remove(scratch, path)
 
 
 def _remove_leftovers(path: Path) -> None:

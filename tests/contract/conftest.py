@@ -1,11 +1,15 @@
-"""The compiled plugin library, built once and only where its sources changed."""
+"""The compiled plugin library, built once and only where its sources changed, and plans of it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from plan_builds import settings_of
 
+from legokv.engine_build import build_engine_folder
 from legokv.plugin_library import PluginBuild, build_plugin_library, build_plugin_test
 
+Built = Callable[..., tuple[Path, str]]
 # One architecture and its PTX: what compiles for it compiles for the others too.
 BUILD = PluginBuild(
     Path(__file__).resolve().parents[2] / "out", folder="plugins-test", architectures=("80",)
@@ -21,3 +25,24 @@ def plugin_library() -> Path:
 def plugin_test(plugin_library: Path) -> Path:
     """The program that drives the plugin objects over the kernels' host form."""
     return build_plugin_test(BUILD, print)
+
+
+@pytest.fixture(scope="session")
+def built(
+    plugin_library: Path,
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Built:
+    """A tiny checkpoint's engine folder with its plan, and what was said meanwhile; made once."""
+    made: dict[tuple[str, str], tuple[Path, str]] = {}
+
+    def engine(name: str = "llama-wide", dtype: str = "bfloat16") -> tuple[Path, str]:
+        if (name, dtype) not in made:
+            said: list[str] = []
+            output = tmp_path_factory.mktemp("plans") / f"{name}-{dtype}"
+            settings = settings_of(name, plugin_library, dtype)
+            build_engine_folder(tiny_checkpoint(name), output, settings, say=said.append)
+            made[name, dtype] = output, "\n".join(said)
+        return made[name, dtype]
+
+    return engine

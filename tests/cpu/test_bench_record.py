@@ -99,19 +99,27 @@ def test_a_journal_outlives_a_commit_that_changes_nothing_measured(tmp_path, mon
     changed = {"abc": False, "def": True}
     monkeypatch.setattr(journal_module, "measured_since", lambda commit: changed.get(commit))
     monkeypatch.setattr(journal_module, "commit", lambda: "abc")
+    monkeypatch.setattr(journal_module, "uncommitted", lambda: "")
     open_journal("cost", {"threads": 2}, tmp_path).add("one", 1)
     monkeypatch.setattr(journal_module, "commit", lambda: "later")
     assert open_journal("cost", {"threads": 2}, tmp_path).entries() == {"one": 1}
     assert open_journal("cost", {"threads": 1}, tmp_path).entries() == {}
-    Journal(tmp_path / "cost.jsonl", {"commit": "def", "threads": 1}).add("one", 1)
+    settings = {"commit": "def", "uncommitted": "", "threads": 1}
+    Journal(tmp_path / "cost.jsonl", settings).add("one", 1)
     assert open_journal("cost", {"threads": 1}, tmp_path).entries() == {}
 
 
 def test_numbers_of_uncommitted_code_are_kept_for_that_code_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(journal_module, "measured_since", lambda commit: False)
-    monkeypatch.setattr(journal_module, "commit", lambda: "abc")
+    state = {"commit": "abc", "uncommitted": ""}
+    monkeypatch.setattr(journal_module, "commit", lambda: state["commit"])
+    monkeypatch.setattr(journal_module, "uncommitted", lambda: state["uncommitted"])
     open_journal("cost", {}, tmp_path).add("one", 1)
-    monkeypatch.setattr(journal_module, "commit", lambda: "abc-dirty")
+    state |= {"commit": "abc-dirty", "uncommitted": "1"}
+    assert open_journal("cost", {}, tmp_path).entries() == {}
+    open_journal("cost", {}, tmp_path).add("two", 2)
+    assert open_journal("cost", {}, tmp_path).entries() == {"two": 2}
+    state["uncommitted"] = "2"
     assert open_journal("cost", {}, tmp_path).entries() == {}
 
 
@@ -144,8 +152,10 @@ def test_results_that_a_run_writes_do_not_make_its_commit_dirty(tmp_path, monkey
     first = about_module.commit()
     results.write_text("2")
     assert about_module.commit() == first
+    assert about_module.uncommitted() == ""
     source.write_text("2")
     assert about_module.commit() == f"{first}-dirty"
+    assert about_module.uncommitted() != ""
     assert about_module.measured_since(first) is False
     git("commit", "-am", "second")
     assert about_module.measured_since(first) is True

@@ -21,6 +21,7 @@ ABOUT = {
     "dtype": "bfloat16",
     "num_cases": 4,
 }
+OVERHEADS = ("first token", "each token")
 NOTHING = dict.fromkeys(SECTIONS)
 
 
@@ -122,7 +123,7 @@ def test_a_set_whose_documents_do_not_help_claims_nothing_of_methods():
         score("legolink-16", "f1", 0.1),
     ]
     text = report({**NOTHING, "quality": {"about": ABOUT, "rows": rows}}, lambda c: False, set())
-    assert "nothing follows of methods" in text
+    assert "so no method is judged by them" in text
     assert "better:" not in text
 
 
@@ -173,3 +174,15 @@ def test_a_block_of_readme_without_results_says_so_and_the_rest_stays():
     text = "before\n<!-- measured: peers -->\n\n| 1 ms |\n\n<!-- end -->\nafter 2 ms"
     found = readme.with_numbers(text, NOTHING)
     assert found == text.replace("| 1 ms |", "Not measured.")
+
+
+def test_a_rate_without_an_answer_is_said_so_and_one_that_was_not_tried_is_not():
+    probe = {"experiment": "rate", "set": "fits", "method": "legolink-16", "rate": 0.4}
+    times = {"median": 0.01, "low": 0.01, "high": 0.02}
+    rows = [{**probe, "requests": 2, "refused": 2, "cached_share_by_quarter": []}]
+    rows += [{"experiment": "highest rate", "set": "fits", "method": "legolink-16", "held": 0.0}]
+    rows += [{"experiment": "overhead", "method": name, **times} for name in OVERHEADS]
+    results = {**NOTHING, "serving": {"about": ABOUT, "rows": rows}}
+    text = readme.with_numbers("<!-- measured: serving -->\n\nx\n\n<!-- end -->", results)
+    assert "no answer at 0.4 questions a second with linking" in text
+    assert "a processor, 2 threads" in text

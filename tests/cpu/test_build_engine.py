@@ -5,11 +5,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from legokv.engine_folder import read_engine_folder
+from legokv.profiles import PlanLimits
 
 SCRIPT = Path(__file__).resolve().parents[2] / "build" / "build_engine.py"
 
@@ -108,6 +110,22 @@ def test_an_interrupt_while_torch_is_loaded_is_one_line_and_status_130(
             time.sleep(0.005)
         process.send_signal(number)
         assert process.stderr is not None
-        assert process.stderr.read() == "build_engine.py: interrupted, nothing written\n"
+        assert process.stderr.read() == "build_engine.py: interrupted\n"
         assert process.wait(timeout=60) == 130
     assert not (tmp_path / "e").exists()
+
+
+def test_an_engine_without_a_name_has_its_checkpoints_dots_and_all(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "Llama-3.2-1B"
+    checkpoint.symlink_to(tiny_checkpoint("llama"))
+    finished = build("--checkpoint", checkpoint, "--output", tmp_path / "e", "--no-onnx")
+    assert finished.returncode == 0, finished.stderr
+    assert read_engine_folder(tmp_path / "e").name == "Llama-3.2-1B"
+
+
+def test_every_limit_of_a_plan_has_an_option() -> None:
+    finished = build("--help")
+    for limit in fields(PlanLimits):
+        assert f"--{limit.name.replace('_', '-')} N" in finished.stdout

@@ -73,7 +73,7 @@ def test_the_attention_that_the_numbers_were_computed_by_is_recorded_and_said(
     build_engine_folder(tiny_checkpoint("llama"), tmp_path / "here", settings)
     form = Engine.open(tmp_path / "here", runner="torch").runner.attention.description
     assert gate_of(tmp_path / "here").attention == form
-    assert str(gate_of(tmp_path / "here")).endswith(f"(attention on this CPU: {form})")
+    assert str(gate_of(tmp_path / "here")).endswith(f"(computed with attention {form})")
 
     def no_library() -> Path:
         raise NativeLibraryMissing("none here")

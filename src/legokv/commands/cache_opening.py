@@ -22,7 +22,8 @@ def check_is_cache(settings: Settings, facts: EngineFacts) -> None:
     if not file.is_file():
         raise NotFound(
             f"{settings.cache_dir} is no cache of the engine {settings.engine}: {file} does not "
-            "exist; give --cache-dir the folder that `legokv serve` has for this engine"
+            "exist; give --cache-dir the folder that `legokv serve` has for this engine, or, for a "
+            "fleet's Redis alone, set LEGOKV_DISK_BYTES=0"
         )
 
 
