@@ -1,5 +1,6 @@
 """What every published number needs beside it: device, commit, command, date, model."""
 
+import hashlib
 import os
 import platform
 import shlex
@@ -66,6 +67,12 @@ def commit() -> str:
     if not short:
         return "unknown"
     return f"{short}-dirty" if _differs("HEAD") else short
+
+
+def uncommitted() -> str:
+    """A digest of what differs from the commit in measured code; empty if nothing does."""
+    difference = _git("diff", "HEAD", "--", *MEASURED_CODE)
+    return hashlib.sha256(difference.encode()).hexdigest()[:12] if difference else ""
 
 
 def measured_since(commit_of_result: str) -> bool | None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record.about import RAW, commit, measured_since
+from benchmarks.record.about import RAW, commit, measured_since, uncommitted
 
 
 class Journal:
@@ -50,10 +50,14 @@ class Journal:
 
 
 def open_journal(name: str, settings: dict[str, Any], folder: Path = RAW) -> Journal:
-    """The journal `name` with `settings`, of this commit or one whose measured code is the same."""
+    """The journal `name` with `settings`, of this commit or one whose measured code is the same.
+
+    Uncommitted code has a journal as long as it stays as it is.
+    """
     path = folder / f"{name}.jsonl"
     header, _ = _read(path)
-    return Journal(path, {"commit": _of_same_code(header) or commit(), **settings})
+    kept = _of_same_code(header) or commit()
+    return Journal(path, {"commit": kept, "uncommitted": uncommitted(), **settings})
 
 
 def _of_same_code(header: dict[str, Any] | None) -> str | None:

@@ -6,6 +6,6 @@ class UnknownName(Exception):
 
 
 def legolink_tokens(method: str) -> int | None:
-    """K of a method called `legolink-K`; None for any other name."""
+    """K of a method called `legolink-K`; None for any other name, `legolink-0` being another."""
     kind, _, number = method.rpartition("-")
-    return int(number) if kind == "legolink" and number.isdecimal() else None
+    return int(number) or None if kind == "legolink" and number.isdecimal() else None

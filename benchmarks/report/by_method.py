@@ -52,7 +52,7 @@ def _on_the_floor(rows: list[Row]) -> str:
         return ""
     return (
         f"Full recompute ({interval(full)}) is not told apart from no documents "
-        f"({interval(floor)}): this model makes no use of them, and nothing follows of methods."
+        f"({interval(floor)}) on these {full['num_cases']} cases, so no method is judged by them."
     )
 
 

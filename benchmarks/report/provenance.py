@@ -22,13 +22,14 @@ def provenance(name: str, results: dict[str, Any] | None, changed: Changed) -> s
     if results is None:
         return f"Not measured: `{COMMANDS[name]}`"
     about = results["about"]
-    facts = f"{about['device']}; {about['model']}, {about['dtype']}; commit {about['commit']}"
+    commits = about.get("commits", [about["commit"]])
+    facts = f"{about['device']}; {about['model']}, {about['dtype']}; commit {', '.join(commits)}"
     line = f"{facts}; {about['date']}; {about['num_cases']} measurements; `{about['command']}`"
     mark = {
         True: "**From another commit: the code that was measured has changed since.**",
         None: "**From a commit that this checkout does not have.**",
         False: "",
     }[changed(about["commit"])]
-    if about["commit"].endswith("-dirty"):
+    if any(commit.endswith("-dirty") for commit in commits):
         mark += " **Measured with uncommitted changes.**"
     return f"{line} {mark}".strip()

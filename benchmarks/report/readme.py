@@ -1,6 +1,7 @@
 """README's measured numbers: the blocks between its marks, written from the result files."""
 
 import re
+from typing import Any
 
 from benchmarks.report.asked import Results
 from benchmarks.report.markdown import Row, of, one, table
@@ -17,21 +18,33 @@ PEERS = {
     "llama_cpp": "llama.cpp (4-bit)",
     "transformers": "transformers",
 }
+SERVED = {
+    "legolink-16": "with linking",
+    "full": "computing everything",
+    "prefix": "with prefix caching",
+}
 NOT_MEASURED = "Not measured."
 
 _BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n\n)(.*?)(\n\n<!-- end -->)", re.DOTALL)
 
 
 def with_numbers(text: str, results: Results) -> str:
-    """README's text with every marked block as the results say now."""
+    """README's text with every marked block as the results say now, and the device of each."""
     rows = {name: (found or {"rows": []})["rows"] for name, found in results.items()}
     blocks = {
-        "cost": _cost(rows["cost"]),
-        "serving": _serving(rows["serving"]),
-        "peers": _peers(rows["peers"]),
-        "reuse": _reuse(rows["fidelity"], rows["quality"]),
+        "cost": _cost(rows["cost"]) + _measured_on(results["cost"]),
+        "serving": _serving(rows["serving"]) + _measured_on(results["serving"]),
+        "peers": _peers(rows["peers"]) + _measured_on(results["peers"]),
+        "reuse": _reuse(rows["fidelity"], rows["quality"]) + _measured_on(results["fidelity"]),
     }
     return _BLOCK.sub(lambda found: found[1] + blocks[found[2]] + found[4], text)
+
+
+def _measured_on(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    about = found["about"]
+    return f"\n\n*{about['device']}; {about['model']}, {about['dtype']}; {about['date']}.*"
 
 
 def _cost(rows: list[Row]) -> str:
@@ -62,29 +75,30 @@ def _timed(words: str, row: Row) -> tuple[str, str, str]:
 
 
 def _serving(rows: list[Row]) -> str:
-    held = one(rows, experiment="highest rate", set="fits", method="legolink-16")
     first, each = (
         one(rows, experiment="overhead", method=name) for name in ("first token", "each token")
     )
-    if held is None or first is None or each is None:
+    if first is None or each is None:
         return NOT_MEASURED
-    parts = [f"{_p90(rows, 'legolink-16', held['held'])} with linking"]
-    for method, words in (("full", "computing everything"), ("prefix", "with prefix caching")):
+    parts = []
+    for method, words in SERVED.items():
         rates = [row["rate"] for row in of(rows, experiment="rate", set="fits", method=method)]
         if rates:
-            parts.append(f"{_p90(rows, method, min(rates))} {words}")
+            best = one(rows, experiment="highest rate", set="fits", method=method)
+            parts.append(f"{_p90(rows, method, (best or {}).get('held') or min(rates))} {words}")
     added = [f"{1000 * row['median']:.0f} ms" for row in (first, each)]
     return (
         "Under load (48 documents, six to a question, Poisson arrivals, client and server on the "
-        f"same two cores) the p90 of the time to the first token was {', '.join(parts)}.\nThe way "
+        f"same cores) the p90 of the time to the first token was {', '.join(parts)}.\nThe way "
         f"through Triton adds {added[0]} to the first token and {added[1]} to each streamed one "
-        "here, where it shares both cores with the computing ([log](docs/log.md))."
+        "here, where it shares the cores with the computing ([log](docs/log.md))."
     )
 
 
 def _p90(rows: list[Row], method: str, rate: float) -> str:
     row = one(rows, experiment="rate", set="fits", method=method, rate=rate)
-    seconds = "no answer" if row is None else f"{row['time_to_first_token_p90']:.1f} s"
+    found = None if row is None else row.get("time_to_first_token_p90")
+    seconds = "no answer" if found is None else f"{found:.1f} s"
     return f"{seconds} at {rate:.2g} questions a second"
 
 
@@ -95,6 +109,8 @@ def _peers(rows: list[Row]) -> str:
     lines = []
     for task, words in TASKS.items():
         cells = [one(rows, experiment=task, method=name) for name in names]
+        if not any(cells):
+            continue
         times = ["" if cell is None else f"{1000 * cell['median']:,.0f} ms" for cell in cells]
         lines.append((words, *times))
     return table(("", *(PEERS[name] for name in names)), lines)
