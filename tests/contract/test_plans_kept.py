@@ -1,0 +1,78 @@
+"""When a build keeps the plan that is there, and what it says of one that it replaces."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from plan_builds import PLAN, settings_of
+
+from legokv import engine_kept
+from legokv.engine_build import BuildSettings, build_engine_folder, facts_from_checkpoint, with_plan
+from legokv.engine_kept import is_up_to_date, kept_plan
+from legokv.runners import open_runner
+
+pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
+Built = Callable[..., tuple[Path, str]]
+
+
+def test_auto_keeps_a_plan_that_is_there_and_torch_by_name_replaces_it_and_says_so(
+    built: Built, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = tiny_checkpoint("llama-wide")
+    engine = Path(shutil.copytree(built()[0], tmp_path / "engine"))
+    before = (engine / "engine.json").read_bytes()
+    said: list[str] = []
+    auto = BuildSettings("llama-wide", exports_onnx=True, any_plan=True)
+    assert not build_engine_folder(checkpoint, engine, auto, say=said.append)
+    assert (engine / "engine.json").read_bytes() == before
+    assert f"{engine} has {PLAN} (tensorrt-rtx " in said[0]
+    assert "auto keeps: a --backend by name, or --force, replaces it" in said[0]
+
+    other = replace(auto, page_size=32)
+    assert build_engine_folder(checkpoint, engine, other, say=said.append)
+    assert f"Replacing {engine}: backend tensorrt-rtx becomes torch; page size 16" in said[1]
+
+    again = Path(shutil.copytree(built()[0], tmp_path / "again"))
+    torch = replace(auto, any_plan=False)
+    assert build_engine_folder(checkpoint, again, torch, say=said.append)
+    assert any(f"Replacing {again}: backend tensorrt-rtx becomes torch; plan {PLAN}" in line
+               for line in said)  # fmt: skip
+    assert not (again / PLAN).exists()
+
+
+def test_with_a_gpu_auto_keeps_a_plan_only_if_it_runs_there_and_has_the_limits(
+    built: Built,
+    plugin_library: Path,
+    tiny_checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output, _ = built()
+    asked = settings_of("llama-wide", plugin_library)
+    own = facts_from_checkpoint(tiny_checkpoint("llama-wide"), asked)
+    facts = replace(own, backend="tensorrt")
+    keep = partial(kept_plan, output, facts, [PLAN], keep_failed=False)
+    assert keep(asked.limits)
+    assert keep(replace(asked.limits, max_sequences=6)) is None
+    for module in (engine_kept, open_runner):
+        monkeypatch.setattr(module, "gpu_architecture", lambda: "sm_90")
+    assert keep(asked.limits)
+    monkeypatch.setattr(open_runner, "backend_version", lambda name: "0.0")
+    assert keep(asked.limits) is None
+
+
+def test_a_plan_of_autos_own_backend_is_kept_only_with_the_plugins_of_the_present_sources(
+    built: Built, plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    engine, checkpoint = built()[0], tiny_checkpoint("llama-wide")
+    auto = replace(settings_of("llama-wide", plugin_library), any_plan=True)
+    assert not build_engine_folder(checkpoint, engine, auto)
+    changed = Path(shutil.copyfile(plugin_library, tmp_path / "changed.so"))
+    with changed.open("ab") as file:
+        file.write(b"another build's bytes")
+    facts = facts_from_checkpoint(checkpoint, auto)
+    planned = with_plan(facts, auto, changed)
+    assert kept_plan(engine, facts, [PLAN], auto.limits, keep_failed=False) is None
+    assert not is_up_to_date(engine, planned, [PLAN], keep_failed=False)

@@ -1,0 +1,30 @@
+"""How the tests ask for a plan of TensorRT-RTX: by the build script, and in this process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from legokv.engine_build import BuildSettings
+from legokv.profiles import PlanLimits
+
+SCRIPT = Path(__file__).resolve().parents[1] / "build" / "build_engine.py"
+PLAN = "tensorrt-rtx.plan"
+
+
+def command(library: Path, output: Path, *arguments: str | Path) -> list[str]:
+    options = ["--backend", "tensorrt-rtx", "--plugin-library", library, "--output", output]
+    return [sys.executable, str(SCRIPT), *map(str, [*options, *arguments])]
+
+
+def build(library: Path, output: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    given = command(library, output, *arguments)
+    return subprocess.run(given, check=False, capture_output=True, text=True)
+
+
+def settings_of(
+    name: str, library: Path, dtype: str = "bfloat16", max_sequences: int = 5
+) -> BuildSettings:
+    limits = PlanLimits(max_step_tokens=256, max_sequences=max_sequences, max_import_pages=8)
+    return BuildSettings(
+        name, dtype, backend="tensorrt-rtx", plugin_library=lambda: library, limits=limits
+    )
