@@ -47,7 +47,7 @@ def _parts(rates: Iterable[Row]) -> str:
 
 
 def _highest(rows: list[Row]) -> str:
-    lines = [(r["set"], r["method"], f"{r['held']:.2f}", f"{r['broke'] or 0:.2f}") for r in rows]
+    lines = [(r["set"], r["method"], f"{r['held']:.3g}", f"{r['broke'] or 0:.3g}") for r in rows]
     return table(("set", "method", "held", "broke"), lines)
 
 
@@ -58,7 +58,7 @@ def _reusable(rows: list[Row]) -> str:
 
 
 def _probe(row: Row) -> tuple[str, str, str]:
-    return row["set"], row["method"], f"{row['rate']:.2f}"
+    return row["set"], row["method"], f"{row['rate']:.3g}"
 
 
 def _three(row: Row, name: str, scale: float) -> str:

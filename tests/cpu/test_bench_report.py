@@ -157,9 +157,9 @@ def test_what_the_server_did_is_shown_by_rate_with_where_the_time_went():
     rows = [{**row, "cached_share_by_quarter": [0.5, 0.25]}, {**probe, "rate": 9, "refused": 9}]
     rows[1] |= {"cached_share_by_quarter": []}
     text = report({**NOTHING, "serving": {"about": ABOUT, "rows": rows}}, lambda c: False, set())
-    assert "| fits | full | 0.50 | 9 (1) | 0.50 · 0.90 · 0.99 |  | 50% 25% |" in text
-    assert "| fits | full | 0.50 | 2.0 | 2.0 | 2.0 | 2.0 | 1,500.0 |" in text
-    assert "| fits | full | 9.00 | 9 (9) |  |  |  |" in text
+    assert "| fits | full | 0.5 | 9 (1) | 0.50 · 0.90 · 0.99 |  | 50% 25% |" in text
+    assert "| fits | full | 0.5 | 2.0 | 2.0 | 2.0 | 2.0 | 1,500.0 |" in text
+    assert "| fits | full | 9 | 9 (9) |  |  |  |" in text
 
 
 def test_readme_shows_the_numbers_of_the_result_files_and_no_others():
