@@ -62,6 +62,8 @@ def test_more_documents_a_request_than_there_are_is_refused():
 def test_an_unknown_method_is_a_clear_error_and_cacheblend_has_its_reason():
     with pytest.raises(UnknownName, match="unknown method 'guess'; known are full, prefix"):
         method("guess")
+    with pytest.raises(UnknownName, match="unknown method 'legolink-0'"):
+        method("legolink-0")  # which is no LegoLink-K with K = 0
     with pytest.raises(UnknownName, match="cacheblend-15 is not served: it needs its own"):
         method("cacheblend-15")
 
