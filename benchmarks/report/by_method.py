@@ -6,6 +6,8 @@ from benchmarks.report.markdown import Row, interval, of, one, table
 from benchmarks.reuse.tables import REFERENCE
 
 PAIRED = f"over_{REFERENCE}"
+ENOUGH_CASES = 30
+"""Below it a bootstrap interval is narrower than what it stands for, and nothing is judged."""
 
 
 def by_method(
@@ -32,7 +34,9 @@ def by_method(
             f"{columns[compared]} minus {REFERENCE}'s",
         )
         lines = [_line(rows, row) for row in wanted]
-        said = _on_the_floor(wanted) or _told_apart(wanted, columns[compared], lower_is_better)
+        said = _on_the_floor(wanted, lower_is_better) or _told_apart(
+            wanted, columns[compared], lower_is_better
+        )
         return "\n\n".join([f"**{name}**", table(head, lines), said])
 
     def _line(rows: list[Row], row: Row) -> tuple[str, ...]:
@@ -45,23 +49,31 @@ def by_method(
     return body
 
 
-def _on_the_floor(rows: list[Row]) -> str:
-    """What to say where full recompute and no documents have intervals that meet; else nothing."""
+def _on_the_floor(rows: list[Row], lower_is_better: bool) -> str:
+    """What to say unless full recompute's interval is clear of no documents', on the good side."""
     full, floor = one(rows, method="full"), one(rows, method="no-documents")
-    if full is None or floor is None or full["low"] > floor["high"] or full["high"] < floor["low"]:
+    if full is None or floor is None:
+        return ""
+    better, worse = (floor, full) if lower_is_better else (full, floor)
+    if better["low"] > worse["high"]:
         return ""
     return (
-        f"Full recompute ({interval(full)}) is not told apart from no documents "
+        f"Full recompute ({interval(full)}) does not stand clear of no documents "
         f"({interval(floor)}) on these {full['num_cases']} cases, so no method is judged by them."
     )
 
 
 def _told_apart(rows: list[Row], words: str, lower_is_better: bool) -> str:
-    """The methods whose interval is below 0, above 0 and around it."""
-    below = [row["method"] for row in rows if PAIRED in row and row[PAIRED]["high"] < 0]
-    above = [row["method"] for row in rows if PAIRED in row and row[PAIRED]["low"] > 0]
-    around = [r["method"] for r in rows if PAIRED in r and r["method"] not in (*below, *above)]
+    """The methods whose interval is below 0, above 0 and around it, where cases are enough."""
+    paired = [row for row in rows if PAIRED in row]
+    enough = [row for row in paired if row["num_cases"] >= ENOUGH_CASES]
+    below = [row["method"] for row in enough if row[PAIRED]["high"] < 0]
+    above = [row["method"] for row in enough if row[PAIRED]["low"] > 0]
+    around = [row["method"] for row in enough if row["method"] not in (*below, *above)]
     better, worse = (below, above) if lower_is_better else (above, below)
     parts = {"better": better, "worse": worse, "not told apart": around}
+    few = [row["method"] for row in paired if row not in enough]
+    if few:
+        parts[f"not judged, with fewer than {ENOUGH_CASES} cases"] = few
     said = "; ".join(f"{name}: {', '.join(methods) or 'none'}" for name, methods in parts.items())
     return f"By {words}, against {REFERENCE} on the same cases, {said}."

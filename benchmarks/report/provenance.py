@@ -29,7 +29,12 @@ def provenance(name: str, results: dict[str, Any] | None, changed: Changed) -> s
         True: "**From another commit: the code that was measured has changed since.**",
         None: "**From a commit that this checkout does not have.**",
         False: "",
-    }[changed(about["commit"])]
+    }[_worst([changed(commit) for commit in commits])]
     if any(commit.endswith("-dirty") for commit in commits):
         mark += " **Measured with uncommitted changes.**"
     return f"{line} {mark}".strip()
+
+
+def _worst(changes: list[bool | None]) -> bool | None:
+    """Whether any of the commits is of other code; None if one is not known."""
+    return None if None in changes else any(changes)

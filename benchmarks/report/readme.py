@@ -32,19 +32,20 @@ def with_numbers(text: str, results: Results) -> str:
     """README's text with every marked block as the results say now, and the device of each."""
     rows = {name: (found or {"rows": []})["rows"] for name, found in results.items()}
     blocks = {
-        "cost": _cost(rows["cost"]) + _measured_on(results["cost"]),
-        "serving": _serving(rows["serving"]) + _measured_on(results["serving"]),
-        "peers": _peers(rows["peers"]) + _measured_on(results["peers"]),
-        "reuse": _reuse(rows["fidelity"], rows["quality"]) + _measured_on(results["fidelity"]),
+        "cost": _on(results["cost"], _cost(rows["cost"])),
+        "serving": _on(results["serving"], _serving(rows["serving"])),
+        "peers": _on(results["peers"], _peers(rows["peers"])),
+        "reuse": _on(results["fidelity"], _reuse(rows["fidelity"], rows["quality"])),
     }
     return _BLOCK.sub(lambda found: found[1] + blocks[found[2]] + found[4], text)
 
 
-def _measured_on(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return ""
+def _on(found: dict[str, Any] | None, block: str) -> str:
+    """The block with the device it was measured on."""
+    if found is None or block == NOT_MEASURED:
+        return NOT_MEASURED
     about = found["about"]
-    return f"\n\n*{about['device']}; {about['model']}, {about['dtype']}; {about['date']}.*"
+    return f"{block}\n\n*{about['device']}; {about['model']}, {about['dtype']}; {about['date']}.*"
 
 
 def _cost(rows: list[Row]) -> str:
@@ -86,12 +87,14 @@ def _serving(rows: list[Row]) -> str:
         if rates:
             best = one(rows, experiment="highest rate", set="fits", method=method)
             parts.append(f"{_p90(rows, method, (best or {}).get('held') or min(rates))} {words}")
-    added = [f"{1000 * row['median']:.0f} ms" for row in (first, each)]
+    added = ["{1} ({2})".format(*_timed("", row)) for row in (first, each)]
     return (
         "Under load (48 documents, six to a question, Poisson arrivals, client and server on the "
-        f"same cores) the p90 of the time to the first token was {', '.join(parts)}.\nThe way "
-        f"through Triton adds {added[0]} to the first token and {added[1]} to each streamed one "
-        "here, where it shares the cores with the computing ([log](docs/log.md))."
+        f"same cores) the p90 of the time to the first token was {', '.join(parts)}:\neach at "
+        "the highest rate that was tried and kept it within 6 s, or the lowest if none did.\nThe "
+        f"way through Triton adds {added[0]}, median and range, to the first token and {added[1]} "
+        "to each streamed one here, where it shares the cores with the computing "
+        "([log](docs/log.md))."
     )
 
 
@@ -113,7 +116,9 @@ def _peers(rows: list[Row]) -> str:
             continue
         times = ["" if cell is None else f"{1000 * cell['median']:,.0f} ms" for cell in cells]
         lines.append((words, *times))
-    return table(("", *(PEERS[name] for name in names)), lines)
+    counts = [row["count"] for row in of(rows, experiment="full prefill")]
+    times = table(("", *(PEERS[name] for name in names)), lines)
+    return f"{times}\n\nMedians of {min(counts)} to {max(counts)} times."
 
 
 def _reuse(fidelity: list[Row], quality: list[Row]) -> str:

@@ -6,6 +6,7 @@ from benchmarks.report import by_place, serving
 from benchmarks.report.by_method import by_method
 from benchmarks.report.markdown import Row, interval, milliseconds, of, table
 
+ENOUGH_TIMES = 3
 FIDELITY = {"kl": "KL, nats", "top1": "top-1 agreement", "delta_nll": "rise of the answer's NLL"}
 QUALITY = {"exact_match": "exact match", "f1": "F1"}
 
@@ -67,13 +68,20 @@ def peers(rows: list[Row]) -> str:
         (
             row["experiment"],
             row["version"],
+            str(row["count"]),
             milliseconds(row),
             _over(row),
         )
         for row in rows
         if row["experiment"] != "skipped"
     ]
-    columns = ("task", "engine", "ms, median (range)", "over legokv (95 %)")
+    columns = (
+        "task",
+        "engine",
+        "times",
+        "ms, median (range)",
+        "over legokv (95 %, of 3 or more)",
+    )
     reasons = [f"Skipped: {row['reason']}" for row in of(rows, experiment="skipped")]
     return "\n\n".join([table(columns, lines), *reasons])
 
@@ -82,6 +90,8 @@ def _over(row: Row) -> str:
     if "over_legokv" not in row:
         return ""
     low, high = row["over_legokv_low"], row["over_legokv_high"]
+    if row["count"] < ENOUGH_TIMES:
+        return f"{row['over_legokv']:.2f}"
     return f"{row['over_legokv']:.2f} ({low:.2f} to {high:.2f})"
 
 

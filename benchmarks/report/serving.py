@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from benchmarks.report.markdown import Row, of, table
+from benchmarks.report.markdown import Row, milliseconds, of, table
 
 PARTS = ("lookup", "queue", "load", "compile", "link")
 
@@ -14,6 +14,8 @@ def section(rows: list[Row]) -> str:
             _latencies(rates),
             "Where the time to the first token goes, each part's median in ms:",
             _parts(row for row in rates if "lookup_seconds_p50" in row),
+            "What the server adds to one request alone, of an engine in a process beside it:",
+            _added(of(rows, experiment="overhead")),
             "The highest rate that held the bound, and the lowest that broke it (0: none did):",
             _highest(of(rows, experiment="highest rate")),
             "What caches without limits could reuse of the workload's documents:",
@@ -46,9 +48,23 @@ def _parts(rates: Iterable[Row]) -> str:
     return table(("set", "method", "requests/s", *PARTS), lines)
 
 
+def _added(rows: list[Row]) -> str:
+    lines = [(f"to the {row['method']}", str(row["count"]), milliseconds(row)) for row in rows]
+    return table(("added", "times", "ms, median (range)"), lines)
+
+
 def _highest(rows: list[Row]) -> str:
-    lines = [(r["set"], r["method"], f"{r['held']:.3g}", f"{r['broke'] or 0:.3g}") for r in rows]
-    return table(("set", "method", "held", "broke"), lines)
+    lines = [
+        (
+            row["set"],
+            row["method"],
+            f"p90 TTFT of {row['bound_seconds']:g} s",
+            f"{row['held']:.3g}",
+            f"{row['broke'] or 0:.3g}",
+        )
+        for row in rows
+    ]
+    return table(("set", "method", "bound", "held", "broke"), lines)
 
 
 def _reusable(rows: list[Row]) -> str:

@@ -7,7 +7,10 @@ INTRODUCTION = """# Benchmarks
 Written by `python -m benchmarks.report` from `benchmarks/results/*.json`; not edited by hand.
 `make bench` measures a little of everything, `make bench-full` all of it; both go on where they
 were interrupted. Times are medians with their range, shares and scores means with 95 % bootstrap
-intervals over cases; differences of methods are paired case by case."""
+intervals over cases; differences of methods are paired case by case. A command is the last call's:
+what earlier calls with other arguments measured of the same code stays in its table. Where methods
+have different numbers of cases, only the paired column compares them. What holds is told by
+medians; their spreads stand below."""
 
 METHODS = """## Methods
 
@@ -77,7 +80,7 @@ SECTIONS = {
         "The same prompts linked at k = 16 with KV as it was compiled and with it rounded to int8; "
         "KL is of int8 from the model's type. Storing and loading are those of one chunk in "
         "memory, checksum included, without a disk.",
-        "How far linking itself is from full recompute is the first section's. A small model may "
+        "How far linking itself is from full recompute is another section. A small model may "
         "mind rounding more or less than a larger one.",
     ),
     "cost": Section(

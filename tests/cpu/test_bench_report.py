@@ -186,3 +186,44 @@ def test_a_rate_without_an_answer_is_said_so_and_one_that_was_not_tried_is_not()
     text = readme.with_numbers("<!-- measured: serving -->\n\nx\n\n<!-- end -->", results)
     assert "no answer at 0.4 questions a second with linking" in text
     assert "a processor, 2 threads" in text
+
+
+def test_few_cases_are_shown_and_not_judged():
+    few = {**score("naive", "f1", 0.1, low=-0.5, high=-0.3), "num_cases": 29}
+    rows = [score("last-16", "f1", 0.1, low=-0.5, high=-0.3), few, score("legolink-16", "f1", 0.7)]
+    text = report({**NOTHING, "quality": {"about": ABOUT, "rows": rows}}, lambda c: False, set())
+    assert "worse: last-16;" in text
+    assert "not judged, with fewer than 30 cases: naive." in text
+
+
+def test_documents_that_make_answers_worse_judge_no_method():
+    rows = [score("full", "f1", 0.1), score("no-documents", "f1", 0.9)]
+    rows += [score("legolink-16", "f1", 0.1)]
+    text = report({**NOTHING, "quality": {"about": ABOUT, "rows": rows}}, lambda c: False, set())
+    assert "does not stand clear of no documents" in text
+
+
+def test_results_of_several_commits_are_marked_if_one_is_of_other_code():
+    about = {**ABOUT, "commits": ["abc1234", "def5678"]}
+    line = provenance("cost", {"about": about, "rows": []}, {"abc1234": False, "def5678": True}.get)
+    assert "From another commit" in line
+    line = provenance("cost", {"about": about, "rows": []}, {"abc1234": False}.get)
+    assert "does not have" in line
+
+
+def test_a_lower_bound_of_a_ratio_refutes_nothing():
+    labels = {"experiment": "highest rate", "set": "fits", "bound_seconds": 6}
+    rows = [{**labels, "method": "legolink-16", "held": 0.4, "broke": None}]
+    rows += [{**labels, "method": "full", "held": 0.0, "broke": 0.4}]
+    table = asked_table({**NOTHING, "serving": {"about": ABOUT, "rows": rows}})
+    assert "at least 7 | more than 1.00 | not decided |" in table
+
+
+def test_one_or_two_times_have_no_interval():
+    row = {"experiment": "full prefill", "method": "vllm", "version": "vllm 1"}
+    row |= {"median": 1.0, "low": 1.0, "high": 1.0, "over_legokv": 2.0}
+    row |= {"over_legokv_low": 1.9, "over_legokv_high": 2.1}
+    for count, shown in ((2, "| 2.00 |"), (3, "| 2.00 (1.90 to 2.10) |")):
+        peers = {"about": ABOUT, "rows": [{**row, "count": count}]}
+        text = report({**NOTHING, "peers": peers}, lambda commit: False, set())
+        assert shown in text
