@@ -22,7 +22,6 @@ from benchmarks.record.journal import Journal, open_journal
 from benchmarks.record.results import Row, write_results
 from benchmarks.record.statistics import spread
 from benchmarks.reuse.bootstrap import mean_interval
-from benchmarks.reuse.download import DataMissing
 from benchmarks.reuse.fidelity import compare
 from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.prompt import Prompt
@@ -148,11 +147,7 @@ def _write(arguments: argparse.Namespace, model: LinkedModel, journal: Journal) 
 
 
 def main() -> int:
-    try:
-        _run(parse_arguments())
-    except DataMissing as error:
-        print(error, file=sys.stderr)
-        return 2
+    _run(parse_arguments())
     return 0
 
 

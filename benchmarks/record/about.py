@@ -66,7 +66,7 @@ def commit() -> str:
     short = _git("rev-parse", "--short", "HEAD")
     if not short:
         return "unknown"
-    return f"{short}-dirty" if _differs("HEAD") else short
+    return f"{short}-dirty" if uncommitted() else short
 
 
 def uncommitted() -> str:
@@ -77,13 +77,9 @@ def uncommitted() -> str:
 
 def measured_since(commit_of_result: str) -> bool | None:
     """Whether code that numbers depend on changed since; None for a commit git does not know."""
-    return _differs(commit_of_result.removesuffix("-dirty"), "HEAD")
-
-
-def _differs(*revisions: str) -> bool | None:
-    """Whether measured code does between two, or between one and the files; None if unknown."""
+    plain = commit_of_result.removesuffix("-dirty")
     finished = subprocess.run(
-        ["git", "-C", str(ROOT), "diff", "--quiet", *revisions, "--", *MEASURED_CODE],
+        ["git", "-C", str(ROOT), "diff", "--quiet", plain, "HEAD", "--", *MEASURED_CODE],
         capture_output=True,
         check=False,
     )

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks.record.names import UnknownName
+from benchmarks.reuse.download import DataMissing
 from legokv.errors import LegokvError
 
 WRONG_QUESTION, INTERRUPTED = 2, 130
@@ -13,7 +14,7 @@ def run(main: Callable[[], int]) -> int:
     """The exit code: main's, 2 for a question that can't be measured, 130 for Ctrl-C."""
     try:
         return main()
-    except (UnknownName, LegokvError) as error:
+    except (UnknownName, DataMissing, LegokvError) as error:
         print(error, file=sys.stderr)
         return WRONG_QUESTION
     except KeyboardInterrupt:

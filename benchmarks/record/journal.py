@@ -56,15 +56,11 @@ def open_journal(name: str, settings: dict[str, Any], folder: Path = RAW) -> Jou
     """
     path = folder / f"{name}.jsonl"
     header, _ = _read(path)
-    kept = _of_same_code(header) or commit()
-    return Journal(path, {"commit": kept, "uncommitted": uncommitted(), **settings})
-
-
-def _of_same_code(header: dict[str, Any] | None) -> str | None:
-    """The commit in `header` if nothing that numbers depend on has changed since."""
-    kept = str((header or {}).get("commit", ""))
-    clean = kept and not (kept + commit()).count("-dirty")
-    return kept if clean and measured_since(kept) is False else None
+    state = {"commit": commit(), "uncommitted": uncommitted()}
+    clean = header is not None and header.get("uncommitted") == state["uncommitted"] == ""
+    if clean and measured_since(header["commit"]) is False:
+        state["commit"] = header["commit"]
+    return Journal(path, {**state, **settings})
 
 
 def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:

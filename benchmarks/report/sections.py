@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from benchmarks.report import by_place, serving
-from benchmarks.report.by_method import by_method
+from benchmarks.report.by_method import ByMethod
 from benchmarks.report.markdown import Row, interval, milliseconds, of, table
 
 ENOUGH_TIMES = 3
@@ -117,8 +117,8 @@ def stored_forms(rows: list[Row]) -> str:
 
 
 BODIES: dict[str, Callable[[list[Row]], str]] = {
-    "fidelity": by_method(FIDELITY, compared="kl", lower_is_better=True),
-    "quality": by_method(QUALITY, compared="f1", lower_is_better=False),
+    "fidelity": ByMethod(FIDELITY, compared="kl", lower_is_better=True),
+    "quality": ByMethod(QUALITY, compared="f1", lower_is_better=False),
     "kv_error": by_place.errors,
     "attention_mass": by_place.attention,
     "stored_forms": stored_forms,

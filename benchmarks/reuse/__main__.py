@@ -18,7 +18,6 @@ from benchmarks.record.ending import run
 from benchmarks.record.journal import Journal
 from benchmarks.record.results import Row, write_results
 from benchmarks.reuse import entries, fidelity, quality, tables
-from benchmarks.reuse.download import DataMissing
 from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.methods import MAIN, METHODS, Method, UnknownMethod, method_by_name
 from benchmarks.reuse.sets import FIDELITY, QUALITY, Case, cases
@@ -49,7 +48,7 @@ def main() -> int:
     try:
         rounds = _rounds(arguments.methods)
         _run(arguments, rounds)
-    except (UnknownMethod, DataMissing) as error:
+    except UnknownMethod as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -2,7 +2,7 @@
 
 import fcntl
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +47,11 @@ def build_plugin_library(build: PluginBuild, say: Say) -> Path:
     headers = tensorrt_headers(build.out / "downloads", say)
     say(f"Compiling the plugins with {nvcc} for {', '.join(build.architectures)}")
     folder = build.out / build.folder
-    options = [
-        f"-DLEGOKV_ARCHITECTURES={';'.join(build.architectures)}",
-        f"-DLEGOKV_TENSORRT_INCLUDE={headers}",
-        f"-D{_COMPILER}={nvcc}",
-    ]
+    options = {
+        "LEGOKV_ARCHITECTURES": ";".join(build.architectures),
+        "LEGOKV_TENSORRT_INCLUDE": str(headers),
+        _COMPILER: str(nvcc),
+    }
     _cmake(build, folder, options, "legokv_plugins", say)
     return folder / LIBRARY_NAME
 
@@ -59,14 +59,14 @@ def build_plugin_library(build: PluginBuild, say: Say) -> Path:
 def build_plugin_test(build: PluginBuild, say: Say) -> Path:
     """Compile the program that drives the plugin objects on a CPU; needs a built library."""
     folder = build.out / build.folder
-    _cmake(build, folder, [], "test_plugins", say)
+    _cmake(build, folder, {}, "test_plugins", say)
     return folder / "tests" / "test_plugins"
 
 
 def build_host_kernels(build: PluginBuild, say: Say) -> Path:
     """Compile the kernels' host form and its test programs, no CUDA needed; their folder."""
     folder = build.out / "plugins-host"
-    _cmake(build, folder, ["-DLEGOKV_CUDA=OFF"], "host_tests", say)
+    _cmake(build, folder, {"LEGOKV_CUDA": "OFF"}, "host_tests", say)
     return folder / "tests"
 
 
@@ -75,15 +75,17 @@ def library_digest(library: Path) -> str:
     return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
-def _cmake(build: PluginBuild, folder: Path, options: Sequence[str], target: str, say: Say) -> None:
+def _cmake(
+    build: PluginBuild, folder: Path, options: Mapping[str, str], target: str, say: Say
+) -> None:
     cmake = str(find_cmake())
     places = {"CMAKE_HOME_DIRECTORY": build.source, "CMAKE_CACHEFILE_DIR": folder}
-    named = dict(option.removeprefix("-D").split("=", 1) for option in options)
-    if _COMPILER in named:
-        places[_COMPILER] = Path(named[_COMPILER])
+    if _COMPILER in options:
+        places[_COMPILER] = Path(options[_COMPILER])
+    given = [f"-D{name}={value}" for name, value in options.items()]
     with _alone_in(folder, say):
         drop_foreign_cache(folder, places, say)
-        configure = [cmake, "-S", str(build.source), "-B", str(folder), *options]
+        configure = [cmake, "-S", str(build.source), "-B", str(folder), *given]
         _run([*configure, f"-DLEGOKV_VERSION={__version__}"], folder, say)
         compile_target = [cmake, "--build", str(folder), "--target", target]
         _run([*compile_target, "--parallel", str(build.jobs)], folder, say)

@@ -5,7 +5,6 @@ It prints one JSON object a line: {"phase", "done", "total"} as it goes, then {"
 ends with the process that started it.
 """
 
-import ctypes
 import importlib
 import json
 import os
@@ -19,13 +18,12 @@ from legokv.compile.plan_builder import PlanBuilder
 from legokv.compile.plan_from_onnx import plan_from_onnx
 from legokv.compile.plan_request import PlanRequest, request_from_json
 from legokv.errors import LegokvError
-
-_PR_SET_PDEATHSIG = 1
+from legokv.parent_death import end_with_parent
 
 
 def main() -> int:
     # A starter that is killed has no time to end this process.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     # Ctrl-C reaches the whole group; TensorRT's C++ would hold Python's handler back for minutes.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     request = request_from_json(sys.stdin.read())

@@ -1,7 +1,6 @@
 """One tritonserver process: start it, wait until it is ready, stop it, leave nothing behind."""
 
 import collections
-import ctypes
 import http.client
 import os
 import signal
@@ -11,9 +10,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from legokv.errors import ModelProcessLost, ServerError
+from legokv.parent_death import end_with_parent
 from legokv.serving.leftovers import server_folder, shared_memory_prefix
 from legokv.serving.model_processes import ModelWatch
 from legokv.serving.settings import Settings
@@ -31,7 +32,6 @@ _LOST_SECONDS = 1.0
 """From a model's loss to the server's end, so that answers of the other models get out."""
 _REFUSED_SECONDS = 3.0
 """From a model's end while the server starts to when it is believed lost."""
-_PR_SET_PDEATHSIG = 1
 
 
 class TritonServer:
@@ -192,9 +192,5 @@ def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=_end_with_parent,
+        preexec_fn=partial(end_with_parent, signal.SIGTERM),
     )
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
