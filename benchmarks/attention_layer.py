@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from legokv.batch import Piece, StepBatch, step_batch
 from legokv.chunks.chunk import Chunk
-from legokv.launchers import AttentionTables
-from legokv.link import bind, link
-from legokv.native_calls import NativeCalls, StepShape
-from legokv.native_library import build_native_library
+from legokv.kernels.build_cpu import build_native_library
+from legokv.kernels.cpu import NativeCalls, StepShape
+from legokv.kernels.gpu import AttentionTables
+from legokv.link.link import bind, link
+from legokv.link.policy import legolink
 from legokv.ops.attention_tiles import step_tables
 from legokv.ops.paged_attention import attend_in_place
-from legokv.policy import legolink
 from legokv.runners.attention_forms import index_tables
+from legokv.step.batch import Piece, StepBatch, step_batch
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, PAGE_SIZE = 9, 3, 64, 16
 SCALE = HEAD_SIZE**-0.5

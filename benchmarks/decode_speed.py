@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from legokv import Engine
-from legokv.jobs import GenerateJob
-from legokv.request import GenerateRequest
+from legokv.engine.jobs import GenerateJob
+from legokv.engine.request import GenerateRequest
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_TOKENS = 4

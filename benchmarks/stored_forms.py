@@ -28,7 +28,7 @@ from benchmarks.reuse.prompt import Prompt
 from benchmarks.reuse.sets import FIDELITY, cases
 from legokv.chunks.stored_form import decode_chunk, encode_chunk
 from legokv.chunks.stored_kv import STORED_DTYPES, StoredDtype, from_stored, to_stored
-from legokv.policy import legolink
+from legokv.link.policy import legolink
 
 POOL_TOKENS = 4096
 LINK_TOKENS = 16

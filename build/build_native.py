@@ -11,8 +11,8 @@ def main() -> int:
 
 
 def load() -> Callable[[], None]:
-    from legokv.native_calls import NativeCalls
-    from legokv.native_library import build_native_library
+    from legokv.kernels.build_cpu import build_native_library
+    from legokv.kernels.cpu import NativeCalls
 
     def build() -> None:
         calls = NativeCalls(build_native_library(say))

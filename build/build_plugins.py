@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ending import run
 
-from legokv.plugin_library import ARCHITECTURES, PluginBuild, build_plugin_library
+from legokv.kernels.build_gpu import ARCHITECTURES, PluginBuild, build_plugin_library
 
 OUT = Path(__file__).resolve().parent.parent / "out"
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def load(parsed: argparse.Namespace) -> Callable[[], None]:
-    from legokv.launchers import Launchers
+    from legokv.kernels.gpu import Launchers
 
     plugins = PluginBuild(
         parsed.output, architectures=tuple(parsed.architectures), jobs=parsed.jobs

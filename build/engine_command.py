@@ -7,14 +7,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from legokv.build.engine import BuildSettings, build_engine_folder
+from legokv.built.folder import read_engine_folder
+from legokv.built.plan_limits import PlanLimits
 from legokv.checkpoint.source import PRESETS, checkpoint_folder
-from legokv.compile.backends import BACKENDS, PLAN_BACKENDS, choose_backend, this_machine
-from legokv.engine_build import BuildSettings, build_engine_folder
-from legokv.engine_folder import read_engine_folder
-from legokv.engine_settings import DTYPES
+from legokv.engine.settings import DTYPES
 from legokv.errors import InvalidRequest
-from legokv.plugin_library import PluginBuild, build_plugin_library
-from legokv.profiles import PlanLimits
+from legokv.kernels.build_gpu import PluginBuild, build_plugin_library
+from legokv.plan.backends import BACKENDS, PLAN_BACKENDS, choose_backend, this_machine
 
 OUT = Path(__file__).resolve().parent.parent / "out"
 LIMITS = {

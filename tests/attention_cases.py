@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from legokv.launchers import AttentionTables
+from legokv.kernels.gpu import AttentionTables
 
 NOWHERE = 1 << 30  # a page number no pool has; in rows and slots that must not be followed
 

@@ -10,7 +10,7 @@ from recorded_facts import pytest_terminal_summary  # noqa: F401 - the hook
 from redis_server import redis_running
 from tiny_checkpoints import make_tiny_checkpoint
 
-from legokv.engine_build import BuildSettings, build_engine_folder
+from legokv.build.engine import BuildSettings, build_engine_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -14,15 +14,15 @@ import torch
 import torch._dynamo  # what a first model takes two seconds to import; forked workers have it
 
 from legokv import Engine
+from legokv.built.folder import read_engine_folder
 from legokv.cache_layout import cache_root
 from legokv.chunks.stored_kv import STORED_DTYPES
 from legokv.documents.compiling import Compiler
 from legokv.documents.cut import cut, document_token_ids
 from legokv.documents.document import DocumentLimits
-from legokv.documents.registry import Registry
-from legokv.engine_folder import read_engine_folder
 from legokv.errors import Busy, LegokvError
 from legokv.serving.documents import DocumentService
+from legokv.stores.local.registry import Registry
 
 NUM_DOCUMENTS = 7
 TEXTS = tuple(

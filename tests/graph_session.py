@@ -10,15 +10,15 @@ import torch
 from onnx_reference import Execution
 from torch import Tensor
 
-from legokv.bindings import GraphShape, graph_shape
+from legokv.built.folder import read_engine_folder
+from legokv.built.plan_facts import PlanFacts
+from legokv.built.plan_limits import PlanLimits, plan_profiles
 from legokv.checkpoint import load_weights
-from legokv.engine_folder import read_engine_folder
 from legokv.export import export_onnx
 from legokv.model.decoder import decoder_from_weights
-from legokv.plan_facts import PlanFacts
-from legokv.profiles import PlanLimits, plan_profiles
-from legokv.runners.plan_session import PlanSession, addresses
-from legokv.runners.tensorrt_runner import TensorRTRunner
+from legokv.runners.plan.runner import TensorRTRunner
+from legokv.runners.plan.session import PlanSession, addresses
+from legokv.step.graph import GraphShape, graph_shape
 
 LIMITS = PlanLimits(max_step_tokens=64, max_sequences=8, max_import_pages=4)
 

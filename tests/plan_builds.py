@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from legokv.engine_build import BuildSettings
-from legokv.profiles import PlanLimits
+from legokv.build.engine import BuildSettings
+from legokv.built.plan_limits import PlanLimits
 
 SCRIPT = Path(__file__).resolve().parents[1] / "build" / "build_engine.py"
 PLAN = "tensorrt-rtx.plan"

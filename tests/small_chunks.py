@@ -6,11 +6,11 @@ import torch
 
 from legokv.cache_layout import registry_file
 from legokv.chunks.chunk import Chunk
-from legokv.chunks.disk_tier import DiskTier
 from legokv.chunks.key import chunk_key
 from legokv.chunks.limits import TierLimits
-from legokv.chunks.opening import open_disk_tier
-from legokv.documents.registry import Registry
+from legokv.stores.local.registry import Registry
+from legokv.stores.local.tier import DiskTier
+from legokv.stores.tiers import open_disk_tier
 
 NUM_TOKENS = 16
 KV_BYTES = 2 * 2 * NUM_TOKENS * 1 * 8 * 4

@@ -8,16 +8,16 @@ from small_chunks import small_chunk, small_kv
 
 from legokv.cache_layout import registry_file
 from legokv.chunks.budget import Budget
-from legokv.chunks.disk_tier import DiskTier
 from legokv.chunks.limits import TierLimits
-from legokv.chunks.opening import open_disk_tier
 from legokv.chunks.stored_form import encode_chunk
 from legokv.documents.document import NewDocument
 from legokv.documents.protocol import DocumentRegistry
-from legokv.documents.registry import Registry
-from legokv.fleet.connection import Connection
-from legokv.fleet.redis_registry import RedisRegistry
-from legokv.fleet.remote_tier import RemoteLimits, RemoteTier
+from legokv.stores.fleet.connection import Connection
+from legokv.stores.fleet.registry import RedisRegistry
+from legokv.stores.fleet.tier import RemoteLimits, RemoteTier
+from legokv.stores.local.registry import Registry
+from legokv.stores.local.tier import DiskTier
+from legokv.stores.tiers import open_disk_tier
 
 # Of one small chunk in its stored form.
 STORED_BYTES = encode_chunk(small_chunk(0).key, small_chunk(0).token_ids, small_kv(0)).num_bytes

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.record.names import UnknownName, legolink_tokens
 from legokv import Chunk, Engine
-from legokv.jobs import Prefill
+from legokv.engine.jobs import Prefill
 
 QUESTION_TOKENS = 32
 

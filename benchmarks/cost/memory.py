@@ -3,8 +3,8 @@
 from benchmarks.cost.cases import Case, case
 from benchmarks.record.results import Row
 from legokv import Engine
-from legokv.link import link
-from legokv.policy import Policy, everything, legolink
+from legokv.link.link import link
+from legokv.link.policy import Policy, everything, legolink
 
 EXPERIMENT = "memory"
 

@@ -13,8 +13,8 @@ from benchmarks.record.journal import Journal
 from benchmarks.record.results import Row
 from benchmarks.record.statistics import spread
 from legokv import Engine
-from legokv.jobs import GenerateJob
-from legokv.request import Finished, GenerateRequest, Token
+from legokv.engine.jobs import GenerateJob
+from legokv.engine.request import Finished, GenerateRequest, Token
 
 EXPERIMENT = "time split"
 PARTS = ("queue", "load", "compile", "link", "first decode")

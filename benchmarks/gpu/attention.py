@@ -12,7 +12,7 @@ from timing import interleaved
 from torch import Tensor
 from work import Work, all_work
 
-from legokv.launchers import AttentionTables, Regime, attention_arguments
+from legokv.kernels.gpu import AttentionTables, Regime, attention_arguments
 
 SDPA, UNMASKED = "sdpa", "sdpa unmasked"
 

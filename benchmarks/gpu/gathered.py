@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from legokv.launchers import AttentionTables
+from legokv.kernels.gpu import AttentionTables
 from legokv.ops.rotary import cos_sin, rotate
 
 

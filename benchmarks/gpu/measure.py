@@ -13,7 +13,7 @@ from session import Session
 from shape import LLAMA_8B, TINY
 from work import SMALL, WorkSizes
 
-from legokv.launchers import Launchers
+from legokv.kernels.gpu import Launchers
 
 MEASUREMENTS = {
     "ceilings": ceilings.measure,

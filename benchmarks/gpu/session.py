@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from work import WorkSizes
 
-from legokv.batch import StepBatch
-from legokv.config import ModelConfig
-from legokv.launchers import AttentionTables, Launchers
-from legokv.rope import inverse_frequencies
+from legokv.kernels.gpu import AttentionTables, Launchers
+from legokv.model.config import ModelConfig
+from legokv.model.rope import inverse_frequencies
+from legokv.step.batch import StepBatch
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from legokv.config import ModelConfig, RopeConfig
+from legokv.model.config import ModelConfig, RopeConfig
 
 PAGE_SIZE = 16
 

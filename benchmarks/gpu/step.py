@@ -12,8 +12,8 @@ from timing import eager, interleaved
 from torch import Tensor
 from work import Work, all_work
 
-from legokv.config import ModelConfig
-from legokv.launchers import AttentionTables, attention_arguments
+from legokv.kernels.gpu import AttentionTables, attention_arguments
+from legokv.model.config import ModelConfig
 from legokv.model.decoder import Attention, Decoder, decoder_from_weights
 
 # Left for pools, workspaces and torch itself.

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from legokv.batch import Piece, StepBatch, step_batch
 from legokv.chunks.chunk import Chunk
-from legokv.link import bind, link
-from legokv.policy import legolink, nothing
-from legokv.sequence import Sequence, chunk_sequence, linked_sequence
+from legokv.link.link import bind, link
+from legokv.link.policy import legolink, nothing
+from legokv.step.batch import Piece, StepBatch, step_batch
+from legokv.step.sequence import Sequence, chunk_sequence, linked_sequence
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from benchmarks.record.clock import TimeLimit
 from benchmarks.record.ending import run
 from benchmarks.record.journal import open_journal
 from benchmarks.record.results import write_results
-from legokv.engine_folder import read_engine_folder
+from legokv.built.folder import read_engine_folder
 
 CHECKPOINT = ROOT / "out" / "checkpoints" / "SmolLM2-135M-Instruct"
 

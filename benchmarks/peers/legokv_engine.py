@@ -7,8 +7,8 @@ from worker import Place, Prompt, serve
 
 import legokv
 from legokv import Engine
-from legokv.link import Segment
-from legokv.request import GenerateRequest
+from legokv.engine.request import GenerateRequest
+from legokv.link.link import Segment
 
 POOL_TOKENS = 49152
 LINK_TOKENS = {"documents": 16, "documents-0": 0, "prefix": 0}

@@ -6,7 +6,7 @@ Behind the prompt's own first segment (a system prompt, say), or behind LegoLink
 from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.prompt import Prompt
 from legokv.chunks.chunk import Chunk
-from legokv.request import DUMMY_TOKENS
+from legokv.engine.request import DUMMY_TOKENS
 
 
 def alone(model: LinkedModel, prompt: Prompt) -> list[Chunk]:

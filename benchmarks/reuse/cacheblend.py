@@ -10,8 +10,8 @@ from benchmarks.reuse import selections
 from benchmarks.reuse.keys import key_places
 from benchmarks.reuse.linked_model import LinkedModel
 from legokv.chunks.chunk import Chunk
+from legokv.link.policy import Policy, everything, nothing
 from legokv.model.decoder import Layer
-from legokv.policy import Policy, everything, nothing
 
 
 def policy(

@@ -4,7 +4,7 @@ import random
 
 from benchmarks.reuse.download import read_json
 from benchmarks.reuse.prompt import Prompt
-from legokv.tokenizer import Tokenizer
+from legokv.text.tokenizer import Tokenizer
 
 NUM_CHUNKS = 4
 CHUNK_TOKENS = 512

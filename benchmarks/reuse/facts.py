@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from benchmarks.reuse.prompt import Prompt
 from benchmarks.reuse.wording import worded
-from legokv.tokenizer import Tokenizer
+from legokv.text.tokenizer import Tokenizer
 
 PLACES = ("start", "middle", "end")
 FIRST_NAMES = (

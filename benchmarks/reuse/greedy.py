@@ -4,7 +4,7 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.reuse.linked_model import LinkedModel, Placed
-from legokv.batch import Piece, step_batch
+from legokv.step.batch import Piece, step_batch
 
 
 def answer(model: LinkedModel, placed: Placed, max_tokens: int, end: str = "\n") -> str:

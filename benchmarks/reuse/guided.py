@@ -10,7 +10,7 @@ from benchmarks.reuse import selections
 from benchmarks.reuse.attention_probe import AttentionProbe
 from benchmarks.reuse.linked_model import LinkedModel
 from legokv.chunks.chunk import Chunk
-from legokv.policy import Policy, nothing
+from legokv.link.policy import Policy, nothing
 
 
 def policy(

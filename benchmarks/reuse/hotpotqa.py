@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.reuse.download import read_json
 from benchmarks.reuse.prompt import Prompt
 from benchmarks.reuse.wording import worded
-from legokv.tokenizer import Tokenizer
+from legokv.text.tokenizer import Tokenizer
 
 
 def prompts(tokenizer: Tokenizer, num_cases: int) -> list[Prompt]:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.reuse.linked_model import LinkedModel, Placed
-from legokv.batch import visible
 from legokv.ops.rotary import cos_sin, rotate
+from legokv.step.batch import visible
 
 
 @dataclass(frozen=True)

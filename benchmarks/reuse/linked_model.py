@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.reuse.prompt import TokenIds
-from legokv.batch import StepBatch, step_batch
-from legokv.bindings import graph_shape
+from legokv.built.folder import read_engine_folder
 from legokv.checkpoint import load_weights
 from legokv.chunks.chunk import Chunk
-from legokv.engine_folder import read_engine_folder
-from legokv.link import BoundLink, Link, Segment, bind, link
+from legokv.link.link import BoundLink, Link, Segment, bind, link
+from legokv.link.policy import Policy, nothing
 from legokv.model.decoder import Attention, Decoder, decoder_from_weights
 from legokv.pages import PagePool
-from legokv.policy import Policy, nothing
 from legokv.runners.attention_forms import attention_form, rotation_of
 from legokv.runners.packed_weights import pack_decoder
 from legokv.runners.page_store import PageStore
-from legokv.sequence import linked_sequence
-from legokv.tokenizer import Tokenizer
+from legokv.step.batch import StepBatch, step_batch
+from legokv.step.graph import graph_shape
+from legokv.step.sequence import linked_sequence
+from legokv.text.tokenizer import Tokenizer
 
 Watch = Callable[[Attention], Attention]
 """Put around a step's attention; what it returns is called once a layer, in order."""

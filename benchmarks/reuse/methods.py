@@ -7,7 +7,7 @@ from benchmarks.reuse import behind_head, cacheblend, guided, selections
 from benchmarks.reuse.linked_model import LinkedModel, Placed
 from benchmarks.reuse.prompt import Prompt, TokenIds, without_documents
 from legokv.chunks.chunk import Chunk
-from legokv.policy import Policy, everything, legolink, nothing
+from legokv.link.policy import Policy, everything, legolink, nothing
 
 Compile = Callable[[LinkedModel, Prompt], list[Chunk]]
 Choose = Callable[[LinkedModel, list[Chunk], TokenIds], Policy]

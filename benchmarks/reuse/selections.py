@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from legokv.policy import PlacedChunk, Policy
+from legokv.link.policy import PlacedChunk, Policy
 
 Indices = NDArray[np.int64]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from benchmarks.reuse import essays, facts, hotpotqa
 from benchmarks.reuse.prompt import Prompt
-from legokv.tokenizer import Tokenizer
+from legokv.text.tokenizer import Tokenizer
 
 Prompts = Callable[[Tokenizer, int], list[Prompt]]
 

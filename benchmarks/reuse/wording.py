@@ -1,7 +1,7 @@
 """How a prompt is worded: two worked questions first, then passages, then the question."""
 
 from benchmarks.reuse.prompt import Prompt, TokenIds
-from legokv.tokenizer import Tokenizer
+from legokv.text.tokenizer import Tokenizer
 
 HEAD = """Answer each question with a few words from the passages.
 

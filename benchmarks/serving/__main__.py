@@ -15,7 +15,7 @@ from benchmarks.record.results import Row, write_results
 from benchmarks.serving import overhead, sweep
 from benchmarks.serving.setups import DOCUMENT_TOKENS, SETUPS, Setup, setup
 from benchmarks.serving.workload import reusable, selections
-from legokv.engine_folder import read_engine_folder
+from legokv.built.folder import read_engine_folder
 
 RATES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 

@@ -12,7 +12,7 @@ from benchmarks.serving.drive import Answer, Server, ask
 from benchmarks.serving.sweep import Served
 from benchmarks.serving.workload import Arrival
 from legokv import Engine
-from legokv.request import GenerateRequest, Token
+from legokv.engine.request import GenerateRequest, Token
 
 KEY = "overhead"
 MAX_TOKENS = 32

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from legokv.chunks.chunk import Chunk
-    from legokv.engine import Engine
-    from legokv.engine_settings import EngineSettings
-    from legokv.request import AnswerOptions, GenerateRequest
-    from legokv.sample import SamplingOptions
+    from legokv.engine.engine import Engine
+    from legokv.engine.request import AnswerOptions, GenerateRequest
+    from legokv.engine.sampling import SamplingOptions
+    from legokv.engine.settings import EngineSettings
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,12 +24,12 @@ __all__ = [
 
 # Engine brings torch; the server's small processes import legokv and must start without it.
 _HOMES = {
-    "AnswerOptions": "legokv.request",
+    "AnswerOptions": "legokv.engine.request",
     "Chunk": "legokv.chunks.chunk",
-    "Engine": "legokv.engine",
-    "EngineSettings": "legokv.engine_settings",
-    "GenerateRequest": "legokv.request",
-    "SamplingOptions": "legokv.sample",
+    "Engine": "legokv.engine.engine",
+    "EngineSettings": "legokv.engine.settings",
+    "GenerateRequest": "legokv.engine.request",
+    "SamplingOptions": "legokv.engine.sampling",
 }
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from legokv.engine_folder import EngineFacts
+from legokv.built.folder import EngineFacts
 
 
 def cache_root(cache_dir: str | Path, facts: EngineFacts) -> Path:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from legokv.sample import largest
+from legokv.engine.sampling import largest
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Brings a chunk into a tier before a request asks for it."""
 
 from legokv.chunks.chunk import Chunk
-from legokv.engine import Engine
-from legokv.jobs import LoadJob
+from legokv.engine.engine import Engine
+from legokv.engine.jobs import LoadJob
 
 
 def begin_warming(engine: Engine, chunk: Chunk, tier: str) -> LoadJob | None:

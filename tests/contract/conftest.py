@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from plan_builds import settings_of
 
-from legokv.engine_build import build_engine_folder
-from legokv.plugin_library import PluginBuild, build_plugin_library, build_plugin_test
+from legokv.build.engine import build_engine_folder
+from legokv.kernels.build_gpu import PluginBuild, build_plugin_library, build_plugin_test
 
 Built = Callable[..., tuple[Path, str]]
 # One architecture and its PTX: what compiles for it compiles for the others too.

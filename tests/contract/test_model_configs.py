@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from legokv.engine.request import Usage
 from legokv.log_probs import TokenLogProbs
-from legokv.request import Usage
-from legokv.serving.answers_so_far import AnswersSoFar
+from legokv.serving.answers import AnswersSoFar
 from legokv.serving.generate import _Progress, _result
+from legokv.serving.log import RequestLine
 from legokv.serving.messages import Answered, Piece
 from legokv.serving.question import INPUT_NAMES, question_from_fields
-from legokv.serving.request_log import RequestLine
 from legokv.serving.settings import Settings
-from legokv.serving.triton_install import model_repository
+from legokv.serving.triton.install import model_repository
 
 MODELS = ("documents", "engine", "generate")
 

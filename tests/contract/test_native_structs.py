@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from legokv.launchers import AttentionArguments, KvImportArguments, Regime
-from legokv.native_calls import InstructionSet, LayerArguments, StepArguments
+from legokv.kernels.cpu import InstructionSet, LayerArguments, StepArguments
+from legokv.kernels.gpu import AttentionArguments, KvImportArguments, Regime
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 CPU, CUDA = PLUGINS / "cpu" / "cpu_launchers.h", PLUGINS / "include" / "legokv" / "launchers.h"

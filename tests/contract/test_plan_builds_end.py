@@ -10,12 +10,12 @@ import pytest
 from plan_builds import PLAN, command
 from processes import has_ended, only_child, soon
 
-from legokv.bindings import graph_shape
-from legokv.compile import plan_process
-from legokv.compile.plan_process import build_plan
-from legokv.compile.plan_request import PlanBuildFailed, PlanFiles, plan_request
-from legokv.engine_build import BuildSettings, build_engine_folder, facts_from_checkpoint
-from legokv.profiles import PlanLimits, plan_profiles
+from legokv.build.engine import BuildSettings, build_engine_folder, facts_from_checkpoint
+from legokv.built.plan_limits import PlanLimits, plan_profiles
+from legokv.plan import process as plan_process
+from legokv.plan.process import build_plan
+from legokv.plan.request import PlanBuildFailed, PlanFiles, plan_request
+from legokv.step.graph import graph_shape
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
 Built = Callable[..., tuple[Path, str]]

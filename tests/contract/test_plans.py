@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from plan_builds import PLAN, settings_of
 
-from legokv.bindings import graph_shape
-from legokv.compile.plan_process import build_plan
-from legokv.compile.plan_request import PlanFiles, plan_request
-from legokv.engine_build import build_engine_folder, facts_from_checkpoint, with_plan
-from legokv.engine_folder import read_engine_folder
-from legokv.profiles import PlanLimits, plan_profiles
+from legokv.build.engine import build_engine_folder, facts_from_checkpoint, with_plan
+from legokv.built.folder import read_engine_folder
+from legokv.built.plan_limits import PlanLimits, plan_profiles
+from legokv.plan.process import build_plan
+from legokv.plan.request import PlanFiles, plan_request
+from legokv.step.graph import graph_shape
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
 SUMMARY = re.compile(

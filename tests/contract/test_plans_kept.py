@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from plan_builds import PLAN, settings_of
 
-from legokv import engine_kept
-from legokv.engine_build import BuildSettings, build_engine_folder, facts_from_checkpoint, with_plan
-from legokv.engine_kept import is_up_to_date, kept_plan
-from legokv.runners import open_runner
+from legokv.build import kept
+from legokv.build.engine import BuildSettings, build_engine_folder, facts_from_checkpoint, with_plan
+from legokv.build.kept import is_up_to_date, kept_plan
+from legokv.runners import opening
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
 Built = Callable[..., tuple[Path, str]]
@@ -56,10 +56,10 @@ def test_with_a_gpu_auto_keeps_a_plan_only_if_it_runs_there_and_has_the_limits(
     keep = partial(kept_plan, output, facts, [PLAN], keep_failed=False)
     assert keep(asked.limits)
     assert keep(replace(asked.limits, max_sequences=6)) is None
-    for module in (engine_kept, open_runner):
+    for module in (kept, opening):
         monkeypatch.setattr(module, "gpu_architecture", lambda: "sm_90")
     assert keep(asked.limits)
-    monkeypatch.setattr(open_runner, "backend_version", lambda name: "0.0")
+    monkeypatch.setattr(opening, "backend_version", lambda name: "0.0")
     assert keep(asked.limits) is None
 
 

@@ -11,9 +11,9 @@ import torch
 
 import legokv.ops.kv_import
 import legokv.ops.legolink_attention  # noqa: F401 - registers the op
-from legokv.compile.engine_plan import HEAD_SIZES, PAGE_SIZES
 from legokv.export.plugin_ops import OUTPUTS
-from legokv.launchers import DTYPES, AttentionArguments, KvImportArguments, Launchers
+from legokv.kernels.gpu import DTYPES, AttentionArguments, KvImportArguments, Launchers
+from legokv.plan.write import HEAD_SIZES, PAGE_SIZES
 
 OPS = {
     "KvImport": torch.ops.legokv.kv_import,

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from tensorrt_standin import VERSION
 
-from legokv.compile import engine_plan
-from legokv.compile.backends import PLAN_BACKENDS, this_machine
-from legokv.engine_build import BuildSettings, build_engine_folder
-from legokv.engine_folder import read_engine_folder
+from legokv.build.engine import BuildSettings, build_engine_folder
+from legokv.built.folder import read_engine_folder
+from legokv.plan import write
+from legokv.plan.backends import PLAN_BACKENDS, this_machine
 
 HERE = Path(__file__).parent
 BACKENDS = ("tensorrt", "tensorrt-llm")
@@ -41,7 +41,7 @@ def standins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-        patch.setattr(engine_plan, "gpu_architecture", lambda: "sm_90")
+        patch.setattr(write, "gpu_architecture", lambda: "sm_90")
         yield
     for name in ("tensorrt", "tensorrt_llm"):
         sys.modules.pop(name, None)

@@ -8,9 +8,9 @@ import pytest
 import tensorrt_standin
 from tensorrt_standin import TensorRT, TensorRTLLM
 
-from legokv.compile import tensorrt, tensorrt_llm
-from legokv.compile.plan_from_onnx import plan_from_onnx, write_whole
-from legokv.compile.plan_request import (
+from legokv.plan import tensorrt, tensorrt_llm
+from legokv.plan.builders import plan_from_onnx, write_whole
+from legokv.plan.request import (
     InputRange,
     PlanBuildFailed,
     PlanRequest,

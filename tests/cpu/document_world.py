@@ -6,9 +6,9 @@ from small_tokenizer import small_tokenizer
 from legokv.chunks.key import chunk_key
 from legokv.documents.compiling import Compiler
 from legokv.documents.document import DocumentLimits
-from legokv.documents.registry import Registry
 from legokv.errors import PoolFull
 from legokv.serving.documents import DocumentService
+from legokv.stores.local.registry import Registry
 
 LIMITS = DocumentLimits(
     max_document_bytes=2000,

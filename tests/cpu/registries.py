@@ -6,9 +6,9 @@ from contextlib import closing
 import pytest
 
 from legokv.documents.document import NewDocument
-from legokv.documents.registry import Registry
-from legokv.fleet.connection import Connection
-from legokv.fleet.redis_registry import RedisRegistry
+from legokv.stores.fleet.connection import Connection
+from legokv.stores.fleet.registry import RedisRegistry
+from legokv.stores.local.registry import Registry
 
 CAP = 100
 

@@ -3,7 +3,7 @@
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from legokv.tokenizer import Tokenizer
+from legokv.text.tokenizer import Tokenizer
 
 CHATML = (
     "{% for message in messages %}"

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from legokv import AnswerOptions, Engine, GenerateRequest, SamplingOptions
+from legokv.engine.request import Finished, Token
+from legokv.engine.sampling import Sampler
 from legokv.errors import InvalidRequest, LegokvError, PoolFull, TimedOut
-from legokv.request import Finished, Token
-from legokv.sample import Sampler
 
 DRAWN = SamplingOptions(temperature=0.9, top_k=30, seed=5)
 PENALISED = SamplingOptions(

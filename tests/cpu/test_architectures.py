@@ -12,10 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from legokv import Engine
 from legokv.checkpoint import load_weights, read_model_config
-from legokv.config import ModelConfig
-from legokv.model import Attention
-from legokv.model.decoder import decoder_from_weights
-from legokv.rope import inverse_frequencies, score_factor
+from legokv.model.config import ModelConfig
+from legokv.model.decoder import Attention, decoder_from_weights
+from legokv.model.rope import inverse_frequencies, score_factor
 
 # float32 sums in another order, over three layers; the logits are of size 10.
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

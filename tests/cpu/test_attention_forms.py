@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import legokv.native_library
+import legokv.kernels.build_cpu
 from legokv import Engine
 from legokv.errors import InvalidRequest
-from legokv.native_library import (
+from legokv.kernels.build_cpu import (
     NativeBuild,
     NativeBuildFailed,
     NativeLibraryMissing,
@@ -30,7 +30,7 @@ def random_ids(seed, length, vocabulary=384):
 def absent(tmp_path, monkeypatch):
     """A build folder with nothing in it, in place of the checkout's."""
     build = NativeBuild(out=tmp_path)
-    monkeypatch.setattr(legokv.native_library, "NativeBuild", lambda: build)
+    monkeypatch.setattr(legokv.kernels.build_cpu, "NativeBuild", lambda: build)
     return build
 
 

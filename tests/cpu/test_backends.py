@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from legokv.compile.backends import (
+from legokv.built.plan_facts import ANY_ARCHITECTURE, PlanFacts, PlanRuntime, check_plan
+from legokv.built.plan_limits import PlanLimits
+from legokv.errors import EngineMismatch
+from legokv.plan.backends import (
     BACKENDS,
     PLAN_BACKENDS,
     BackendMissing,
@@ -12,9 +15,6 @@ from legokv.compile.backends import (
     choose_backend,
     this_machine,
 )
-from legokv.errors import EngineMismatch
-from legokv.plan_facts import ANY_ARCHITECTURE, PlanFacts, PlanRuntime, check_plan
-from legokv.profiles import PlanLimits
 
 EVERYTHING = frozenset(PLAN_BACKENDS)
 PLAN = PlanFacts(

@@ -1,6 +1,6 @@
 import numpy as np
 
-from legokv.batch import Piece, step_batch, visible
+from legokv.step.batch import Piece, step_batch, visible
 
 TABLE = np.array([[7, 0, 0, 16], [3, 16, 16, 9], [5, 0, 25, 16], [6, 0, 41, 16]], np.int32)
 

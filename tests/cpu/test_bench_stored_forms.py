@@ -12,7 +12,7 @@ from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.prompt import Prompt
 from benchmarks.stored_forms import compare_forms, cost, fidelity_rows, round_pools
 from legokv import Engine
-from legokv.policy import legolink
+from legokv.link.policy import legolink
 
 DICE = random.Random(5)
 PROMPT = Prompt(

@@ -6,8 +6,18 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from legokv.batch import Piece, StepBatch, step_batch
-from legokv.bindings import (
+from legokv.built.plan_limits import (
+    MAX_ELEMENTS,
+    PlanLimits,
+    Profile,
+    plan_profiles,
+    profile_number,
+    settled_limits,
+)
+from legokv.errors import InvalidRequest
+from legokv.model.config import ModelConfig, RopeConfig
+from legokv.step.batch import Piece, StepBatch, step_batch
+from legokv.step.graph import (
     ELEMENT_BYTES,
     STEP_INPUTS,
     SYMBOLS,
@@ -15,16 +25,6 @@ from legokv.bindings import (
     batch_sizes,
     graph_shape,
     step_arrays,
-)
-from legokv.config import ModelConfig, RopeConfig
-from legokv.errors import InvalidRequest
-from legokv.profiles import (
-    MAX_ELEMENTS,
-    PlanLimits,
-    Profile,
-    plan_profiles,
-    profile_number,
-    settled_limits,
 )
 
 MODEL = ModelConfig(

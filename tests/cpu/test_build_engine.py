@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from legokv.engine_folder import read_engine_folder
-from legokv.profiles import PlanLimits
+from legokv.built.folder import read_engine_folder
+from legokv.built.plan_limits import PlanLimits
 
 SCRIPT = Path(__file__).resolve().parents[2] / "build" / "build_engine.py"
 

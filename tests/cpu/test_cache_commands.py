@@ -13,7 +13,7 @@ from legokv import Engine
 from legokv.cache_layout import cache_root
 from legokv.chunks.stored_kv import STORED_DTYPES
 from legokv.documents.document import document_id
-from legokv.documents.registry import Registry
+from legokv.stores.local.registry import Registry
 
 
 class FolderMachine(Machine):

@@ -9,8 +9,8 @@ import pytest
 from tiny_checkpoints import VARIANTS
 
 from legokv.checkpoint import read_model_config
-from legokv.config import RopeConfig
 from legokv.errors import UnsupportedModel
+from legokv.model.config import RopeConfig
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

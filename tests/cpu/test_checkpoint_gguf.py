@@ -17,9 +17,9 @@ from legokv.checkpoint import load_weights, read_model_config
 from legokv.checkpoint.gguf_file import folder_from_gguf
 from legokv.checkpoint.smollm2 import gguf_from_wheel
 from legokv.checkpoint.source import checkpoint_folder
-from legokv.config import ModelConfig
 from legokv.errors import UnsupportedModel
-from legokv.tokenizer import Tokenizer
+from legokv.model.config import ModelConfig
+from legokv.text.tokenizer import Tokenizer
 
 # How GGUF calls what a Hugging Face checkpoint calls otherwise.
 NAMES = {

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from legokv.chunks.file import read_chunk, write_chunk
 from legokv.chunks.stored_kv import STORED_DTYPES, Int8Kv, from_stored, to_stored
 from legokv.errors import ChunkUnreadable
-from legokv.safetensors_dtypes import FLOAT_DTYPES
+from legokv.model.dtypes import FLOAT_DTYPES
 
 KEY = "0f" * 32
 IDS = (5, 6, 7)

@@ -13,9 +13,9 @@ import pytest
 import legokv
 from legokv.cli import main
 from legokv.errors import ServerError
-from legokv.serving import triton_install
 from legokv.serving.settings import Settings
-from legokv.serving.triton_install import (
+from legokv.serving.triton import install
+from legokv.serving.triton.install import (
     TritonInstall,
     find_triton,
     lay_out_backend,
@@ -81,7 +81,7 @@ def test_a_server_that_does_not_come_up_is_told_with_the_end_of_its_log(
 
 
 def test_numpy_2_is_refused_with_the_command_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_install.metadata, "version", lambda name: "2.1.0")
+    monkeypatch.setattr(install.metadata, "version", lambda name: "2.1.0")
     with pytest.raises(ServerError, match=r"numpy 2.1.0 .* pip install 'numpy<2'"):
         find_triton()
 
@@ -89,9 +89,9 @@ def test_numpy_2_is_refused_with_the_command_that_helps(monkeypatch: pytest.Monk
 def test_a_python_without_its_library_is_refused_with_what_helps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(triton_install.sysconfig, "get_config_var", lambda name: None)
-    monkeypatch.setattr(triton_install.sys, "base_prefix", "/nowhere")
-    monkeypatch.setattr(triton_install.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(install.sysconfig, "get_config_var", lambda name: None)
+    monkeypatch.setattr(install.sys, "base_prefix", "/nowhere")
+    monkeypatch.setattr(install.ctypes.util, "find_library", lambda name: None)
     with pytest.raises(ServerError, match=r"needs libpython3\.\d+\.so\.1\.0.*--enable-shared"):
         find_triton()
 

@@ -90,7 +90,7 @@ print(tier.stats().failed_writes, tier.has(small_chunk(1).key), tier.stats().num
 def test_a_full_disk_is_an_error_that_says_so_and_leaves_whole_files(tmp_path):
     code = """
 import contextlib, subprocess
-from legokv.chunks.repair import mend
+from legokv.stores.local.repair import mend
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", sys.argv[1]], check=True)
 """ + _WRITE.replace(
         "tier.write(small_chunk(1), small_kv(1))",

@@ -23,11 +23,11 @@ from document_world import (  # noqa: F401 - fixtures
 )
 from small_tokenizer import small_tokenizer
 
-from legokv.documents.claims import record_chunk, take_claim
 from legokv.documents.compiling import Compiler
 from legokv.documents.document import DocumentLimits, NewDocument
 from legokv.errors import Busy, NotFound, PoolFull
 from legokv.serving.documents import DocumentService
+from legokv.stores.local.claims import record_chunk, take_claim
 
 
 def test_a_document_created_without_waiting_is_compiled_in_the_background(service, store, jobs):
@@ -133,7 +133,7 @@ from pathlib import Path
 from small_tokenizer import small_tokenizer
 from legokv.documents.compiling import Compiler
 from legokv.documents.document import DocumentLimits
-from legokv.documents.registry import Registry
+from legokv.stores.local.registry import Registry
 from legokv.serving.documents import DocumentService
 
 folder, text, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])

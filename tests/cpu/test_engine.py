@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from legokv import Engine, SamplingOptions
+from legokv.engine.request import GenerateRequest
 from legokv.errors import Busy, InvalidRequest, PoolFull
-from legokv.request import GenerateRequest
 
 
 def random_ids(seed, length):

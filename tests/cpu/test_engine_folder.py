@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import save_file
 from tiny_checkpoints import VARIANTS, make_tiny_checkpoint
 
+from legokv.build.engine import BuildSettings, build_engine_folder, facts_from_checkpoint
+from legokv.built.folder import read_engine_folder, write_engine_folder
 from legokv.checkpoint import load_weights, read_model_config
 from legokv.checkpoint.fingerprint import model_fingerprint
 from legokv.checkpoint.layout import decoder_tensors
 from legokv.checkpoint.tensor_table import read_tensor_table
-from legokv.config import ModelConfig, RopeConfig
-from legokv.engine_build import BuildSettings, build_engine_folder, facts_from_checkpoint
-from legokv.engine_folder import read_engine_folder, write_engine_folder
 from legokv.errors import EngineMismatch, InvalidRequest, UnsupportedModel
-from legokv.tokenizer import Tokenizer
+from legokv.model.config import ModelConfig, RopeConfig
+from legokv.text.tokenizer import Tokenizer
 
 SETTINGS = BuildSettings("tiny", dtype="float32")
 

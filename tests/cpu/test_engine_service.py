@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from legokv import Engine
+from legokv.engine.sampling import SamplingOptions
 from legokv.errors import InvalidRequest, LegokvError, NotFound
-from legokv.sample import SamplingOptions
 from legokv.serving import engine_service
 from legokv.serving.engine_service import COMPUTE_NICENESS, EngineService
 from legokv.serving.messages import (

@@ -7,7 +7,7 @@ from typing import get_type_hints
 import pytest
 
 from legokv import Engine
-from legokv.engine_settings import DTYPES, EngineChoices, EngineSettings
+from legokv.engine.settings import DTYPES, EngineChoices, EngineSettings
 from legokv.errors import InvalidRequest
 from legokv.serving.settings import Settings
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from legokv import Engine
-from legokv.rope import inverse_frequencies
+from legokv.model.rope import inverse_frequencies
 
 # float32 sums in another order, over a few layers; logits of tiny checkpoints are of size 10.
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

@@ -18,20 +18,20 @@ from onnx_by_torch import torch_execution
 from onnx_reference import Execution, reference_execution
 from torch import Tensor
 
-from legokv.batch import StepBatch
+from legokv.built.folder import MODEL_FILE, WEIGHTS_FILE, read_engine_folder
 from legokv.cache_layout import cache_root
 from legokv.checkpoint import load_weights
-from legokv.chunks.cache import ChunkCache
 from legokv.chunks.limits import TierLimits
-from legokv.chunks.opening import open_tiers
-from legokv.engine import Engine
-from legokv.engine_folder import MODEL_FILE, WEIGHTS_FILE, read_engine_folder
-from legokv.engine_parts import EngineParts
-from legokv.executor import Executor
+from legokv.chunks.pool import ChunkCache
+from legokv.engine.engine import Engine
+from legokv.engine.executor import Executor
+from legokv.engine.parts import EngineParts
+from legokv.engine.request import GenerateRequest, Token
 from legokv.pages import PagePool
-from legokv.request import GenerateRequest, Token
 from legokv.runners import Runner
-from legokv.tokenizer import Tokenizer
+from legokv.step.batch import StepBatch
+from legokv.stores.tiers import open_tiers
+from legokv.text.tokenizer import Tokenizer
 
 DTYPES = {
     "float32": TensorProto.FLOAT,

@@ -13,9 +13,9 @@ from legokv import Engine
 from legokv.documents.compiling import Compiler
 from legokv.documents.opening import open_registry
 from legokv.errors import CacheUnavailable, NotFound
-from legokv.fleet.address import shared_cache
-from legokv.fleet.connection import REPLY_SECONDS, RETRY_SECONDS
 from legokv.serving.documents import DocumentService
+from legokv.stores.fleet.address import shared_cache
+from legokv.stores.fleet.connection import REPLY_SECONDS, RETRY_SECONDS
 
 # Processes and clocks of a busy test machine are late by this much at times.
 LATE_SECONDS = 2.0

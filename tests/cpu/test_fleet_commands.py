@@ -6,8 +6,8 @@ from machine import Machine
 from redis_server import redis_running
 
 from legokv import Engine
-from legokv.fleet.address import shared_cache
-from legokv.fleet.opening import open_shared_registry
+from legokv.stores.fleet.address import shared_cache
+from legokv.stores.opening import open_shared_registry
 
 
 class FleetMachine(Machine):

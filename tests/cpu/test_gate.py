@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from legokv import Engine, jobs
-from legokv.engine_build import BuildSettings, build_engine_folder
-from legokv.engine_folder import read_engine_folder
+from legokv import Engine
+from legokv.build.engine import BuildSettings, build_engine_folder
+from legokv.built.folder import read_engine_folder
+from legokv.built.gate_facts import TOLERANCES, GateFacts, check_gate
+from legokv.engine import jobs
 from legokv.errors import EngineMismatch, UnsupportedModel
-from legokv.gate_facts import TOLERANCES, GateFacts, check_gate
-from legokv.link import BoundLink, bind
-from legokv.native_library import NativeLibraryMissing
+from legokv.kernels.build_cpu import NativeLibraryMissing
+from legokv.link.link import BoundLink, bind
 from legokv.serving.engine_service import EngineService
 from legokv.serving.settings import Settings
 

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from legokv import Engine
+from legokv.built.folder import read_engine_folder
 from legokv.documents.document import NewDocument
-from legokv.documents.registry import Registry
-from legokv.engine_folder import read_engine_folder
 from legokv.errors import Cancelled, InvalidRequest, LegokvError, NotFound
 from legokv.serving.answering import Reply, answer
 from legokv.serving.engine_service import EngineService
 from legokv.serving.generate import GenerateService
+from legokv.serving.log import RequestLine
 from legokv.serving.messages import Cancel, Command, Event, Generate, Next
-from legokv.serving.request_log import RequestLine
 from legokv.serving.settings import Settings
-from legokv.tokenizer import Tokenizer
+from legokv.stores.local.registry import Registry
+from legokv.text.tokenizer import Tokenizer
 
 TEXT = "The keeper of the lighthouse is called Orrin.\n\n"
 

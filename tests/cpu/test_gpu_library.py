@@ -6,8 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from legokv.plugin_library import PluginBuild, PluginBuildFailed
-from legokv.toolchain import HEADER, ToolchainMissing, ToolMisnamed
+from legokv.kernels.build_gpu import PluginBuild, PluginBuildFailed
+from legokv.kernels.toolchain import HEADER, ToolchainMissing, ToolMisnamed
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
 
@@ -57,7 +57,7 @@ def test_sources_that_do_not_compile_fail_though_a_library_was_carried(
 def test_without_anything_to_compile_with_the_carried_library_is_taken_and_the_reason_said(
     library: ModuleType, build: PluginBuild, carried: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("legokv.toolchain.HEADER", "NvInferOfNoRelease.h")
+    monkeypatch.setattr("legokv.kernels.toolchain.HEADER", "NvInferOfNoRelease.h")
     monkeypatch.delenv("TENSORRT_INCLUDE")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     found, origin = library.built_or_carried(build, carried)

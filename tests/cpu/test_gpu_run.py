@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from legokv.plugin_library import PluginBuild, build_host_kernels
+from legokv.kernels.build_gpu import PluginBuild, build_host_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK = ROOT / "benchmarks" / "gpu"

@@ -4,7 +4,7 @@ from small_chunks import KV_BYTES, small_chunk, small_kv
 
 from legokv.chunks.budget import Budget
 from legokv.chunks.host_tier import HostTier
-from legokv.chunks.lower_tiers import LowerTiers
+from legokv.chunks.tiers import LowerTiers
 from legokv.errors import CacheUnavailable, ChunkUnreadable
 
 

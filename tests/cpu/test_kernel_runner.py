@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from legokv.batch import Piece, StepBatch, step_batch
+from legokv.built.folder import read_engine_folder
 from legokv.checkpoint import load_weights
-from legokv.engine_folder import read_engine_folder
-from legokv.launchers import Launchers
-from legokv.plugin_library import PluginBuild, build_host_kernels
+from legokv.kernels.build_gpu import PluginBuild, build_host_kernels
+from legokv.kernels.gpu import Launchers
 from legokv.runners.attention_forms import TorchForm
+from legokv.runners.eager import TorchRunner
 from legokv.runners.kernel_runner import KernelRunner
-from legokv.runners.torch_runner import TorchRunner
+from legokv.step.batch import Piece, StepBatch, step_batch
 
 OUT = Path(__file__).resolve().parents[2] / "out"
 NUM_PAGES, PAGE_SIZE = 6, 16

@@ -22,8 +22,8 @@ from torch import Tensor
 
 import legokv.ops.kv_import
 import legokv.ops.legolink_attention  # noqa: F401 - registers the op
-from legokv.launchers import Launchers, LaunchRefused, Regime, attention_arguments
-from legokv.plugin_library import PluginBuild, build_host_kernels
+from legokv.kernels.build_gpu import PluginBuild, build_host_kernels
+from legokv.kernels.gpu import Launchers, LaunchRefused, Regime, attention_arguments
 
 OUT = Path(__file__).resolve().parents[2] / "out"
 

@@ -3,8 +3,8 @@ import pytest
 
 from legokv.chunks.chunk import Chunk
 from legokv.errors import InvalidRequest
-from legokv.link import bind, link
-from legokv.policy import everything, legolink, nothing
+from legokv.link.link import bind, link
+from legokv.link.policy import everything, legolink, nothing
 
 S = 16
 

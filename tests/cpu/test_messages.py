@@ -3,10 +3,10 @@
 import pytest
 
 from legokv import errors
+from legokv.engine.request import AnswerOptions, Usage
+from legokv.engine.sampling import SamplingOptions
 from legokv.errors import InvalidRequest, LegokvError
 from legokv.log_probs import TokenLogProbs
-from legokv.request import AnswerOptions, Usage
-from legokv.sample import SamplingOptions
 from legokv.serving.messages import (
     Answered,
     Cancel,

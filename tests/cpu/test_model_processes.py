@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from legokv.serving.model_processes import ModelWatch, child_processes, model_of
+from legokv.serving.triton.processes import ModelWatch, child_processes, model_of
 
 # A parent that fetches no child's status, as Triton does not of a model that never connected.
 PARENT = """

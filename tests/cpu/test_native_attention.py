@@ -11,9 +11,9 @@ from test_attention import S as RAGGED_PAGE_SIZE
 from test_attention import random_batch
 from torch import Tensor
 
-from legokv.launchers import AttentionTables, LaunchRefused
-from legokv.native_calls import InstructionSet, NativeCalls, StepShape
-from legokv.native_library import build_native_library
+from legokv.kernels.build_cpu import build_native_library
+from legokv.kernels.cpu import InstructionSet, NativeCalls, StepShape
+from legokv.kernels.gpu import AttentionTables, LaunchRefused
 from legokv.ops.kv_import import kv_import
 from legokv.ops.legolink_attention import legolink_attention
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from graph_session import plan_of
 
-from legokv.engine import Engine
-from legokv.engine_folder import EngineFacts, read_engine_folder
+from legokv.built.folder import EngineFacts, read_engine_folder
+from legokv.engine.engine import Engine
 from legokv.errors import EngineMismatch, InvalidRequest
-from legokv.runners import open_runner as opening
-from legokv.runners.open_runner import RunnerSettings, check_machine, open_runner
+from legokv.runners import opening
+from legokv.runners.opening import RunnerSettings, check_machine, open_runner
 
 SETTINGS = RunnerSettings("auto", "torch", "float32", num_pages=4, max_step_tokens=64)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from legokv.engine.sampling import Sampler, SamplingOptions
 from legokv.penalties import Penalties, PenaltyFactors
-from legokv.sample import Sampler, SamplingOptions
 
 VOCAB = 40
 PROMPT = [3, 5, 5, 8, 13, 21]

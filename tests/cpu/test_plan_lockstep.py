@@ -8,7 +8,7 @@ import pytest
 from graph_session import GraphSession, export_engine, graph_runner
 from onnx_by_torch import torch_execution
 
-from legokv.profiles import DECODE, PREFILL, PlanLimits
+from legokv.built.plan_limits import DECODE, PREFILL, PlanLimits
 
 GPU_TESTS = Path(__file__).resolve().parents[1] / "gpu"
 

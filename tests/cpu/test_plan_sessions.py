@@ -11,11 +11,11 @@ import pytest
 import torch
 from tensorrt_runtime_standin import Device, cuda_stream, llm_runtime, tensorrt_module
 
+from legokv.built.plan_limits import DECODE, PREFILL
 from legokv.errors import EngineMismatch
-from legokv.profiles import DECODE, PREFILL
 from legokv.runners import decode_graphs
 from legokv.runners.llm_session import LLMSession
-from legokv.runners.plan_session import PlanSession, StepFailed, addresses
+from legokv.runners.plan.session import PlanSession, StepFailed, addresses
 from legokv.runners.tensorrt_session import TensorRTSession
 
 OPENED = ["0: created STATIC", "0: profile 0", "1: created ON_PROFILE_CHANGE", "1: profile 1"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from legokv.cmake_cache import drop_foreign_cache
-from legokv.plugin_library import PluginBuild, PluginBuildFailed, build_host_kernels
+from legokv.kernels.build_gpu import PluginBuild, PluginBuildFailed, build_host_kernels
+from legokv.kernels.cmake import drop_foreign_cache
 
 LISTS = """cmake_minimum_required(VERSION 3.25)
 project(small LANGUAGES CXX)

@@ -1,4 +1,4 @@
-from legokv.policy import PlacedChunk, everything, legolink, nothing
+from legokv.link.policy import PlacedChunk, everything, legolink, nothing
 
 CHUNKS = [PlacedChunk(0, 40), PlacedChunk(40, 5), PlacedChunk(60, 300)]
 

@@ -10,7 +10,7 @@ from tier_engines import (  # noqa: F401 - fixtures
     tier,
 )
 
-from legokv.request import GenerateRequest
+from legokv.engine.request import GenerateRequest
 
 
 def test_a_waiting_request_s_chunks_are_fetched_before_it_is_admitted(open_engine):

@@ -3,8 +3,8 @@ from small_tokenizer import CHATML, small_tokenizer
 
 from legokv.documents.cut import cut, document_token_ids
 from legokv.errors import InvalidRequest, UnsupportedModel
-from legokv.prompt import build_prompt, prompt_format
-from legokv.tokenizer import Tokenizer
+from legokv.text.prompt import build_prompt, prompt_format
+from legokv.text.tokenizer import Tokenizer
 
 NO_SYSTEM = (
     "{{ bos_token }}{% for message in messages %}"

@@ -9,8 +9,8 @@ import pytest
 
 from legokv import Engine
 from legokv.metrics import SECONDS, Family, Histogram, Sample
-from legokv.serving import publishing
-from legokv.serving.publishing import Publisher
+from legokv.serving import metrics
+from legokv.serving.metrics import Publisher
 
 COUNTED = Family("counted_total", "counter", "Things counted")
 
@@ -27,7 +27,7 @@ class Shown:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
-    monkeypatch.setattr(publishing, "PUBLISH_SECONDS", 0.01)
+    monkeypatch.setattr(metrics, "PUBLISH_SECONDS", 0.01)
     return Shown()
 
 

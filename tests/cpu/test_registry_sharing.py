@@ -14,13 +14,13 @@ from registries import (  # noqa: F401 - fixtures
     registry_fixture,
 )
 
-from legokv.documents.claims import ClaimLost
 from legokv.documents.document import (
     State,
 )
-from legokv.documents.registry import Registry
 from legokv.documents.schema import STEPS
 from legokv.errors import EngineMismatch
+from legokv.stores.local.claims import ClaimLost
+from legokv.stores.local.registry import Registry
 
 
 def test_a_clock_set_back_does_not_leave_a_document_claimed_for_ever(registry, clock):
@@ -138,7 +138,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from legokv.documents.document import NewDocument
-from legokv.documents.registry import Registry
+from legokv.stores.local.registry import Registry
 from legokv.documents.schema import STEPS
 registry = Registry.open(Path(sys.argv[1]))
 for step in range(50):

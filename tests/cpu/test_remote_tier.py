@@ -10,8 +10,8 @@ import torch
 from small_chunks import small_chunk
 
 from legokv.chunks.budget import Budget
-from legokv.fleet.connection import Connection
-from legokv.fleet.remote_tier import RemoteLimits, RemoteTier
+from legokv.stores.fleet.connection import Connection
+from legokv.stores.fleet.tier import RemoteLimits, RemoteTier
 
 BUDGET_CHUNKS = 4
 ARRIVING_SECONDS = 60
@@ -40,7 +40,7 @@ def connection(redis_url):
 def writer(connection, redis_url):
     """Starts processes that write; each is given when it has begun, and ended with the test."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["crash_worker", "legokv.fleet.remote_tier"])
+    context.set_forkserver_preload(["crash_worker", "legokv.stores.fleet.tier"])
     model = connection.prefix.split("{")[1].split("}")[0]
     started = []
 

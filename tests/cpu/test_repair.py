@@ -8,12 +8,12 @@ from small_chunks import file_bytes, small_chunk, small_disk_tier, small_kv
 
 from legokv.cache_layout import registry_file
 from legokv.chunks.limits import TierLimits
-from legokv.chunks.opening import open_tiers
-from legokv.chunks.repair import Repair, mend, verify
 from legokv.chunks.stored_kv import STORED_DTYPES, to_stored
 from legokv.documents.document import NewDocument
-from legokv.documents.registry import Registry
 from legokv.errors import CacheUnavailable, EngineMismatch
+from legokv.stores.local.registry import Registry
+from legokv.stores.local.repair import Repair, mend, verify
+from legokv.stores.tiers import open_tiers
 
 
 def nobody_names(keys):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from legokv.replaced_folder import replaced_folder
+from legokv.whole_files import replaced_folder
 
 # Stops where it is told, holding the hidden folder as a build does that is killed there.
 MAKER = """
 import sys
 from pathlib import Path
-from legokv.replaced_folder import replaced_folder
+from legokv.whole_files import replaced_folder
 
 def stop():
     print("here", flush=True)

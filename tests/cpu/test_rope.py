@@ -5,9 +5,9 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from legokv.config import RopeConfig
 from legokv.errors import UnsupportedModel
-from legokv.rope import inverse_frequencies, score_factor
+from legokv.model.config import RopeConfig
+from legokv.model.rope import inverse_frequencies, score_factor
 
 # Ours are computed in double, theirs in single precision: a few units in the last place.
 RELATIVE = 2e-6

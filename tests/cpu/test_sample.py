@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from legokv.engine.sampling import Sampler, SamplingOptions, _candidates
 from legokv.errors import InvalidRequest
-from legokv.sample import Sampler, SamplingOptions, _candidates
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from legokv.schedule import share
+from legokv.engine.schedule import share
 
 
 @pytest.mark.parametrize(

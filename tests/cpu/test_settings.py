@@ -8,7 +8,7 @@ import pytest
 from legokv.chunks.stored_kv import STORED_DTYPES
 from legokv.errors import InvalidRequest, ServerError
 from legokv.runners.attention_forms import ATTENTION_FORMS
-from legokv.runners.open_runner import RUNNERS
+from legokv.runners.opening import RUNNERS
 from legokv.serving.ports import with_ports
 from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import settings_from

@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from legokv.batch import Piece, StepBatch, step_batch
-from legokv.engine import Engine
+from legokv.engine.engine import Engine
 from legokv.errors import InvalidRequest
 from legokv.runners import Runner
-from legokv.runners.plan_session import address_of
+from legokv.runners.plan.buffers import StepBuffers
+from legokv.runners.plan.runner import TensorRTRunner
+from legokv.runners.plan.session import address_of
 from legokv.runners.split_batch import split_batch
-from legokv.runners.step_buffers import StepBuffers
-from legokv.runners.tensorrt_runner import TensorRTRunner
+from legokv.step.batch import Piece, StepBatch, step_batch
 
 NUM_PAGES, PAGE_SIZE = 32, 16
 

@@ -1,7 +1,7 @@
 import pytest
 from tiny_checkpoints import tiny_tokenizer
 
-from legokv.text import TextStream
+from legokv.text.stream import TextStream
 
 TEXT = "Größe: 12 µm — 東京 👩‍🔬 ok. STOP here"
 

@@ -13,7 +13,7 @@ from tier_engines import (  # noqa: F401 - fixtures
     tier,
 )
 
-from legokv.runners.open_runner import open_runner
+from legokv.runners.opening import open_runner
 
 
 def test_what_leaves_the_pool_goes_to_host_memory_and_comes_back_the_same(open_engine):
@@ -75,7 +75,7 @@ def test_host_memory_is_pinned_where_the_runner_is_on_a_gpu(
         runner.device = torch.device(device)
         return runner
 
-    monkeypatch.setattr("legokv.engine_parts.open_runner", opened)
+    monkeypatch.setattr("legokv.engine.parts.open_runner", opened)
     engine = open_engine(16 * 10, cache_dir=None)
     engine.compile(random_ids(1))
     engine.compile(random_ids(2, 150))

@@ -12,7 +12,7 @@ from tiny_checkpoints import CHAT_TEMPLATE
 from transformers import PreTrainedTokenizerFast
 
 from legokv.errors import InvalidRequest, UnsupportedModel
-from legokv.tokenizer import Tokenizer
+from legokv.text.tokenizer import Tokenizer
 
 TEXTS = [
     "Which lighthouse stands on the northern pier?",
@@ -172,8 +172,8 @@ def test_tokenizing_and_reading_an_engine_folder_load_no_torch(
 ) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from legokv.engine_folder import read_engine_folder\n"
-        "from legokv.tokenizer import Tokenizer\n"
+        "from legokv.built.folder import read_engine_folder\n"
+        "from legokv.text.tokenizer import Tokenizer\n"
         "folder = Path(sys.argv[1]); read_engine_folder(folder)\n"
         "assert Tokenizer.open(folder).encode('text')\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from legokv import toolchain
+from legokv.kernels import toolchain
 
 
 def test_the_compiler_named_in_the_environment_comes_first(

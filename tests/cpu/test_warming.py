@@ -13,11 +13,11 @@ from crash_worker import LIMITS, TEXTS
 from legokv import Engine
 from legokv.cache_layout import cache_root
 from legokv.documents.compiling import Compiler
-from legokv.documents.registry import Registry
 from legokv.errors import InvalidRequest, PoolFull
 from legokv.serving.documents import WARM_TIERS, DocumentService
 from legokv.serving.engine_service import EngineService
 from legokv.serving.messages import Compile, Drop, Warm
+from legokv.stores.local.registry import Registry
 
 
 class Machine:

@@ -9,7 +9,7 @@ from server import RunningServer, serving
 from legokv import Engine
 from legokv.documents.cut import cut, document_token_ids
 from legokv.documents.document import normalise_text
-from legokv.prompt import build_prompt, prompt_format
+from legokv.text.prompt import build_prompt, prompt_format
 
 TEXTS = (
     "The harbour of Vellin has three lighthouses. The oldest stands on the northern pier. " * 3,

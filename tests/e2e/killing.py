@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 
-from legokv.serving.model_processes import child_processes, model_of
+from legokv.serving.triton.processes import child_processes, model_of
 
 _SEEN_SECONDS = 20
 

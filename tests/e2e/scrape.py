@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from server import RunningServer
 
-from legokv.serving.publishing import PUBLISH_SECONDS
+from legokv.serving.metrics import PUBLISH_SECONDS
 
 SETTLED_SECONDS = 10
 _LINE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)")

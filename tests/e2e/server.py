@@ -16,7 +16,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from legokv.serving.model_processes import child_processes
+from legokv.serving.triton.processes import child_processes
 
 STOP_SECONDS = 30
 ANSWER_SECONDS = 120

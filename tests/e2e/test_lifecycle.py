@@ -11,8 +11,8 @@ import pytest
 from conftest import TEXTS
 from server import RunningServer, command, replies, serving
 
-from legokv.engine_folder import FORMAT_VERSION
-from legokv.serving.model_processes import child_processes
+from legokv.built.folder import FORMAT_VERSION
+from legokv.serving.triton.processes import child_processes
 
 
 def test_documents_survive_a_restart_and_are_not_compiled_again(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from server import RunningServer, command
 
-from legokv.engine_folder import read_engine_folder
+from legokv.built.folder import read_engine_folder
 
 START_SECONDS = 120
 

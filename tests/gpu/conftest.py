@@ -15,8 +15,8 @@ import pytest
 import torch
 from gpu_kernels import Kernels
 
-from legokv.launchers import Launchers
-from legokv.plugin_library import PluginBuild, build_host_kernels, build_plugin_library
+from legokv.kernels.build_gpu import PluginBuild, build_host_kernels, build_plugin_library
+from legokv.kernels.gpu import Launchers
 
 OUT = Path(__file__).resolve().parents[2] / "out"
 NO_GPU = "no NVIDIA GPU that torch can use; `make gpu` runs this where there is one"

@@ -3,11 +3,11 @@
 from gpu_kernels import Kernels
 from torch import Tensor
 
-from legokv.config import ModelConfig
+from legokv.model.config import ModelConfig
 from legokv.runners import Runner
 from legokv.runners.attention_forms import TorchForm
+from legokv.runners.eager import TorchRunner
 from legokv.runners.kernel_runner import KernelRunner
-from legokv.runners.torch_runner import TorchRunner
 
 Weights = dict[str, Tensor]
 

@@ -6,7 +6,7 @@ import torch
 from attention_cases import Inputs
 from torch import Tensor
 
-from legokv.launchers import AttentionTables, Launchers, Regime, attention_arguments
+from legokv.kernels.gpu import AttentionTables, Launchers, Regime, attention_arguments
 
 # Absolute, for values of about 1. The plain and the split kernel compute in float32 and round once,
 # at the end; the tensor-core kernel also rounds the rotated query and the weights to 16 bits.

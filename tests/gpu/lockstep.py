@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from legokv.batch import Piece, step_batch
 from legokv.chunks.chunk import Chunk
-from legokv.link import bind, link
+from legokv.link.link import bind, link
+from legokv.link.policy import Policy
 from legokv.pages import PagePool
-from legokv.policy import Policy
 from legokv.runners import Runner
-from legokv.sequence import Sequence as TokenSequence
-from legokv.sequence import chunk_sequence, linked_sequence
+from legokv.step.batch import Piece, step_batch
+from legokv.step.sequence import Sequence as TokenSequence
+from legokv.step.sequence import chunk_sequence, linked_sequence
 
 ANSWER_TOKENS = 8
 

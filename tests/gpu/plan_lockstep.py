@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from lockstep import Lockstep, whole_conversation
 
-from legokv.batch import Piece
+from legokv.built.folder import read_engine_folder
 from legokv.checkpoint import load_weights
-from legokv.config import ModelConfig
-from legokv.engine_folder import read_engine_folder
-from legokv.policy import legolink
+from legokv.link.policy import legolink
+from legokv.model.config import ModelConfig
 from legokv.runners import Runner
 from legokv.runners.attention_forms import TorchForm
-from legokv.runners.torch_runner import TorchRunner
+from legokv.runners.eager import TorchRunner
+from legokv.step.batch import Piece
 
 NUM_PAGES = 96
 # Tokens of the largest step, and its sequences.

@@ -14,7 +14,7 @@ from attention_cases import (
 )
 from gpu_kernels import KEY_TOLERANCE, Kernels, tolerance
 
-from legokv.launchers import Regime
+from legokv.kernels.gpu import Regime
 
 RAGGED = (
     whole_chunk(1),

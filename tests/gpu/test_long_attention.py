@@ -9,7 +9,7 @@ from dense_attention import dense_out
 from gpu_kernels import Kernels, attend_in_place, on_device, tolerance
 from torch import Tensor
 
-from legokv.launchers import Regime, attention_arguments
+from legokv.kernels.gpu import Regime, attention_arguments
 
 # Heads of an 8-billion Llama.
 HEADS, HEAD_SIZE = (32, 8), 128

@@ -10,8 +10,8 @@ import pytest
 import torch
 from plan_lockstep import NUM_PAGES, STEP_TOKENS, hold_to_the_cpu
 
-from legokv.engine_folder import read_engine_folder
-from legokv.runners.open_runner import RunnerSettings, open_runner
+from legokv.built.folder import read_engine_folder
+from legokv.runners.opening import RunnerSettings, open_runner
 
 ENGINES = Path(__file__).resolve().parents[2] / "out" / "engines"
 PLAN = "tensorrt-rtx.plan"

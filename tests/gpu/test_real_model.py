@@ -8,9 +8,9 @@ from device_runner import cpu_runner, device_runner
 from gpu_kernels import Kernels
 from lockstep import Lockstep, whole_conversation
 
+from legokv.built.folder import read_engine_folder
 from legokv.checkpoint import load_weights
-from legokv.engine_folder import read_engine_folder
-from legokv.policy import legolink
+from legokv.link.policy import legolink
 
 ENGINE = Path(__file__).resolve().parents[2] / "out" / "engines" / "llama"
 # Shares of the largest logit, after 30 layers.

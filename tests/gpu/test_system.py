@@ -6,9 +6,9 @@ from device_runner import Weights, cpu_runner, device_runner
 from gpu_kernels import Kernels
 from lockstep import Lockstep, whole_conversation
 
-from legokv.config import ModelConfig, RopeConfig
+from legokv.link.policy import Policy, everything, legolink, nothing
+from legokv.model.config import ModelConfig, RopeConfig
 from legokv.model.decoder import Decoder
-from legokv.policy import Policy, everything, legolink, nothing
 
 NUM_PAGES = 96
 # A share of the largest logit: sums are taken in another order, and rounded to the type in between.

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from legokv.checkpoint.layout import decoder_tensors
 from legokv.checkpoint.tensor_table import StoredTensor
-from legokv.config import ModelConfig
+from legokv.model.config import ModelConfig
 
 _ENCODING = "legokv model 1"
 _BLOCK_BYTES = 8 << 20

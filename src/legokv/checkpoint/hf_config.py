@@ -18,8 +18,8 @@ from legokv.checkpoint.refusals import (
     refuse_unsupported,
 )
 from legokv.checkpoint.rope_settings import read_rope
-from legokv.config import ModelConfig
 from legokv.errors import UnsupportedModel
+from legokv.model.config import ModelConfig
 
 
 def read_model_config(folder: Path) -> ModelConfig:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from legokv.checkpoint.tensor_table import StoredTensor
-from legokv.config import ModelConfig
 from legokv.errors import UnsupportedModel
-from legokv.safetensors_dtypes import FLOAT_DTYPES
+from legokv.model.config import ModelConfig
+from legokv.model.dtypes import FLOAT_DTYPES
 
 
 @dataclass(frozen=True)

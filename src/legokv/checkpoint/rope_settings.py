@@ -7,8 +7,8 @@ from legokv.checkpoint.config_values import (
     optional_int,
     optional_number,
 )
-from legokv.config import RopeConfig
 from legokv.errors import UnsupportedModel
+from legokv.model.config import RopeConfig
 
 _SUPPORTED = {
     "default": (),

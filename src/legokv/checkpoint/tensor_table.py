@@ -8,7 +8,7 @@ from typing import Any
 
 from legokv.checkpoint.config_values import json_object
 from legokv.errors import UnsupportedModel
-from legokv.safetensors_dtypes import FLOAT_DTYPES
+from legokv.model.dtypes import FLOAT_DTYPES
 
 _HEADER_LIMIT_BYTES = 100_000_000
 _SINGLE = "model.safetensors"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from legokv.checkpoint.layout import DecoderTensor, check_tensors, decoder_tensors
 from legokv.checkpoint.tensor_table import read_tensor_table
-from legokv.config import ModelConfig
+from legokv.model.config import ModelConfig
 
 
 def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:

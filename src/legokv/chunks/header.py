@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from legokv.chunks.key import kv_dtype_name
-from legokv.config import ModelConfig
 from legokv.errors import ChunkUnreadable
-from legokv.safetensors_dtypes import FLOAT_DTYPES
+from legokv.model.config import ModelConfig
+from legokv.model.dtypes import FLOAT_DTYPES
 
 INT8 = "I8"
 

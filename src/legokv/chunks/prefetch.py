@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 
 from legokv.chunks.chunk import Chunk
-from legokv.chunks.lower_tiers import LowerTiers
+from legokv.chunks.tiers import LowerTiers
 
 
 class Prefetch:

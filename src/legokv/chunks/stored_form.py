@@ -15,7 +15,7 @@ from legokv.chunks.header import (
 from legokv.chunks.key import CHUNK_FORMAT_VERSION, TokenIds, token_digest
 from legokv.chunks.stored_kv import Int8Kv, StoredKv
 from legokv.errors import ChunkUnreadable
-from legokv.safetensors_dtypes import FLOAT_DTYPES
+from legokv.model.dtypes import FLOAT_DTYPES
 
 _DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, dtype.name) for name, dtype in FLOAT_DTYPES.items()

@@ -11,8 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from legokv.chunks.evictions import StoredRow
-from legokv.chunks.repair import mend, verify
+from legokv.built.folder import read_engine_folder
 from legokv.chunks.tier import ChunkTier
 from legokv.commands.cache_opening import check_is_cache, open_cache
 from legokv.documents.exchange import (
@@ -22,9 +21,10 @@ from legokv.documents.exchange import (
     import_documents,
 )
 from legokv.documents.protocol import DocumentRegistry
-from legokv.engine_folder import read_engine_folder
 from legokv.errors import NotFound
 from legokv.serving.settings_sources import settings_from
+from legokv.stores.local.evictions import StoredRow
+from legokv.stores.local.repair import mend, verify
 
 Facts = dict[str, object]
 
@@ -106,7 +106,7 @@ def _verify(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
     with _bytes_bar(sum(tier.stats().num_bytes for tier in _tiers(cache)), "verify") as bar:
         repair += verify(cache.disk, lambda files, num_bytes: bar.update(num_bytes))
         if cache.remote is not None:
-            from legokv.fleet.remote_repair import verify_remote
+            from legokv.stores.fleet.repair import verify_remote
 
             repair += verify_remote(cache.remote, lambda chunks, num_bytes: bar.update(num_bytes))
     return 1 if repair.num_found else 0, asdict(repair)

@@ -1,14 +1,14 @@
 """Opens what `legokv cache` works on: a cache folder without its engine, and its fleet's Redis."""
 
-from legokv.chunks.opening import open_disk_tier
+from legokv.built.folder import EngineFacts
 from legokv.documents.exchange import Cache
 from legokv.documents.protocol import DocumentRegistry
-from legokv.documents.registry import Registry
-from legokv.engine_folder import EngineFacts
 from legokv.errors import NotFound
-from legokv.fleet.opening import open_shared_registry, remote_tier_of
 from legokv.serving.settings import Settings
-from legokv.tokenizer import Tokenizer
+from legokv.stores.local.registry import Registry
+from legokv.stores.opening import open_shared_registry, remote_tier_of
+from legokv.stores.tiers import open_disk_tier
+from legokv.text.tokenizer import Tokenizer
 
 
 def check_is_cache(settings: Settings, facts: EngineFacts) -> None:

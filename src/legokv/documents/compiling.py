@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from legokv.documents.claims import Claim, ClaimLost
 from legokv.documents.document import Document, DocumentLimits, State
 from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import Busy, CacheUnavailable, InvalidRequest, LegokvError, PoolFull
+from legokv.stores.local.claims import Claim, ClaimLost
 
 # `compile_chunk(namespace, token_ids)` compiles and keeps one chunk and gives its key.
 CompileChunk = Callable[[str, Sequence[int]], str]

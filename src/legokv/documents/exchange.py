@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from legokv.chunks.disk_tier import DiskTier
 from legokv.chunks.header import decode_header
 from legokv.chunks.key import chunk_key
 from legokv.chunks.stored_form import decode_chunk, stored_bytes
@@ -28,9 +27,10 @@ from legokv.documents.document import (
 )
 from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import ChunkUnreadable, EngineMismatch, InvalidRequest
+from legokv.stores.local.tier import DiskTier
 
 if TYPE_CHECKING:
-    from legokv.fleet.remote_tier import RemoteTier
+    from legokv.stores.fleet.tier import RemoteTier
 
 _CLAIM_SECONDS = 60.0
 

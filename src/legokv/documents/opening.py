@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from legokv.documents.protocol import DocumentRegistry
-from legokv.documents.registry import Registry
-from legokv.fleet.address import SharedCache
-from legokv.fleet.opening import open_shared_registry
+from legokv.stores.fleet.address import SharedCache
+from legokv.stores.local.registry import Registry
+from legokv.stores.opening import open_shared_registry
 
 
 def open_registry(file: Path, shared: SharedCache | None) -> DocumentRegistry:

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
-from legokv.documents.claims import Claim
 from legokv.documents.document import (
     Changes,
     Document,
@@ -12,6 +11,7 @@ from legokv.documents.document import (
     NewDocument,
     StoredChunk,
 )
+from legokv.stores.local.claims import Claim
 
 
 class DocumentRegistry(Protocol):

@@ -11,11 +11,11 @@ import onnx
 import torch
 from torch import Tensor
 
-from legokv.bindings import AFTER_B, IMPORT_PAGES, STEP_INPUTS, SYMBOLS, Binding, GraphShape
-from legokv.engine_folder import MODEL_FILE
+from legokv.built.folder import MODEL_FILE
 from legokv.export.plugin_ops import translation_table
 from legokv.export.step_graph import StepGraph
 from legokv.model.decoder import Decoder
+from legokv.step.graph import AFTER_B, IMPORT_PAGES, STEP_INPUTS, SYMBOLS, Binding, GraphShape
 
 # Sizes to trace with; no two alike, so that none is taken for another.
 _TRACED = {"T": 5, "B": 2, "P": 7, "N": 4, "M": 6}

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from legokv.model.decoder import Decoder
+from legokv.model.rope import inverse_frequencies, score_factor
 from legokv.ops.kv_import import kv_import
 from legokv.ops.legolink_attention import legolink_attention
-from legokv.rope import inverse_frequencies, score_factor
 
 
 class StepGraph(nn.Module):
     """Imports the arriving pages into the pools, then runs the decoder over them.
 
-    The inputs and outputs are those of `legokv.bindings`, in its order.
+    The inputs and outputs are those of `legokv.step.graph`, in its order.
     """
 
     inv_freq: Tensor

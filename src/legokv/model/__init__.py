@@ -1,5 +1,1 @@
-"""The one definition of a Llama-family decoder."""
-
-from legokv.model.decoder import Attention, Decoder
-
-__all__ = ["Attention", "Decoder"]
+"""The one definition of a Llama-family decoder: its config, its rotation, its layers."""

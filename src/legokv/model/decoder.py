@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from legokv.config import ModelConfig
+from legokv.model.config import ModelConfig
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(q [T, H, D], k [T, G, D], v [T, G, D], pool) -> (out [T, H, D], pool); q and k not rotated."""

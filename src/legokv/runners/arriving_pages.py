@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from legokv.bindings import IMPORT_PAGES, GraphShape
 from legokv.ops.kv_import import kv_import_in_place
 from legokv.runners.page_store import PageStore, page_blocks
+from legokv.step.graph import IMPORT_PAGES, GraphShape
 
 
 class ArrivingPages:

@@ -9,21 +9,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from legokv.batch import StepBatch
-from legokv.config import ModelConfig
 from legokv.errors import InvalidRequest
-from legokv.launchers import INDEX_TABLES, AttentionTables
-from legokv.model.decoder import Attention
-from legokv.native_calls import NativeCalls, StepShape
-from legokv.native_library import (
+from legokv.kernels.build_cpu import (
     NativeLibraryMissing,
     build_native_library,
     find_native_library,
 )
+from legokv.kernels.cpu import NativeCalls, StepShape
+from legokv.kernels.gpu import INDEX_TABLES, AttentionTables
+from legokv.model.config import ModelConfig
+from legokv.model.decoder import Attention
+from legokv.model.rope import inverse_frequencies, score_factor
 from legokv.ops.attention_tiles import step_tables
 from legokv.ops.kv_import import kv_import_in_place
 from legokv.ops.paged_attention import attend_in_place
-from legokv.rope import inverse_frequencies, score_factor
+from legokv.step.batch import StepBatch
 
 ATTENTION_FORMS = ("auto", "native", "torch")
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from legokv.runners.execution_context import ContextSteps, bind, execute
-from legokv.runners.plan_session import Tensors
+from legokv.runners.plan.contexts import ContextSteps, bind, execute
+from legokv.runners.plan.session import Tensors
 
 # Each keeps a context with a decode step's working memory.
 MAX_GRAPHS = 16

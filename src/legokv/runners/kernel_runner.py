@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from legokv.batch import StepBatch
-from legokv.bindings import graph_shape
-from legokv.config import ModelConfig
-from legokv.launchers import AttentionTables, Launchers, attention_arguments
+from legokv.kernels.gpu import AttentionTables, Launchers, attention_arguments
+from legokv.model.config import ModelConfig
 from legokv.model.decoder import Attention, decoder_from_weights
 from legokv.runners.attention_forms import attention_tables, rotation_of
 from legokv.runners.page_store import PageStore, page_blocks
+from legokv.step.batch import StepBatch
+from legokv.step.graph import graph_shape
 
 
 class KernelRunner:

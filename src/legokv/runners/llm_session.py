@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from legokv.profiles import DECODE
-from legokv.runners.plan_session import StepFailed, Tensors, addresses
+from legokv.built.plan_limits import DECODE
+from legokv.runners.plan.session import StepFailed, Tensors, addresses
 from legokv.runners.tensorrt_session import decode_graphs
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from legokv.bindings import GraphShape
 from legokv.ops.kv_import import kv_import_in_place
+from legokv.step.graph import GraphShape
 
 
 class PageStore:

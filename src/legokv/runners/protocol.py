@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from legokv.batch import StepBatch
+from legokv.step.batch import StepBatch
 
 
 class Runner(Protocol):

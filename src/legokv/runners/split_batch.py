@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from legokv.batch import StepBatch
+from legokv.step.batch import StepBatch
 
 
 def split_batch(batch: StepBatch, max_sequences: int) -> Iterator[StepBatch]:

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
+from legokv.built.plan_limits import DECODE, PREFILL
 from legokv.errors import EngineMismatch
-from legokv.profiles import DECODE, PREFILL
 from legokv.runners.decode_graphs import DecodeGraphs
-from legokv.runners.execution_context import ContextSteps, context_of
-from legokv.runners.plan_session import Tensors
+from legokv.runners.plan.contexts import ContextSteps, context_of
+from legokv.runners.plan.session import Tensors
 
 
 class TensorRTSession:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from legokv.errors import LegokvError
-from legokv.serving.request_log import RequestLine
+from legokv.serving.log import RequestLine
 
 log = logging.getLogger(__name__)
 

@@ -4,18 +4,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from legokv.built.folder import read_engine_folder
 from legokv.documents.compiling import Compiler
 from legokv.documents.opening import open_registry
-from legokv.engine_folder import read_engine_folder
 from legokv.errors import InvalidRequest
 from legokv.serving import fields
 from legokv.serving.answering import Reply
 from legokv.serving.documents import DocumentService
 from legokv.serving.generate import AskEngine
+from legokv.serving.log import RequestLine
 from legokv.serving.messages import Compile, Compiled, Drop, Warm
-from legokv.serving.request_log import RequestLine
 from legokv.serving.settings import Settings
-from legokv.tokenizer import Tokenizer
+from legokv.text.tokenizer import Tokenizer
 
 
 def open_document_service(settings: Settings, ask_engine: AskEngine) -> DocumentService:

@@ -9,15 +9,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from legokv.built.folder import read_engine_folder
+from legokv.built.gate_facts import check_gate
 from legokv.documents.opening import open_registry
-from legokv.engine import Engine
-from legokv.engine_folder import read_engine_folder
+from legokv.engine.engine import Engine
+from legokv.engine.jobs import Event as JobEvent
+from legokv.engine.jobs import Job
+from legokv.engine.request import Finished, GenerateRequest, Token
 from legokv.errors import LegokvError, NotFound
-from legokv.gate_facts import check_gate
-from legokv.jobs import Event as JobEvent
-from legokv.jobs import Job
 from legokv.metrics import Sample
-from legokv.request import Finished, GenerateRequest, Token
 from legokv.serving.answering import Reply
 from legokv.serving.messages import (
     Answered,

@@ -5,15 +5,15 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from legokv.built.folder import read_engine_folder
 from legokv.documents.opening import open_registry
 from legokv.documents.protocol import DocumentRegistry
-from legokv.engine_folder import read_engine_folder
 from legokv.errors import Cancelled
 from legokv.metrics import Histogram, Sample
-from legokv.prompt import Prompt, build_prompt, prompt_format
 from legokv.serving.answering import Reply
-from legokv.serving.answers_so_far import AnswersSoFar
+from legokv.serving.answers import AnswersSoFar
 from legokv.serving.background import Background
+from legokv.serving.log import RequestLine
 from legokv.serving.messages import (
     Answered,
     Cancel,
@@ -25,9 +25,9 @@ from legokv.serving.messages import (
     PromptSegment,
 )
 from legokv.serving.question import Question, question_from_fields
-from legokv.serving.request_log import RequestLine
 from legokv.serving.settings import Settings
-from legokv.tokenizer import Tokenizer
+from legokv.text.prompt import Prompt, build_prompt, prompt_format
+from legokv.text.tokenizer import Tokenizer
 
 # Gives the events that answer a command and raises the error among them.
 AskEngine = Callable[[Command], tuple[Event, ...]]

@@ -2,7 +2,7 @@
 
 import logging
 
-from legokv.serving import request_log
+from legokv.serving import log
 from legokv.serving.settings import Settings
 
 
@@ -13,6 +13,6 @@ def log_to_server(model: str, settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format=form)
     requests = logging.StreamHandler()
     requests.setFormatter(logging.Formatter("%(message)s"))
-    request_log.log.addHandler(requests)
-    request_log.log.propagate = False
-    request_log.log.disabled = settings.request_log == "off"
+    log.log.addHandler(requests)
+    log.log.propagate = False
+    log.log.disabled = settings.request_log == "off"

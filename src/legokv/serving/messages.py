@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from legokv import errors
+from legokv.engine.request import AnswerOptions, Usage
+from legokv.engine.sampling import SamplingOptions
 from legokv.errors import InvalidRequest, LegokvError
 from legokv.log_probs import TokenLogProbs
-from legokv.request import AnswerOptions, Usage
-from legokv.sample import SamplingOptions
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
 """The fields of a generate request that say how tokens are drawn and what is told of them."""
 
-from legokv.request import MAX_RETURN_SEQUENCES, MAX_TOP_LOG_PROBS, AnswerOptions
-from legokv.sample import SamplingOptions
+from legokv.engine.request import MAX_RETURN_SEQUENCES, MAX_TOP_LOG_PROBS, AnswerOptions
+from legokv.engine.sampling import SamplingOptions
 from legokv.serving import fields
 
 OPTION_NAMES = (

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from legokv.documents.document import DEFAULT_NAMESPACE, check_namespace
+from legokv.engine.request import LINK_TOKENS, MODES, AnswerOptions
+from legokv.engine.sampling import SamplingOptions
 from legokv.errors import InvalidRequest
-from legokv.request import LINK_TOKENS, MODES, AnswerOptions
-from legokv.sample import SamplingOptions
 from legokv.serving import fields
 from legokv.serving.options import OPTION_NAMES, answer_options, sampling_options
 from legokv.serving.settings import Settings

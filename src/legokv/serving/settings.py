@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from legokv.built.folder import EngineFacts
 from legokv.cache_layout import cache_root, registry_file
 from legokv.chunks.header import token_bytes
 from legokv.chunks.limits import TierLimits
 from legokv.documents.document import DocumentLimits, NamespaceQuota
-from legokv.engine_folder import EngineFacts
-from legokv.engine_settings import DTYPES, EngineSettings
+from legokv.engine.settings import DTYPES, EngineSettings
 from legokv.errors import InvalidRequest
-from legokv.fleet.address import (
+from legokv.stores.fleet.address import (
     NO_REDIS,
     SharedCache,
     check_redis_url,

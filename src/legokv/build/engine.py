@@ -1,0 +1,166 @@
+"""From a checkpoint folder to an engine folder."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+
+import legokv
+from legokv.build.gate import check_linking
+from legokv.build.kept import is_up_to_date, kept_plan, replacement
+from legokv.build.products import Inputs, make_products, product_names
+from legokv.built.folder import (
+    FORMAT_VERSION,
+    EngineFacts,
+    StoredFile,
+    refuse_foreign_folder,
+    stored_files,
+    write_engine_folder,
+)
+from legokv.built.gate_facts import GateFacts
+from legokv.built.plan_limits import PlanLimits
+from legokv.checkpoint.fingerprint import model_fingerprint
+from legokv.checkpoint.hf_config import read_model_config
+from legokv.checkpoint.layout import check_tensors
+from legokv.checkpoint.tensor_table import index_file, read_tensor_table, weight_files
+from legokv.engine.settings import DTYPES
+from legokv.errors import InvalidRequest, UnsupportedModel
+from legokv.model.config import ModelConfig
+from legokv.plan.backends import PLAN_BACKENDS
+from legokv.plan.write import check_sizes, engine_plan
+from legokv.step.graph import graph_shape
+from legokv.text.tokenizer import TOKENIZER_FILES, Tokenizer
+
+_CONFIG_FILES = ("config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What a builder chooses about an engine; `page_size` in tokens. InvalidRequest for nonsense.
+
+    exports_onnx: write model.onnx too, which a plan needs. plugin_library, limits: of a plan; the
+    library is asked for when all else is checked, as compiling it may take minutes. any_plan: a
+    plan that is there already will do, whichever backend built it.
+    """
+
+    name: str
+    dtype: str = "bfloat16"
+    page_size: int = 16
+    backend: str = "torch"
+    exports_onnx: bool = False
+    plugin_library: Callable[[], Path] | None = None
+    limits: PlanLimits = field(default_factory=PlanLimits)
+    any_plan: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or Path(self.name).name != self.name:
+            raise InvalidRequest(
+                f"an engine's name is one folder's, without a path: '{self.name}' is none; choose "
+                "another --name, and --output for another place"
+            )
+        if self.dtype not in DTYPES:
+            raise InvalidRequest(f"dtype '{self.dtype}' is none of {', '.join(DTYPES)}")
+        if self.page_size < 1:
+            raise InvalidRequest(f"a page must hold at least 1 token, not {self.page_size}")
+
+
+def build_engine_folder(
+    checkpoint: Path,
+    output: Path,
+    settings: BuildSettings,
+    *,
+    force: bool = False,
+    keep_failed: bool = False,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Make `output` the engine of `checkpoint`; False if it already was and is kept.
+
+    `say` is told how far a long build is, and what engine it replaces. UnsupportedModel, and
+    `output` is as it was, for a checkpoint that cannot be compiled, or whose linked logits are not
+    what they must be; that engine is made all the same with `keep_failed`.
+    """
+    refuse_foreign_folder(output)
+    facts = facts_from_checkpoint(checkpoint, settings)
+    names = product_names(facts, with_onnx=settings.exports_onnx)
+    if settings.any_plan and not force:
+        kept = kept_plan(output, facts, names, settings.limits, keep_failed=keep_failed)
+        if kept is not None:
+            say(f"{kept}, which auto keeps: a --backend by name, or --force, replaces it")
+            return False
+    library = settings.plugin_library() if settings.plugin_library is not None else None
+    facts = with_plan(facts, settings, library)
+    names = product_names(facts, with_onnx=settings.exports_onnx)
+    if not force and is_up_to_date(output, facts, names, keep_failed=keep_failed):
+        return False
+    if output.exists():
+        say(f"Replacing {output}: {replacement(output, facts)}")
+
+    def produce(folder: Path) -> Collection[str]:
+        make_products(facts, names, Inputs(checkpoint, library, say), folder)
+        return names
+
+    def judge(folder: Path) -> GateFacts:
+        say("Checking linked against full logits")
+        return _judged(check_linking(folder, facts.page_size), keep_failed=keep_failed)
+
+    write_engine_folder(output, facts, checkpoint, produce, judge)
+    return True
+
+
+def _judged(gate: GateFacts, *, keep_failed: bool) -> GateFacts:
+    if not gate.passed and not keep_failed:
+        raise UnsupportedModel(
+            f"this model is not linked correctly: {gate}. --keep-failed writes the engine all the "
+            "same, to be looked into; no server takes it"
+        )
+    return gate
+
+
+def facts_from_checkpoint(checkpoint: Path, settings: BuildSettings) -> EngineFacts:
+    """All facts of the engine `checkpoint` makes but its plan's, after checking config, tensors
+    and tokenizer, and whether a plan can have what is asked of it."""
+    tokenizer = Tokenizer.open(checkpoint)
+    model = _with_tokenizer_end(read_model_config(checkpoint), tokenizer)
+    if settings.backend in PLAN_BACKENDS:
+        check_sizes(model, graph_shape(model, settings.dtype, settings.page_size), settings.limits)
+    stored = read_tensor_table(checkpoint)
+    check_tensors(stored, model)
+    return EngineFacts(
+        format_version=FORMAT_VERSION,
+        legokv_version=legokv.__version__,
+        name=settings.name,
+        model=model,
+        dtype=settings.dtype,
+        page_size=settings.page_size,
+        fingerprint=model_fingerprint(model, stored, tokenizer.fingerprint),
+        backend=settings.backend,
+        files=_files(checkpoint),
+    )
+
+
+def with_plan(facts: EngineFacts, settings: BuildSettings, library: Path | None) -> EngineFacts:
+    """The facts, with those of the plan that their backend builds with the plugin library."""
+    if facts.backend not in PLAN_BACKENDS:
+        return facts
+    assert library is not None, "a plan is built with the plugin library"
+    graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+    plan = engine_plan(facts.backend, facts.model, graph, library, settings.limits)
+    return replace(facts, plan=plan)
+
+
+def _files(checkpoint: Path) -> tuple[StoredFile, ...]:
+    weights = (file.name for file in weight_files(checkpoint))
+    index = index_file(checkpoint)
+    names = chain(weights, TOKENIZER_FILES, _CONFIG_FILES, (index.name,) if index else ())
+    return stored_files(checkpoint, names)
+
+
+def _with_tokenizer_end(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model, which also ends at the tokenizer's end token; all ids must have a row."""
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UnsupportedModel(
+            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model has "
+            f"{model.vocab_size} embedding rows: they do not belong together"
+        )
+    ends = {*model.eos_token_ids, *tokenizer.eos_token_ids}
+    return replace(model, eos_token_ids=tuple(sorted(ends)))

@@ -1,0 +1,112 @@
+"""Whether an engine folder already is what is asked for, and in words what a build replaces."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from legokv.built.folder import EngineFacts, read_engine_folder
+from legokv.built.plan_facts import PlanFacts
+from legokv.built.plan_limits import PlanLimits, settled_limits
+from legokv.errors import EngineMismatch
+from legokv.plan.backends import PLAN_BACKENDS, gpu_architecture
+from legokv.runners.opening import check_machine
+from legokv.step.graph import graph_shape
+
+
+def is_up_to_date(
+    folder: Path, facts: EngineFacts, names: Collection[str], *, keep_failed: bool
+) -> bool:
+    """Whether `folder` is the engine of `facts` with the products of these `names`, checked."""
+    found = _found(folder)
+    return found is not None and _is_sound(found, names, keep_failed) and _bare(found) == facts
+
+
+def kept_plan(
+    folder: Path,
+    facts: EngineFacts,
+    names: Collection[str],
+    limits: PlanLimits,
+    *,
+    keep_failed: bool,
+) -> str | None:
+    """The plan of `folder`, in words, if the folder is the engine of `facts` but for who built it.
+
+    None if there is no plan, or facts' own backend built it; if it was built for other limits
+    (where that backend builds plans, too), or if there is a GPU and the plan can't run on it.
+    """
+    found = _found(folder)
+    if found is None or found.plan is None or not _is_sound(found, names, keep_failed):
+        return None
+    if found.plan.flavour == facts.backend:
+        return None  # what `is_up_to_date` judges, by the plugins of the present sources too
+    if replace(_bare(found), plan=None, backend=facts.backend) != facts:
+        return None
+    if not _has_limits(found.plan, facts, limits) or not _may_run(folder, found.plan):
+        return None
+    return f"{folder} has {_plan(found.plan)}"
+
+
+def replacement(folder: Path, facts: EngineFacts) -> str:
+    """What changes in `folder` when the engine of `facts` takes its place, in words."""
+    try:
+        before, after = _spoken(read_engine_folder(folder)), _spoken(facts)
+    except EngineMismatch as error:
+        return str(error)
+    changed = (what for what in after if before[what] != after[what])
+    words = "; ".join(f"{what} {before[what]} becomes {after[what]}" for what in changed)
+    return words or "the same is built again"
+
+
+def _spoken(facts: EngineFacts) -> dict[str, str]:
+    plan = facts.plan
+    return {
+        "backend": facts.backend,
+        "type": facts.dtype,
+        "page size": str(facts.page_size),
+        "name": facts.name,
+        "fingerprint": facts.fingerprint[:12],
+        "legokv": facts.legokv_version,
+        "plan": "none" if plan is None else _plan(plan),
+    }
+
+
+def _plan(plan: PlanFacts) -> str:
+    limits = plan.limits
+    return (
+        f"{plan.plan_file} ({plan.flavour} {plan.version}, architecture {plan.architecture}, at "
+        f"most {limits.max_step_tokens} tokens, {limits.max_sequences} sequences and "
+        f"{limits.max_import_pages} arriving pages a step, plugins {plan.library_sha256[:12]})"
+    )
+
+
+def _found(folder: Path) -> EngineFacts | None:
+    try:
+        return read_engine_folder(folder)
+    except EngineMismatch:
+        return None
+
+
+def _is_sound(found: EngineFacts, names: Collection[str], keep_failed: bool) -> bool:
+    has_all = {file.name for file in found.produced}.issuperset(names)
+    return has_all and found.gate is not None and (found.gate.passed or keep_failed)
+
+
+def _bare(found: EngineFacts) -> EngineFacts:
+    return replace(found, produced=(), gate=None)
+
+
+def _has_limits(plan: PlanFacts, facts: EngineFacts, limits: PlanLimits) -> bool:
+    if facts.backend not in PLAN_BACKENDS:
+        return True
+    graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+    return plan.limits == settled_limits(facts.model, graph, limits)
+
+
+def _may_run(folder: Path, plan: PlanFacts) -> bool:
+    if gpu_architecture() is None:
+        return True
+    try:
+        check_machine(folder, plan)
+    except EngineMismatch:
+        return False
+    return True

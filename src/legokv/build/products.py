@@ -1,0 +1,62 @@
+"""What an engine folder has besides its checkpoint's files: model.onnx, a plan and its plugins."""
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from legokv.built.folder import MODEL_FILE, WEIGHTS_FILE, EngineFacts
+from legokv.checkpoint import load_weights
+from legokv.model.decoder import decoder_from_weights
+from legokv.plan.backends import BackendMissing
+from legokv.plan.llm import CONFIG_FILE, FLAVOUR, write_llm_config
+from legokv.plan.write import write_plan
+from legokv.step.graph import graph_shape
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What products are made from, and who is told how far they are."""
+
+    checkpoint: Path
+    plugin_library: Path | None
+    say: Callable[[str], None]
+
+
+def product_names(facts: EngineFacts, *, with_onnx: bool) -> frozenset[str]:
+    """The files to make for `facts`; a plan comes with the model and the plugins it is made of."""
+    names = {MODEL_FILE, WEIGHTS_FILE} if with_onnx or facts.plan else set()
+    if facts.plan is not None:
+        names |= {facts.plan.plan_file, facts.plan.library_file}
+        names |= {CONFIG_FILE} if facts.plan.flavour == FLAVOUR else set()
+    return frozenset(names)
+
+
+def make_products(facts: EngineFacts, names: Collection[str], inputs: Inputs, folder: Path) -> None:
+    """Make the files of these `names` in `folder`."""
+    if MODEL_FILE in names:
+        _export(facts, inputs, folder)
+    if facts.plan is not None and inputs.plugin_library is not None:
+        graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+        write_plan(folder, facts.plan, graph, inputs.plugin_library, inputs.say)
+    if CONFIG_FILE in names and facts.plan is not None:
+        write_llm_config(folder, facts.model, facts.dtype, facts.plan)
+
+
+def _export(facts: EngineFacts, inputs: Inputs, folder: Path) -> None:
+    try:
+        # Here, since only this needs the optional onnx packages.
+        from legokv.export import export_onnx
+    except ModuleNotFoundError as error:
+        raise BackendMissing(
+            f"{MODEL_FILE} needs {error.name}: pip install 'legokv[onnx]', or choose --no-onnx"
+        ) from error
+    started = time.monotonic()
+    inputs.say(f"Exporting {MODEL_FILE}, {facts.model.num_layers} layers in {facts.dtype}")
+    weights = load_weights(inputs.checkpoint, facts.model, getattr(torch, facts.dtype))
+    graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+    export_onnx(decoder_from_weights(facts.model, weights), graph, folder)
+    num_bytes = sum((folder / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE))
+    inputs.say(f"  {num_bytes / 2**20:.1f} MiB in {time.monotonic() - started:.1f} s")

@@ -1,0 +1,187 @@
+"""The engine folder: engine.json with every fact a runner checks, the tokenizer, the weights.
+
+Reading needs no torch, so that every Triton process can do it.
+"""
+
+import errno
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from legokv.built.gate_facts import GateFacts
+from legokv.built.plan_facts import PlanFacts, plan_facts_from_json
+from legokv.errors import EngineMismatch, InvalidRequest
+from legokv.model.config import ModelConfig, RopeConfig
+from legokv.whole_files import replaced_folder
+
+FORMAT_VERSION = 3
+FACTS_FILE = "engine.json"
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
+# Where a hard link is impossible (another disk, a file system without them), a copy does.
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file beside engine.json and the size it must have."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """All that is recorded about an engine. `dtype` is "bfloat16", "float16" or "float32".
+
+    `files` come from the checkpoint; `produced` were made from it: model.onnx, a plan, its plugins.
+    `gate` is what the check of linked against full logits found in the folder when it was made.
+    """
+
+    format_version: int
+    legokv_version: str
+    name: str
+    model: ModelConfig
+    dtype: str
+    page_size: int
+    fingerprint: str
+    backend: str
+    files: tuple[StoredFile, ...]
+    produced: tuple[StoredFile, ...] = ()
+    plan: PlanFacts | None = None
+    gate: GateFacts | None = None
+
+
+Produce = Callable[[Path], Collection[str]]
+"""Makes files in the folder it is given; their names."""
+Judge = Callable[[Path], GateFacts]
+"""Checks the engine in the folder it is given; raises what keeps it from being written."""
+
+
+def read_engine_folder(path: Path) -> EngineFacts:
+    """The facts of an engine folder whose files are all there at their recorded sizes.
+
+    EngineMismatch, naming both sides, for a folder of another format version or with a file
+    missing or of another size.
+    """
+    facts = _facts_from_json(_engine_json(path), path)
+    for file in (*facts.files, *facts.produced):
+        _check_file(path / file.name, file.size_bytes)
+    return facts
+
+
+def write_engine_folder(
+    path: Path,
+    facts: EngineFacts,
+    checkpoint: Path,
+    produce: Produce | None = None,
+    judge: Judge | None = None,
+) -> None:
+    """Put `facts` and the files they name, taken from `checkpoint`, into a folder at `path`.
+
+    What `produce` makes there is recorded with its sizes, and what `judge` finds.
+
+    Weights are hard-linked where the file system can, else copied. The folder appears whole or
+    not at all, in place of an older engine; InvalidRequest if `path` is anything else.
+    """
+    refuse_foreign_folder(path)
+    with replaced_folder(path) as folder:
+        for file in facts.files:
+            _link_or_copy((checkpoint / file.name).resolve(), folder / file.name)
+        if produce is not None:
+            facts = replace(facts, produced=stored_files(folder, iter(produce(folder))))
+        _write_facts(folder, facts)
+        if judge is not None:
+            _write_facts(folder, replace(facts, gate=judge(folder)))
+
+
+def _write_facts(folder: Path, facts: EngineFacts) -> None:
+    text = json.dumps(asdict(facts), indent=2, sort_keys=True)
+    (folder / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def stored_files(checkpoint: Path, names: Iterator[str]) -> tuple[StoredFile, ...]:
+    """The named files of a checkpoint, those it has, in name order."""
+    present = sorted(name for name in set(names) if (checkpoint / name).is_file())
+    return tuple(StoredFile(name, (checkpoint / name).stat().st_size) for name in present)
+
+
+def refuse_foreign_folder(path: Path) -> None:
+    """InvalidRequest if `path` exists and is not an engine folder that may be replaced."""
+    if path.exists() and not (path / FACTS_FILE).is_file():
+        raise InvalidRequest(
+            f"{path} exists and holds no {FACTS_FILE}: it is not replaced; choose another --output"
+        )
+
+
+def _engine_json(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise EngineMismatch(f"engine folder {path} does not exist: run build/build_engine.py")
+    try:
+        data = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EngineMismatch(f"{path} holds no {FACTS_FILE}: it is not an engine folder") from None
+    except ValueError as error:
+        raise EngineMismatch(f"{path / FACTS_FILE} is not JSON: {error}") from None
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise EngineMismatch(
+            f"{path} has engine format {version}, this legokv reads format {FORMAT_VERSION}: "
+            f"build the engine again, from its own files with {_build_command(path, data)}"
+        )
+    return dict(data)
+
+
+def _build_command(path: Path, data: object) -> str:
+    """What builds the folder's engine again, with those of its settings that every format has."""
+    known = data if isinstance(data, dict) else {}
+    words = ["build/build_engine.py", "--checkpoint", str(path), "--output", str(path)]
+    for name in ("name", "dtype", "page_size", "backend"):
+        if name in known:
+            words += [f"--{name.replace('_', '-')}", str(known[name])]
+    return shlex.join(words)
+
+
+def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
+    try:
+        model = dict(data["model"])
+        model["rope"] = RopeConfig(**model["rope"])
+        model["eos_token_ids"] = tuple(model["eos_token_ids"])
+        parts: dict[str, Any] = {
+            name: tuple(StoredFile(**file) for file in data[name]) for name in ("files", "produced")
+        }
+        parts["plan"] = data["plan"] and plan_facts_from_json(data["plan"])
+        parts["gate"] = data["gate"] and GateFacts(**data["gate"])
+        return EngineFacts(**(data | parts | {"model": ModelConfig(**model)}))
+    except (KeyError, TypeError) as error:
+        raise EngineMismatch(
+            f"{path / FACTS_FILE} says format {FORMAT_VERSION} but lacks its fields ({error}): "
+            "build the engine again"
+        ) from None
+
+
+def _check_file(file: Path, size_bytes: int) -> None:
+    if not file.is_file():
+        raise EngineMismatch(f"{FACTS_FILE} names {file.name}, {file} does not exist")
+    found = file.stat().st_size
+    if found != size_bytes:
+        raise EngineMismatch(
+            f"{file} has {found} bytes, {FACTS_FILE} says {size_bytes}: build the engine again"
+        )
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    if source.suffix != ".safetensors":
+        shutil.copyfile(source, target)
+        return
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        shutil.copyfile(source, target)

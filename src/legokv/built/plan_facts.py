@@ -1,0 +1,66 @@
+"""What engine.json records about a plan, and whether a machine may run it. No torch here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from legokv.built.plan_limits import PlanLimits, Profile, SizeRange
+from legokv.errors import EngineMismatch
+
+# TensorRT-RTX finishes compiling on the GPU it meets; its plans are bound to none.
+ANY_ARCHITECTURE = "any"
+
+
+@dataclass(frozen=True)
+class PlanFacts:
+    """A plan and what must be the same where it runs.
+
+    flavour: the backend that built it; version: of its TensorRT; architecture: "sm_90", or "any".
+    plan_file and library_file lie in the engine folder; library_sha256 is the plugin library's.
+    """
+
+    flavour: str
+    version: str
+    architecture: str
+    plan_file: str
+    library_file: str
+    library_sha256: str
+    limits: PlanLimits
+    profiles: tuple[Profile, ...]
+
+
+@dataclass(frozen=True)
+class PlanRuntime:
+    """What is here to run a plan: the same facts of this machine, as `PlanFacts` has them."""
+
+    flavour: str
+    version: str
+    architecture: str
+    library_sha256: str
+
+
+def check_plan(plan: PlanFacts, here: PlanRuntime) -> None:
+    """EngineMismatch, naming both sides, at the first fact in which plan and machine differ."""
+    for what, recorded, found in (
+        ("flavour", plan.flavour, here.flavour),
+        (f"{plan.flavour} version", plan.version, here.version),
+        ("GPU architecture", plan.architecture, here.architecture),
+        ("plugin library's SHA-256", plan.library_sha256, here.library_sha256),
+    ):
+        if found != recorded and recorded != ANY_ARCHITECTURE:
+            raise EngineMismatch(
+                f"{plan.plan_file} was built for {what} {recorded}, here it is {found}: "
+                "build the engine again on this machine"
+            )
+
+
+def plan_facts_from_json(data: dict[str, Any]) -> PlanFacts:
+    """What `dataclasses.asdict` made of the facts, after JSON; KeyError, TypeError if it lacks
+    any."""
+    profiles = tuple(
+        Profile(
+            profile["name"],
+            {symbol: SizeRange(**size) for symbol, size in profile["ranges"].items()},
+        )
+        for profile in data["profiles"]
+    )
+    return PlanFacts(**(data | {"limits": PlanLimits(**data["limits"]), "profiles": profiles}))

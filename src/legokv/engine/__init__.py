@@ -1,0 +1,1 @@
+"""Requests become steps: jobs, their schedule, the executor, and the front door over them."""

@@ -1,0 +1,102 @@
+"""One answer on its way: its tokens drawn, its text found, its end recognised. No pages here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from legokv.chunks.chunk import Chunk
+from legokv.engine.request import AnswerOptions, GenerateRequest, Token
+from legokv.engine.sampling import Sampler
+from legokv.log_probs import TokenLogProbs, token_log_probs
+from legokv.text.stream import TextStream
+
+
+@dataclass(frozen=True)
+class Ending:
+    """When an answer ends, besides its stop words."""
+
+    eos_token_ids: tuple[int, ...]
+    max_tokens: int
+    min_tokens: int = 0
+
+
+class Answer:
+    """Answer number `index` of a request; `finish_reason` is None until it has ended.
+
+    `drawn_at` is when its last token was drawn, by time.monotonic; its owner keeps it.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        text: TextStream,
+        ending: Ending,
+        options: AnswerOptions,
+        index: int = 0,
+    ) -> None:
+        self.num_tokens = 0
+        self.finish_reason: str | None = None
+        self.drawn_at = 0.0
+        self._sampler = sampler
+        self._text = text
+        self._ending = ending
+        self._options = options
+        self._index = index
+
+    def next(self, logits: NDArray[np.float32], *, late: bool) -> Token:
+        """The token drawn from `logits` [V]; the last one if it is `late`, whatever it is."""
+        ending = self._ending
+        banned = ending.eos_token_ids if self.num_tokens < ending.min_tokens else ()
+        token_id = self._sampler.next(logits, banned)
+        self.num_tokens += 1
+        ended = token_id in ending.eos_token_ids
+        may_stop = self.num_tokens > ending.min_tokens
+        text = "" if ended else self._text.push(token_id, may_stop=may_stop)
+        self.finish_reason = self._reason(ended=ended, late=late)
+        if self.finish_reason is not None:
+            text += self._text.finish()
+        log_probs = self._log_probs(logits, token_id)
+        return Token(token_id, text, self.finish_reason, self._index, log_probs)
+
+    def _reason(self, *, ended: bool, late: bool) -> str | None:
+        if ended or self._text.stopped:
+            return "stop"
+        if self.num_tokens == self._ending.max_tokens:
+            return "length"
+        return "timeout" if late else None
+
+    def _log_probs(self, logits: NDArray[np.float32], token_id: int) -> TokenLogProbs | None:
+        if not self._options.return_log_probs:
+            return None
+        return token_log_probs(logits, token_id, self._options.num_top_log_probs)
+
+
+def answers_to(
+    request: GenerateRequest,
+    decode: Callable[[Sequence[int]], str],
+    eos_token_ids: tuple[int, ...],
+) -> list[Answer]:
+    """The answers a request asks for, none begun."""
+    options = request.answering
+    ending = Ending(eos_token_ids, request.max_tokens, options.min_tokens)
+    prompt_ids = _prompt_ids(request)
+    return [
+        Answer(
+            Sampler(request.sampling, prompt_ids, index),
+            TextStream(decode, request.stop_words),
+            ending,
+            options,
+            index,
+        )
+        for index in range(options.num_return_sequences)
+    ]
+
+
+def _prompt_ids(request: GenerateRequest) -> list[int]:
+    """The prompt's token ids, if its sampler looks at them."""
+    if request.sampling.repetition_penalty == 1:
+        return []
+    pieces = [s.token_ids if isinstance(s, Chunk) else s for s in request.segments]
+    return [int(token_id) for piece in pieces for token_id in piece]

@@ -1,0 +1,218 @@
+"""The library's front door: an engine folder opened, chunks compiled, prompts answered."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Unpack
+
+from legokv.chunks.chunk import Chunk
+from legokv.chunks.header import token_bytes
+from legokv.chunks.stats import TierStats
+from legokv.documents.document import DEFAULT_NAMESPACE
+from legokv.engine.answer import answers_to
+from legokv.engine.jobs import CompileJob, Event, GenerateJob, Job, Prefill
+from legokv.engine.metrics import PAGES_USED, RUNNING, WAITING, tier_samples
+from legokv.engine.naming import ChunkNaming
+from legokv.engine.parts import EngineParts, open_parts
+from legokv.engine.request import (
+    LINK_TOKENS,
+    Finished,
+    GenerateRequest,
+    Token,
+    check_context,
+    check_token_ids,
+)
+from legokv.engine.sampling import SamplingOptions
+from legokv.engine.settings import EngineChoices, EngineSettings
+from legokv.errors import InvalidRequest, LegokvError
+from legokv.link.link import Segment, link, segment_len
+from legokv.metrics import Sample
+from legokv.step.batch import Int32
+from legokv.stores.tiers import PinnedKeys
+
+
+class Engine:
+    """A model with its page pool and the chunks in it. Safe to call from several threads.
+
+    Whoever waits for a result runs the steps that produce it, everybody's work included; a server
+    instead calls `submit` from any thread and `step` from one.
+    """
+
+    def __init__(self, parts: EngineParts) -> None:
+        self.facts = parts.facts
+        self.tokenizer = parts.tokenizer
+        self.cache = parts.cache
+        self.tiers = parts.tiers
+        self.executor = parts.executor
+        self.runner = parts.runner
+        self._naming = ChunkNaming(parts.facts, parts.tiers.stored_dtype)
+        self._stepping = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        pinned_keys: PinnedKeys = frozenset,
+        **settings: Unpack[EngineChoices],
+    ) -> "Engine":
+        """Load the engine folder at `path`; EngineMismatch if it does not fit this version.
+
+        The settings are those of `EngineSettings`, all with a default. pinned_keys: chunks that are
+        not evicted.
+        """
+        return cls.open_with(path, EngineSettings(**settings), pinned_keys)
+
+    @classmethod
+    def open_with(
+        cls, path: str | Path, settings: EngineSettings, pinned_keys: PinnedKeys = frozenset
+    ) -> "Engine":
+        """The same with the settings as one record."""
+        return cls(open_parts(Path(path), settings, pinned_keys))
+
+    def chunk(
+        self,
+        token_ids: Sequence[int] | Int32,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        persistent: bool = True,
+    ) -> Chunk:
+        """Name a chunk without compiling it; a request that uses it does that when it must."""
+        return self._naming.chunk(token_ids, namespace, persistent=persistent)
+
+    def compile(
+        self,
+        token_ids: Sequence[int] | Int32,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        persistent: bool = True,
+    ) -> Chunk:
+        """Compile `token_ids` alone from position 0 and keep the KV, unless it is kept already.
+
+        PoolFull if the chunk does not fit into the pool.
+        """
+        chunk = self.chunk(token_ids, namespace, persistent=persistent)
+        job = self.submit_compile(chunk)
+        for _ in self.results(job):
+            pass
+        return chunk
+
+    def prefill(
+        self,
+        segments: Sequence[Segment],
+        *,
+        link_tokens: int = LINK_TOKENS,
+        mode: str = "legolink",
+    ) -> Prefill:
+        """Link `segments` (chunks and token ids, in prompt order): logits of the next token."""
+        job = self.submit(GenerateRequest(segments, 0, mode, link_tokens))
+        result = next(self.results(job))
+        assert isinstance(result, Prefill), "a request for 0 tokens ends with its logits"
+        return result
+
+    def generate(
+        self,
+        segments: Sequence[Segment],
+        *,
+        max_tokens: int,
+        link_tokens: int = LINK_TOKENS,
+        mode: str = "legolink",
+        sampling: SamplingOptions | None = None,
+        stop_words: Sequence[str] = (),
+    ) -> Iterator[Token]:
+        """Answer the prompt token by token; the last has a finish_reason, "stop" or "length".
+
+        Closing the iterator cancels the request.
+        """
+        if max_tokens < 1:
+            raise InvalidRequest(f"max_tokens is 1 or more, not {max_tokens}")
+        request = GenerateRequest(
+            segments,
+            max_tokens,
+            mode,
+            link_tokens,
+            sampling or SamplingOptions(),
+            tuple(stop_words),
+        )
+        return self.answer(request)
+
+    def answer(self, request: GenerateRequest) -> Iterator[Token]:
+        """The tokens of all answers to a request as they are drawn, told apart by their
+        sequence_index; closing the iterator cancels the request.
+        """
+        return self._tokens(self.submit(request))
+
+    def submit(self, request: GenerateRequest) -> GenerateJob:
+        """Queue a request; what it can never have is refused here, the rest comes as events."""
+        submitted_at = time.monotonic()
+        for segment in request.segments:
+            check_token_ids(segment, self.facts.model)
+        # Before linking, which lists a page for every token there may be.
+        prompt_tokens = sum(map(segment_len, request.segments))
+        check_context(prompt_tokens, request.max_tokens, self.facts.model)
+        segments = self._naming.segments(request)
+        reserve = max(request.max_tokens - 1, 0)
+        linked = link(segments, request.policy, self.facts.page_size, reserve)
+        answers = answers_to(request, self.tokenizer.decode, self.facts.model.eos_token_ids)
+        job = GenerateJob(request, linked, answers, self.facts.page_size, self.executor.metrics)
+        job.submitted_at = submitted_at
+        self.executor.submit(job)
+        return job
+
+    def submit_compile(self, chunk: Chunk) -> CompileJob:
+        """Queue a chunk to be compiled and kept; ends with a Finished."""
+        job = CompileJob(chunk)
+        self.executor.submit(job)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """End a job at the next step; its events end with a Cancelled unless it was over."""
+        job.cancelled = True
+
+    def step(self) -> bool:
+        """Compute one step of whatever is queued; False if nothing was."""
+        with self._stepping:
+            return self.executor.step()
+
+    def cache_stats(self) -> tuple[TierStats, ...]:
+        """The state of the pool and of each tier below it. For any thread; takes no lock."""
+        page_bytes = self.facts.page_size * token_bytes(self.facts.model, self.facts.dtype, "model")
+        return (self.cache.stats(page_bytes), *self.tiers.stats())
+
+    def samples(self) -> Iterator[Sample]:
+        """All that is published about the engine. For any thread; takes no lock of the steps."""
+        yield from self.executor.metrics.samples()
+        yield from tier_samples(self.cache_stats())
+        for times in self.tiers.load_times.values():
+            yield from times.samples()
+        yield Sample(PAGES_USED, (), self.cache.pool.num_used)
+        yield Sample(RUNNING, (), self.executor.num_running)
+        yield Sample(WAITING, (), self.executor.num_waiting)
+
+    def drop(self, key: str) -> None:
+        """Forget a chunk's KV in pool and on disk; requests that use it now are not disturbed."""
+        with self._stepping:
+            self.executor.drop(key)
+
+    def _tokens(self, job: GenerateJob) -> Iterator[Token]:
+        try:
+            for event in self.results(job):
+                if isinstance(event, Token):
+                    yield event
+        finally:
+            self.cancel(job)
+
+    def results(self, job: Job) -> Iterator[Event]:
+        """A job's events as they come, this thread stepping meanwhile; raises its error."""
+        while True:
+            with self._stepping:
+                while job.events.empty():
+                    busy = self.executor.step()
+                    assert busy or not job.events.empty(), "a queued job leaves nothing to do"
+            event = job.events.get()
+            if isinstance(event, LegokvError):
+                raise event
+            yield event
+            if isinstance(event, Finished | Prefill):
+                return

@@ -1,0 +1,211 @@
+"""What the executor works on for its callers: compile a chunk, or answer a prompt."""
+
+import math
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from legokv.chunks.chunk import Chunk
+from legokv.chunks.pool import Grant
+from legokv.chunks.prefetch import Prefetch
+from legokv.engine.answer import Answer
+from legokv.engine.metrics import EngineMetrics
+from legokv.engine.request import Finished, GenerateRequest, Token, Usage
+from legokv.errors import Cancelled, LegokvError, TimedOut
+from legokv.link.link import Link, bind
+from legokv.step.sequence import Sequence as TokenSequence
+from legokv.step.sequence import linked_sequence
+from legokv.step.tails import Tail, num_pages_for, tails_behind
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """The next token's logits, float32 [V], and how many tokens were reused for them."""
+
+    logits: Tensor
+    usage: Usage
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.usage.cached_tokens
+
+    @property
+    def recomputed_tokens(self) -> int:
+        return self.usage.recomputed_tokens
+
+    @property
+    def fresh_tokens(self) -> int:
+        return self.usage.fresh_tokens
+
+
+Event = Token | Prefill | Finished | LegokvError
+CopyPages = Callable[[Sequence[int], Sequence[int]], None]
+
+
+class Job:
+    """Work a caller waits for: its `events` end with a Finished, a Prefill or an error."""
+
+    def __init__(self, chunks: tuple[Chunk, ...], num_private_pages: int) -> None:
+        self.chunks = chunks
+        self.num_private_pages = num_private_pages
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.cancelled = False
+        self.submitted_at = time.monotonic()
+        self.prefetch: Prefetch | None = None
+        self.grant: Grant | None = None
+        self.sequences: Sequence[TokenSequence] = ()
+
+    def found(self, grant: Grant, load_seconds: float) -> None:
+        """Pages were granted; `grant.new` is what no tier had and is being compiled."""
+
+    def start(self, copy_pages: CopyPages) -> bool:
+        """All chunks are in the pool: make `sequences`, or False if there is nothing to compute."""
+        raise NotImplementedError
+
+    def computed(self, sequence: TokenSequence, logits: Tensor) -> bool:
+        """All of `sequence` is computed, `logits` float32 [V] its last: True if the job is over."""
+        raise NotImplementedError
+
+    def given_up(self) -> LegokvError | None:
+        """The error that ends the job before its next step; None if it is to go on."""
+        return Cancelled("the request was cancelled") if self.cancelled else None
+
+
+class CompileJob(Job):
+    """Get one chunk compiled and kept; ends with a Finished whose usage says what it took."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        super().__init__((chunk,), 0)
+
+    def start(self, copy_pages: CopyPages) -> bool:
+        length = self.chunks[0].num_tokens
+        self.events.put(Finished("stop", Usage(length, 0, 0, length, 1, compiled_tokens=length)))
+        return False
+
+
+class LoadJob(Job):
+    """Get one chunk into the pool, from a tier or by compiling it; ends with a Finished."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        super().__init__((chunk,), 0)
+
+    def start(self, copy_pages: CopyPages) -> bool:
+        length = self.chunks[0].num_tokens
+        self.events.put(Finished("stop", Usage(length, length, 0, 0, 1)))
+        return False
+
+
+class GenerateJob(Job):
+    """Link a prompt, then draw tokens until all answers to it have ended."""
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        link: Link,
+        answers: Sequence[Answer],
+        page_size: int,
+        metrics: EngineMetrics,
+    ) -> None:
+        super().__init__(link.chunks, num_pages_for(link, page_size, len(answers)))
+        self.usage = Usage(
+            prompt_tokens=link.prompt_tokens,
+            cached_tokens=link.cached_tokens,
+            recomputed_tokens=link.recomputed_tokens,
+            fresh_tokens=link.fresh_tokens,
+            chunks_used=len(link.chunks),
+        )
+        self._request = request
+        self._link = link
+        self._answers = answers
+        self._page_size = page_size
+        self._going_on: list[tuple[Answer, Tail]] = []
+        self._copy_pages: CopyPages | None = None
+        self._metrics = metrics
+        self._granted_at = self._started_at = 0.0
+
+    def found(self, grant: Grant, load_seconds: float) -> None:
+        self._granted_at = time.monotonic()
+        self.usage.queue_seconds = self._granted_at - load_seconds - self.submitted_at
+        self.usage.load_seconds = load_seconds
+        self._metrics.queue.observe(self.usage.queue_seconds)
+        missing = {resident.chunk.key for resident in grant.residents if not resident.ready}
+        self.usage.chunks_found = len(self.chunks) - len(missing)
+        self.usage.compiled_tokens = sum(c.num_tokens for c in self.chunks if c.key in missing)
+
+    def start(self, copy_pages: CopyPages) -> bool:
+        assert self.grant is not None, "a job starts after it was granted its pages"
+        self._started_at = time.monotonic()
+        self.usage.compile_seconds = self._started_at - self._granted_at
+        chunk_pages = [resident.pages for resident in self.grant.residents]
+        bound = bind(self._link, chunk_pages, self.grant.private_pages, self._page_size)
+        if bound.copy_sources:
+            copy_pages(bound.copy_sources, bound.copy_targets)
+        self._copy_pages = copy_pages
+        self.sequences = [linked_sequence(self._link, bound)]
+        return True
+
+    @property
+    def _deadline(self) -> float:
+        """When an answer that has not ended is late, by time.monotonic."""
+        seconds = self._request.answering.timeout_seconds
+        return math.inf if seconds is None else self.submitted_at + seconds
+
+    def given_up(self) -> LegokvError | None:
+        cancelled = super().given_up()
+        if cancelled or self.usage.generated_tokens or time.monotonic() < self._deadline:
+            return cancelled
+        doing = "it waited for pages" if self.grant is None else "the prompt was under way"
+        return TimedOut(
+            f"no token of the answer to {self.usage.prompt_tokens} prompt tokens within "
+            f"timeout_seconds {self._request.answering.timeout_seconds:g}: {doing}; "
+            "allow more, or ask when less is under way"
+        )
+
+    def computed(self, sequence: TokenSequence, logits: Tensor) -> bool:
+        if self.usage.time_to_first_token_seconds:
+            drawing = [pair for pair in self._going_on if pair[1].sequence is sequence]
+        else:
+            self._prompt_computed()
+            if self._request.max_tokens == 0:
+                self.events.put(Prefill(logits, self.usage))
+                return True
+            drawing = self._going_on = self._begun(sequence)
+        for answer, tail in drawing:
+            self._draw(answer, tail, logits)
+        self._going_on = [pair for pair in self._going_on if pair[0].finish_reason is None]
+        self.sequences = [tail.sequence for _, tail in self._going_on]
+        return not self._going_on
+
+    def _prompt_computed(self) -> None:
+        now = time.monotonic()
+        self.usage.link_seconds = now - self._started_at
+        self.usage.time_to_first_token_seconds = now - self.submitted_at
+        self._metrics.linked(self.usage)
+
+    def _begun(self, prompt: TokenSequence) -> list[tuple[Answer, Tail]]:
+        """All answers, each with where its tokens go."""
+        assert self.grant is not None, "answers begin while the job holds its pages"
+        assert self._copy_pages is not None, "answers begin after the prompt"
+        private, size = self.grant.private_pages, self._page_size
+        made = tails_behind(self._link, prompt, private, size, len(self._answers))
+        if made.copy_sources:
+            self._copy_pages(made.copy_sources, made.copy_targets)
+        return list(zip(self._answers, made.tails, strict=True))
+
+    def _draw(self, answer: Answer, tail: Tail, logits: Tensor) -> None:
+        """Hand out an answer's next token; it goes on behind it, or is the job's last to end."""
+        now = time.monotonic()
+        if answer.num_tokens:
+            self._metrics.inter_token.observe(now - answer.drawn_at)
+        answer.drawn_at = now
+        token = answer.next(logits.numpy(), late=now >= self._deadline)
+        self.usage.generated_tokens += 1
+        self._metrics.generated(1)
+        self.events.put(token)
+        if token.finish_reason is None:
+            tail.follow_with(token.id, self.usage.prompt_tokens + answer.num_tokens - 1)
+        elif all(other.finish_reason is not None for other in self._answers):
+            self.events.put(Finished(token.finish_reason, self.usage))

@@ -1,0 +1,81 @@
+"""Makes the parts of an engine from its folder and settings: runner, pool, tiers, executor."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from legokv.built.folder import EngineFacts, read_engine_folder
+from legokv.cache_layout import cache_root
+from legokv.chunks.pool import ChunkCache
+from legokv.chunks.stored_kv import check_stored_dtype
+from legokv.chunks.tiers import LowerTiers
+from legokv.engine.executor import Executor
+from legokv.engine.settings import EngineSettings
+from legokv.pages import PagePool
+from legokv.runners import Runner
+from legokv.runners.opening import RunnerSettings, open_runner
+from legokv.stores.fleet.address import shared_cache
+from legokv.stores.tiers import PinnedKeys, open_tiers
+from legokv.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineParts:
+    """What an engine works with; its executor uses the same runner, cache and tiers."""
+
+    facts: EngineFacts
+    tokenizer: Tokenizer
+    runner: Runner
+    executor: Executor
+    cache: ChunkCache
+    tiers: LowerTiers
+
+
+def open_parts(folder: Path, settings: EngineSettings, pinned_keys: PinnedKeys) -> EngineParts:
+    """The parts over an engine folder; EngineMismatch if it does not fit this version."""
+    built = read_engine_folder(folder)
+    if built.gate is not None and not built.gate.passed:
+        log.warning("%s is not linked correctly: %s", folder, built.gate)
+    dtype, num_pages = settings.dtype or built.dtype, settings.num_pages(built.page_size)
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    chosen = RunnerSettings(
+        settings.runner, settings.attention, dtype, num_pages, settings.max_step_tokens
+    )
+    runner = open_runner(folder, built, chosen)
+    facts = replace(built, dtype=dtype)
+    cache = ChunkCache(PagePool(num_pages, facts.page_size), pinned_keys, *settings.watermarks)
+    tiers = _open_tiers(facts, settings, pinned_keys, runner)
+    executor = Executor(
+        runner,
+        cache,
+        tiers,
+        max_step_tokens=settings.max_step_tokens,
+        max_queue_requests=settings.max_queue_requests,
+        dummy_token_id=_dummy_token_id(facts),
+    )
+    return EngineParts(facts, Tokenizer.open(folder), runner, executor, cache, tiers)
+
+
+def _open_tiers(
+    facts: EngineFacts, settings: EngineSettings, pinned_keys: PinnedKeys, runner: Runner
+) -> LowerTiers:
+    cache_dir = settings.cache_dir
+    return open_tiers(
+        None if cache_dir is None else cache_root(cache_dir, facts),
+        settings.tier_limits,
+        pinned_keys,
+        pin_memory=runner.device.type == "cuda",
+        shared=shared_cache(settings.redis_url, facts.fingerprint),
+        stored_dtype=check_stored_dtype(settings.kv_stored_dtype),
+    )
+
+
+def _dummy_token_id(facts: EngineFacts) -> int:
+    """LegoLink-0's dummy: the beginning of text where the model has one, else an end."""
+    model = facts.model
+    return next(t for t in (model.bos_token_id, *model.eos_token_ids, 0) if t is not None)

@@ -1,0 +1,163 @@
+"""What a caller asks of the engine and what it is told: plain data, checked before it runs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from legokv.chunks.chunk import Chunk
+from legokv.engine.sampling import SamplingOptions
+from legokv.errors import InvalidRequest
+from legokv.link.link import Segment
+from legokv.link.policy import Policy, everything, legolink, nothing
+from legokv.log_probs import TokenLogProbs
+from legokv.model.config import ModelConfig
+
+MODES = ("legolink", "legolink-0", "full")
+LINK_TOKENS = 16
+DUMMY_TOKENS = 4
+"""How many dummies stand before a chunk compiled for LegoLink-0 (arXiv 2410.15332)."""
+
+MAX_RETURN_SEQUENCES = 128
+MAX_TOP_LOG_PROBS = 20
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What is wanted of an answer besides its tokens; InvalidRequest for a value out of range.
+
+    Neither an end token nor a stop word among the first `min_tokens` tokens ends an answer.
+    `num_return_sequences` answers are drawn from one prompt, each from the seed and its number.
+    After `timeout_seconds`, None for no limit, a request that has begun to answer ends with its
+    next token and finish reason "timeout"; one that has not fails with TimedOut.
+    """
+
+    min_tokens: int = 0
+    num_return_sequences: int = 1
+    return_log_probs: bool = False
+    num_top_log_probs: int = 0
+    timeout_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("min_tokens", 0, math.inf),
+            ("num_return_sequences", 1, MAX_RETURN_SEQUENCES),
+            ("num_top_log_probs", 0, MAX_TOP_LOG_PROBS),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InvalidRequest(f"{name} is {value}, outside {low} to {high}")
+        if self.num_top_log_probs and not self.return_log_probs:
+            raise InvalidRequest(
+                f"num_top_log_probs is {self.num_top_log_probs} without return_log_probs"
+            )
+        if self.timeout_seconds is not None and not self.timeout_seconds > 0:
+            raise InvalidRequest(f"timeout_seconds is above 0, not {self.timeout_seconds}")
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """A prompt of segments and how to answer it.
+
+    mode "legolink" recomputes the first `link_tokens` of each chunk but the first; "legolink-0"
+    none, over chunks compiled behind dummy tokens; "full" all. With max_tokens 0 the prompt is
+    computed and its logits are the answer.
+    """
+
+    segments: Sequence[Segment]
+    max_tokens: int
+    mode: str = "legolink"
+    link_tokens: int = LINK_TOKENS
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    stop_words: tuple[str, ...] = ()
+    answering: AnswerOptions = field(default_factory=AnswerOptions)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InvalidRequest(f"mode is one of {', '.join(MODES)}, not '{self.mode}'")
+        if self.link_tokens < 0:
+            raise InvalidRequest(f"link_tokens is 0 or more, not {self.link_tokens}")
+        if self.max_tokens < 0:
+            raise InvalidRequest(f"max_tokens is 0 or more, not {self.max_tokens}")
+        if self.answering.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens {self.answering.min_tokens} is above max_tokens {self.max_tokens}"
+            )
+        num_answers = self.answering.num_return_sequences
+        if num_answers > 1 and not (self.max_tokens and self.sampling.temperature):
+            raise InvalidRequest(
+                f"num_return_sequences {num_answers} needs a temperature above 0 and max_tokens of "
+                f"1 or more, not {self.sampling.temperature} and {self.max_tokens}: "
+                "without a draw all answers are the same"
+            )
+
+    @property
+    def policy(self) -> Policy:
+        """Which cached tokens are recomputed."""
+        if self.mode == "legolink":
+            return legolink(self.link_tokens)
+        return everything if self.mode == "full" else nothing
+
+
+def check_context(num_tokens: int, max_tokens: int, config: ModelConfig) -> None:
+    """InvalidRequest if prompt and answer together pass the model's context."""
+    if num_tokens + max_tokens > config.max_positions:
+        raise InvalidRequest(
+            f"{num_tokens} prompt tokens and max_tokens {max_tokens} exceed the model's context "
+            f"of {config.max_positions} tokens"
+        )
+
+
+def check_token_ids(segment: Segment, config: ModelConfig) -> None:
+    """InvalidRequest if a segment names a token that the vocabulary does not have."""
+    ids = segment.token_ids if isinstance(segment, Chunk) else segment
+    if len(ids) and not (min(ids) >= 0 and max(ids) < config.vocab_size):
+        raise InvalidRequest(
+            f"token ids lie between 0 and {config.vocab_size - 1}, not {min(ids)} to {max(ids)}"
+        )
+
+
+@dataclass
+class Usage:
+    """What a request took. prompt = cached + recomputed + fresh tokens; times in seconds.
+
+    `compiled_tokens` are those of chunks that were in no tier and had to be compiled first;
+    `chunks_found` of `chunks_used` chunks were in one. Link time runs from having all pages to the
+    first logits.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    recomputed_tokens: int
+    fresh_tokens: int
+    chunks_used: int
+    chunks_found: int = 0
+    compiled_tokens: int = 0
+    generated_tokens: int = 0
+    queue_seconds: float = 0.0
+    load_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    link_seconds: float = 0.0
+    time_to_first_token_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token and the text that became certain with it (may be empty).
+
+    `sequence_index` numbers the answers of a request; the last token of each has its
+    finish_reason: "stop", "length" or "timeout".
+    """
+
+    id: int
+    text: str
+    finish_reason: str | None = None
+    sequence_index: int = 0
+    log_probs: TokenLogProbs | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of a job: why the last of its answers ended, and what all took together."""
+
+    finish_reason: str
+    usage: Usage

@@ -1,0 +1,69 @@
+"""Moves chunks' KV between the pool and the tiers below it. Knows no jobs and no order of work."""
+
+from collections.abc import Sequence
+
+from legokv.chunks.chunk import Chunk
+from legokv.chunks.pool import ChunkCache, Evicted, Resident
+from legokv.chunks.prefetch import Prefetch, Prefetcher
+from legokv.chunks.stored_kv import StoredKv, from_stored, to_stored
+from legokv.chunks.tiers import LowerTiers
+from legokv.runners import Runner
+
+
+class Transfer:
+    """What a pool's executor asks of the tiers; `prefetch` and `is_kept` are for any thread."""
+
+    def __init__(self, runner: Runner, cache: ChunkCache, tiers: LowerTiers) -> None:
+        self._runner = runner
+        self._cache = cache
+        self._tiers = tiers
+        self._prefetcher = Prefetcher(tiers)
+
+    def prefetch(self, chunks: Sequence[Chunk]) -> Prefetch | None:
+        """Begin to fetch what is not in the pool; None if there is nothing to fetch."""
+        return self._prefetcher.begin([c for c in chunks if self._cache.find(c.key) is None])
+
+    def is_kept(self, chunk: Chunk) -> bool:
+        """Whether the chunk is compiled and stored wherever it shall be."""
+        return self._tiers.is_kept(chunk)
+
+    def load(self, resident: Resident) -> bool:
+        """Fill a new resident's pages from a tier; False if none has its KV whole."""
+        kv = self._tiers.read(resident.chunk)
+        if kv is None:
+            return False
+        self._runner.import_pages(resident.pages, from_stored(kv))
+        self._cache.mark_ready(resident)
+        return True
+
+    def settle(self, resident: Resident) -> None:
+        """Round KV that was just computed to what a tier would give back: one key has one KV."""
+        if self._tiers.stored_dtype != "model":
+            kv = self._stored(resident.chunk, resident.pages)
+            self._runner.import_pages(resident.pages, from_stored(kv))
+
+    def store(self, resident: Resident) -> None:
+        """Keep a resident's KV wherever it shall be and is not."""
+        chunk = resident.chunk
+        if self._tiers.takes_compiled(chunk):
+            self._tiers.keep(chunk, self._stored(chunk, resident.pages))
+
+    def keep_evicted(self, evicted: Sequence[Evicted]) -> None:
+        """Hold on to what left the pool; to be called before its pages are written to."""
+        for gone in evicted:
+            chunk = gone.chunk
+            if self._tiers.takes_evicted(chunk):
+                self._tiers.keep_evicted(chunk, self._stored(chunk, gone.pages))
+
+    def used(self, chunks: Sequence[Chunk]) -> None:
+        """Note that a request uses these chunks, wherever it found them."""
+        self._tiers.touch([chunk.key for chunk in chunks])
+
+    def drop(self, key: str) -> None:
+        """Forget a chunk in the tiers, in one that leases it when that lease ends."""
+        self._tiers.remove(key)
+
+    def _stored(self, chunk: Chunk, pages: Sequence[int]) -> StoredKv:
+        """What is in a chunk's pages, as the tiers keep it."""
+        kv = self._runner.export_pages(pages, chunk.num_tokens)
+        return to_stored(kv, self._tiers.stored_dtype)

@@ -1,1 +1,0 @@
-"""What several servers on several machines share through Redis or Valkey: documents and chunks."""

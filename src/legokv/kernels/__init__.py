@@ -1,0 +1,1 @@
+"""The compiled kernels, called by pointer, and how they are compiled."""

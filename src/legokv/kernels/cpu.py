@@ -1,0 +1,201 @@
+"""The CPU library's plain C functions, called with tensors' addresses."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from legokv.kernels.gpu import DTYPES, AttentionTables, LaunchRefused, kv_import_arguments
+
+
+class InstructionSet(IntEnum):
+    """Which build of the kernels runs; BEST is the last this processor has for the dtype."""
+
+    BEST = 0
+    PORTABLE = 1
+    AVX2 = 2
+    AVX512 = 3
+    AVX512_BF16 = 4
+
+
+class StepArguments(ctypes.Structure):
+    """LegokvCpuStep of cpu_launchers.h."""
+
+    _fields_ = (
+        ("positions", ctypes.c_void_p),
+        ("key_positions", ctypes.c_void_p),
+        ("slots", ctypes.c_void_p),
+        ("query_start", ctypes.c_void_p),
+        ("pages", ctypes.c_void_p),
+        ("inv_freq", ctypes.c_void_p),
+        ("num_pool_pages", ctypes.c_int64),
+        ("num_tokens", ctypes.c_int32),
+        ("num_sequences", ctypes.c_int32),
+        ("num_table_rows", ctypes.c_int32),
+        ("num_heads", ctypes.c_int32),
+        ("num_kv_heads", ctypes.c_int32),
+        ("head_size", ctypes.c_int32),
+        ("page_size", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("instruction_set", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+    )
+
+
+class LayerArguments(ctypes.Structure):
+    """LegokvCpuLayer of cpu_launchers.h."""
+
+    _fields_ = (
+        ("q", ctypes.c_void_p),
+        ("k", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("pool", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("q_stride", ctypes.c_int64),
+        ("k_stride", ctypes.c_int64),
+        ("v_stride", ctypes.c_int64),
+    )
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What a step must know of the layers before it meets the first: pools [N, 2, S, G, D]."""
+
+    num_pool_pages: int
+    page_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    dtype: torch.dtype
+
+
+class NativeStep:
+    """A step that was begun; one thread at a time may use it, until its `with` block ends."""
+
+    def __init__(self, library: ctypes.CDLL, begun: int, shape: StepShape, num_tokens: int) -> None:
+        self._attend = library.legokv_cpu_attend
+        self._begun = begun
+        self._shape = shape
+        self._num_tokens = num_tokens
+        self.instruction_set = InstructionSet(library.legokv_cpu_instruction_set(begun))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> Tensor:
+        """legolink_attention's output [T, H, D], its keys and values written into `pool` itself.
+
+        q, k and v may be parts of a wider tensor: each token's heads one after another, tokens any
+        stride apart. LaunchRefused for other layouts, dtypes or shapes than the step's.
+        """
+        shape = self._shape
+        pool_shape = (shape.num_pool_pages, 2, shape.page_size, shape.num_kv_heads, shape.head_size)
+        if pool.shape != pool_shape or pool.dtype != shape.dtype or not pool.is_contiguous():
+            raise LaunchRefused(
+                f"the step is for contiguous pools {pool_shape} of {shape.dtype}, this one is "
+                f"{tuple(pool.shape)} of {pool.dtype}"
+            )
+        for name, heads, num_heads in (
+            ("q", q, shape.num_heads),
+            ("k", k, shape.num_kv_heads),
+            ("v", v, shape.num_kv_heads),
+        ):
+            self._check_heads(name, heads, num_heads)
+        out = q.new_empty(q.shape)
+        arguments = LayerArguments(
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            pool.data_ptr(),
+            out.data_ptr(),
+            q.stride(0),
+            k.stride(0),
+            v.stride(0),
+        )
+        self._attend(self._begun, ctypes.byref(arguments))
+        return out
+
+    def _check_heads(self, name: str, heads: Tensor, num_heads: int) -> None:
+        size = self._shape.head_size
+        if heads.shape != (self._num_tokens, num_heads, size) or heads.dtype != self._shape.dtype:
+            raise LaunchRefused(
+                f"{name} must be [{self._num_tokens}, {num_heads}, {size}] of {self._shape.dtype}, "
+                f"it is {list(heads.shape)} of {heads.dtype}"
+            )
+        if heads.stride(2) != 1 or (num_heads > 1 and heads.stride(1) != size):
+            raise LaunchRefused(f"{name}'s heads lie {heads.stride()[1:]} apart, not one by one")
+
+
+class NativeCalls:
+    """The functions of one loaded library."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._library = ctypes.CDLL(str(path))
+        self._library.legokv_cpu_begin.restype = ctypes.c_void_p
+        self._library.legokv_cpu_last_error.restype = ctypes.c_char_p
+        for name in ("attend", "instruction_set", "end"):
+            getattr(self._library, f"legokv_cpu_{name}").argtypes = [ctypes.c_void_p]
+        self._library.legokv_cpu_attend.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        self._library.legokv_cpu_attend.restype = None
+        self._library.legokv_cpu_end.restype = None
+
+    def instruction_sets(self) -> list[InstructionSet]:
+        """Those that the library and this processor have, best last."""
+        return [each for each in InstructionSet if each and self._library.legokv_cpu_has(each)]
+
+    def best(self, dtype: torch.dtype) -> InstructionSet:
+        """The one that BEST stands for with pools of `dtype`."""
+        return InstructionSet(self._library.legokv_cpu_best(DTYPES[dtype]))
+
+    @contextmanager
+    def step(
+        self,
+        tables: AttentionTables,
+        shape: StepShape,
+        *,
+        num_threads: int,
+        instruction_set: InstructionSet = InstructionSet.BEST,
+    ) -> Iterator[NativeStep]:
+        """A step over `tables`, freed at the end; LaunchRefused for tables that make no sense."""
+        num_tokens = len(tables.positions)
+        arguments = _step_arguments(tables, shape)
+        arguments.num_threads = num_threads
+        arguments.instruction_set = instruction_set
+        begun = self._library.legokv_cpu_begin(ctypes.byref(arguments))
+        if begun is None:
+            raise LaunchRefused(self._last_error())
+        try:
+            yield NativeStep(self._library, begun, shape, num_tokens)
+        finally:
+            self._library.legokv_cpu_end(begun)
+
+    def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor, *, num_threads: int) -> None:
+        """Write `block` [M, 2, S, G, D] over `pages` int32 [M] of `pool` [N, 2, S, G, D]."""
+        block, pages = block.contiguous(), pages.contiguous()
+        arguments = kv_import_arguments(pool, block, pages)
+        if self._library.legokv_cpu_kv_import(ctypes.byref(arguments), num_threads) != 0:
+            raise LaunchRefused(self._last_error())
+
+    def _last_error(self) -> str:
+        message: bytes = self._library.legokv_cpu_last_error()
+        return message.decode()
+
+
+def _step_arguments(tables: AttentionTables, shape: StepShape) -> StepArguments:
+    return StepArguments(
+        num_pool_pages=shape.num_pool_pages,
+        num_tokens=len(tables.positions),
+        num_sequences=tables.pages.shape[0],
+        num_table_rows=tables.pages.shape[1],
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_size=shape.head_size,
+        page_size=shape.page_size,
+        dtype=DTYPES[shape.dtype],
+        scale=tables.scale,
+        **tables.addresses(),
+    )

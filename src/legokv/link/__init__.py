@@ -1,0 +1,1 @@
+"""Segments become one prompt: where each stands, and which cached tokens are computed again."""

@@ -1,0 +1,254 @@
+"""Linking: segments placed one after another become tokens to compute and a page table.
+
+Page numbers are not known yet: a `Link` counts the pages it needs, `bind` fills the numbers in.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from legokv.chunks.chunk import Chunk
+from legokv.errors import InvalidRequest
+from legokv.link.policy import PlacedChunk, Policy
+from legokv.step.batch import Int32
+
+Segment = Chunk | Sequence[int] | Int32
+
+
+def segment_len(segment: Segment) -> int:
+    """How many tokens a segment has."""
+    return segment.num_tokens if isinstance(segment, Chunk) else len(segment)
+
+
+@dataclass(frozen=True)
+class TablePage:
+    """One page a request sees: `page` of chunk number `chunk`, or private page number `private`.
+
+    With both, the private page starts as a copy of the chunk's, since it is recomputed in part.
+    """
+
+    base: int
+    first_position: int
+    filled: int
+    chunk: int | None = None
+    page: int | None = None
+    private: int | None = None
+
+
+@dataclass(frozen=True)
+class Link:
+    """What one prompt computes and reads; C computed tokens, ascending by position.
+
+    token_ids, positions, key_positions int32 [C]; slots int32 [C] count from the first private
+    page. `chunks` are those whose stored KV is read, each once. Tokens that follow the prompt go
+    on in private page `tail_private`, whose slot 0 is position `tail_position`.
+    """
+
+    token_ids: Int32
+    positions: Int32
+    key_positions: Int32
+    slots: Int32
+    pages: tuple[TablePage, ...]
+    chunks: tuple[Chunk, ...]
+    num_private_pages: int
+    tail_private: int
+    tail_position: int
+    prompt_tokens: int
+    cached_tokens: int
+    recomputed_tokens: int
+    fresh_tokens: int
+
+
+@dataclass(frozen=True)
+class BoundLink:
+    """A link with page numbers: slots int32 [C], table int32 [P, 4], pages to copy beforehand."""
+
+    slots: Int32
+    table: Int32
+    copy_sources: tuple[int, ...]
+    copy_targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A segment at its position; a fresh one has no chunk."""
+
+    position: int
+    token_ids: Int32
+    chunk: Chunk | None = None
+
+
+def link(
+    segments: Sequence[Segment], policy: Policy, page_size: int, reserve_tokens: int = 0
+) -> Link:
+    """Place `segments`, recompute what `policy` says, and leave room for `reserve_tokens` more.
+
+    The last token is always computed, for its logits: where a chunk stands last, its last token
+    counts as fresh. InvalidRequest if there is no token at all.
+    """
+    placed = _place(segments)
+    reused = [PlacedChunk(s.position, len(s.token_ids)) for s in placed if s.chunk is not None]
+    recompute = iter(policy(reused))
+    layout = _Layout(page_size)
+    for number, segment in enumerate(placed):
+        if segment.chunk is not None:
+            layout.add_chunk(segment, segment.chunk, next(recompute))
+        else:
+            layout.add_fresh(segment, reserve_tokens if number == len(placed) - 1 else 0)
+    return layout.link()
+
+
+def _place(segments: Sequence[Segment]) -> list[_Placed]:
+    """Positions for all segments, neighbouring fresh ones joined, a fresh one at the end."""
+    placed: list[_Placed] = []
+    position = 0
+    for segment in _with_fresh_end(segments):
+        chunk = segment if isinstance(segment, _Reused) else None
+        ids = chunk.token_ids if chunk is not None else np.asarray(segment, np.int32)
+        if not len(ids):
+            continue
+        if chunk is None and placed and placed[-1].chunk is None:
+            before = placed.pop()
+            ids = np.concatenate((before.token_ids, ids))
+            position = before.position
+        placed.append(_Placed(position, ids, chunk.chunk if chunk is not None else None))
+        position += len(ids)
+    if not placed:
+        raise InvalidRequest("the prompt has 0 tokens; it needs at least one")
+    return placed
+
+
+@dataclass(frozen=True)
+class _Reused:
+    """A chunk and those of its tokens that are used: all, or all but the last."""
+
+    chunk: Chunk
+    token_ids: Int32
+
+
+def _with_fresh_end(segments: Sequence[Segment]) -> list["_Reused | Int32"]:
+    parts: list[_Reused | Int32] = [
+        _Reused(segment, np.array(segment.token_ids, np.int32))
+        if isinstance(segment, Chunk)
+        else np.asarray(segment, np.int32)
+        for segment in segments
+    ]
+    while parts and not isinstance(parts[-1], _Reused) and not len(parts[-1]):
+        parts.pop()
+    last = parts[-1] if parts else None
+    if isinstance(last, _Reused):
+        parts[-1:] = [_Reused(last.chunk, last.token_ids[:-1]), last.token_ids[-1:]]
+    return parts
+
+
+class _Layout:
+    """Grows a link segment by segment; private pages are numbered as they are needed."""
+
+    def __init__(self, page_size: int) -> None:
+        self._page_size = page_size
+        self._computed: list[tuple[Int32, Int32, Int32, Int32]] = []
+        self._pages: list[TablePage] = []
+        self._chunks: dict[str, tuple[int, Chunk]] = {}
+        self._num_private = 0
+        self._tail = (0, 0)
+        self._counts = [0, 0, 0]
+
+    def add_chunk(self, segment: _Placed, chunk: Chunk, recompute: NDArray[np.int64]) -> None:
+        length, size = len(segment.token_ids), self._page_size
+        base = segment.position - chunk.dummy_tokens
+        private_of = np.full(-(-length // size), -1, np.int64)
+        computed_in = np.bincount(recompute // size, minlength=len(private_of))
+        for page, num_computed in enumerate(computed_in):
+            filled = min(size, length - page * size)
+            shared = num_computed < filled
+            if num_computed:
+                private_of[page] = self._take_private()
+            self._pages.append(
+                TablePage(
+                    base=base,
+                    first_position=segment.position + page * size,
+                    filled=filled,
+                    chunk=self._number_of(chunk) if shared else None,
+                    page=page if shared else None,
+                    private=int(private_of[page]) if num_computed else None,
+                )
+            )
+        self._compute(
+            segment.token_ids[recompute],
+            segment.position + recompute,
+            base,
+            private_of[recompute // size] * size + recompute % size,
+        )
+        self._counts[0] += length - len(recompute)
+        self._counts[1] += len(recompute)
+
+    def add_fresh(self, segment: _Placed, reserve_tokens: int) -> None:
+        length, size = len(segment.token_ids), self._page_size
+        self._tail = (self._num_private, segment.position)
+        for start in range(0, length + reserve_tokens, size):
+            filled = min(size, length + reserve_tokens - start)
+            page = TablePage(0, segment.position + start, filled, private=self._take_private())
+            self._pages.append(page)
+        index = np.arange(length)
+        self._compute(segment.token_ids, segment.position + index, 0, self._tail[0] * size + index)
+        self._counts[2] += length
+
+    def _take_private(self) -> int:
+        self._num_private += 1
+        return self._num_private - 1
+
+    def _number_of(self, chunk: Chunk) -> int:
+        return self._chunks.setdefault(chunk.key, (len(self._chunks), chunk))[0]
+
+    def _compute(
+        self, ids: Int32, positions: NDArray[np.int64], base: int, slots: ArrayLike
+    ) -> None:
+        keys = positions - base
+        arrays = [np.asarray(a).astype(np.int32) for a in (ids, positions, keys, slots)]
+        self._computed.append((arrays[0], arrays[1], arrays[2], arrays[3]))
+
+    def link(self) -> Link:
+        ids, positions, keys, slots = (
+            np.concatenate(parts) for parts in zip(*self._computed, strict=True)
+        )
+        cached, recomputed, fresh = self._counts
+        return Link(
+            token_ids=ids,
+            positions=positions,
+            key_positions=keys,
+            slots=slots,
+            pages=tuple(self._pages),
+            chunks=tuple(chunk for _, chunk in self._chunks.values()),
+            num_private_pages=self._num_private,
+            tail_private=self._tail[0],
+            tail_position=self._tail[1],
+            prompt_tokens=sum(self._counts),
+            cached_tokens=cached,
+            recomputed_tokens=recomputed,
+            fresh_tokens=fresh,
+        )
+
+
+def bind(
+    link: Link,
+    chunk_pages: Sequence[Sequence[int]],
+    private_pages: Sequence[int],
+    page_size: int,
+) -> BoundLink:
+    """Give a link its page numbers: those of each of its `chunks`, and its private ones."""
+    table, sources, targets = [], [], []
+    for row in link.pages:
+        stored = None
+        if row.chunk is not None and row.page is not None:
+            stored = chunk_pages[row.chunk][row.page]
+        number = stored if row.private is None else private_pages[row.private]
+        assert number is not None, "a table page is a chunk's, private, or both"
+        if stored is not None and row.private is not None:
+            sources.append(stored)
+            targets.append(number)
+        table.append((number, row.base, row.first_position, row.filled))
+    private = np.asarray(private_pages, np.int32)
+    slots = private[link.slots // page_size] * page_size + link.slots % page_size
+    return BoundLink(slots, np.array(table, np.int32), tuple(sources), tuple(targets))

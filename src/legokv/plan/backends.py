@@ -1,0 +1,128 @@
+"""The backends an engine can be built for, which of them are installed, and the choice."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from legokv.errors import LegokvError
+
+
+class BackendMissing(LegokvError):
+    """The backend asked for cannot build here; the message says what it lacks and how to get it."""
+
+    code = "UNSUPPORTED"
+
+
+@dataclass(frozen=True)
+class PlanBackend:
+    """A TensorRT: the modules it is made of (the one with its version last), how to get them."""
+
+    name: str
+    modules: tuple[str, ...]
+    builder_module: str
+    plan_file: str
+    needs_gpu: bool
+    installed_by: str
+
+
+PLAN_BACKENDS = {
+    backend.name: backend
+    for backend in (
+        PlanBackend(
+            "tensorrt-llm",
+            ("tensorrt_llm", "tensorrt"),
+            "legokv.plan.tensorrt_llm",
+            plan_file="tensorrt-llm/rank0.engine",
+            needs_gpu=True,
+            installed_by="pip install 'tensorrt-llm==1.2.*', from the vendor's package index",
+        ),
+        PlanBackend(
+            "tensorrt",
+            ("tensorrt",),
+            "legokv.plan.tensorrt",
+            plan_file="tensorrt.plan",
+            needs_gpu=True,
+            installed_by="pip install tensorrt, from the vendor's package index",
+        ),
+        PlanBackend(
+            "tensorrt-rtx",
+            ("tensorrt_rtx_bindings",),
+            "legokv.plan.tensorrt_rtx",
+            plan_file="tensorrt-rtx.plan",
+            needs_gpu=False,
+            installed_by="pip install 'legokv[tensorrt-rtx]'",
+        ),
+    )
+}
+BACKENDS = ("auto", "torch", *PLAN_BACKENDS)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the choice depends on: the GPU's architecture ("sm_90"; None without one), the
+    backends that are installed."""
+
+    gpu: str | None
+    installed: frozenset[str]
+
+
+def this_machine() -> Machine:
+    """What is here; nothing is imported but torch."""
+    installed = (name for name, b in PLAN_BACKENDS.items() if all(map(find_spec, b.modules)))
+    return Machine(gpu_architecture(), frozenset(installed))
+
+
+def gpu_architecture() -> str | None:
+    """The first CUDA device's, as "sm_90"; None where torch sees no device."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
+
+
+def backend_version(name: str) -> str:
+    """The version of the TensorRT that `name` builds with, which its plans depend on."""
+    return str(importlib.import_module(PLAN_BACKENDS[name].modules[-1]).__version__)
+
+
+def choose_backend(requested: str, machine: Machine, say: Callable[[str], None]) -> str:
+    """`requested` if this machine can build it, or auto's choice, which is said with its reason.
+
+    auto takes the first installed of TensorRT-LLM, TensorRT and TensorRT-RTX where there is a GPU
+    to run a plan on, else torch. BackendMissing, with the next step, for what can't be built here.
+    """
+    if requested == "auto":
+        chosen, reason = _automatic(machine)
+        say(f"Backend auto: {chosen}, since {reason}")
+        return chosen
+    if requested not in BACKENDS:
+        raise BackendMissing(f"there is no backend '{requested}'; there are {', '.join(BACKENDS)}")
+    if requested in PLAN_BACKENDS:
+        _check(PLAN_BACKENDS[requested], machine)
+    return requested
+
+
+def _automatic(machine: Machine) -> tuple[str, str]:
+    installed = [name for name in PLAN_BACKENDS if name in machine.installed]
+    if machine.gpu is None:
+        without = [name for name in installed if not PLAN_BACKENDS[name].needs_gpu]
+        more = "".join(f"; --backend {name} builds one all the same" for name in without)
+        return "torch", f"torch sees no NVIDIA GPU that a plan could run on{more}"
+    if not installed:
+        return "torch", f"none of {', '.join(PLAN_BACKENDS)} is installed"
+    return installed[0], f"it is installed and the GPU is {machine.gpu}"
+
+
+def _check(backend: PlanBackend, machine: Machine) -> None:
+    if backend.name not in machine.installed:
+        raise BackendMissing(
+            f"{backend.name} is not installed: {backend.installed_by}, or choose another --backend"
+        )
+    if backend.needs_gpu and machine.gpu is None:
+        raise BackendMissing(
+            f"{backend.name} builds plans on the GPU they are for, and torch sees none here: build "
+            "there, or choose --backend tensorrt-rtx or torch"
+        )

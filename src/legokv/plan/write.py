@@ -1,0 +1,76 @@
+"""The plan of an engine folder: what is recorded about it beforehand, and its files."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from legokv.built.folder import MODEL_FILE
+from legokv.built.plan_facts import ANY_ARCHITECTURE, PlanFacts
+from legokv.built.plan_limits import PlanLimits, plan_profiles, settled_limits
+from legokv.errors import UnsupportedModel
+from legokv.kernels.build_gpu import LIBRARY_NAME, library_digest
+from legokv.kernels.gpu import Launchers
+from legokv.model.config import ModelConfig
+from legokv.plan.backends import PLAN_BACKENDS, backend_version, gpu_architecture
+from legokv.plan.process import build_plan
+from legokv.plan.request import PlanFiles, plan_request
+from legokv.step.graph import GraphShape
+
+# What the plugins have kernels for, to be known before they are compiled.
+HEAD_SIZES = (64, 80, 96, 128)
+PAGE_SIZES = (16, 32, 64)
+
+
+def check_sizes(model: ModelConfig, graph: GraphShape, limits: PlanLimits) -> None:
+    """UnsupportedModel or InvalidRequest if no plan can be of these sizes and limits."""
+    _check_kernels({"head_sizes": HEAD_SIZES, "page_sizes": PAGE_SIZES}, graph)
+    settled_limits(model, graph, limits)
+
+
+def engine_plan(
+    backend: str, model: ModelConfig, graph: GraphShape, library: Path, limits: PlanLimits
+) -> PlanFacts:
+    """The facts of the plan that `backend` would build here.
+
+    UnsupportedModel if the plugin library has no kernel for the model's sizes.
+    """
+    _check_kernels(Launchers(library).info(), graph)
+    needs_gpu = PLAN_BACKENDS[backend].needs_gpu
+    return PlanFacts(
+        flavour=backend,
+        version=backend_version(backend),
+        architecture=(gpu_architecture() if needs_gpu else None) or ANY_ARCHITECTURE,
+        plan_file=PLAN_BACKENDS[backend].plan_file,
+        library_file=LIBRARY_NAME,
+        library_sha256=library_digest(library),
+        limits=settled_limits(model, graph, limits),
+        profiles=plan_profiles(model, graph, limits),
+    )
+
+
+def write_plan(
+    folder: Path,
+    plan: PlanFacts,
+    graph: GraphShape,
+    library: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Build the plan of `folder`'s model.onnx beside it, and put the plugin library there too."""
+    say(f"Building {plan.plan_file} with {plan.flavour} {plan.version}")
+    shutil.copyfile(library, folder / plan.library_file)
+    files = PlanFiles(folder / MODEL_FILE, folder / plan.plan_file, folder / plan.library_file)
+    files.plan.parent.mkdir(exist_ok=True)
+    summary = build_plan(plan_request(plan.flavour, graph, plan.profiles, files), say)
+    say(f"  {summary}")
+
+
+def _check_kernels(info: Mapping[str, Sequence[int]], graph: GraphShape) -> None:
+    for what, size, sizes in (
+        ("head size", graph.head_size, info["head_sizes"]),
+        ("page size", graph.page_size, info["page_sizes"]),
+    ):
+        if size not in sizes:
+            raise UnsupportedModel(
+                f"the plugins have no kernel for {what} {size}, only for "
+                f"{', '.join(map(str, sizes))}: choose --backend torch"
+            )

@@ -1,0 +1,156 @@
+"""Which runner an engine folder gets on this machine: the choice, said with its reason."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from legokv.built.folder import EngineFacts
+from legokv.built.plan_facts import PlanFacts, PlanRuntime, check_plan
+from legokv.checkpoint import load_weights
+from legokv.errors import EngineMismatch, InvalidRequest
+from legokv.kernels.build_gpu import LIBRARY_NAME, SOURCE, library_digest
+from legokv.kernels.gpu import Launchers
+from legokv.plan.backends import PLAN_BACKENDS, backend_version, gpu_architecture, this_machine
+from legokv.runners.attention_forms import attention_form
+from legokv.runners.eager import TorchRunner
+from legokv.runners.kernel_runner import KernelRunner
+from legokv.runners.plan.runner import TensorRTRunner
+from legokv.runners.plan.sessions import open_plan
+from legokv.runners.protocol import Runner
+from legokv.step.graph import graph_shape
+
+RUNNERS = ("auto", "torch", "cuda", "plan")
+BUILT_LIBRARY = SOURCE.parent / "out" / "plugins" / LIBRARY_NAME
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunnerSettings:
+    """runner: one of RUNNERS. attention: the CPU runner's. max_step_tokens: of any step."""
+
+    runner: str
+    attention: str
+    dtype: str
+    num_pages: int
+    max_step_tokens: int
+
+
+def open_runner(folder: Path, facts: EngineFacts, settings: RunnerSettings) -> Runner:
+    """The runner over an engine folder's weights or plan.
+
+    "torch" runs on the CPU, "cuda" with torch and the plugins' kernels on a GPU, "plan" the
+    folder's plan. "auto" is the plan where there is one and a GPU, else cuda where there is a GPU
+    and the compiled plugins, else torch. EngineMismatch if the one asked for can't run here.
+    """
+    chosen, reason = _choice(folder, facts, settings.runner)
+    log.info("runner: %s, %s", chosen, reason)
+    if chosen == "plan":
+        return _plan_runner(folder, facts, settings)
+    library = _kernels(folder) if chosen == "cuda" else None
+    weights = load_weights(folder, facts.model, getattr(torch, settings.dtype))
+    if library is not None:
+        return KernelRunner(
+            facts.model,
+            weights,
+            Launchers(library),
+            torch.device("cuda"),
+            num_pages=settings.num_pages,
+            page_size=facts.page_size,
+        )
+    return TorchRunner(
+        facts.model,
+        weights,
+        attention_form(settings.attention, facts.model, getattr(torch, settings.dtype)),
+        num_pages=settings.num_pages,
+        page_size=facts.page_size,
+    )
+
+
+def check_machine(folder: Path, plan: PlanFacts) -> None:
+    """EngineMismatch, naming both sides, unless this machine can run the folder's plan."""
+    if plan.flavour not in this_machine().installed:
+        raise EngineMismatch(
+            f"{plan.plan_file} was built by {plan.flavour} {plan.version}, which is not installed "
+            f"here: {PLAN_BACKENDS[plan.flavour].installed_by}"
+        )
+    here = PlanRuntime(
+        plan.flavour,
+        backend_version(plan.flavour),
+        gpu_architecture() or "no GPU",
+        library_digest(folder / plan.library_file),
+    )
+    check_plan(plan, here)
+    if gpu_architecture() is None:
+        raise EngineMismatch(
+            f"{plan.plan_file} runs on an NVIDIA GPU, torch sees none here: choose runner 'torch'"
+        )
+
+
+def _choice(folder: Path, facts: EngineFacts, requested: str) -> tuple[str, str]:
+    if requested not in RUNNERS:
+        raise InvalidRequest(f"runner is one of {', '.join(RUNNERS)}, not '{requested}'")
+    if requested != "auto":
+        return requested, "as asked"
+    architecture = gpu_architecture()
+    if architecture is None:
+        return "torch", "since torch sees no GPU"
+    if facts.plan is not None:
+        return "plan", f"the engine's, on a GPU of {architecture}"
+    if _library(folder) is None:
+        return "torch", "since the plugins for the GPU are not compiled: build/build_plugins.py"
+    return "cuda", f"since the engine has no plan and the GPU is {architecture}"
+
+
+def _plan_runner(folder: Path, facts: EngineFacts, settings: RunnerSettings) -> Runner:
+    plan = facts.plan
+    if plan is None:
+        raise EngineMismatch(
+            f"{folder} has no plan, it was built for {facts.backend}: build it with a TensorRT "
+            "--backend, or choose runner 'torch'"
+        )
+    _check_settings(plan, facts, settings)
+    check_machine(folder, plan)
+    graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+    session = open_plan(folder, plan)
+    return TensorRTRunner(session, plan, graph, settings.num_pages, torch.device("cuda"))
+
+
+def _check_settings(plan: PlanFacts, facts: EngineFacts, settings: RunnerSettings) -> None:
+    if settings.dtype != facts.dtype:
+        raise InvalidRequest(f"the plan is {facts.dtype}, dtype {settings.dtype} was asked for")
+    for what, asked, most in (
+        ("tokens in a step", settings.max_step_tokens, plan.limits.max_step_tokens),
+        ("pages in the pool", settings.num_pages, plan.profiles[0].ranges["N"].most),
+    ):
+        if asked > most:
+            raise InvalidRequest(
+                f"the plan holds {most} {what}, {asked} were asked for: lower max_step_tokens or "
+                "pool_tokens, or build the engine with more"
+            )
+
+
+def _kernels(folder: Path) -> Path:
+    """The library that runner "cuda" calls; EngineMismatch with the first thing it lacks here."""
+    if gpu_architecture() is None:
+        lack = (
+            f"torch {torch.__version__} here is built without CUDA: install one with it"
+            if torch.version.cuda is None
+            else f"torch {torch.__version__} sees none here: check the driver (nvidia-smi)"
+        )
+        raise EngineMismatch(f"runner 'cuda' needs an NVIDIA GPU, {lack}, or choose runner 'torch'")
+    library = _library(folder)
+    if library is None:
+        raise EngineMismatch(
+            f"runner 'cuda' needs the compiled plugins, neither {folder / LIBRARY_NAME} nor "
+            f"{BUILT_LIBRARY} is there: run build/build_plugins.py"
+        )
+    return library
+
+
+def _library(folder: Path) -> Path | None:
+    """The compiled plugins: the engine's own, else those of this checkout."""
+    found = (path for path in (folder / LIBRARY_NAME, BUILT_LIBRARY) if path.is_file())
+    return next(found, None)

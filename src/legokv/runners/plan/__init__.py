@@ -1,0 +1,1 @@
+"""The runner of a TensorRT plan: its sessions, contexts and buffers."""

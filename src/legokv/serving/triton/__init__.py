@@ -1,0 +1,1 @@
+"""All that knows Triton: its tensors, its server, its models' processes."""

@@ -1,0 +1,196 @@
+"""One tritonserver process: start it, wait until it is ready, stop it, leave nothing behind."""
+
+import collections
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from legokv.errors import ModelProcessLost, ServerError
+from legokv.parent_death import end_with_parent
+from legokv.serving.leftovers import server_folder, shared_memory_prefix
+from legokv.serving.settings import Settings
+from legokv.serving.triton.install import (
+    TritonInstall,
+    find_triton,
+    lay_out_backend,
+    server_environment,
+)
+from legokv.serving.triton.processes import ModelWatch
+
+EXIT_TIMEOUT_SECONDS = 10
+_LOG_TAIL_LINES = 30
+_POLL_SECONDS = 0.1
+_LOST_SECONDS = 1.0
+"""From a model's loss to the server's end, so that answers of the other models get out."""
+_REFUSED_SECONDS = 3.0
+"""From a model's end while the server starts to when it is believed lost."""
+
+
+class TritonServer:
+    """A running server for the models of this package. Its log goes to standard error."""
+
+    def __init__(self, settings: Settings, process: subprocess.Popen[bytes]) -> None:
+        self.settings = settings
+        self.stopping = False
+        self._process = process
+        self._models = ModelWatch(process.pid)
+        self._tail: collections.deque[str] = collections.deque(maxlen=_LOG_TAIL_LINES)
+        self._log = threading.Thread(target=self._forward_log, name="triton-log", daemon=True)
+        self._log.start()
+
+    def wait_until_ready(self) -> None:
+        """Return once every model answers, or at once when `stopping`.
+
+        ServerError with the end of the log if the server ends or the settings' time is over;
+        ModelProcessLost a few seconds after a model's process ended, for Triton may wait for ever.
+        """
+        limit = self.settings.ready_timeout_seconds
+        deadline = time.monotonic() + limit
+        while not self._is_ready() and not self.stopping:
+            self._check_start()
+            if time.monotonic() > deadline:
+                raise ServerError(f"the server was not ready after {limit} s\n{self._log_end()}")
+            time.sleep(_POLL_SECONDS)
+        self._models.look()
+
+    def _check_start(self) -> None:
+        ended = self._models.look()
+        if ended:
+            # A model that refuses to start has ended too: then Triton ends, and says why.
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_REFUSED_SECONDS)
+        if self._process.poll() is not None:
+            raise ServerError(f"the server ended while starting\n{self._log_end()}")
+        # Look again: a process that was nobody's model is gone by now, and Triton kills the others.
+        lost = tuple(model for model in self._models.look() if model in ended)
+        if lost:
+            raise self._killed_for(lost, "ended while the server started")
+
+    def wait(self) -> None:
+        """Return when the server has ended after a `stop`; ServerError if it ended by itself.
+
+        ModelProcessLost soon after a model's process ended; the server is killed with it, for
+        requests under way in the lost model would never end. Their clients see a lost connection.
+        """
+        while self._process.poll() is None and not self.stopping:
+            lost = self._models.lost()
+            if lost:
+                time.sleep(_LOST_SECONDS)
+                raise self._killed_for(lost, "ended by itself")
+            time.sleep(_POLL_SECONDS)
+        if not self.stopping:
+            raise ServerError(
+                f"the server ended with status {self._process.returncode}\n{self._log_end()}"
+            )
+
+    def _killed_for(self, lost: tuple[str, ...], what: str) -> ModelProcessLost:
+        """Kill the server; the error that says for which models."""
+        self._kill()
+        models = " and ".join(lost)
+        return ModelProcessLost(f"the process of model {models} {what}\n{self._log_end()}")
+
+    def stop(self) -> None:
+        """Ask the server to end; to be called from a signal handler too."""
+        if not self.stopping and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        self.stopping = True
+
+    def end(self) -> None:
+        """Stop, wait at most EXIT_TIMEOUT_SECONDS for open requests, end what is left by force."""
+        self.stop()
+        try:
+            self._process.wait(EXIT_TIMEOUT_SECONDS + 2)
+        except subprocess.TimeoutExpired:
+            print("the server did not stop in time and is killed", file=sys.stderr)
+        self._kill()
+        self._process.wait()
+        self._log.join()
+
+    def _kill(self) -> None:
+        # The model processes are in the server's group, and outlive a server that crashed.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _is_ready(self) -> bool:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)
+        connection = http.client.HTTPConnection(host, self.settings.http_port, timeout=5)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def _forward_log(self) -> None:
+        assert self._process.stdout is not None, "the server's output is a pipe"
+        for line in self._process.stdout:
+            text = line.decode(errors="replace").strip(" \0\n")
+            if text:
+                self._tail.append(text)
+                print(text, file=sys.stderr, flush=True)
+
+    def _log_end(self) -> str:
+        self._process.poll()
+        time.sleep(_POLL_SECONDS)  # the reader may be a few lines behind
+        return "\n".join(["its log ends:", *self._tail])
+
+
+@contextmanager
+def running_server(settings: Settings) -> Iterator[TritonServer]:
+    """A server that was started with `settings`, whose ports are chosen; gone after the block."""
+    install = find_triton()
+    with server_folder() as folder, shared_memory_prefix() as prefix:
+        lay_out_backend(install, folder)
+        command = _command(settings, install, folder, prefix)
+        environment = server_environment(install, {**os.environ, **settings.environment()})
+        server = TritonServer(settings, _start(command, environment))
+        try:
+            yield server
+        finally:
+            server.end()
+
+
+def _command(
+    settings: Settings, install: TritonInstall, backends: Path, shared_memory_prefix: str
+) -> list[str]:
+    ports = [
+        option
+        for name in ("http", "grpc", "metrics")
+        for option in (
+            f"--{name}-address={settings.host}",
+            f"--{name}-port={getattr(settings, f'{name}_port')}",
+        )
+    ]
+    return [
+        str(install.server),
+        f"--model-repository={install.model_repository}",
+        f"--backend-directory={backends}",
+        *ports,
+        "--disable-auto-complete-config",
+        "--log-info=false",
+        "--log-warning=false",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
+        f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
+    ]
+
+
+def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C in a terminal reaches the models only through `stop`, in order.
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=partial(end_with_parent, signal.SIGTERM),
+    )

@@ -1,0 +1,1 @@
+"""One step of the model as host arrays: sequences, batches, and the graph's names and shapes."""

@@ -1,0 +1,84 @@
+"""Tokens of one sequence on their way through the model: what is computed, what is next."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from legokv.link.link import BoundLink, Link
+from legokv.step.batch import Int32, Piece
+
+
+@dataclass
+class Sequence:
+    """Tokens to compute, ascending by position, over a page table that already lists their pages.
+
+    token_ids, positions, key_positions, slots: int32 [C]; table int32 [P, 4]; `num_done` of the
+    C tokens have been computed, the last of them in the engine's step `last_step`, or the sequence
+    began then.
+    """
+
+    token_ids: Int32
+    positions: Int32
+    key_positions: Int32
+    slots: Int32
+    table: Int32
+    num_done: int = 0
+    last_step: int = 0
+
+    @property
+    def num_left(self) -> int:
+        return len(self.token_ids) - self.num_done
+
+    def next(self, num_tokens: int) -> Piece:
+        """The next `num_tokens` tokens; `advance` says they were computed."""
+        part = slice(self.num_done, self.num_done + num_tokens)
+        return Piece(
+            self.token_ids[part],
+            self.positions[part],
+            self.key_positions[part],
+            self.slots[part],
+            self.table,
+        )
+
+    def advance(self, num_tokens: int, step: int) -> None:
+        self.num_done += num_tokens
+        self.last_step = step
+
+    def follow_with(self, token_id: int, position: int, slot: int) -> None:
+        """One more token, in a page whose base is 0; all before it are computed."""
+        self.token_ids, self.positions, self.key_positions, self.slots = (
+            np.array([value], np.int32) for value in (token_id, position, position, slot)
+        )
+        self.num_done = 0
+
+
+def linked_sequence(link: Link, bound: BoundLink) -> Sequence:
+    """What a request computes before its first token."""
+    return Sequence(link.token_ids, link.positions, link.key_positions, bound.slots, bound.table)
+
+
+def chunk_sequence(
+    token_ids: tuple[int, ...],
+    pages: list[int],
+    page_size: int,
+    dummies: tuple[int, ...],
+    dummy_pages: list[int],
+) -> Sequence:
+    """A chunk alone from position 0, behind `dummies` whose KV goes to pages of their own."""
+    ids = np.array(dummies + token_ids, np.int32)
+    positions = np.arange(len(ids), dtype=np.int32)
+    table = [(page, 0, n * page_size, len(dummies)) for n, page in enumerate(dummy_pages)]
+    table += [(page, 0, len(dummies) + n * page_size, page_size) for n, page in enumerate(pages)]
+    slots = np.concatenate(
+        [
+            _slots(dummy_pages, len(dummies), page_size),
+            _slots(pages, len(token_ids), page_size),
+        ]
+    )
+    return Sequence(ids, positions, positions, slots, np.array(table, np.int32))
+
+
+def _slots(pages: list[int], num_tokens: int, page_size: int) -> Int32:
+    index = np.arange(num_tokens)
+    numbers = np.array(pages, np.int32)[index // page_size]
+    return np.asarray(numbers * page_size + index % page_size, np.int32)

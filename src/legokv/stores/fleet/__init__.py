@@ -1,0 +1,1 @@
+"""Documents and chunks that several servers share through Redis or Valkey."""

@@ -1,0 +1,119 @@
+"""One process's connection to the shared Redis: scripts run, errors said, outages waited out.
+
+What cannot be reached is left alone for some seconds: a server that hangs costs one caller the
+time of one reply, not every caller every time.
+"""
+
+import importlib.resources
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from legokv.errors import CacheUnavailable, InvalidRequest, StillUnavailable
+from legokv.stores.fleet.address import check_redis_url, shown_redis_url
+
+REPLY_SECONDS = 2.0
+RETRY_SECONDS = 5.0
+LAYOUT_VERSION = 1
+"""Part of every key: programs of different layouts do not see each other's."""
+
+
+class Script:
+    """The operations of one Lua file, each atomic."""
+
+    def __init__(self, name: str) -> None:
+        files = importlib.resources.files("legokv.stores.fleet") / "scripts"
+        parts = ("prelude.lua", f"{name}.lua")
+        self.text = "\n".join((files / part).read_text() for part in parts)
+
+
+class Connection:
+    """Asks one Redis about one model's keys. Safe to use from several threads.
+
+    clock: Unix seconds in place of the Redis server's own clock, which all machines share.
+    """
+
+    def __init__(self, url: str, model: str, *, clock: Callable[[], float] | None = None) -> None:
+        self.shown_url = shown_redis_url(check_redis_url(url))
+        self.prefix = f"legokv:{LAYOUT_VERSION}:{{{model}}}:"
+        self._clock = clock
+        self._client = _client(url)
+        self._lock = threading.Lock()
+        self._retry_at = 0.0
+
+    def close(self) -> None:
+        self._client.close()
+
+    def now(self) -> float:
+        """Unix seconds by the clock that deadlines are set by."""
+        if self._clock is not None:
+            return self._clock()
+        with self.asking() as client:
+            seconds, microseconds = client.time()
+            return float(seconds) + float(microseconds) / 1e6
+
+    def run(
+        self, script: Script, operation: str, arguments: Mapping[str, object], *blobs: bytes
+    ) -> list[Any]:
+        """The reply of one operation: a list whose first item says how it went."""
+        given = self.script_arguments(operation, arguments, *blobs)
+        with self.asking() as client:
+            call = client.register_script(script.text)
+            reply: list[Any] = call(keys=[self.prefix], args=given)
+            return reply
+
+    def script_arguments(
+        self, operation: str, arguments: Mapping[str, object], *blobs: bytes
+    ) -> list[str | bytes]:
+        """What a script finds in ARGV."""
+        now = "" if self._clock is None else repr(self._clock())
+        return [now, operation, json.dumps(arguments), *blobs]
+
+    @contextmanager
+    def asking(self) -> Iterator["redis.Redis"]:
+        """The client for a block; what Redis cannot do now becomes CacheUnavailable."""
+        self._refuse_while_away()
+        try:
+            yield self._client
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            raise CacheUnavailable(
+                f"{self.shown_url} does not answer: {error}; it is asked again in "
+                f"{RETRY_SECONDS:g} s"
+            ) from error
+        except redis.RedisError as error:
+            raise CacheUnavailable(f"{self.shown_url} refused: {error}") from error
+        self._retry_at = 0.0
+
+    def _refuse_while_away(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._retry_at:
+                raise StillUnavailable(
+                    f"{self.shown_url} did not answer and is asked again in "
+                    f"{self._retry_at - now:.1f} s"
+                )
+            if self._retry_at:
+                # This caller finds out whether it is back; the others go on without it meanwhile.
+                self._retry_at = now + RETRY_SECONDS
+
+
+def _client(url: str) -> "redis.Redis":
+    try:
+        return redis.Redis.from_url(
+            url,
+            protocol=2,
+            socket_timeout=REPLY_SECONDS,
+            socket_connect_timeout=REPLY_SECONDS,
+            # Not every operation may be done twice, and a second try would wait once more.
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError as error:
+        raise InvalidRequest(f"redis_url {shown_redis_url(url)}: {error}") from None

@@ -1,0 +1,96 @@
+"""Single flight: of all threads and processes that want a document compiled, one at a time does.
+
+A claim is a row's mark with a deadline. Its holder moves the deadline with every compiled chunk;
+a holder that died stops doing so, and another takes the document over where it stood.
+"""
+
+import sqlite3
+import uuid
+from dataclasses import dataclass
+
+from legokv.documents.document import State
+from legokv.errors import LegokvError
+from legokv.stores.local import document_rows
+from legokv.stores.local.database import Database
+
+
+class ClaimLost(LegokvError):
+    """The document was deleted, or another took it over after the claim's deadline."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to compile one document, and the duty to say how it ended."""
+
+    namespace: str
+    document_id: str
+    number: int
+    holder: str
+    seconds: float
+
+
+def claim_lost(claim: Claim) -> ClaimLost:
+    """The error for a claim that is nobody's any more, or another's."""
+    return ClaimLost(
+        f"document {claim.document_id} was deleted or taken over while it was compiled"
+    )
+
+
+def take_claim(
+    database: Database, namespace: str, document_id: str, seconds: float
+) -> Claim | None:
+    """The claim, for `seconds` from now; None if there is nothing to do or another has it.
+
+    A document is to be compiled when it is registered, or compiling past its claim's deadline.
+    NotFound if the namespace has no such document.
+    """
+    now = database.now()
+    with database.transaction() as sql:
+        row = document_rows.require(sql, namespace, document_id)
+        # A deadline further off than a claim lasts was written before the clock was set back.
+        holds = row["state"] == State.COMPILING and now < row["claim_deadline"] <= now + seconds
+        left_behind = row["state"] == State.COMPILING and not holds
+        if row["state"] != State.REGISTERED and not left_behind:
+            return None
+        claim = Claim(namespace, document_id, row["number"], uuid.uuid4().hex, seconds)
+        sql.execute(
+            "UPDATE documents SET state = ?, claim = ?, claim_deadline = ? WHERE number = ?",
+            (State.COMPILING, claim.holder, now + seconds, claim.number),
+        )
+        return claim
+
+
+def record_chunk(database: Database, claim: Claim, position: int, key: str) -> None:
+    """Note that a chunk is compiled under `key`, and move the deadline; ClaimLost, or nothing."""
+    with database.transaction() as sql:
+        _require_held(sql, claim)
+        sql.execute(
+            "UPDATE chunks SET key = ? WHERE document = ? AND position = ?",
+            (key, claim.number, position),
+        )
+        # Deleted with an earlier document of the same content, and named again before it went.
+        sql.execute("UPDATE stored_chunks SET dropped = 0 WHERE key = ?", (key,))
+        sql.execute(
+            "UPDATE documents SET claim_deadline = ? WHERE number = ?",
+            (database.now() + claim.seconds, claim.number),
+        )
+
+
+def finish_claim(database: Database, claim: Claim, failure: str | None = None) -> None:
+    """End the claim: the document is ready, or failed for a reason; ClaimLost, or nothing."""
+    state = State.READY if failure is None else State.FAILED
+    with database.transaction() as sql:
+        _require_held(sql, claim)
+        sql.execute(
+            "UPDATE documents SET state = ?, failure = ?, claim = NULL, claim_deadline = NULL"
+            " WHERE number = ?",
+            (state, failure, claim.number),
+        )
+
+
+def _require_held(sql: sqlite3.Connection, claim: Claim) -> None:
+    held = sql.execute(
+        "SELECT 1 FROM documents WHERE number = ? AND claim = ?", (claim.number, claim.holder)
+    ).fetchone()
+    if held is None:
+        raise claim_lost(claim)

@@ -1,0 +1,210 @@
+"""The one truth about registered documents, for several processes and across restarts. No KV."""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from types import TracebackType
+
+from legokv.chunks.key import tokens_from_blob
+from legokv.documents.document import (
+    Changes,
+    Document,
+    DocumentPage,
+    NamespaceQuota,
+    NewDocument,
+    State,
+    StoredChunk,
+)
+from legokv.errors import Busy, CacheUnavailable
+from legokv.stores.local import claims, document_rows
+from legokv.stores.local.claims import Claim
+from legokv.stores.local.database import Database
+
+_log = logging.getLogger(__name__)
+
+
+class Registry:
+    """Documents by (namespace, id). One past its expiry holds no pin; it stays until deleted.
+
+    Methods that end documents give the keys of chunks that no document names any more: their
+    stored KV may go. What is compiled by whom is in `legokv.stores.local.claims`.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    @classmethod
+    def open(cls, path: Path, clock: Callable[[], float] = time.time) -> "Registry":
+        """The registry in the file `path`, made if missing; EngineMismatch for another version."""
+        return cls(Database.open(path, clock))
+
+    def close(self) -> None:
+        """Close the file."""
+        self.database.close()
+
+    def __enter__(self) -> "Registry":
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def register(
+        self,
+        new: NewDocument,
+        changes: Changes,
+        max_pinned_tokens: int,
+        quota: NamespaceQuota | None = None,
+    ) -> tuple[Document, bool]:
+        """The document of this content, and whether it is new. All or nothing.
+
+        InvalidRequest or Busy if a pin or a new document would pass its limit. Content that is
+        there already keeps its chunks and state, except that a failed document may be compiled
+        again and an expired one has no expiry now; then `changes` apply to it.
+        """
+        now = self.database.now()
+        with self.database.transaction() as sql:
+            row = document_rows.find(sql, new.namespace, new.id)
+            if row is None and quota is not None:
+                document_rows.check_quota(sql, new, quota)
+            number = document_rows.insert(sql, new, now) if row is None else row["number"]
+            if row is not None and document_rows.is_expired(row, now):
+                document_rows.change(sql, number, {"ttl_seconds": None, "pinned": False}, now)
+            sql.execute(
+                "UPDATE documents SET state = ?, failure = NULL WHERE number = ? AND state = ?",
+                (State.REGISTERED, number, State.FAILED),
+            )
+            if changes.get("pinned"):
+                document_rows.check_pin(sql, number, max_pinned_tokens, now)
+            document_rows.change(sql, number, changes, now)
+            document = document_rows.to_document(document_rows.require(sql, new.namespace, new.id))
+            return document, row is None
+
+    def get(self, namespace: str, document_id: str) -> Document:
+        """NotFound if the namespace has no such document."""
+        with self.database.snapshot() as sql:
+            return document_rows.to_document(document_rows.require(sql, namespace, document_id))
+
+    def text(self, namespace: str, document_id: str) -> str:
+        """The normalised text; NotFound if the namespace has no such document."""
+        with self.database.snapshot() as sql:
+            text: str = document_rows.require(sql, namespace, document_id)["text"]
+            return text
+
+    def chunks(self, namespace: str, document_id: str) -> tuple[StoredChunk, ...]:
+        """The chunks in order; NotFound if the namespace has no such document."""
+        with self.database.snapshot() as sql:
+            row = document_rows.require(sql, namespace, document_id)
+            found = sql.execute(
+                "SELECT token_ids, key FROM chunks WHERE document = ? ORDER BY position",
+                (row["number"],),
+            )
+            return tuple(StoredChunk(tokens_from_blob(blob), key) for blob, key in found)
+
+    def page(
+        self, namespace: str, *, after: int = 0, limit: int = 100, name: str | None = None
+    ) -> DocumentPage:
+        """Up to `limit` documents in order of registration, those called `name` if it is given.
+
+        `after` is a page's `next_after`; documents registered or deleted meanwhile shift nothing.
+        """
+        with self.database.snapshot() as sql:
+            found = document_rows.page(sql, namespace, after, name)
+            first, more = found.fetchmany(limit), found.fetchone() is not None
+        return DocumentPage(
+            tuple(map(document_rows.to_document, first)), first[-1]["number"] if more else None
+        )
+
+    def namespaces(self) -> tuple[str, ...]:
+        """All namespaces that have documents, sorted."""
+        with self.database.snapshot() as sql:
+            found = sql.execute("SELECT DISTINCT namespace FROM documents ORDER BY namespace")
+            return tuple(namespace for (namespace,) in found)
+
+    def update(
+        self, namespace: str, document_id: str, changes: Changes, max_pinned_tokens: int
+    ) -> Document:
+        """The document with all the changes made, or none of them if a pin is refused."""
+        now = self.database.now()
+        with self.database.transaction() as sql:
+            number = document_rows.require(sql, namespace, document_id)["number"]
+            if changes.get("pinned"):
+                document_rows.check_pin(sql, number, max_pinned_tokens, now)
+            document_rows.change(sql, number, changes, now)
+            return document_rows.to_document(document_rows.require(sql, namespace, document_id))
+
+    def touch(self, namespace: str, document_ids: Iterable[str]) -> None:
+        """Note that these were used just now; unknown ids, or a full disk, are passed over."""
+        now = self.database.now()
+        try:
+            with self.database.transaction() as sql:
+                sql.executemany(
+                    "UPDATE documents SET last_used_at = ? WHERE namespace = ? AND id = ?",
+                    [(now, namespace, document_id) for document_id in document_ids],
+                )
+        except (Busy, CacheUnavailable) as error:
+            _log.warning("the use of documents was not noted: %s", error)
+
+    def delete(self, namespace: str, document_id: str) -> tuple[str, ...]:
+        """Forget the document; the chunk keys now unnamed. NotFound if there is none."""
+        with self.database.transaction() as sql:
+            row = document_rows.require(sql, namespace, document_id)
+            return document_rows.delete(sql, [row["number"]])
+
+    def sweep(self) -> None:
+        """Unpin all documents whose time is over, so that their chunks may be evicted.
+
+        If the clock was set back, times to live begin anew: none ends early, none lasts for ever.
+        """
+        now = self.database.now()
+        with self.database.snapshot() as sql:
+            if not (
+                document_rows.expired_pins(sql, now) or document_rows.expiries_set_ahead(sql, now)
+            ):
+                return  # the usual case takes no writer's lock
+        with self.database.transaction() as sql:
+            for number, ttl_seconds in document_rows.expiries_set_ahead(sql, now):
+                document_rows.change(sql, number, {"ttl_seconds": ttl_seconds}, now)
+            for number in document_rows.expired_pins(sql, now):
+                document_rows.change(sql, number, {"pinned": False}, now)
+
+    def pinned_chunk_keys(self) -> frozenset[str]:
+        """Keys of the compiled chunks of pinned documents, in all namespaces."""
+        with self.database.snapshot() as sql:
+            found = sql.execute(
+                "SELECT DISTINCT key FROM chunks JOIN documents ON document = number"
+                " WHERE pinned AND key IS NOT NULL AND coalesce(expires_at > ?, 1)",
+                (self.database.now(),),
+            )
+            return frozenset(key for (key,) in found)
+
+    def unnamed(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Those of the keys that no document's chunks carry."""
+        with self.database.snapshot() as sql:
+            return document_rows.unnamed(sql, tuple(keys))
+
+    def named(self, keys: Collection[str]) -> dict[str, str]:
+        """Those of the keys that some document's chunks carry, each with its namespace."""
+        with self.database.snapshot() as sql:
+            return document_rows.named(sql, keys)
+
+    def now(self) -> float:
+        """Unix seconds by the clock that expiry and deadlines are told by."""
+        return self.database.now()
+
+    def take_claim(self, namespace: str, document_id: str, seconds: float) -> Claim | None:
+        """The right to compile the document; None if there is nothing to do or another has it."""
+        return claims.take_claim(self.database, namespace, document_id, seconds)
+
+    def record_chunk(self, claim: Claim, position: int, key: str) -> None:
+        """Note a compiled chunk and move the claim's deadline; ClaimLost, or nothing."""
+        claims.record_chunk(self.database, claim, position, key)
+
+    def finish_claim(self, claim: Claim, failure: str | None = None) -> None:
+        """The document is ready, or failed for a reason; ClaimLost, or nothing."""
+        claims.finish_claim(self.database, claim, failure)

@@ -1,0 +1,48 @@
+"""Opens what a fleet shares, where the optional Redis client is installed."""
+
+import importlib.util
+import logging
+from typing import TYPE_CHECKING
+
+from legokv.chunks.limits import TierLimits
+from legokv.errors import CacheUnavailable, InvalidRequest
+from legokv.stores.fleet.address import SharedCache
+
+if TYPE_CHECKING:
+    from legokv.stores.fleet.registry import RedisRegistry
+    from legokv.stores.fleet.tier import RemoteTier
+
+_log = logging.getLogger(__name__)
+
+
+def open_shared_registry(shared: SharedCache) -> "RedisRegistry":
+    """The fleet's registry of documents, whether Redis answers now or not."""
+    _require_client()
+    from legokv.stores.fleet.connection import Connection
+    from legokv.stores.fleet.registry import RedisRegistry
+
+    return RedisRegistry(Connection(shared.url, shared.model))
+
+
+def open_remote_tier(registry: "RedisRegistry", limits: TierLimits) -> "RemoteTier":
+    """The tier beside the registry, trimmed to the budget if Redis answers now."""
+    tier = remote_tier_of(registry, limits)
+    try:
+        tier.trim()
+    except CacheUnavailable as error:
+        _log.warning("the remote tier is used as soon as it answers: %s", error)
+    return tier
+
+
+def remote_tier_of(registry: "RedisRegistry", limits: TierLimits) -> "RemoteTier":
+    """The tier beside the registry, as it is."""
+    from legokv.stores.fleet.tier import RemoteLimits, RemoteTier
+
+    quota = limits.budget(limits.namespace_bytes) if limits.namespace_bytes else None
+    remote_limits = RemoteLimits(limits.budget(limits.remote_bytes), quota)
+    return RemoteTier(registry.connection, remote_limits)
+
+
+def _require_client() -> None:
+    if importlib.util.find_spec("redis") is None:
+        raise InvalidRequest("redis_url needs the Redis client: pip install 'legokv[fleet]'")

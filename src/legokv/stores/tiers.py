@@ -1,0 +1,98 @@
+"""Opens the tiers of one model: host memory, the folder under its root, the fleet's Redis."""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from legokv.cache_layout import registry_file
+from legokv.chunks.host_tier import HostTier
+from legokv.chunks.limits import TierLimits
+from legokv.chunks.stored_kv import StoredDtype
+from legokv.chunks.tier import ChunkTier
+from legokv.chunks.tiers import LowerTiers
+from legokv.documents.protocol import DocumentRegistry
+from legokv.errors import Busy, CacheUnavailable
+from legokv.stores.fleet.address import SharedCache
+from legokv.stores.local.chunk_rows import StoredChunks
+from legokv.stores.local.evictions import DiskLimits
+from legokv.stores.local.files import ChunkFolder
+from legokv.stores.local.registry import Registry
+from legokv.stores.local.repair import NamedKeys, mend
+from legokv.stores.local.tier import DiskTier
+from legokv.stores.opening import open_remote_tier, open_shared_registry
+
+PinnedKeys = Callable[[], Collection[str]]
+
+log = logging.getLogger(__name__)
+
+
+def open_tiers(
+    root: Path | None,
+    limits: TierLimits,
+    pinned_keys: PinnedKeys,
+    *,
+    pin_memory: bool = False,
+    shared: SharedCache | None = None,
+    stored_dtype: StoredDtype = "model",
+) -> LowerTiers:
+    """The tiers, mended. Without a root, or with one that cannot be used, there is none on disk.
+
+    With a shared cache there is a remote one, and the documents in it are those that count.
+    """
+    fleet = None if shared is None else open_shared_registry(shared)
+    tiers: list[ChunkTier] = []
+    if limits.host_bytes:
+        budget = limits.budget(limits.host_bytes)
+        tiers.append(HostTier(budget, pinned_keys, pin_memory=pin_memory))
+    if root is not None and limits.disk_bytes:
+        try:
+            tiers.append(_mended(root, limits, pinned_keys, fleet))
+        except (Busy, CacheUnavailable) as error:
+            log.error("no chunk is kept on disk: %s", error)
+    if fleet is not None and limits.remote_bytes:
+        tiers.append(open_remote_tier(fleet, limits))
+    return LowerTiers(tiers, stored_dtype)
+
+
+def open_disk_tier(
+    root: Path, registry: DocumentRegistry, limits: TierLimits, pinned_keys: PinnedKeys = frozenset
+) -> DiskTier:
+    """The disk tier under `root`, as it is; chunks of the registry's pinned documents stay.
+
+    Its rows are in the root's own registry file, whichever registry has the documents.
+    """
+    quota = limits.budget(limits.namespace_bytes) if limits.namespace_bytes else None
+    disk_limits = DiskLimits(limits.budget(limits.disk_bytes), quota)
+
+    def stay() -> frozenset[str]:
+        return registry.pinned_chunk_keys().union(pinned_keys())
+
+    own = registry if isinstance(registry, Registry) else Registry.open(registry_file(root))
+    stored = StoredChunks(own.database, disk_limits, stay)
+    return DiskTier(ChunkFolder(root / "chunks"), stored)
+
+
+def _mended(
+    root: Path, limits: TierLimits, pinned_keys: PinnedKeys, fleet: DocumentRegistry | None
+) -> DiskTier:
+    registry = fleet or Registry.open(registry_file(root))
+    tier = open_disk_tier(root, registry, limits, pinned_keys)
+    repair = mend(tier, _asked_if_there(registry))
+    if repair.num_found:
+        log.warning("the chunk folder was mended: %s", repair)
+    return tier
+
+
+def _asked_if_there(registry: DocumentRegistry) -> NamedKeys:
+    """Which chunks documents name; none while that cannot be asked: a file can be made again."""
+
+    def named(keys: Collection[str]) -> Mapping[str, str]:
+        if not keys:
+            return {}
+        try:
+            return registry.named(keys)
+        except CacheUnavailable as error:
+            log.warning("%d files without a row are given up: %s", len(keys), error)
+            return {}
+
+    return named

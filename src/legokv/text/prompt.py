@@ -1,0 +1,132 @@
+"""From a question and documents to a prompt's segments, in the model's own chat format.
+
+The template is rendered once, with marks in place of the request's texts, and split at the marks.
+A request's texts are never rendered and never parsed for special tokens: nothing that a user or a
+document says can end its own turn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from legokv.errors import InvalidRequest, UnsupportedModel
+from legokv.text.tokenizer import Tokenizer
+
+_SYSTEM, _DOCUMENTS, _QUESTION = "LEGOKV+SYSTEM+TEXT", "LEGOKV+DOCUMENTS", "LEGOKV+QUESTION"
+
+# Models without a chat template get: system text, documents, "Question: …", "Answer:".
+_PLAIN_BEFORE_QUESTION = "Question: "
+_PLAIN_AFTER_QUESTION = "\nAnswer:"
+_BLANK_LINE = "\n\n"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The template's text around a request's: `head` stands before the documents.
+
+    `head` is one text, or two with the request's system text between them.
+    """
+
+    head: tuple[str, ...]
+    before_question: str
+    after_question: str
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """One model's frames for requests without and with a system text of their own."""
+
+    first_ids: tuple[int, ...]
+    without_system: Frame
+    with_system: Frame
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of a prompt by segment: the head, the documents' chunks, and the fresh tail.
+
+    The head is a chunk like the others: it comes first and is the same for every request with the
+    same system text.
+    """
+
+    head_ids: tuple[int, ...]
+    document_chunks: tuple[tuple[int, ...], ...]
+    tail_ids: tuple[int, ...]
+
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], ...]:
+        """All that can be reused, in order: the head, unless it is empty, and the documents."""
+        return ((self.head_ids,) if self.head_ids else ()) + self.document_chunks
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole prompt."""
+        return sum(map(len, self.chunks)) + len(self.tail_ids)
+
+
+def prompt_format(tokenizer: Tokenizer) -> PromptFormat:
+    """The format of the tokenizer's chat template, or the plain one where it has none.
+
+    A template that takes no system message gets the system text at the start of the user's.
+    UnsupportedModel if the template does not write the user's message once and whole.
+    """
+    if not tokenizer.has_chat_template:
+        return _plain_format(tokenizer.bos_token_id)
+    user = {"role": "user", "content": _DOCUMENTS + _QUESTION}
+    system = {"role": "system", "content": _SYSTEM}
+    without = _frame(tokenizer.render_chat([user]), (_DOCUMENTS, _QUESTION))
+    try:
+        rendered = tokenizer.render_chat([system, user])
+    except InvalidRequest:
+        rendered = ""
+    if _SYSTEM in rendered:
+        with_system = _frame(rendered, (_SYSTEM, _DOCUMENTS, _QUESTION))
+    else:
+        head = (without.head[0], _BLANK_LINE)
+        with_system = Frame(head, without.before_question, without.after_question)
+    return PromptFormat((), without, with_system)
+
+
+def build_prompt(
+    tokenizer: Tokenizer,
+    form: PromptFormat,
+    question: str,
+    document_chunks: Sequence[Sequence[int]] = (),
+    system: str | None = None,
+) -> Prompt:
+    """The prompt that asks `question` about documents, given as their chunks' token ids in order.
+
+    Without `system` the template's own default stands. InvalidRequest for an empty question.
+    """
+    if not question.strip():
+        raise InvalidRequest(f"the question is empty: {len(question)} characters, all blank")
+    frame = form.without_system if system is None else form.with_system
+    head = [*form.first_ids, *tokenizer.encode_template(frame.head[0])]
+    if system is not None:
+        head += tokenizer.encode(system.strip())
+        head += tokenizer.encode_template(frame.head[1])
+    tail = tokenizer.encode_template(frame.before_question)
+    tail += tokenizer.encode(question.strip())
+    tail += tokenizer.encode_template(frame.after_question)
+    return Prompt(tuple(head), tuple(map(tuple, document_chunks)), tuple(tail))
+
+
+def _plain_format(bos_token_id: int | None) -> PromptFormat:
+    return PromptFormat(
+        first_ids=() if bos_token_id is None else (bos_token_id,),
+        without_system=Frame(("",), _PLAIN_BEFORE_QUESTION, _PLAIN_AFTER_QUESTION),
+        with_system=Frame(("", _BLANK_LINE), _PLAIN_BEFORE_QUESTION, _PLAIN_AFTER_QUESTION),
+    )
+
+
+def _frame(rendered: str, marks: tuple[str, ...]) -> Frame:
+    parts = []
+    for mark in marks:
+        part, found, rendered = rendered.partition(mark)
+        if not found or mark in rendered:
+            raise UnsupportedModel(
+                "the chat template does not write system text, documents and question once each "
+                f"and in this order: {mark!r} is misplaced"
+            )
+        parts.append(part)
+    *head, before_question = parts
+    return Frame(tuple(head), before_question, rendered)
