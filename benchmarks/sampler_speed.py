@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from legokv import Engine
-from legokv.engine.sampling import Sampler, SamplingOptions
-from legokv.log_probs import token_log_probs
+from legokv.engine.sampling import Sampler, SamplingOptions, token_log_probs
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = ROOT / "examples" / "documents" / "ferry_line.txt"

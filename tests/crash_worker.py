@@ -14,8 +14,7 @@ import torch
 import torch._dynamo  # what a first model takes two seconds to import; forked workers have it
 
 from legokv import Engine
-from legokv.built.folder import read_engine_folder
-from legokv.cache_layout import cache_root
+from legokv.built.folder import cache_root, read_engine_folder
 from legokv.chunks.stored_kv import STORED_DTYPES
 from legokv.documents.compiling import Compiler
 from legokv.documents.cut import cut, document_token_ids

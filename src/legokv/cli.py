@@ -14,9 +14,9 @@ import legokv
 from legokv.built.folder import read_engine_folder
 from legokv.commands.cache_arguments import add_cache_parser
 from legokv.errors import LegokvError, ModelProcessLost, ServerError
-from legokv.serving.ports import with_ports
 from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import settings_from
+from legokv.serving.triton.processes import with_ports
 from legokv.serving.triton.server import TritonServer, running_server
 
 Say = Callable[[str, dict[str, object]], None]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from legokv.engine.request import Usage
-from legokv.log_probs import TokenLogProbs
+from legokv.engine.sampling import TokenLogProbs
 from legokv.serving.answers import AnswersSoFar
 from legokv.serving.generate import _Progress, _result
 from legokv.serving.log import RequestLine

@@ -8,8 +8,8 @@ import pytest
 import tensorrt_standin
 from tensorrt_standin import TensorRT, TensorRTLLM
 
-from legokv.plan import tensorrt, tensorrt_llm
-from legokv.plan.builders import plan_from_onnx, write_whole
+from legokv.plan.builders import open_builder, plan_from_onnx, write_whole
+from legokv.plan.llm import open_llm_builder
 from legokv.plan.request import (
     InputRange,
     PlanBuildFailed,
@@ -54,7 +54,7 @@ def ignore(phase: str, done: int, total: int) -> None:
 def test_tensorrt_makes_the_calls_in_order_and_writes_the_plan(
     trt: TensorRT, tmp_path: Path
 ) -> None:
-    summary = plan_from_onnx(tensorrt.open_builder("bfloat16"), request(tmp_path), ignore)
+    summary = plan_from_onnx(open_builder("tensorrt"), request(tmp_path), ignore)
     assert trt.calls == [*CREATED, *FILLED, "build"]
     assert (tmp_path / "a.plan").read_bytes() == b"plan"
     assert summary.plugins == {"KvImport": 1, "LegoLinkAttention": 1}
@@ -65,7 +65,7 @@ def test_tensorrt_makes_the_calls_in_order_and_writes_the_plan(
 def test_tensorrt_llm_builds_the_same_network_by_its_own_build_engine(
     trt: TensorRT, tmp_path: Path
 ) -> None:
-    objects = tensorrt_llm.open_builder("bfloat16")
+    objects = open_llm_builder("bfloat16")
     summary = plan_from_onnx(objects, request(tmp_path, "tensorrt-llm"), ignore)
     assert trt.calls == [*CREATED, *FILLED, "build_engine", "build"]
     assert (tmp_path / "a.plan").read_bytes() == b"plan"
@@ -73,7 +73,7 @@ def test_tensorrt_llm_builds_the_same_network_by_its_own_build_engine(
 
 
 def test_both_profiles_have_the_three_shapes_of_every_input(trt: TensorRT, tmp_path: Path) -> None:
-    plan_from_onnx(tensorrt.open_builder("bfloat16"), request(tmp_path), ignore)
+    plan_from_onnx(open_builder("tensorrt"), request(tmp_path), ignore)
     pages = ((1, 4), (2, 4), (8, 4))
     assert trt.profiles == [
         {"input_ids": ((1,), (64,), (512,)), "pages": pages},
@@ -83,14 +83,14 @@ def test_both_profiles_have_the_three_shapes_of_every_input(trt: TensorRT, tmp_p
 
 def test_progress_comes_from_tensorrts_monitor(trt: TensorRT, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    objects = tensorrt.open_builder("bfloat16")
+    objects = open_builder("tensorrt")
     plan_from_onnx(objects, request(tmp_path), lambda *event: told.append(event))
     assert told == [("Building", 0, 2), ("Building", 1, 2)]
 
 
 def test_deep_phases_are_not_reported(trt: TensorRT, tmp_path: Path) -> None:
     told: list[str] = []
-    objects = tensorrt.open_builder("bfloat16")
+    objects = open_builder("tensorrt")
     plan_from_onnx(objects, request(tmp_path), lambda phase, *_: told.append(phase))
     monitor = trt.config.monitor
     told.clear()
@@ -113,7 +113,7 @@ def test_a_step_that_fails_is_named_and_leaves_no_file(
 ) -> None:
     for name, value in changes.items():
         setattr(trt, name, value)
-    objects = tensorrt.open_builder("bfloat16")
+    objects = open_builder("tensorrt")
     with pytest.raises(PlanBuildFailed, match=words):
         plan_from_onnx(objects, request(tmp_path, library=library), ignore)
     assert list(tmp_path.iterdir()) == []

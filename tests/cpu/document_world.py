@@ -3,7 +3,7 @@
 import pytest
 from small_tokenizer import small_tokenizer
 
-from legokv.chunks.key import chunk_key
+from legokv.chunks.chunk import chunk_key
 from legokv.documents.compiling import Compiler
 from legokv.documents.document import DocumentLimits
 from legokv.errors import PoolFull

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from legokv.log_probs import TokenLogProbs
+from legokv.engine.sampling import TokenLogProbs
 from legokv.serving.answers import AnswersSoFar
 from legokv.serving.messages import Piece
 from legokv.serving.question import question_from_fields

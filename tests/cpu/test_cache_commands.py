@@ -10,7 +10,7 @@ from crash_worker import TEXTS
 from machine import Machine
 
 from legokv import Engine
-from legokv.cache_layout import cache_root
+from legokv.built.folder import cache_root
 from legokv.chunks.stored_kv import STORED_DTYPES
 from legokv.documents.document import document_id
 from legokv.stores.local.registry import Registry

@@ -15,8 +15,7 @@ from tiny_checkpoints import CHAT_TEMPLATE, SPECIAL_TOKENS, tiny_tokenizer
 
 from legokv.checkpoint import load_weights, read_model_config
 from legokv.checkpoint.gguf_file import folder_from_gguf
-from legokv.checkpoint.smollm2 import gguf_from_wheel
-from legokv.checkpoint.source import checkpoint_folder
+from legokv.checkpoint.source import checkpoint_folder, gguf_from_wheel
 from legokv.errors import UnsupportedModel
 from legokv.model.config import ModelConfig
 from legokv.text.tokenizer import Tokenizer

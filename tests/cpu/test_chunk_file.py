@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from legokv.chunks.file import read_chunk, write_chunk
 from legokv.chunks.stored_kv import STORED_DTYPES, Int8Kv, from_stored, to_stored
 from legokv.errors import ChunkUnreadable
 from legokv.model.dtypes import FLOAT_DTYPES
+from legokv.stores.local.files import read_chunk, write_chunk
 
 KEY = "0f" * 32
 IDS = (5, 6, 7)

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from legokv.chunks.key import chunk_key, token_blob, token_digest, tokens_from_blob
+from legokv.chunks.chunk import chunk_key, token_blob, token_digest, tokens_from_blob
 from legokv.errors import InvalidRequest
 
 
@@ -25,7 +25,7 @@ def test_the_key_of_a_known_chunk_never_changes_unless_the_format_version_does()
 
 def test_another_process_derives_the_same_key_whatever_its_hash_seed():
     program = (
-        "from legokv.chunks.key import chunk_key;"
+        "from legokv.chunks.chunk import chunk_key;"
         "print(chunk_key('ab' * 32, 'bfloat16', 'default', [1, 2, 300]))"
     )
     run = subprocess.run(

@@ -117,7 +117,7 @@ def test_the_server_finds_this_python_first_and_keeps_the_caller_s_paths() -> No
 def test_the_small_model_processes_start_without_torch() -> None:
     modules = (
         "legokv.serving.generate",
-        "legokv.serving.document_models",
+        "legokv.serving.documents",
         "legokv.serving.messages",
         "legokv.serving.settings",
     )

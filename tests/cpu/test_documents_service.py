@@ -22,8 +22,7 @@ from small_tokenizer import small_tokenizer
 from legokv.documents.compiling import Compiler
 from legokv.documents.document import NamespaceQuota
 from legokv.errors import Busy, InvalidRequest, NotFound
-from legokv.serving.document_models import document_replies, open_document_service
-from legokv.serving.documents import DocumentService
+from legokv.serving.documents import DocumentService, document_replies, open_document_service
 from legokv.serving.log import RequestLine
 from legokv.serving.settings_sources import settings_from
 
@@ -208,7 +207,7 @@ def reply_bytes(service, body):
 
 def test_the_service_its_registry_and_prompts_load_without_torch():
     program = (
-        "import sys, legokv.text.prompt, legokv.serving.documents, legokv.chunks.key;"
+        "import sys, legokv.text.prompt, legokv.serving.documents, legokv.chunks.chunk;"
         "print('torch' in sys.modules)"
     )
     run = subprocess.run(

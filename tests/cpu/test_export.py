@@ -18,16 +18,14 @@ from onnx_by_torch import torch_execution
 from onnx_reference import Execution, reference_execution
 from torch import Tensor
 
-from legokv.built.folder import MODEL_FILE, WEIGHTS_FILE, read_engine_folder
-from legokv.cache_layout import cache_root
+from legokv.built.folder import MODEL_FILE, WEIGHTS_FILE, cache_root, read_engine_folder
 from legokv.checkpoint import load_weights
-from legokv.chunks.limits import TierLimits
-from legokv.chunks.pool import ChunkCache
+from legokv.chunks.budget import TierLimits
+from legokv.chunks.pool import ChunkCache, PagePool
 from legokv.engine.engine import Engine
 from legokv.engine.executor import Executor
 from legokv.engine.parts import EngineParts
 from legokv.engine.request import GenerateRequest, Token
-from legokv.pages import PagePool
 from legokv.runners import Runner
 from legokv.step.batch import StepBatch
 from legokv.stores.tiers import open_tiers

@@ -11,11 +11,11 @@ from redis_server import redis_running
 
 from legokv import Engine
 from legokv.documents.compiling import Compiler
-from legokv.documents.opening import open_registry
 from legokv.errors import CacheUnavailable, NotFound
 from legokv.serving.documents import DocumentService
 from legokv.stores.fleet.address import shared_cache
 from legokv.stores.fleet.connection import REPLY_SECONDS, RETRY_SECONDS
+from legokv.stores.opening import open_registry
 
 # Processes and clocks of a busy test machine are late by this much at times.
 LATE_SECONDS = 2.0

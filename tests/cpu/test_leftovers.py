@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from legokv.serving.leftovers import server_folder
+from legokv.serving.triton.processes import server_folder
 
 SERVER = """
 import sys
-from legokv.serving.leftovers import server_folder
+from legokv.serving.triton.processes import server_folder
 with server_folder() as folder:
     (folder / "python").mkdir()
     (folder / "python" / "file").write_text("x")

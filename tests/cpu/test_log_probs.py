@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from legokv.log_probs import token_log_probs
+from legokv.engine.sampling import token_log_probs
 
 
 def test_log_probs_are_log_softmax_of_the_logits_and_the_likeliest_come_first():

@@ -4,9 +4,8 @@ import pytest
 
 from legokv import errors
 from legokv.engine.request import AnswerOptions, Usage
-from legokv.engine.sampling import SamplingOptions
+from legokv.engine.sampling import SamplingOptions, TokenLogProbs
 from legokv.errors import InvalidRequest, LegokvError
-from legokv.log_probs import TokenLogProbs
 from legokv.serving.messages import (
     Answered,
     Cancel,

@@ -1,7 +1,7 @@
 import pytest
 
+from legokv.chunks.pool import PagePool
 from legokv.errors import PoolFull
-from legokv.pages import PagePool
 
 
 def test_a_page_has_one_holder_at_a_time():

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from legokv.engine.sampling import Sampler, SamplingOptions
-from legokv.penalties import Penalties, PenaltyFactors
+from legokv.engine.sampling import Penalties, PenaltyFactors, Sampler, SamplingOptions
 
 VOCAB = 40
 PROMPT = [3, 5, 5, 8, 13, 21]

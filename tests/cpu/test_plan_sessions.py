@@ -13,10 +13,9 @@ from tensorrt_runtime_standin import Device, cuda_stream, llm_runtime, tensorrt_
 
 from legokv.built.plan_limits import DECODE, PREFILL
 from legokv.errors import EngineMismatch
-from legokv.runners import decode_graphs
-from legokv.runners.llm_session import LLMSession
+from legokv.runners.plan import contexts
 from legokv.runners.plan.session import PlanSession, StepFailed, addresses
-from legokv.runners.tensorrt_session import TensorRTSession
+from legokv.runners.plan.sessions import LLMSession, TensorRTSession
 
 OPENED = ["0: created STATIC", "0: profile 0", "1: created ON_PROFILE_CHANGE", "1: profile 1"]
 POOL, BLOCK = torch.zeros(4, 2), torch.zeros(3, 2)
@@ -121,7 +120,7 @@ def test_each_shape_has_a_graph_and_a_context_that_no_other_step_touches(
 def test_the_graph_unused_for_longest_makes_room(
     device: Device, stream: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode_graphs, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(contexts, "MAX_GRAPHS", 2)
     session = open_tensorrt(device, stream)
     for num_tokens in (1, 1, 2, 2, 1, 3, 3):
         step(session, DECODE, num_tokens)

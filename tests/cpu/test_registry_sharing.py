@@ -17,9 +17,9 @@ from registries import (  # noqa: F401 - fixtures
 from legokv.documents.document import (
     State,
 )
-from legokv.documents.schema import STEPS
 from legokv.errors import EngineMismatch
 from legokv.stores.local.claims import ClaimLost
+from legokv.stores.local.database import STEPS
 from legokv.stores.local.registry import Registry
 
 
@@ -139,7 +139,7 @@ import sys
 from pathlib import Path
 from legokv.documents.document import NewDocument
 from legokv.stores.local.registry import Registry
-from legokv.documents.schema import STEPS
+from legokv.stores.local.database import STEPS
 registry = Registry.open(Path(sys.argv[1]))
 for step in range(50):
     for text in (f"Shared {step}.", f"Own {sys.argv[2]} {step}."):

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from small_chunks import file_bytes, small_chunk, small_disk_tier, small_kv
 
-from legokv.cache_layout import registry_file
-from legokv.chunks.limits import TierLimits
+from legokv.built.folder import registry_file
+from legokv.chunks.budget import TierLimits
 from legokv.chunks.stored_kv import STORED_DTYPES, to_stored
 from legokv.documents.document import NewDocument
 from legokv.errors import CacheUnavailable, EngineMismatch

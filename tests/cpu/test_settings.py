@@ -9,9 +9,9 @@ from legokv.chunks.stored_kv import STORED_DTYPES
 from legokv.errors import InvalidRequest, ServerError
 from legokv.runners.attention_forms import ATTENTION_FORMS
 from legokv.runners.opening import RUNNERS
-from legokv.serving.ports import with_ports
 from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import settings_from
+from legokv.serving.triton.processes import with_ports
 
 
 def toml(folder: Path, text: str) -> Path:

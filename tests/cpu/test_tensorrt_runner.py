@@ -20,9 +20,8 @@ from legokv.engine.engine import Engine
 from legokv.errors import InvalidRequest
 from legokv.runners import Runner
 from legokv.runners.plan.buffers import StepBuffers
-from legokv.runners.plan.runner import TensorRTRunner
+from legokv.runners.plan.runner import TensorRTRunner, split_batch
 from legokv.runners.plan.session import address_of
-from legokv.runners.split_batch import split_batch
 from legokv.step.batch import Piece, StepBatch, step_batch
 
 NUM_PAGES, PAGE_SIZE = 32, 16

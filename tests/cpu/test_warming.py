@@ -11,7 +11,7 @@ import pytest
 from crash_worker import LIMITS, TEXTS
 
 from legokv import Engine
-from legokv.cache_layout import cache_root
+from legokv.built.folder import cache_root
 from legokv.documents.compiling import Compiler
 from legokv.errors import InvalidRequest, PoolFull
 from legokv.serving.documents import WARM_TIERS, DocumentService

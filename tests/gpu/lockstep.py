@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from legokv.chunks.chunk import Chunk
+from legokv.chunks.pool import PagePool
 from legokv.link.link import bind, link
 from legokv.link.policy import Policy
-from legokv.pages import PagePool
 from legokv.runners import Runner
 from legokv.step.batch import Piece, step_batch
 from legokv.step.sequence import Sequence as TokenSequence

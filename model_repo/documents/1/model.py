@@ -3,9 +3,8 @@
 import os
 
 from legokv.serving.answering import answer_in_thread
-from legokv.serving.document_models import document_replies, open_document_service
-from legokv.serving.log import line_for
-from legokv.serving.logs import log_to_server
+from legokv.serving.documents import document_replies, open_document_service
+from legokv.serving.log import line_for, log_to_server
 from legokv.serving.settings_sources import settings_from
 from legokv.serving.triton.call import ask_engine
 from legokv.serving.triton.tensors import TensorResponder, Tensors

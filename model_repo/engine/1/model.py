@@ -4,10 +4,10 @@ import os
 
 from legokv.serving.answering import answer_in_thread
 from legokv.serving.engine_service import EngineService
-from legokv.serving.logs import log_to_server
+from legokv.serving.log import log_to_server
 from legokv.serving.metrics import Publisher
-from legokv.serving.metrics_port import MetricsPort
 from legokv.serving.settings_sources import settings_from
+from legokv.serving.triton.metrics_port import MetricsPort
 from legokv.serving.triton.tensors import TensorResponder, Tensors
 
 

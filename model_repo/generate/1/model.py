@@ -4,12 +4,11 @@ import os
 
 from legokv.serving.answering import answer_in_thread
 from legokv.serving.generate import GenerateService
-from legokv.serving.log import line_for
-from legokv.serving.logs import log_to_server
+from legokv.serving.log import line_for, log_to_server
 from legokv.serving.metrics import Publisher
-from legokv.serving.metrics_port import MetricsPort
 from legokv.serving.settings_sources import settings_from
 from legokv.serving.triton.call import ask_engine
+from legokv.serving.triton.metrics_port import MetricsPort
 from legokv.serving.triton.tensors import TensorResponder, Tensors
 
 

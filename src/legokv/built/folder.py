@@ -185,3 +185,13 @@ def _link_or_copy(source: Path, target: Path) -> None:
         if error.errno not in _NO_LINK:
             raise
         shutil.copyfile(source, target)
+
+
+def cache_root(cache_dir: str | Path, facts: EngineFacts) -> Path:
+    """The folder of an engine's model: documents and KV belong to one."""
+    return Path(cache_dir) / facts.fingerprint[:16]
+
+
+def registry_file(root: Path) -> Path:
+    """The document registry of a model whose folder is `root`."""
+    return root / "registry.sqlite"

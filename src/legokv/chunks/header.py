@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from legokv.chunks.key import kv_dtype_name
+from legokv.chunks.chunk import kv_dtype_name
 from legokv.errors import ChunkUnreadable
 from legokv.model.config import ModelConfig
 from legokv.model.dtypes import FLOAT_DTYPES

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from legokv.chunks.chunk import CHUNK_FORMAT_VERSION, TokenIds, token_digest
 from legokv.chunks.header import (
     ChunkHeader,
     KvLayout,
@@ -12,7 +13,6 @@ from legokv.chunks.header import (
     encode_header,
     kv_checksum,
 )
-from legokv.chunks.key import CHUNK_FORMAT_VERSION, TokenIds, token_digest
 from legokv.chunks.stored_kv import Int8Kv, StoredKv
 from legokv.errors import ChunkUnreadable
 from legokv.model.dtypes import FLOAT_DTYPES

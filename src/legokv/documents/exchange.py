@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from legokv.chunks.chunk import chunk_key
 from legokv.chunks.header import decode_header
-from legokv.chunks.key import chunk_key
 from legokv.chunks.stored_form import decode_chunk, stored_bytes
 from legokv.documents.archive import (
     ArchivedChunk,

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from legokv.chunks.chunk import Chunk
 from legokv.engine.request import AnswerOptions, GenerateRequest, Token
-from legokv.engine.sampling import Sampler
-from legokv.log_probs import TokenLogProbs, token_log_probs
+from legokv.engine.sampling import Sampler, TokenLogProbs, token_log_probs
 from legokv.text.stream import TextStream
 
 

@@ -11,7 +11,7 @@ from legokv.chunks.header import token_bytes
 from legokv.chunks.stats import TierStats
 from legokv.documents.document import DEFAULT_NAMESPACE
 from legokv.engine.answer import answers_to
-from legokv.engine.jobs import CompileJob, Event, GenerateJob, Job, Prefill
+from legokv.engine.jobs import CompileJob, Event, GenerateJob, Job, LoadJob, Prefill
 from legokv.engine.metrics import PAGES_USED, RUNNING, WAITING, tier_samples
 from legokv.engine.naming import ChunkNaming
 from legokv.engine.parts import EngineParts, open_parts
@@ -216,3 +216,19 @@ class Engine:
             yield event
             if isinstance(event, Finished | Prefill):
                 return
+
+
+def begin_warming(engine: Engine, chunk: Chunk, tier: str) -> LoadJob | None:
+    """A queued job that gets the chunk into the pool; None if it is warm enough without one.
+
+    Warm enough is in `tier` ("pool" or a lower tier's name) or in a faster one: a slower one is
+    read here. What no tier has is compiled.
+    """
+    resident = engine.cache.find(chunk.key)
+    if resident is not None and resident.ready:
+        return None
+    if tier != "pool" and engine.tiers.fetch_into(tier, chunk):
+        return None
+    job = LoadJob(chunk)
+    engine.executor.submit(job)
+    return job

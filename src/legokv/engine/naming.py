@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from legokv.built.folder import EngineFacts
-from legokv.chunks.chunk import Chunk
-from legokv.chunks.key import chunk_key, kv_dtype_name
+from legokv.chunks.chunk import Chunk, chunk_key, kv_dtype_name
 from legokv.engine.request import DUMMY_TOKENS, GenerateRequest, check_context, check_token_ids
 from legokv.errors import InvalidRequest
 from legokv.link.link import Segment

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import torch
 
-from legokv.built.folder import EngineFacts, read_engine_folder
-from legokv.cache_layout import cache_root
-from legokv.chunks.pool import ChunkCache
+from legokv.built.folder import EngineFacts, cache_root, read_engine_folder
+from legokv.chunks.pool import ChunkCache, PagePool
 from legokv.chunks.stored_kv import check_stored_dtype
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.executor import Executor
 from legokv.engine.settings import EngineSettings
-from legokv.pages import PagePool
 from legokv.runners import Runner
 from legokv.runners.opening import RunnerSettings, open_runner
 from legokv.stores.fleet.address import shared_cache

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from legokv.chunks.chunk import Chunk
-from legokv.engine.sampling import SamplingOptions
+from legokv.engine.sampling import SamplingOptions, TokenLogProbs
 from legokv.errors import InvalidRequest
 from legokv.link.link import Segment
 from legokv.link.policy import Policy, everything, legolink, nothing
-from legokv.log_probs import TokenLogProbs
 from legokv.model.config import ModelConfig
 
 MODES = ("legolink", "legolink-0", "full")

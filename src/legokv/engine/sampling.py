@@ -8,7 +8,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from legokv.errors import InvalidRequest
-from legokv.penalties import Logits, Penalties, PenaltyFactors
+
+Logits = NDArray[np.float32] | NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PenaltyFactors:
+    """repetition 1 and frequency and presence 0 change nothing."""
+
+    repetition: float
+    frequency: float
+    presence: float
+
+    @property
+    def change_nothing(self) -> bool:
+        return (self.repetition, self.frequency, self.presence) == (1, 0, 0)
+
+
+class Penalties:
+    """What one answer's prompt and tokens so far take from the next logits.
+
+    repetition, for a token of the prompt or the answer (CTRL, arXiv 1909.05858, as Hugging Face
+    transformers applies it to either sign): a logit above 0 is divided by it, another multiplied.
+    frequency and presence, for a token of the answer (the OpenAI API's definition): frequency times
+    how often it came, and presence once, are subtracted.
+    """
+
+    def __init__(self, factors: PenaltyFactors, prompt_ids: Sequence[int]) -> None:
+        self._factors = factors
+        self._prompt_ids = np.unique(np.asarray(prompt_ids, np.int64))
+        self._counts: dict[int, int] = {}
+
+    def count(self, token_id: int) -> None:
+        """The answer goes on with `token_id`."""
+        self._counts[token_id] = self._counts.get(token_id, 0) + 1
+
+    def lowered(self, logits: Logits) -> Logits:
+        """`logits` [V] after repetition, then frequency, then presence; itself if they do nothing.
+
+        The given array is not written to.
+        """
+        if self._factors.change_nothing:
+            return logits
+        ids = np.fromiter(self._counts, np.int64, len(self._counts))
+        counts = np.fromiter(self._counts.values(), np.float64, len(self._counts))
+        changed = logits.astype(np.float64)
+        seen = np.union1d(self._prompt_ids, ids)
+        before, repetition = changed[seen], self._factors.repetition
+        changed[seen] = np.where(before > 0, before / repetition, before * repetition)
+        changed[ids] -= self._factors.frequency * counts + self._factors.presence
+        return changed
+
 
 _FEW_TOKENS = 256
 
@@ -17,7 +67,7 @@ _FEW_TOKENS = 256
 class SamplingOptions:
     """How tokens are drawn; InvalidRequest for a value out of range.
 
-    The penalties change the logits (see `legokv.penalties`), then temperature, top_k, top_p and
+    The penalties change the logits (see `Penalties`), then temperature, top_k, top_p and
     min_p choose in this order. temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 keep every
     token; min_p keeps those at least that share as likely as the likeliest (arXiv 2407.01082).
     Without a seed one is drawn.
@@ -134,3 +184,25 @@ def largest(values: Logits, count: int) -> NDArray[np.int64]:
     chosen = values > least
     chosen[np.flatnonzero(values == least)[: count - np.count_nonzero(chosen)]] = True
     return np.flatnonzero(chosen)
+
+
+@dataclass(frozen=True)
+class TokenLogProbs:
+    """The drawn token's log-probability, and (id, log-probability) of the likeliest ones."""
+
+    log_prob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def token_log_probs(logits: NDArray[np.float32], token_id: int, num_top: int) -> TokenLogProbs:
+    """Natural logarithms of softmax(`logits` float32 [V]), before any penalty or temperature.
+
+    The `num_top` likeliest come likeliest first, of equal ones the lowest id first.
+    """
+    exact = logits.astype(np.float64)
+    most = exact.max()
+    log_probs = exact - (most + np.log(np.exp(exact - most).sum()))
+    ids = largest(logits, num_top) if num_top else np.array([], np.int64)
+    order = ids[np.argsort(-log_probs[ids], kind="stable")]
+    top = tuple((int(place), float(log_probs[place])) for place in order)
+    return TokenLogProbs(float(log_probs[token_id]), top)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from legokv.chunks.limits import DISK_BYTES, HOST_BYTES, REMOTE_BYTES, TierLimits
+from legokv.chunks.budget import DISK_BYTES, HOST_BYTES, REMOTE_BYTES, TierLimits
 from legokv.errors import InvalidRequest
 from legokv.model.dtypes import FLOAT_DTYPES
 from legokv.stores.fleet.address import NO_REDIS

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from legokv.compiler_run import run_compiler
 from legokv.errors import LegokvError
+from legokv.kernels.cmake import run_compiler
 from legokv.kernels.toolchain import find_cmake
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from legokv import __version__
-from legokv.compiler_run import run_compiler
 from legokv.errors import LegokvError
-from legokv.kernels.cmake import drop_foreign_cache
+from legokv.kernels.cmake import drop_foreign_cache, run_compiler
 from legokv.kernels.toolchain import find_cmake, nvcc_or_wheels, tensorrt_headers
 
 SOURCE = Path(__file__).resolve().parents[3] / "plugins"

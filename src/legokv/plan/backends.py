@@ -22,7 +22,6 @@ class PlanBackend:
 
     name: str
     modules: tuple[str, ...]
-    builder_module: str
     plan_file: str
     needs_gpu: bool
     installed_by: str
@@ -34,7 +33,6 @@ PLAN_BACKENDS = {
         PlanBackend(
             "tensorrt-llm",
             ("tensorrt_llm", "tensorrt"),
-            "legokv.plan.tensorrt_llm",
             plan_file="tensorrt-llm/rank0.engine",
             needs_gpu=True,
             installed_by="pip install 'tensorrt-llm==1.2.*', from the vendor's package index",
@@ -42,7 +40,6 @@ PLAN_BACKENDS = {
         PlanBackend(
             "tensorrt",
             ("tensorrt",),
-            "legokv.plan.tensorrt",
             plan_file="tensorrt.plan",
             needs_gpu=True,
             installed_by="pip install tensorrt, from the vendor's package index",
@@ -50,7 +47,6 @@ PLAN_BACKENDS = {
         PlanBackend(
             "tensorrt-rtx",
             ("tensorrt_rtx_bindings",),
-            "legokv.plan.tensorrt_rtx",
             plan_file="tensorrt-rtx.plan",
             needs_gpu=False,
             installed_by="pip install 'legokv[tensorrt-rtx]'",

@@ -1,15 +1,98 @@
-"""One way from an ONNX file to a plan, for every TensorRT: plugins, parse, profiles, build."""
+"""An ONNX file becomes a plan, by the builder, network and config of any TensorRT."""
 
+import importlib
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from legokv.plan.plan_builder import PlanBuilder
-from legokv.plan.progress import Report, progress_monitor
 from legokv.plan.request import InputRange, PlanBuildFailed, PlanRequest, PlanSummary
+
+
+@dataclass(frozen=True)
+class PlanBuilder:
+    """`trt` is the module; builder, network and config are its IBuilder, INetworkDefinition,
+    IBuilderConfig. `serialize` builds the network: bytes-like, or None if it failed."""
+
+    trt: Any
+    logger: Any
+    builder: Any
+    network: Any
+    config: Any
+    serialize: Callable[[], Any]
+
+
+def strongly_typed_builder(trt: Any) -> PlanBuilder:
+    """The objects as TensorRT and TensorRT-RTX create them, for a network that keeps its types."""
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    config = builder.create_builder_config()
+    return PlanBuilder(
+        trt,
+        logger,
+        builder,
+        network,
+        config,
+        serialize=lambda: builder.build_serialized_network(network, config),
+    )
+
+
+Report = Callable[[str, int, int], None]
+"""(phase, steps done, steps in all)"""
+
+# Phases deeper than this come by the thousand, one for each tensor.
+MAX_DEPTH = 2
+
+
+def progress_monitor(trt: Any, report: Report) -> Any:
+    """An IProgressMonitor that reports the outer phases; the builder must not outlive it."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._phases = Phases(report)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._phases.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._phases.step(phase_name, step)
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._phases.finish(phase_name)
+
+    return Monitor()
+
+
+class Phases:
+    """The phases that are under way, each with its depth and its number of steps."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._open: dict[str, tuple[int, int]] = {}
+
+    def start(self, name: str, parent: str | None, num_steps: int) -> None:
+        depth = self._open[parent][0] + 1 if parent in self._open else 0
+        self._open[name] = (depth, num_steps)
+        self._tell(name, 0)
+
+    def step(self, name: str, step: int) -> None:
+        self._tell(name, step + 1)
+
+    def finish(self, name: str) -> None:
+        self._open.pop(name, None)
+
+    def _tell(self, name: str, done: int) -> None:
+        depth, num_steps = self._open.get(name, (MAX_DEPTH + 1, 0))
+        if depth <= MAX_DEPTH:
+            self._report(name, done, num_steps)
+
 
 PLUGIN_NAMESPACE = "legokv"
 
@@ -91,3 +174,37 @@ def _plugin_name(trt: Any, layer: Any) -> str:
     layer.__class__ = trt.IPluginV3Layer
     core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
     return str(core.plugin_name)
+
+
+LIBRARIES = "tensorrt_rtx_libs"
+PLAIN_NAME = "libtensorrt_rtx.so"
+
+
+def open_builder(module: str) -> PlanBuilder:
+    """The builder, network and config of TensorRT's Python module of that name."""
+    return strongly_typed_builder(importlib.import_module(module))
+
+
+def environment_with_library(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` for a process that may parse plugins; a link is put into `folder`.
+
+    The parser opens libtensorrt_rtx.so when it adds a plugin, the wheel has libtensorrt_rtx.so.1
+    only, and the loader reads LD_LIBRARY_PATH at a process's start. Unchanged where the libraries
+    are not a wheel's. PlanBuildFailed if LD_LIBRARY_PATH can't hold the folder's name.
+    """
+    spec = find_spec(LIBRARIES)
+    if spec is None or not spec.submodule_search_locations:
+        return dict(environment)
+    libraries = Path(next(iter(spec.submodule_search_locations)))
+    versioned = next(iter(sorted(libraries.glob(f"{PLAIN_NAME}.*"))), None)
+    if versioned is None:
+        return dict(environment)
+    if os.pathsep in str(folder):
+        raise PlanBuildFailed(
+            f"a plan can't be built below {folder}, as LD_LIBRARY_PATH must name a folder there: "
+            f"choose an --output without '{os.pathsep}'"
+        )
+    (folder / PLAIN_NAME).symlink_to(versioned)
+    before = environment.get("LD_LIBRARY_PATH")
+    path = os.pathsep.join([str(folder), str(libraries), *([before] if before else [])])
+    return {**environment, "LD_LIBRARY_PATH": path}

@@ -5,7 +5,6 @@ It prints one JSON object a line: {"phase", "done", "total"} as it goes, then {"
 ends with the process that started it.
 """
 
-import importlib
 import json
 import os
 import signal
@@ -16,8 +15,8 @@ from typing import TextIO
 from legokv.errors import LegokvError
 from legokv.parent_death import end_with_parent
 from legokv.plan.backends import PLAN_BACKENDS
-from legokv.plan.builders import plan_from_onnx
-from legokv.plan.plan_builder import PlanBuilder
+from legokv.plan.builders import PlanBuilder, open_builder, plan_from_onnx
+from legokv.plan.llm import open_llm_builder
 from legokv.plan.request import PlanRequest, request_from_json
 
 
@@ -42,9 +41,10 @@ def main() -> int:
 
 
 def _open_builder(request: PlanRequest) -> PlanBuilder:
-    backend = PLAN_BACKENDS[request.backend]
-    made: PlanBuilder = importlib.import_module(backend.builder_module).open_builder(request.dtype)
-    return made
+    if request.backend == "tensorrt-llm":
+        return open_llm_builder(request.dtype)
+    # A strongly typed network has its dtype already.
+    return open_builder(PLAN_BACKENDS[request.backend].modules[-1])
 
 
 def _own_output() -> TextIO:

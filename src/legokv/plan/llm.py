@@ -4,6 +4,7 @@ It tells TensorRT-LLM's tools what the engine is. Its own runners and executor c
 bind the inputs of its models, and ours are those of `legokv.step.graph`.
 """
 
+import importlib
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from legokv.built.plan_facts import PlanFacts
 from legokv.built.plan_limits import PREFILL
 from legokv.model.config import ModelConfig
+from legokv.plan.builders import PlanBuilder
 
 FLAVOUR = "tensorrt-llm"
 # In a folder of its own: the engine folder has the checkpoint's config.json already.
@@ -66,3 +68,19 @@ def _build(model: ModelConfig, plan: PlanFacts) -> dict[str, Any]:
         "force_num_profiles": len(plan.profiles),
         "strongly_typed": True,
     }
+
+
+def open_llm_builder(dtype: str) -> PlanBuilder:
+    """The TensorRT objects inside TensorRT-LLM's, built by its own `build_engine`."""
+    wrapper, trt = importlib.import_module("tensorrt_llm"), importlib.import_module("tensorrt")
+    builder = wrapper.Builder()
+    network = builder.create_network()
+    config = builder.create_builder_config(precision=dtype)
+    return PlanBuilder(
+        trt,
+        trt.Logger(trt.Logger.WARNING),
+        builder.trt_builder,
+        network.trt_network,
+        config.trt_builder_config,
+        serialize=lambda: builder.build_engine(network, config),
+    )

@@ -1,10 +1,13 @@
 """The documents service: one JSON request in, one JSON reply out. No tensors, no Triton."""
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
+from legokv.built.folder import read_engine_folder
 from legokv.documents.compiling import Compiler
 from legokv.documents.cut import TextCodec, cut, document_token_ids
 from legokv.documents.document import (
@@ -20,8 +23,15 @@ from legokv.documents.document import (
 from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import InvalidRequest, NotFound
 from legokv.serving import fields
+from legokv.serving.answering import Reply
 from legokv.serving.background import Background
 from legokv.serving.fields import Request
+from legokv.serving.generate import AskEngine
+from legokv.serving.log import RequestLine
+from legokv.serving.messages import Compile, Compiled, Drop, Warm
+from legokv.serving.settings import Settings
+from legokv.stores.opening import open_registry
+from legokv.text.tokenizer import Tokenizer
 
 MAX_NAME_LEN = 256
 MAX_PAGE_LEN = 1000
@@ -29,7 +39,7 @@ WARM_TIERS = ("pool", "host", "disk")
 NUM_BACKGROUND_THREADS = 4
 """Documents compiled at a time that nobody waits for."""
 
-Reply = dict[str, Any]
+Result = dict[str, Any]
 RunInBackground = Callable[[Callable[[], object]], object]
 
 
@@ -63,7 +73,7 @@ class DocumentService:
         self._compiler = compiler
         self._limits = limits
         self._run_in_background = run_in_background or Background(NUM_BACKGROUND_THREADS)
-        self._operations: dict[str, Callable[[Request], Reply]] = {
+        self._operations: dict[str, Callable[[Request], Result]] = {
             "create": self._create,
             "get": self._get,
             "list": self._list,
@@ -71,7 +81,7 @@ class DocumentService:
             "delete": self._delete,
         }
 
-    def reply(self, request: object) -> Reply:
+    def reply(self, request: object) -> Result:
         """The reply to one request, an object with an `operation`; expired pins go first."""
         known = fields.require_object(request)
         operation = fields.text(known, "operation")
@@ -82,7 +92,7 @@ class DocumentService:
         self._registry.sweep()
         return self._operations[operation](known)
 
-    def _create(self, request: Request) -> Reply:
+    def _create(self, request: Request) -> Result:
         known = ("text", "name", "ttl_seconds", "pinned", "wait", "warm")
         namespace = _namespace(request, known)
         changes = _changes(request)
@@ -125,7 +135,7 @@ class DocumentService:
         chunks = cut(ids, self._limits.max_chunk_tokens, self._codec)
         return NewDocument(namespace, text, chunks)
 
-    def _get(self, request: Request) -> Reply:
+    def _get(self, request: Request) -> Result:
         namespace = _namespace(request, ("id", "wait", "text"))
         document_id = fields.text(request, "id")
         wait = fields.flag(request, "wait", default=False)
@@ -134,12 +144,12 @@ class DocumentService:
             document = self._compiler.bring_to_ready(namespace, document_id)
         else:
             document = self._registry.get(namespace, document_id)
-        reply: Reply = {"document": dataclasses.asdict(document)}
+        reply: Result = {"document": dataclasses.asdict(document)}
         if with_text:
             reply["text"] = self._registry.text(namespace, document_id)
         return reply
 
-    def _list(self, request: Request) -> Reply:
+    def _list(self, request: Request) -> Result:
         namespace = _namespace(request, ("limit", "after", "name"))
         page = self._registry.page(
             namespace,
@@ -150,7 +160,7 @@ class DocumentService:
         documents = [dataclasses.asdict(document) for document in page.documents]
         return {"documents": documents, "next_after": page.next_after}
 
-    def _update(self, request: Request) -> Reply:
+    def _update(self, request: Request) -> Result:
         namespace = _namespace(request, ("id", "name", "ttl_seconds", "pinned"))
         document_id = fields.text(request, "id")
         changes = _changes(request)
@@ -161,7 +171,7 @@ class DocumentService:
         )
         return {"document": dataclasses.asdict(document)}
 
-    def _delete(self, request: Request) -> Reply:
+    def _delete(self, request: Request) -> Result:
         namespace = _namespace(request, ("id",))
         document_id = fields.text(request, "id")
         unnamed = self._registry.delete(namespace, document_id)
@@ -186,3 +196,41 @@ def _changes(request: Request) -> Changes:
     if "pinned" in request:
         changes["pinned"] = fields.flag(request, "pinned", default=False)
     return changes
+
+
+def open_document_service(settings: Settings, ask_engine: AskEngine) -> DocumentService:
+    """The service for the settings' engine folder; `ask_engine` compiles and drops chunks."""
+
+    def compile_chunk(namespace: str, token_ids: Sequence[int]) -> str:
+        (event,) = ask_engine(Compile(namespace, token_ids))
+        assert isinstance(event, Compiled), "a Compile is answered with a Compiled"
+        return event.key
+
+    def drop_chunks(keys: Sequence[str]) -> None:
+        ask_engine(Drop(tuple(keys)))
+
+    def warm_chunk(namespace: str, token_ids: Sequence[int], tier: str) -> None:
+        ask_engine(Warm(namespace, token_ids, tier))
+
+    facts = read_engine_folder(settings.engine)
+    registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
+    limits = replace(settings.document_limits, namespace_quota=settings.namespace_quota(facts))
+    compiler = Compiler(registry, compile_chunk, drop_chunks, limits, warm_chunk)
+    return DocumentService(registry, Tokenizer.open(settings.engine), compiler, limits)
+
+
+def document_replies(
+    service: DocumentService, given: Mapping[str, object], line: RequestLine
+) -> Iterator[Reply]:
+    """The one reply to a request whose only field is `request`, JSON in UTF-8."""
+    line.check_id()
+    fields.refuse_unknown(given, ("request",))
+    body = given.get("request")
+    if not isinstance(body, bytes):
+        raise InvalidRequest("'request' is missing: a JSON object as text")
+    request = fields.parse_request(body)
+    reply = service.reply(request)
+    line.facts |= {
+        name: request[name] for name in ("namespace", "operation", "id") if name in request
+    }
+    yield Reply({"reply": json.dumps(reply, ensure_ascii=False).encode()}, final=True)

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 from legokv.built.folder import read_engine_folder
 from legokv.built.gate_facts import check_gate
-from legokv.documents.opening import open_registry
-from legokv.engine.engine import Engine
+from legokv.engine.engine import Engine, begin_warming
 from legokv.engine.jobs import Event as JobEvent
 from legokv.engine.jobs import Job
 from legokv.engine.request import Finished, GenerateRequest, Token
@@ -37,7 +36,7 @@ from legokv.serving.messages import (
     failed,
 )
 from legokv.serving.settings import Settings
-from legokv.warming import begin_warming
+from legokv.stores.opening import open_registry
 
 WAIT_SECONDS = 0.25
 """How long a command waits for a first event. A client that went away is noticed in between."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from legokv.built.folder import read_engine_folder
-from legokv.documents.opening import open_registry
 from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import Cancelled
 from legokv.metrics import Histogram, Sample
@@ -26,6 +25,7 @@ from legokv.serving.messages import (
 )
 from legokv.serving.question import Question, question_from_fields
 from legokv.serving.settings import Settings
+from legokv.stores.opening import open_registry
 from legokv.text.prompt import Prompt, build_prompt, prompt_format
 from legokv.text.tokenizer import Tokenizer
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from legokv.errors import InvalidRequest, LegokvError
+from legokv.serving.settings import Settings
 
 MAX_ID_LEN = 128
 # What a reply says of the request itself; all else in it may be text.
@@ -64,3 +65,15 @@ class RequestLine:
 def line_for(model: str, client_id: str) -> RequestLine:
     """A request's line, under the id the client gave it, or one of its own."""
     return RequestLine(model, client_id) if client_id else RequestLine(model)
+
+
+def log_to_server(model: str, settings: Settings) -> None:
+    """Let lines of the settings' level through: requests' as they are, others with the model's
+    name."""
+    form = f"%(asctime)s {model} %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=settings.log_level.upper(), format=form)
+    requests = logging.StreamHandler()
+    requests.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(requests)
+    log.propagate = False
+    log.disabled = settings.request_log == "off"

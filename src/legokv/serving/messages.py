@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 from legokv import errors
 from legokv.engine.request import AnswerOptions, Usage
-from legokv.engine.sampling import SamplingOptions
+from legokv.engine.sampling import SamplingOptions, TokenLogProbs
 from legokv.errors import InvalidRequest, LegokvError
-from legokv.log_probs import TokenLogProbs
 
 T = TypeVar("T")
 

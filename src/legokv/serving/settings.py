@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from legokv.built.folder import EngineFacts
-from legokv.cache_layout import cache_root, registry_file
+from legokv.built.folder import EngineFacts, cache_root, registry_file
+from legokv.chunks.budget import TierLimits
 from legokv.chunks.header import token_bytes
-from legokv.chunks.limits import TierLimits
 from legokv.documents.document import DocumentLimits, NamespaceQuota
 from legokv.engine.settings import DTYPES, EngineSettings
 from legokv.errors import InvalidRequest

@@ -4,13 +4,17 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING
 
-from legokv.chunks.limits import TierLimits
+from legokv.chunks.budget import TierLimits
 from legokv.errors import CacheUnavailable, InvalidRequest
 from legokv.stores.fleet.address import SharedCache
 
 if TYPE_CHECKING:
     from legokv.stores.fleet.registry import RedisRegistry
     from legokv.stores.fleet.tier import RemoteTier
+from pathlib import Path
+
+from legokv.documents.protocol import DocumentRegistry
+from legokv.stores.local.registry import Registry
 
 _log = logging.getLogger(__name__)
 
@@ -46,3 +50,8 @@ def remote_tier_of(registry: "RedisRegistry", limits: TierLimits) -> "RemoteTier
 def _require_client() -> None:
     if importlib.util.find_spec("redis") is None:
         raise InvalidRequest("redis_url needs the Redis client: pip install 'legokv[fleet]'")
+
+
+def open_registry(file: Path, shared: SharedCache | None) -> DocumentRegistry:
+    """The registry in `file`, or the shared one if there is one."""
+    return Registry.open(file) if shared is None else open_shared_registry(shared)

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from legokv.cache_layout import registry_file
+from legokv.built.folder import registry_file
+from legokv.chunks.budget import TierLimits
 from legokv.chunks.host_tier import HostTier
-from legokv.chunks.limits import TierLimits
 from legokv.chunks.stored_kv import StoredDtype
 from legokv.chunks.tier import ChunkTier
 from legokv.chunks.tiers import LowerTiers

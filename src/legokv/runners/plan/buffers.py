@@ -7,8 +7,66 @@ import torch
 from torch import Tensor
 
 from legokv.built.plan_limits import Profile
+from legokv.ops.kv_import import kv_import_in_place
+from legokv.runners.page_store import PageStore, page_blocks
 from legokv.step.batch import Int32
-from legokv.step.graph import STEP_INPUTS, Binding
+from legokv.step.graph import IMPORT_PAGES, STEP_INPUTS, Binding, GraphShape
+
+
+class ArrivingPages:
+    """Up to `max_pages` waiting pages, in buffers at fixed addresses."""
+
+    def __init__(self, graph: GraphShape, store: PageStore, max_pages: int) -> None:
+        device = store.pools[0].device
+        self.num_pages = 0
+        self._max_pages, self._store = max_pages, store
+        self._names = [binding.name for binding in graph.import_blocks]
+        self._numbers = torch.zeros(max_pages, dtype=torch.int32, device=device)
+        # Not one tensor: each layer's block is a binding of its own.
+        self._blocks = [
+            torch.zeros((max_pages, *graph.page), dtype=store.dtype, device=device)
+            for _ in range(graph.num_layers)
+        ]
+        self._waiting: set[int] = set()
+
+    def add(self, pages: Sequence[int], kv: Tensor) -> None:
+        """Let stored kv [L, 2, n, G, D] wait; what there is no room for goes into the pools now."""
+        if self._waiting.intersection(pages):
+            # A page given away and filled again: the later content must win.
+            self.put_in_pools()
+        if self.num_pages + len(pages) > self._max_pages:
+            self.put_in_pools()
+            self._store.import_pages(pages, kv)
+            return
+        place = slice(self.num_pages, self.num_pages + len(pages))
+        self._numbers[place] = torch.tensor(pages, dtype=torch.int32)
+        blocks = page_blocks(kv, len(pages), self._store.page_size)
+        for waiting, block in zip(self._blocks, blocks, strict=True):
+            waiting[place] = block.to(waiting.device)
+        self._waiting.update(pages)
+        self.num_pages = place.stop
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The graph's import inputs; `taken` says that a step had them."""
+        blocks = zip(self._names, self._blocks, strict=True)
+        waiting = slice(0, self.num_pages)
+        return {
+            IMPORT_PAGES.name: self._numbers[waiting],
+            **{name: block[waiting] for name, block in blocks},
+        }
+
+    def taken(self) -> None:
+        """Nothing waits any more."""
+        self._waiting.clear()
+        self.num_pages = 0
+
+    def put_in_pools(self) -> None:
+        """Import what waits without a step, before pages are copied or read."""
+        if self.num_pages:
+            waiting = slice(0, self.num_pages)
+            for pool, block in zip(self._store.pools, self._blocks, strict=True):
+                kv_import_in_place(pool, block[waiting], self._numbers[waiting])
+        self.taken()
 
 
 class StepBuffers:

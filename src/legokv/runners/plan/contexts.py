@@ -1,6 +1,11 @@
 """Steps in one execution context of TensorRT's, made for one profile."""
 
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from legokv.errors import EngineMismatch
 from legokv.runners.plan.session import StepFailed, Tensors, addresses
@@ -48,3 +53,66 @@ class ContextSteps:
         """Put one step on the stream."""
         bind(self._context, inputs, outputs)
         execute(self._context, self._stream)
+
+
+# Each keeps a context with a decode step's working memory.
+MAX_GRAPHS = 16
+
+Shapes = tuple[tuple[int, ...], ...]
+
+log = logging.getLogger(__name__)
+
+
+class DecodeGraphs:
+    """Runs decode steps on `stream`: a shape that comes twice in a row is captured, then replayed.
+
+    Tensors of a name always begin at one address, as a `PlanSession` is promised. Of more than
+    MAX_GRAPHS shapes the one unused for longest is captured anew when it is next wanted. Where a
+    capture fails, which is logged, no other is tried.
+    """
+
+    def __init__(self, make_context: Callable[[], Any], stream: Any) -> None:
+        self._make_context, self._stream = make_context, stream
+        self._plain = ContextSteps(make_context(), stream)
+        self._graphs: OrderedDict[Shapes, tuple[Any, Any]] = OrderedDict()
+        self._last: Shapes | None = None
+        self._captures = True
+
+    def run(self, inputs: Tensors, outputs: Tensors) -> None:
+        """Put one step on the stream."""
+        shapes = tuple(tuple(tensor.shape) for tensor in inputs.values())
+        if shapes in self._graphs:
+            self._replay(shapes)
+        elif shapes == self._last and self._captures:
+            self._capture(shapes, inputs, outputs)
+        else:
+            self._plain.run(inputs, outputs)
+        self._last = shapes
+
+    def _replay(self, shapes: Shapes) -> None:
+        self._graphs.move_to_end(shapes)
+        graph, _ = self._graphs[shapes]
+        with torch.cuda.stream(self._stream):
+            graph.replay()
+
+    def _capture(self, shapes: Shapes, inputs: Tensors, outputs: Tensors) -> None:
+        """Run the step in a context of its own, which settles its shapes, then record the next."""
+        context = self._make_context()
+        bind(context, inputs, outputs)
+        execute(context, self._stream)
+        self._stream.synchronize()
+        try:
+            self._graphs[shapes] = self._recorded(context), context
+        except RuntimeError as error:
+            # torch's error and StepFailed both are one. The step itself is done.
+            self._captures = False
+            log.warning("decode steps are not captured as CUDA graphs: %s", error)
+        if len(self._graphs) > MAX_GRAPHS:
+            self._graphs.popitem(last=False)
+
+    def _recorded(self, context: Any) -> Any:
+        graph = torch.cuda.CUDAGraph()
+        # Another thread may well allocate meanwhile: only this one's calls matter.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            execute(context, self._stream)
+        return graph

@@ -1,17 +1,15 @@
 """Runs a compiled plan over tensors set aside once; a pool is its input and its output."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from legokv.built.plan_facts import PlanFacts
 from legokv.built.plan_limits import DECODE, PREFILL, profile_number
-from legokv.runners.arriving_pages import ArrivingPages
 from legokv.runners.page_store import PageStore
-from legokv.runners.plan.buffers import StepBuffers, largest, view_of
+from legokv.runners.plan.buffers import ArrivingPages, StepBuffers, largest, view_of
 from legokv.runners.plan.session import PlanSession
-from legokv.runners.split_batch import split_batch
 from legokv.step.batch import StepBatch
 from legokv.step.graph import GraphShape, batch_sizes, step_arrays
 
@@ -74,3 +72,30 @@ class TensorRTRunner:
     def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
         self._arriving.put_in_pools()
         return self._store.export_pages(pages, num_tokens)
+
+
+def split_batch(batch: StepBatch, max_sequences: int) -> Iterator[StepBatch]:
+    """Batches of at most `max_sequences`, whose logits in turn are the batch's; itself if it fits.
+
+    Sequences of one step do not read what the others write, so they may follow one another.
+    """
+    num_sequences = len(batch.logit_rows)
+    if num_sequences <= max_sequences:
+        yield batch
+        return
+    for first in range(0, num_sequences, max_sequences):
+        yield _part(batch, slice(first, min(first + max_sequences, num_sequences)))
+
+
+def _part(batch: StepBatch, sequences: slice) -> StepBatch:
+    starts = batch.query_start[sequences.start : sequences.stop + 1]
+    tokens = slice(starts[0], starts[-1])
+    return StepBatch(
+        input_ids=batch.input_ids[tokens],
+        positions=batch.positions[tokens],
+        key_positions=batch.key_positions[tokens],
+        slots=batch.slots[tokens],
+        query_start=starts - starts[0],
+        pages=batch.pages[sequences],
+        logit_rows=batch.logit_rows[sequences] - starts[0],
+    )

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from legokv.errors import ModelProcessLost, ServerError
 from legokv.parent_death import end_with_parent
-from legokv.serving.leftovers import server_folder, shared_memory_prefix
 from legokv.serving.settings import Settings
 from legokv.serving.triton.install import (
     TritonInstall,
@@ -23,7 +22,7 @@ from legokv.serving.triton.install import (
     lay_out_backend,
     server_environment,
 )
-from legokv.serving.triton.processes import ModelWatch
+from legokv.serving.triton.processes import ModelWatch, server_folder, shared_memory_prefix
 
 EXIT_TIMEOUT_SECONDS = 10
 _LOG_TAIL_LINES = 30

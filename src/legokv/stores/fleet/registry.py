@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from legokv.chunks.key import token_blob, tokens_from_blob
+from legokv.chunks.chunk import token_blob, tokens_from_blob
 from legokv.documents.document import (
     Changes,
     Document,
@@ -15,11 +15,10 @@ from legokv.documents.document import (
     State,
     StoredChunk,
 )
-from legokv.documents.refusals import check_pin_fits, check_quota_fits, unknown_document
+from legokv.documents.protocol import check_pin_fits, check_quota_fits, unknown_document
 from legokv.errors import CacheUnavailable, NotFound, StillUnavailable
 from legokv.stores.fleet.connection import Connection, Script
-from legokv.stores.fleet.document_replies import to_document
-from legokv.stores.fleet.replies import Recall
+from legokv.stores.fleet.replies import Recall, to_document
 from legokv.stores.local.claims import Claim, claim_lost
 
 _log = logging.getLogger(__name__)

@@ -8,13 +8,12 @@ from typing import Any
 
 from legokv.chunks.budget import Budget
 from legokv.chunks.chunk import Chunk
-from legokv.chunks.leases import MAX_LEASE_SECONDS
 from legokv.chunks.stats import TierCounts, TierStats
 from legokv.chunks.stored_form import EncodedChunk, decode_chunk, encode_chunk
 from legokv.chunks.stored_kv import StoredKv
 from legokv.errors import CacheUnavailable, ChunkUnreadable
 from legokv.stores.fleet.connection import Connection, Script
-from legokv.stores.local.evictions import StoredRow
+from legokv.stores.local.evictions import MAX_LEASE_SECONDS, StoredRow
 
 # Sent a piece at a time, so that the time for one reply bounds a piece and not the whole.
 _PIECE_BYTES = 4 * 2**20

@@ -10,9 +10,19 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
-from legokv.chunks import leases
 from legokv.stores.local.database import Database
-from legokv.stores.local.evictions import DiskLimits, Room, StoredRow, room_for, surplus
+from legokv.stores.local.evictions import (
+    LEASED_KEYS,
+    DiskLimits,
+    Room,
+    StoredRow,
+    count_leases,
+    end_overdue_leases,
+    release_leases,
+    room_for,
+    surplus,
+    take_leases,
+)
 
 
 class StoredChunks:
@@ -39,7 +49,7 @@ class StoredChunks:
         stay = self._pinned_keys()  # before the transaction: it may ask the same database
         with self._database.transaction() as sql:
             self._flush_uses(sql)
-            leases.end_overdue(sql, self._database.now())
+            end_overdue_leases(sql, self._database.now())
             room = room_for(sql, row, self.limits, stay)
             yield room
             _delete(sql, room.leaving)
@@ -51,7 +61,7 @@ class StoredChunks:
         """Who leaves because the budget became smaller, or nobody names them any more."""
         stay = self._pinned_keys()
         with self._database.transaction() as sql:
-            leases.end_overdue(sql, self._database.now())
+            end_overdue_leases(sql, self._database.now())
             room = surplus(sql, self.limits.budget, stay)
             yield room
             _delete(sql, room.leaving)
@@ -68,13 +78,13 @@ class StoredChunks:
         """Keep the chunks from eviction and removal until released, for `seconds` at most."""
         with self._database.transaction() as sql:
             self._flush_uses(sql)
-            leases.take(sql, holder, keys, self._database.now(), seconds)
+            take_leases(sql, holder, keys, self._database.now(), seconds)
 
     @contextmanager
     def release(self, holder: str) -> Iterator[tuple[str, ...]]:
         """End the holder's leases, and give the unwanted chunks that nobody leases now."""
         with self._database.transaction() as sql:
-            leases.release(sql, holder)
+            release_leases(sql, holder)
             with self._ended(sql) as free:
                 yield free
 
@@ -113,13 +123,13 @@ class StoredChunks:
             number, num_bytes = sql.execute(
                 "SELECT count(*), coalesce(sum(num_bytes), 0) FROM stored_chunks"
             ).fetchone()
-            return int(number), int(num_bytes), leases.count(sql, self._database.now())
+            return int(number), int(num_bytes), count_leases(sql, self._database.now())
 
     @contextmanager
     def _ended(self, sql: sqlite3.Connection) -> Iterator[tuple[str, ...]]:
-        leases.end_overdue(sql, self._database.now())
+        end_overdue_leases(sql, self._database.now())
         found = sql.execute(
-            f"SELECT key FROM stored_chunks WHERE dropped AND key NOT IN ({leases.LEASED_KEYS})"
+            f"SELECT key FROM stored_chunks WHERE dropped AND key NOT IN ({LEASED_KEYS})"
         )
         free = tuple(key for (key,) in found)
         yield free

@@ -3,9 +3,9 @@
 import sqlite3
 from collections.abc import Iterable, Iterator
 
-from legokv.chunks.key import token_blob
+from legokv.chunks.chunk import token_blob
 from legokv.documents.document import Changes, Document, NamespaceQuota, NewDocument, State
-from legokv.documents.refusals import check_pin_fits, check_quota_fits, unknown_document
+from legokv.documents.protocol import check_pin_fits, check_quota_fits, unknown_document
 
 _DOCUMENT = """
 SELECT *,

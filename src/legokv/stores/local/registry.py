@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from legokv.chunks.key import tokens_from_blob
+from legokv.chunks.chunk import tokens_from_blob
 from legokv.documents.document import (
     Changes,
     Document,
