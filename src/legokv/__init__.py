@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from legokv.version import VERSION
+
 if TYPE_CHECKING:
     from legokv.chunks.chunk import Chunk
     from legokv.engine.engine import Engine
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
     from legokv.engine.sampling import SamplingOptions
     from legokv.engine.settings import EngineSettings
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "AnswerOptions",
     "Chunk",

@@ -18,6 +18,7 @@ from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import settings_from
 from legokv.serving.triton.processes import with_ports
 from legokv.serving.triton.server import TritonServer, running_server
+from legokv.version import VERSION
 
 Say = Callable[[str, dict[str, object]], None]
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="legokv", description=legokv.__doc__)
-    parser.add_argument("--version", action="version", version=f"legokv {legokv.__version__}")
+    parser.add_argument("--version", action="version", version=f"legokv {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser(
         "serve",

@@ -88,3 +88,7 @@ class ServerError(LegokvError):
 
 class ModelProcessLost(ServerError):
     """A process that runs one of the server's models ended by itself; the server must restart."""
+
+
+class ClaimLost(LegokvError):
+    """The document was deleted, or another took it over after the claim's deadline."""

@@ -16,7 +16,8 @@ import torch
 from crash_worker import DISK_BYTES, NUM_DOCUMENTS, QUESTIONS, Worker, answers, is_close, run
 
 from legokv.chunks.stored_kv import STORED_DTYPES
-from legokv.stores.local.repair import Repair, mend, verify
+from legokv.chunks.tier import Repair
+from legokv.stores.local.repair import mend, verify
 
 SECONDS = float(os.environ.get("LEGOKV_CRASH_SECONDS", "25"))
 SEED = int(os.environ.get("LEGOKV_CRASH_SEED", "20241"))

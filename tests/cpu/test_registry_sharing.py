@@ -17,8 +17,7 @@ from registries import (  # noqa: F401 - fixtures
 from legokv.documents.document import (
     State,
 )
-from legokv.errors import EngineMismatch
-from legokv.stores.local.claims import ClaimLost
+from legokv.errors import ClaimLost, EngineMismatch
 from legokv.stores.local.database import STEPS
 from legokv.stores.local.registry import Registry
 

@@ -9,10 +9,11 @@ from small_chunks import file_bytes, small_chunk, small_disk_tier, small_kv
 from legokv.built.folder import registry_file
 from legokv.chunks.budget import TierLimits
 from legokv.chunks.stored_kv import STORED_DTYPES, to_stored
+from legokv.chunks.tier import Repair
 from legokv.documents.document import NewDocument
 from legokv.errors import CacheUnavailable, EngineMismatch
 from legokv.stores.local.registry import Registry
-from legokv.stores.local.repair import Repair, mend, verify
+from legokv.stores.local.repair import mend, verify
 from legokv.stores.tiers import open_tiers
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-import legokv
 from legokv.build.gate import check_linking
 from legokv.build.kept import is_up_to_date, kept_plan, replacement
 from legokv.build.products import Inputs, make_products, product_names
@@ -30,6 +29,7 @@ from legokv.plan.backends import PLAN_BACKENDS
 from legokv.plan.write import check_sizes, engine_plan
 from legokv.step.graph import graph_shape
 from legokv.text.tokenizer import TOKENIZER_FILES, Tokenizer
+from legokv.version import VERSION
 
 _CONFIG_FILES = ("config.json", "generation_config.json")
 
@@ -127,7 +127,7 @@ def facts_from_checkpoint(checkpoint: Path, settings: BuildSettings) -> EngineFa
     check_tensors(stored, model)
     return EngineFacts(
         format_version=FORMAT_VERSION,
-        legokv_version=legokv.__version__,
+        legokv_version=VERSION,
         name=settings.name,
         model=model,
         dtype=settings.dtype,

@@ -1,11 +1,49 @@
 """What every tier below the pool offers: chunks' KV kept by key, that may be lost at any time."""
 
 from collections.abc import Collection
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.stats import TierStats
 from legokv.chunks.stored_kv import StoredKv
+
+MAX_LEASE_SECONDS = 3600.0
+"""A lease ends after this long, whoever holds it."""
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """One stored chunk as its store lists it; `num_bytes` is what it takes there."""
+
+    key: str
+    namespace: str
+    num_bytes: int
+    dropped: bool = False
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was found wrong and mended. `removed_bytes` are those of all files removed."""
+
+    temporary_files: int = 0
+    rows_without_file: int = 0
+    files_without_row: int = 0
+    files_adopted: int = 0
+    files_of_wrong_size: int = 0
+    damaged_files: int = 0
+    checked_files: int = 0
+    removed_bytes: int = 0
+
+    def __add__(self, other: "Repair") -> "Repair":
+        names = [item.name for item in fields(Repair)]
+        return Repair(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    @property
+    def num_found(self) -> int:
+        """How many things were wrong."""
+        sound = ("checked_files", "removed_bytes")
+        return sum(getattr(self, f.name) for f in fields(Repair) if f.name not in sound)
 
 
 class ChunkTier(Protocol):

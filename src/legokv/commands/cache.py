@@ -12,10 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from legokv.built.folder import read_engine_folder
-from legokv.chunks.tier import ChunkTier
-from legokv.commands.cache_opening import check_is_cache, open_cache
+from legokv.chunks.tier import ChunkTier, StoredRow
+from legokv.commands.cache_opening import OpenCache, check_is_cache, open_cache
 from legokv.documents.exchange import (
-    Cache,
     documents_of,
     export_documents,
     import_documents,
@@ -23,7 +22,6 @@ from legokv.documents.exchange import (
 from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import NotFound
 from legokv.serving.settings_sources import settings_from
-from legokv.stores.local.evictions import StoredRow
 from legokv.stores.local.repair import mend, verify
 
 Facts = dict[str, object]
@@ -47,7 +45,7 @@ def run_cache_command(parsed: argparse.Namespace) -> int:
     return status
 
 
-def _stats(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
+def _stats(cache: OpenCache, parsed: argparse.Namespace) -> tuple[int, Facts]:
     rows = _rows(cache)
     return 0, {
         "tiers": {tier.name: _tier_facts(tier) for tier in _tiers(cache)},
@@ -65,11 +63,11 @@ def _stats(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
     }
 
 
-def _tiers(cache: Cache) -> tuple[ChunkTier, ...]:
+def _tiers(cache: OpenCache) -> tuple[ChunkTier, ...]:
     return (cache.disk,) if cache.remote is None else (cache.disk, cache.remote)
 
 
-def _rows(cache: Cache) -> dict[str, tuple[StoredRow, ...]]:
+def _rows(cache: OpenCache) -> dict[str, tuple[StoredRow, ...]]:
     """What each tier keeps, by its name."""
     rows = {cache.disk.name: cache.disk.stored.rows()}
     return rows if cache.remote is None else {**rows, cache.remote.name: cache.remote.rows()}
@@ -100,7 +98,7 @@ def _documents_in(registry: DocumentRegistry, namespace: str) -> dict[str, int]:
     }
 
 
-def _verify(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
+def _verify(cache: OpenCache, parsed: argparse.Namespace) -> tuple[int, Facts]:
     """1 if something was wrong; it is mended then. Counts are of all tiers together."""
     repair = mend(cache.disk, cache.registry.named)
     with _bytes_bar(sum(tier.stats().num_bytes for tier in _tiers(cache)), "verify") as bar:
@@ -112,7 +110,7 @@ def _verify(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
     return 1 if repair.num_found else 0, asdict(repair)
 
 
-def _clear(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
+def _clear(cache: OpenCache, parsed: argparse.Namespace) -> tuple[int, Facts]:
     """Chunks that a server reads just now go when it has done so."""
     wanted = _namespaces(cache, parsed)
     deleted = 0
@@ -134,28 +132,28 @@ def _clear(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
     }
 
 
-def _stored_in(cache: Cache, namespaces: Collection[str]) -> list[tuple[ChunkTier, StoredRow]]:
+def _stored_in(cache: OpenCache, namespaces: Collection[str]) -> list[tuple[ChunkTier, StoredRow]]:
     """What is stored of these namespaces, and where."""
     rows = _rows(cache)
     return [(t, row) for t in _tiers(cache) for row in rows[t.name] if row.namespace in namespaces]
 
 
-def _export(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
+def _export(cache: OpenCache, parsed: argparse.Namespace) -> tuple[int, Facts]:
     wanted = _namespaces(cache, parsed)
     stored = {row.key: row.num_bytes for _, row in _stored_in(cache, wanted)}
     with _bytes_bar(sum(stored.values()), "export") as bar:
-        exchanged = export_documents(cache, parsed.file, wanted, bar.update)
+        exchanged = export_documents(cache.documents, parsed.file, wanted, bar.update)
     return 0, {"file": str(parsed.file), **asdict(exchanged)}
 
 
-def _import(cache: Cache, parsed: argparse.Namespace) -> tuple[int, Facts]:
+def _import(cache: OpenCache, parsed: argparse.Namespace) -> tuple[int, Facts]:
     size = parsed.file.stat().st_size if parsed.file.is_file() else 0
     with _bytes_bar(size, "import") as bar:
-        exchanged = import_documents(cache, parsed.file, bar.update)
+        exchanged = import_documents(cache.documents, parsed.file, bar.update)
     return 0, {"file": str(parsed.file), **asdict(exchanged)}
 
 
-def _namespaces(cache: Cache, parsed: argparse.Namespace) -> tuple[str, ...]:
+def _namespaces(cache: OpenCache, parsed: argparse.Namespace) -> tuple[str, ...]:
     """Those asked for, all unless told; NotFound for one of which nothing is kept."""
     known = _all_namespaces(cache)
     if not parsed.namespace:
@@ -168,7 +166,7 @@ def _namespaces(cache: Cache, parsed: argparse.Namespace) -> tuple[str, ...]:
     return tuple(dict.fromkeys(parsed.namespace))
 
 
-def _all_namespaces(cache: Cache) -> tuple[str, ...]:
+def _all_namespaces(cache: OpenCache) -> tuple[str, ...]:
     """Those that have documents, or stored chunks."""
     stored = {row.namespace for rows in _rows(cache).values() for row in rows}
     return tuple(sorted({*cache.registry.namespaces(), *stored}))
@@ -191,7 +189,7 @@ def _print(facts: Facts, form: str) -> None:
             print(f"{name}: {value}")
 
 
-_COMMANDS: dict[str, Callable[[Cache, argparse.Namespace], tuple[int, Facts]]] = {
+_COMMANDS: dict[str, Callable[[OpenCache, argparse.Namespace], tuple[int, Facts]]] = {
     "stats": _stats,
     "verify": _verify,
     "clear": _clear,

@@ -1,14 +1,34 @@
 """Opens what `legokv cache` works on: a cache folder without its engine, and its fleet's Redis."""
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from legokv.built.folder import EngineFacts
 from legokv.documents.exchange import Cache
 from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import NotFound
 from legokv.serving.settings import Settings
 from legokv.stores.local.registry import Registry
+from legokv.stores.local.tier import DiskTier
 from legokv.stores.opening import open_shared_registry, remote_tier_of
 from legokv.stores.tiers import open_disk_tier
 from legokv.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from legokv.stores.fleet.tier import RemoteTier
+
+
+@dataclass(frozen=True)
+class OpenCache:
+    """One model's documents and where their chunks lie: this machine's disk, a fleet's Redis."""
+
+    documents: Cache
+    disk: DiskTier
+    remote: "RemoteTier | None"
+
+    @property
+    def registry(self) -> DocumentRegistry:
+        return self.documents.registry
 
 
 def check_is_cache(settings: Settings, facts: EngineFacts) -> None:
@@ -27,7 +47,7 @@ def check_is_cache(settings: Settings, facts: EngineFacts) -> None:
         )
 
 
-def open_cache(settings: Settings, facts: EngineFacts) -> Cache:
+def open_cache(settings: Settings, facts: EngineFacts) -> OpenCache:
     """This machine's stored chunks, and the documents it has or those of its fleet."""
     file, limits = settings.registry_path(facts), settings.tier_limits
     shared = settings.shared_cache(facts)
@@ -38,4 +58,6 @@ def open_cache(settings: Settings, facts: EngineFacts) -> Cache:
         registry = open_shared_registry(shared)
         remote = remote_tier_of(registry, limits) if limits.remote_bytes else None
     disk = open_disk_tier(file.parent, registry, limits)
-    return Cache(facts.fingerprint, registry, disk, Tokenizer.open(settings.engine), remote)
+    tiers = (disk,) if remote is None else (disk, remote)
+    documents = Cache(facts.fingerprint, registry, tiers, Tokenizer.open(settings.engine))
+    return OpenCache(documents, disk, remote)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from legokv.documents.document import Document, DocumentLimits, State
-from legokv.documents.protocol import DocumentRegistry
-from legokv.errors import Busy, CacheUnavailable, InvalidRequest, LegokvError, PoolFull
-from legokv.stores.local.claims import Claim, ClaimLost
+from legokv.documents.protocol import Claim, DocumentRegistry
+from legokv.errors import Busy, CacheUnavailable, ClaimLost, InvalidRequest, LegokvError, PoolFull
 
 # `compile_chunk(namespace, token_ids)` compiles and keeps one chunk and gives its key.
 CompileChunk = Callable[[str, Sequence[int]], str]

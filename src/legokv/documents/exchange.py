@@ -1,14 +1,13 @@
 """Puts a cache's documents with their KV into an archive, and an archive's into a cache."""
 
-import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO, Protocol
 
 from legokv.chunks.chunk import chunk_key
 from legokv.chunks.header import decode_header
-from legokv.chunks.stored_form import decode_chunk, stored_bytes
+from legokv.chunks.stored_form import EncodedChunk, decode_chunk, stored_bytes
 from legokv.documents.archive import (
     ArchivedChunk,
     ArchivedDocument,
@@ -27,26 +26,31 @@ from legokv.documents.document import (
 )
 from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import ChunkUnreadable, EngineMismatch, InvalidRequest
-from legokv.stores.local.tier import DiskTier
-
-if TYPE_CHECKING:
-    from legokv.stores.fleet.tier import RemoteTier
 
 _CLAIM_SECONDS = 60.0
+
+
+class PortableTier(Protocol):
+    """A tier whose chunks can be carried elsewhere in their stored form."""
+
+    def open_content(self, key: str) -> BinaryIO | None:
+        """The chunk's stored bytes from their start; None if they are not there."""
+
+    def write_encoded(self, key: str, namespace: str, encoded: EncodedChunk) -> bool:
+        """Keep stored bytes as they are; False if there is no room."""
 
 
 @dataclass(frozen=True)
 class Cache:
     """One model's documents and stored chunks, opened without its engine.
 
-    remote: where a fleet keeps them, too.
+    tiers: where chunks are kept, the one to read from first before the others.
     """
 
     fingerprint: str
     registry: DocumentRegistry
-    disk: DiskTier
+    tiers: tuple[PortableTier, ...]
     codec: TextCodec
-    remote: "RemoteTier | None" = None
 
 
 @dataclass(frozen=True)
@@ -116,13 +120,18 @@ def import_documents(cache: Cache, path: Path, done: Callable[[int], object]) ->
 def _contents(cache: Cache, keys: Iterable[str]) -> Iterator[tuple[str, BinaryIO]]:
     """The stored bytes of the chunks that are kept; the other machine compiles the rest."""
     for key in keys:
-        try:
-            with cache.disk.folder.path(key).open("rb") as file:
-                yield key, file
-        except FileNotFoundError:
-            content = None if cache.remote is None else cache.remote.content(key)
-            if content is not None:
-                yield key, io.BytesIO(content)
+        content = _content(cache.tiers, key)
+        if content is not None:
+            with content:
+                yield key, content
+
+
+def _content(tiers: Iterable[PortableTier], key: str) -> BinaryIO | None:
+    for tier in tiers:
+        content = tier.open_content(key)
+        if content is not None:
+            return content
+    return None
 
 
 def _archived(cache: Cache, document: Document) -> ArchivedDocument:
@@ -171,10 +180,10 @@ def _store(
         return False
     if chunk_key(cache.fingerprint, dtype, namespace, token_ids) != key:
         return False
-    kept = cache.disk.write_encoded(key, namespace, stored_bytes(content))
-    if cache.remote is not None:
-        kept |= cache.remote.write_encoded(key, namespace, stored_bytes(content))
-    return kept
+    encoded = stored_bytes(content)
+    # All of them, not until the first that keeps it.
+    kept = [tier.write_encoded(key, namespace, encoded) for tier in cache.tiers]
+    return any(kept)
 
 
 def _finish(cache: Cache, document: ArchivedDocument, stored: set[str]) -> None:

@@ -1,6 +1,7 @@
 """What a registry of documents offers, wherever it is kept. No KV, no SQL."""
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from legokv.documents.document import (
@@ -11,8 +12,25 @@ from legokv.documents.document import (
     NewDocument,
     StoredChunk,
 )
-from legokv.errors import Busy, InvalidRequest, NotFound
-from legokv.stores.local.claims import Claim
+from legokv.errors import Busy, ClaimLost, InvalidRequest, NotFound
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to compile one document, and the duty to say how it ended."""
+
+    namespace: str
+    document_id: str
+    number: int
+    holder: str
+    seconds: float
+
+
+def claim_lost(claim: Claim) -> ClaimLost:
+    """The error for a claim that is nobody's any more, or another's."""
+    return ClaimLost(
+        f"document {claim.document_id} was deleted or taken over while it was compiled"
+    )
 
 
 class DocumentRegistry(Protocol):

@@ -28,7 +28,7 @@ from legokv.engine.settings import EngineChoices, EngineSettings
 from legokv.errors import InvalidRequest, LegokvError
 from legokv.link.link import Segment, link, segment_len
 from legokv.metrics import Sample
-from legokv.step.batch import Int32
+from legokv.model.dtypes import Int32
 from legokv.stores.tiers import PinnedKeys
 
 

@@ -10,7 +10,7 @@ from legokv.chunks.chunk import Chunk, chunk_key, kv_dtype_name
 from legokv.engine.request import DUMMY_TOKENS, GenerateRequest, check_context, check_token_ids
 from legokv.errors import InvalidRequest
 from legokv.link.link import Segment
-from legokv.step.batch import Int32
+from legokv.model.dtypes import Int32
 
 
 @dataclass(frozen=True)

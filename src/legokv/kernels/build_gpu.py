@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from legokv import __version__
 from legokv.errors import LegokvError
 from legokv.kernels.cmake import drop_foreign_cache, run_compiler
 from legokv.kernels.toolchain import find_cmake, nvcc_or_wheels, tensorrt_headers
+from legokv.version import VERSION
 
 SOURCE = Path(__file__).resolve().parents[3] / "plugins"
 LIBRARY_NAME = "liblegokv_plugins.so"
@@ -85,7 +85,7 @@ def _cmake(
     with _alone_in(folder, say):
         drop_foreign_cache(folder, places, say)
         configure = [cmake, "-S", str(build.source), "-B", str(folder), *given]
-        _run([*configure, f"-DLEGOKV_VERSION={__version__}"], folder, say)
+        _run([*configure, f"-DLEGOKV_VERSION={VERSION}"], folder, say)
         compile_target = [cmake, "--build", str(folder), "--target", target]
         _run([*compile_target, "--parallel", str(build.jobs)], folder, say)
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from legokv.chunks.chunk import Chunk
 from legokv.errors import InvalidRequest
 from legokv.link.policy import PlacedChunk, Policy
-from legokv.step.batch import Int32
+from legokv.model.dtypes import Int32
 
 Segment = Chunk | Sequence[int] | Int32
 

@@ -1,6 +1,11 @@
-"""safetensors' names of the types that weights and KV have. No tensors here."""
+"""The types that weights, KV and token ids have, by name. No tensors here."""
 
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -11,6 +16,7 @@ class FloatDtype:
     item_bytes: int
 
 
+# By safetensors' names.
 FLOAT_DTYPES = {
     "BF16": FloatDtype("bfloat16", 2),
     "F16": FloatDtype("float16", 2),

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Int32 = NDArray[np.int32]
+from legokv.model.dtypes import Int32
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from legokv.model.config import ModelConfig
-from legokv.step.batch import Int32, StepBatch
+from legokv.model.dtypes import Int32
+from legokv.step.batch import StepBatch
 
 SYMBOLS = ("T", "B", "P", "N", "M")
 AFTER_B = "B+1"

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from legokv.link.link import BoundLink, Link
-from legokv.step.batch import Int32, Piece
+from legokv.model.dtypes import Int32
+from legokv.step.batch import Piece
 
 
 @dataclass

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from legokv.built.plan_limits import Profile
+from legokv.model.dtypes import Int32
 from legokv.ops.kv_import import kv_import_in_place
 from legokv.runners.page_store import PageStore, page_blocks
-from legokv.step.batch import Int32
 from legokv.step.graph import IMPORT_PAGES, STEP_INPUTS, Binding, GraphShape
 
 

@@ -1,6 +1,7 @@
 """Where Triton's parts lie in this Python environment, and whether they fit. Starts nothing."""
 
 import ctypes.util
+import importlib.resources
 import importlib.util
 import os
 import platform
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import legokv
 from legokv.errors import ServerError
 
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -54,7 +54,7 @@ def find_triton() -> TritonInstall:
 
 def model_repository() -> Path:
     """The three models: inside an installed package, or at the root of a source checkout."""
-    package = Path(legokv.__file__).parent
+    package = Path(str(importlib.resources.files("legokv")))
     for folder in (package / "model_repo", package.parent.parent / "model_repo"):
         if (folder / "generate" / "config.pbtxt").is_file():
             return folder

@@ -15,11 +15,16 @@ from legokv.documents.document import (
     State,
     StoredChunk,
 )
-from legokv.documents.protocol import check_pin_fits, check_quota_fits, unknown_document
+from legokv.documents.protocol import (
+    Claim,
+    check_pin_fits,
+    check_quota_fits,
+    claim_lost,
+    unknown_document,
+)
 from legokv.errors import CacheUnavailable, NotFound, StillUnavailable
 from legokv.stores.fleet.connection import Connection, Script
 from legokv.stores.fleet.replies import Recall, to_document
-from legokv.stores.local.claims import Claim, claim_lost
 
 _log = logging.getLogger(__name__)
 

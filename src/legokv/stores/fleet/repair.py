@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 from legokv.chunks.stored_form import check_chunk
+from legokv.chunks.tier import Repair, StoredRow
 from legokv.errors import ChunkUnreadable
 from legokv.stores.fleet.tier import RemoteTier
-from legokv.stores.local.evictions import StoredRow
-from legokv.stores.local.repair import Repair
 
 
 def verify_remote(tier: RemoteTier, progress: Callable[[int, int], object]) -> Repair:

@@ -1,19 +1,20 @@
 """The remote tier: chunks' stored bytes in a Redis that several machines share."""
 
+import io
 import threading
 import uuid
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from legokv.chunks.budget import Budget
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.stats import TierCounts, TierStats
 from legokv.chunks.stored_form import EncodedChunk, decode_chunk, encode_chunk
 from legokv.chunks.stored_kv import StoredKv
+from legokv.chunks.tier import MAX_LEASE_SECONDS, StoredRow
 from legokv.errors import CacheUnavailable, ChunkUnreadable
 from legokv.stores.fleet.connection import Connection, Script
-from legokv.stores.local.evictions import MAX_LEASE_SECONDS, StoredRow
 
 # Sent a piece at a time, so that the time for one reply bounds a piece and not the whole.
 _PIECE_BYTES = 4 * 2**20
@@ -72,6 +73,11 @@ class RemoteTier:
         with self._connection.asking() as client:
             content = client.get(self._place(key))
         return bytearray(content) if isinstance(content, bytes) else None
+
+    def open_content(self, key: str) -> BinaryIO | None:
+        """The same to be read as a file."""
+        content = self.content(key)
+        return None if content is None else io.BytesIO(content)
 
     def keys(self) -> set[str]:
         """Keys of all bytes that are kept, whether the index names them or not."""

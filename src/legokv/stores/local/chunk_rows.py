@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
+from legokv.chunks.tier import StoredRow
 from legokv.stores.local.database import Database
 from legokv.stores.local.evictions import (
     LEASED_KEYS,
     DiskLimits,
     Room,
-    StoredRow,
     count_leases,
     end_overdue_leases,
     release_leases,

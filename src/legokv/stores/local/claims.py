@@ -6,34 +6,11 @@ a holder that died stops doing so, and another takes the document over where it 
 
 import sqlite3
 import uuid
-from dataclasses import dataclass
 
 from legokv.documents.document import State
-from legokv.errors import LegokvError
+from legokv.documents.protocol import Claim, claim_lost
 from legokv.stores.local import document_rows
 from legokv.stores.local.database import Database
-
-
-class ClaimLost(LegokvError):
-    """The document was deleted, or another took it over after the claim's deadline."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The right to compile one document, and the duty to say how it ended."""
-
-    namespace: str
-    document_id: str
-    number: int
-    holder: str
-    seconds: float
-
-
-def claim_lost(claim: Claim) -> ClaimLost:
-    """The error for a claim that is nobody's any more, or another's."""
-    return ClaimLost(
-        f"document {claim.document_id} was deleted or taken over while it was compiled"
-    )
 
 
 def take_claim(

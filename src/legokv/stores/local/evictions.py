@@ -5,8 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from legokv.chunks.budget import Budget, Candidate, victims
-
-MAX_LEASE_SECONDS = 3600.0
+from legokv.chunks.tier import MAX_LEASE_SECONDS, StoredRow
 
 LEASED_KEYS = "SELECT key FROM leases"
 
@@ -44,16 +43,6 @@ def count_leases(sql: sqlite3.Connection, now: float) -> int:
         (now, now + MAX_LEASE_SECONDS),
     ).fetchone()
     return int(number)
-
-
-@dataclass(frozen=True)
-class StoredRow:
-    """One stored chunk as the database has it; `num_bytes` is its file's."""
-
-    key: str
-    namespace: str
-    num_bytes: int
-    dropped: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from legokv.documents.document import (
     State,
     StoredChunk,
 )
+from legokv.documents.protocol import Claim
 from legokv.errors import Busy, CacheUnavailable
 from legokv.stores.local import claims, document_rows
-from legokv.stores.local.claims import Claim
 from legokv.stores.local.database import Database
 
 _log = logging.getLogger(__name__)

@@ -1,39 +1,14 @@
 """Brings a disk tier's files and rows back together, whatever happened to either."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
 
+from legokv.chunks.tier import Repair, StoredRow
 from legokv.errors import CacheUnavailable, ChunkUnreadable
-from legokv.stores.local.evictions import StoredRow
 from legokv.stores.local.files import ChunkFile
 from legokv.stores.local.tier import DiskTier
 
 # Of chunk keys, those that documents name, with their namespace.
 NamedKeys = Callable[[Collection[str]], Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class Repair:
-    """What was found wrong and mended. `removed_bytes` are those of all files removed."""
-
-    temporary_files: int = 0
-    rows_without_file: int = 0
-    files_without_row: int = 0
-    files_adopted: int = 0
-    files_of_wrong_size: int = 0
-    damaged_files: int = 0
-    checked_files: int = 0
-    removed_bytes: int = 0
-
-    def __add__(self, other: "Repair") -> "Repair":
-        names = [item.name for item in fields(Repair)]
-        return Repair(**{name: getattr(self, name) + getattr(other, name) for name in names})
-
-    @property
-    def num_found(self) -> int:
-        """How many things were wrong."""
-        sound = ("checked_files", "removed_bytes")
-        return sum(getattr(self, f.name) for f in fields(Repair) if f.name not in sound)
 
 
 def mend(tier: DiskTier, named: NamedKeys) -> Repair:

@@ -2,14 +2,16 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.stats import TierCounts, TierStats
 from legokv.chunks.stored_form import EncodedChunk, encode_chunk
 from legokv.chunks.stored_kv import StoredKv
+from legokv.chunks.tier import StoredRow
 from legokv.errors import Busy, CacheUnavailable, ChunkUnreadable
 from legokv.stores.local.chunk_rows import StoredChunks
-from legokv.stores.local.evictions import Room, StoredRow
+from legokv.stores.local.evictions import Room
 from legokv.stores.local.files import ChunkFolder
 
 
@@ -60,6 +62,13 @@ class DiskTier:
             raise
         self._counts.add("writes" if kept else "refused")
         return kept
+
+    def open_content(self, key: str) -> BinaryIO | None:
+        """The chunk's file, unchecked, open at its start; None if there is none."""
+        try:
+            return self.folder.path(key).open("rb")
+        except FileNotFoundError:
+            return None
 
     def remove(self, key: str) -> None:
         with self._disk_errors(f"chunk {key[:12]} was not removed"):
