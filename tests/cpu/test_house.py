@@ -1,0 +1,147 @@
+"""The tree's laws: a folder is a room, imports go down, and few things lie loose."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "legokv"
+TREE = ROOT / "docs" / "structure.md"
+MAX_MODULES, MAX_LOOSE, MAX_FLOORS = 140, 7, 12
+# These choose between a folder's sub-folders, so they alone of its files look into them.
+CHOOSERS = {"runners": {"opening"}, "stores": {"opening", "tiers"}, "serving": set[str]()}
+SUB_ROOMS = {"runners/plan", "stores/local", "stores/fleet", "serving/triton"}
+
+
+@cache
+def floors() -> dict[str, int]:
+    """Each room's floor, as the tree in docs/structure.md has it."""
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", TREE.read_text(), re.MULTILINE)
+    return {room: int(floor) for floor, rooms in rows for room in re.findall(r"`([\w/]+)`", rooms)}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    """The room of the module `parts` below legokv, () for legokv itself."""
+    folder = "/".join(parts[:2])
+    return folder if folder in SUB_ROOMS else parts[0] if parts else "legokv"
+
+
+def imports(source: str) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(line, parts below legokv) of each import of this package, wherever it stands."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        source_module = getattr(node, "module", None)
+        for alias in node.names:
+            name = (
+                alias.name if source_module is None else imported_module(source_module, alias.name)
+            )
+            parts = tuple(name.split("."))
+            if parts[0] == "legokv":
+                yield node.lineno, parts[1:]
+
+
+def imported_module(module: str, name: str) -> str:
+    """What `from module import name` loads last: `name` itself where it is a module."""
+    place = PACKAGE.parent.joinpath(*module.split("."), name)
+    return f"{module}.{name}" if place.is_dir() or place.with_suffix(".py").exists() else module
+
+
+def breach(importer: tuple[str, ...], imported: tuple[str, ...]) -> str | None:
+    """Why the module `importer` may not import `imported`; None if it may."""
+    here, there = room_of(importer), room_of(imported)
+    if not imported and here != "cli":
+        return "only the command imports the package's face"
+    if here == there or not imported:
+        return None
+    parent, chosen = here.split("/")[0], there.split("/")[0]
+    if parent == chosen and "/" in here:
+        if "/" in there or imported[1] in CHOOSERS[parent]:
+            return "a sub-folder imports neither its neighbour nor its chooser"
+        return None
+    if parent == chosen:
+        may = importer[1] in CHOOSERS[parent]
+        return None if may else f"only {sorted(CHOOSERS[parent])} look into {there}"
+    if floors()[there] < floors()[here]:
+        return None
+    return f"{here} is on floor {floors()[here]}, {there} on floor {floors()[there]}"
+
+
+def breaches(path: str, source: str) -> list[str]:
+    """Lines of a module, "path:line: why", that break a law; `path` is below src/legokv."""
+    importer = tuple(path.removesuffix(".py").split("/"))
+    checked = ((line, breach(importer, imported)) for line, imported in imports(source))
+    return [f"src/legokv/{path}:{line}: {why}" for line, why in checked if why]
+
+
+def test_imports_go_down_the_floors() -> None:
+    found = [
+        line
+        for file in modules()
+        if file != PACKAGE / "__init__.py"
+        for line in breaches(file.relative_to(PACKAGE).as_posix(), file.read_text())
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "why"),
+    [
+        ("chunks/pool.py", "x = 1\nfrom legokv.engine.jobs import Job", "chunks is on floor"),
+        ("documents/cut.py", "import legokv.documents.cut, legokv.stores.opening", "documents is"),
+        ("runners/eager.py", "from legokv.runners.plan.runner import R", "only ['opening'] look"),
+        ("stores/fleet/tier.py", "from legokv.stores.local.tier import T", "neither its neighbour"),
+        ("stores/local/tier.py", "from legokv.stores.opening import o", "nor its chooser"),
+        ("link/link.py", "def f():\n    from legokv.step.batch import B", "link is on floor"),
+        ("build/engine.py", "import legokv", "only the command imports"),
+    ],
+)
+def test_an_import_that_goes_up_is_named(path: str, source: str, why: str) -> None:
+    line = source.count("\n") + 1
+    (found,) = breaches(path, source)
+    assert found.startswith(f"src/legokv/{path}:{line}: ")
+    assert why in found
+
+
+def test_every_room_has_its_floor_and_every_floor_its_rooms() -> None:
+    rooms = {room_of(f.relative_to(PACKAGE).with_suffix("").parts) for f in modules()}
+    assert rooms - {"__init__"} == set(floors())
+
+
+def test_few_modules_lie_loose_and_the_house_is_not_too_high() -> None:
+    loose = [file for file in modules() if file.parent == PACKAGE]
+    named = [file for file in modules() if file.name != "__init__.py"]
+    assert len(loose) <= MAX_LOOSE
+    assert len(named) <= MAX_MODULES
+    assert longest_chain() <= MAX_FLOORS
+
+
+def longest_chain() -> int:
+    """How many rooms stand above each other by imports, the command on top not counted."""
+    below: dict[str, set[str]] = {}
+    for file in modules():
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] not in ("__init__", "cli"):
+            reached = {node_of(p) for _, p in imports(file.read_text()) if p}
+            below.setdefault(node_of(parts), set()).update(reached - {node_of(parts)})
+
+    @cache
+    def height(node: str) -> int:
+        return 1 + max((height(other) for other in below.get(node, ())), default=0)
+
+    return max(map(height, below))
+
+
+def node_of(parts: tuple[str, ...]) -> str:
+    """The room, a folder's choosers apart from its other files."""
+    room = room_of(parts)
+    chooses = len(parts) > 1 and room == parts[0] and parts[1] in CHOOSERS.get(room, ())
+    return f"{room}, choosers" if chooses else room
