@@ -1,15 +1,19 @@
 """What every published number needs beside it: device, commit, command, date, model."""
 
 import hashlib
+import io
 import os
 import platform
 import shlex
 import subprocess
 import sys
+import tarfile
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.record.definitions import definitions
 from legokv.built.folder import EngineFacts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,14 +80,37 @@ def uncommitted() -> str:
 
 
 def measured_since(commit_of_result: str) -> bool | None:
-    """Whether code that numbers depend on changed since; None for a commit git does not know."""
+    """Whether code that numbers depend on changed since; None for a commit git does not know.
+
+    A move, an import and a comment change nothing: the definitions of both commits are compared.
+    """
     plain = commit_of_result.removesuffix("-dirty")
     finished = subprocess.run(
         ["git", "-C", str(ROOT), "diff", "--quiet", plain, "HEAD", "--", *MEASURED_CODE],
         capture_output=True,
         check=False,
     )
-    return {0: False, 1: True}.get(finished.returncode)
+    if finished.returncode != 1:
+        return {0: False}.get(finished.returncode)
+    then, now = (_git("rev-parse", name) for name in (plain, "HEAD"))
+    return _measured_at(ROOT, then) != _measured_at(ROOT, now)
+
+
+@cache
+def _measured_at(root: Path, commit_hash: str) -> frozenset[str]:
+    """The definitions of the measured code at a commit of the repository at `root`."""
+    finished = subprocess.run(
+        ["git", "-C", str(root), "archive", commit_hash], capture_output=True, check=True
+    )
+    with tarfile.open(fileobj=io.BytesIO(finished.stdout)) as archive:
+        members = [m for m in archive.getmembers() if m.isfile() and _is_measured(m.name)]
+        texts = (archive.extractfile(member).read().decode(errors="replace") for member in members)
+        return definitions(dict(zip((m.name for m in members), texts, strict=True)))
+
+
+def _is_measured(path: str) -> bool:
+    left_out = tuple(f"{p.removeprefix(':!')}/" for p in MEASURED_CODE if p.startswith(":!"))
+    return path.startswith(tuple(f"{p}/" for p in MEASURED_CODE)) and not path.startswith(left_out)
 
 
 def _git(*arguments: str) -> str:
