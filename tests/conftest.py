@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from recorded_facts import pytest_terminal_summary  # noqa: F401 - the hook
 from redis_server import redis_running
 from tiny_checkpoints import make_tiny_checkpoint
 
 from legokv.build.engine import BuildSettings, build_engine_folder
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +54,6 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def smollm2_engine_folder() -> Path:
     """The real small model's engine folder, built as `make run` builds it if it is missing."""
-    script = REPOSITORY / "build" / "build_engine.py"
+    script = ROOT / "build" / "build_engine.py"
     subprocess.run([sys.executable, str(script), "--model", "llama"], check=True)
-    return REPOSITORY / "out" / "engines" / "llama"
+    return ROOT / "out" / "engines" / "llama"

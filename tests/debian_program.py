@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-DOWNLOADS = Path(__file__).resolve().parent.parent / "out" / "downloads"
+DOWNLOADS = ROOT / "out" / "downloads"
 
 
 @dataclass(frozen=True)

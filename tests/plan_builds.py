@@ -4,10 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from paths import ROOT
+
 from legokv.build.engine import BuildSettings
 from legokv.built.plan_limits import PlanLimits
 
-SCRIPT = Path(__file__).resolve().parents[1] / "build" / "build_engine.py"
+SCRIPT = ROOT / "build" / "build_engine.py"
 PLAN = "tensorrt-rtx.plan"
 
 

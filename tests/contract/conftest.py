@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from plan_builds import settings_of
 
 from legokv.build.engine import build_engine_folder
@@ -11,9 +12,7 @@ from legokv.kernels.build_gpu import PluginBuild, build_plugin_library, build_pl
 
 Built = Callable[..., tuple[Path, str]]
 # One architecture and its PTX: what compiles for it compiles for the others too.
-BUILD = PluginBuild(
-    Path(__file__).resolve().parents[2] / "out", folder="plugins-test", architectures=("80",)
-)
+BUILD = PluginBuild(ROOT / "out", folder="plugins-test", architectures=("80",))
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ from enum import IntEnum
 from pathlib import Path
 
 import pytest
+from paths import PLUGINS
 
 from legokv.kernels.cpu import InstructionSet, LayerArguments, StepArguments
 from legokv.kernels.gpu import AttentionArguments, KvImportArguments, Regime
 
-PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 CPU, CUDA = PLUGINS / "cpu" / "cpu_launchers.h", PLUGINS / "include" / "legokv" / "launchers.h"
 TYPES = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
 

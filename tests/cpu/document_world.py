@@ -1,6 +1,7 @@
 """A documents service over a registry file, whose chunks are compiled into a dictionary."""
 
 import pytest
+from fakes import Clock
 from small_tokenizer import small_tokenizer
 
 from legokv.chunks.chunk import chunk_key
@@ -41,13 +42,6 @@ class Store:
 
     def drop(self, keys):
         self.dropped.extend(keys)
-
-
-class Clock:
-    seconds = 1000.0
-
-    def __call__(self):
-        return self.seconds
 
 
 @pytest.fixture(name="clock")

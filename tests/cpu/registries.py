@@ -4,6 +4,7 @@ import uuid
 from contextlib import closing
 
 import pytest
+from fakes import Clock
 
 from legokv.documents.document import NewDocument
 from legokv.stores.fleet.connection import Connection
@@ -11,14 +12,6 @@ from legokv.stores.fleet.registry import RedisRegistry
 from legokv.stores.local.registry import Registry
 
 CAP = 100
-
-
-class Clock:
-    def __init__(self):
-        self.seconds = 1000.0
-
-    def __call__(self):
-        return self.seconds
 
 
 @pytest.fixture(name="clock")

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from paths import CLIENT
 
 import legokv
 from legokv.cli import main
@@ -130,7 +131,7 @@ HEAVY = ("torch", "transformers")
 
 
 def test_the_client_scripts_import_nothing_of_the_package() -> None:
-    client = Path(__file__).resolve().parents[2] / "client"
+    client = CLIENT
     scripts = list(client.glob("*.py"))
     assert len(scripts) >= 3
     for script in scripts:
@@ -138,7 +139,7 @@ def test_the_client_scripts_import_nothing_of_the_package() -> None:
 
 
 def test_pinning_and_unpinning_at_once_is_refused() -> None:
-    script = Path(__file__).resolve().parents[2] / "client" / "documents.py"
+    script = CLIENT / "documents.py"
     command = [sys.executable, script, "update", "a-document", "--pin", "--unpin"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 2

@@ -6,10 +6,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from legokv.serving.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 # The lines of benchmarks.md are made by benchmarks/report, of numbers and commands of any length.

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "legokv"
 TREE = ROOT / "docs" / "structure.md"
 MAX_MODULES, MAX_LOOSE, MAX_FLOORS = 140, 7, 12

@@ -1,13 +1,8 @@
 """Small engines over their tiers, and what the tests of tiers ask of them."""
 
-import numpy as np
 import pytest
 
 from legokv import Engine
-
-
-def random_ids(seed, length=40):
-    return np.random.Generator(np.random.PCG64(seed)).integers(3, 384, length)
 
 
 @pytest.fixture(name="open_engine")

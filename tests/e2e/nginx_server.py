@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from debian_program import debian_program
+from paths import ROOT
 from server import RunningServer
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fleet" / "nginx.conf"
+EXAMPLE = ROOT / "examples" / "fleet" / "nginx.conf"
 PACKAGES = ("nginx", "nginx-common", "libpcre2-8-0")
 START_SECONDS = 10.0
 

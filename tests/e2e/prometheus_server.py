@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from debian_program import debian_program
+from paths import ROOT
 from server import RunningServer
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "monitoring" / "prometheus.yml"
+EXAMPLE = ROOT / "examples" / "monitoring" / "prometheus.yml"
 START_SECONDS = 20.0
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import TEXTS
+from paths import CLIENT
 from server import RunningServer, serving
-
-CLIENT = Path(__file__).resolve().parents[2] / "client"
 
 
 def run(

@@ -3,14 +3,14 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 from prometheus_server import Prometheus, asking
 from scrape import Scrape, scrape
 from server import RunningServer
 
-DASHBOARD = Path(__file__).resolve().parents[2] / "examples/monitoring/grafana/legokv.json"
+DASHBOARD = ROOT / "examples/monitoring/grafana/legokv.json"
 _SERIES = re.compile(r"\b(?P<name>(?:legokv|nv)_\w+)\{(?P<labels>[^}]*)\}")
 _MATCHER = re.compile(r'(\w+)(?:=~|=)"([^"]*)"')
 _GROUPS = re.compile(r"\bby \(([^)]*)\)")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 from server import serving
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("lighthouse", "observatory", "ferry_line", "bakery_cooperative")
 MAX_OVERHEAD_SECONDS = 0.015
 NUM_RUNS = 7
@@ -20,11 +20,11 @@ NUM_ROUNDS = 3
 def test_the_first_token_reaches_a_grpc_client_15_ms_after_the_engine_has_it(
     smollm2_engine_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from ttft_overhead import Server, measure
 
-    client = [sys.executable, str(REPOSITORY / "client" / "documents.py")]
-    paths = [str(REPOSITORY / "examples" / "documents" / f"{name}.txt") for name in DOCUMENTS]
+    client = [sys.executable, str(ROOT / "client" / "documents.py")]
+    paths = [str(ROOT / "examples" / "documents" / f"{name}.txt") for name in DOCUMENTS]
     with serving(smollm2_engine_folder, tmp_path, num_threads=2) as server:
         subprocess.run([*client, "--url", server.grpc, "add", *paths], check=True)
         one = Server(server.grpc, "default")

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from conftest import MAX_CHUNK_TOKENS, TEXTS
 from nginx_server import balancing
+from paths import CLIENT
 from redis_server import RedisServer, redis_running
 from server import ANSWER_SECONDS, RunningServer, refusal, serving
 from tritonclient.utils import InferenceServerException
 
-CLIENT = Path(__file__).resolve().parents[2] / "client" / "ask.py"
+CLIENT = CLIENT / "ask.py"
 QUESTION = {"text_input": "Who keeps it?", "max_tokens": 12}
 
 

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 from gpu_kernels import Kernels
+from paths import ROOT
 
 from legokv.kernels.build_gpu import PluginBuild, build_host_kernels, build_plugin_library
 from legokv.kernels.gpu import Launchers
 
-OUT = Path(__file__).resolve().parents[2] / "out"
+OUT = ROOT / "out"
 NO_GPU = "no NVIDIA GPU that torch can use; `make gpu` runs this where there is one"
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 from plan_lockstep import NUM_PAGES, STEP_TOKENS, hold_to_the_cpu
 
 from legokv.built.folder import read_engine_folder
 from legokv.runners.opening import RunnerSettings, open_runner
 
-ENGINES = Path(__file__).resolve().parents[2] / "out" / "engines"
+ENGINES = ROOT / "out" / "engines"
 PLAN = "tensorrt-rtx.plan"
 # With none there the name stands in, and its test fails at reading the folder.
 PLANS = sorted(ENGINES.glob(f"*/{PLAN}")) or [ENGINES / "no-engine-with-a-plan" / PLAN]

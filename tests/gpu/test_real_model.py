@@ -1,18 +1,17 @@
 """SmolLM2's steps on the GPU against the CPU, where its engine folder is."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from device_runner import cpu_runner, device_runner
 from gpu_kernels import Kernels
 from lockstep import Lockstep, whole_conversation
+from paths import ROOT
 
 from legokv.built.folder import read_engine_folder
 from legokv.checkpoint import load_weights
 from legokv.link.policy import legolink
 
-ENGINE = Path(__file__).resolve().parents[2] / "out" / "engines" / "llama"
+ENGINE = ROOT / "out" / "engines" / "llama"
 # Shares of the largest logit, after 30 layers.
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 6e-2}
 

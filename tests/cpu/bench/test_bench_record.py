@@ -1,0 +1,158 @@
+"""Journals resume, statistics are what they say, unknown peers and methods are refused."""
+
+import json
+import subprocess
+
+import pytest
+
+from benchmarks.cost.cases import method
+from benchmarks.peers.engines import Engine, engine
+from benchmarks.peers.measure import Plan, run
+from benchmarks.peers.tasks import TASKS, prompts, task
+from benchmarks.record import about as about_module
+from benchmarks.record import ending
+from benchmarks.record import journal as journal_module
+from benchmarks.record.clock import TimeLimit
+from benchmarks.record.journal import Journal, open_journal
+from benchmarks.record.names import UnknownName
+from benchmarks.record.results import read_results, write_results
+from benchmarks.record.statistics import bootstrap_interval, median_ratio, percentile, spread
+
+
+def test_percentiles_interpolate_between_neighbours():
+    values = [40.0, 10.0, 20.0, 30.0]
+    assert [percentile(values, p) for p in (0, 50, 90, 100)] == pytest.approx([10, 25, 37, 40])
+    with pytest.raises(ValueError, match="percentile 50 of 0 values"):
+        percentile([], 50)
+
+
+def test_a_spread_is_median_least_and_greatest():
+    assert spread([3.0, 1.0, 9.0]).as_row() == {"median": 3, "low": 1, "high": 9, "count": 3}
+    with pytest.raises(ValueError, match="0 values have no median"):
+        spread([])
+
+
+def test_a_bootstrap_of_pairs_keeps_them_together_and_repeats():
+    pairs = [(2.0 * n, 1.0 * n) for n in range(1, 20)]
+    assert median_ratio(pairs) == 2.0
+    low, high = bootstrap_interval(pairs, median_ratio)
+    assert (low, high) == pytest.approx((2.0, 2.0))
+    mean = bootstrap_interval([0.0, 1.0] * 50, lambda v: sum(v) / len(v))
+    assert mean == bootstrap_interval([0.0, 1.0] * 50, lambda v: sum(v) / len(v))
+    assert mean == pytest.approx((0.4, 0.6), abs=0.03)
+
+
+def test_an_interrupted_run_goes_on_and_a_torn_line_is_measured_again(tmp_path):
+    path = tmp_path / "a.jsonl"
+    Journal(path, {"commit": "a"}).add("one", 1)
+    with path.open("a") as file:
+        file.write('["two", 2')
+    resumed = Journal(path, {"commit": "a"})
+    assert resumed.entries() == {"one": 1}
+    resumed.add("two", 2)
+    assert Journal(path, {"commit": "a"}).entries() == {"one": 1, "two": 2}
+
+
+def test_a_journal_of_another_commit_is_begun_anew(tmp_path):
+    path = tmp_path / "a.jsonl"
+    Journal(path, {"commit": "a"}).add("one", 1)
+    assert len(Journal(path, {"commit": "b"})) == 0
+
+
+def test_results_are_read_as_written_and_missing_ones_are_none(tmp_path):
+    write_results("cost", {"commit": "a"}, [{"x": 1}], tmp_path)
+    assert read_results("cost", tmp_path) == {"about": {"commit": "a"}, "rows": [{"x": 1}]}
+    assert read_results("peers", tmp_path) is None
+    assert [file.name for file in tmp_path.iterdir()] == ["cost.json"]
+
+
+def test_an_unknown_method_or_peer_is_a_clear_error():
+    with pytest.raises(UnknownName, match="unknown method 'legolink-x'; known are full"):
+        method("legolink-x")
+    with pytest.raises(UnknownName, match="unknown peer 'sglang'; known are legokv, vllm"):
+        engine("sglang", 2)
+
+
+def test_a_peer_that_is_not_installed_is_skipped_with_a_line_and_no_number(tmp_path, capsys):
+    absent = Engine("vllm", tmp_path / "python", "vllm")
+    plan = Plan(TASKS, 1, 16, TimeLimit(1), {})
+    journal = Journal(tmp_path / "peers.jsonl", {})
+    reasons = run([absent], plan, journal)
+    assert "vllm is not installed: run `make peers`" in reasons["vllm"]
+    assert "skipped: vllm is not installed" in capsys.readouterr().out
+    assert len(journal) == 0
+
+
+def test_all_peers_get_the_same_prompts_and_each_round_new_documents():
+    full, reordered = task("full prefill"), task("documents reordered")
+    first = prompts(full, 0, 16)[0]["documents"]
+    assert first == prompts(task("whole prefix cached"), 0, 16)[0]["documents"]
+    assert prompts(reordered, 0, 16)[0]["documents"] == first[::-1]
+    assert first != prompts(full, 1, 16)[0]["documents"]
+    assert len({json.dumps(p) for p in prompts(task("decode, eight sequences"), 0, 16)}) == 8
+
+
+def test_a_journal_outlives_a_commit_that_changes_nothing_measured(tmp_path, monkeypatch):
+    changed = {"abc": False, "def": True}
+    monkeypatch.setattr(journal_module, "measured_since", lambda commit: changed.get(commit))
+    monkeypatch.setattr(journal_module, "commit", lambda: "abc")
+    monkeypatch.setattr(journal_module, "uncommitted", lambda: "")
+    open_journal("cost", {"threads": 2}, tmp_path).add("one", 1)
+    monkeypatch.setattr(journal_module, "commit", lambda: "later")
+    assert open_journal("cost", {"threads": 2}, tmp_path).entries() == {"one": 1}
+    assert open_journal("cost", {"threads": 1}, tmp_path).entries() == {}
+    settings = {"commit": "def", "uncommitted": "", "threads": 1}
+    Journal(tmp_path / "cost.jsonl", settings).add("one", 1)
+    assert open_journal("cost", {"threads": 1}, tmp_path).entries() == {}
+
+
+def test_numbers_of_uncommitted_code_are_kept_for_that_code_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_module, "measured_since", lambda commit: False)
+    state = {"commit": "abc", "uncommitted": ""}
+    monkeypatch.setattr(journal_module, "commit", lambda: state["commit"])
+    monkeypatch.setattr(journal_module, "uncommitted", lambda: state["uncommitted"])
+    open_journal("cost", {}, tmp_path).add("one", 1)
+    state |= {"commit": "abc-dirty", "uncommitted": "1"}
+    assert open_journal("cost", {}, tmp_path).entries() == {}
+    open_journal("cost", {}, tmp_path).add("two", 2)
+    assert open_journal("cost", {}, tmp_path).entries() == {"two": 2}
+    state["uncommitted"] = "2"
+    assert open_journal("cost", {}, tmp_path).entries() == {}
+
+
+def test_a_benchmark_ends_with_a_line_for_what_its_caller_can_put_right(capsys):
+    def unknown() -> int:
+        raise UnknownName("unknown task 'x'; known are a, b")
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert (ending.run(unknown), ending.run(interrupted), ending.run(lambda: 0)) == (2, 130, 0)
+    said = capsys.readouterr()
+    assert said.err == "unknown task 'x'; known are a, b\n"
+    assert "the same command goes on" in said.out
+
+
+def test_results_that_a_run_writes_do_not_make_its_commit_dirty(tmp_path, monkeypatch):
+    def git(*words: str) -> None:
+        name = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *name, "-C", str(tmp_path), *words], check=True, capture_output=True)
+
+    results, source = tmp_path / "benchmarks" / "results" / "cost.json", tmp_path / "src" / "a.py"
+    for file in (results, source):
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(about_module, "ROOT", tmp_path)
+    first = about_module.commit()
+    results.write_text("2")
+    assert about_module.commit() == first
+    assert about_module.uncommitted() == ""
+    source.write_text("2")
+    assert about_module.commit() == f"{first}-dirty"
+    assert about_module.uncommitted() != ""
+    assert about_module.measured_since(first) is False
+    git("commit", "-am", "second")
+    assert about_module.measured_since(first) is True

@@ -1,0 +1,88 @@
+"""Which plugin library `make gpu` runs where it can, can't, or fails to compile one."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from paths import ROOT
+
+from legokv.kernels.build_gpu import PluginBuild, PluginBuildFailed
+from legokv.kernels.toolchain import HEADER, ToolchainMissing, ToolMisnamed
+
+BENCHMARK = ROOT / "benchmarks" / "gpu"
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARK)
+    monkeypatch.delitem(sys.modules, "library", raising=False)
+    import library
+
+    return library
+
+
+@pytest.fixture
+def carried(tmp_path: Path) -> Path:
+    path = tmp_path / "carried.so"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PluginBuild:
+    """Of sources that do not compile, with all there is to compile with."""
+    source = tmp_path / "plugins"
+    source.mkdir()
+    (source / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.25)\nproject(broken LANGUAGES CXX)\n"
+        "add_library(legokv_plugins SHARED broken.cpp)\n"
+    )
+    (source / "broken.cpp").write_text("no_such_type a;\n")
+    nvcc = tmp_path / "nvcc"
+    nvcc.touch(mode=0o755)
+    monkeypatch.setenv("CUDACXX", str(nvcc))
+    (tmp_path / HEADER).touch()
+    monkeypatch.setenv("TENSORRT_INCLUDE", str(tmp_path))
+    return PluginBuild(tmp_path / "out", source=source, architectures=("90",))
+
+
+def test_sources_that_do_not_compile_fail_though_a_library_was_carried(
+    library: ModuleType, build: PluginBuild, carried: Path
+) -> None:
+    with pytest.raises(PluginBuildFailed, match="no_such_type") as refused:
+        library.built_or_carried(build, carried)
+    assert str(refused.value).endswith(f"LEGOKV_PLUGIN_LIBRARY={carried} runs the one carried here")
+
+
+def test_without_anything_to_compile_with_the_carried_library_is_taken_and_the_reason_said(
+    library: ModuleType, build: PluginBuild, carried: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("legokv.kernels.toolchain.HEADER", "NvInferOfNoRelease.h")
+    monkeypatch.delenv("TENSORRT_INCLUDE")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    found, origin = library.built_or_carried(build, carried)
+    assert found == carried
+    assert origin.startswith("carried here, since it can't be built: pip could not fetch TensorRT")
+    with pytest.raises(ToolchainMissing):
+        library.built_or_carried(build, carried.with_name("none.so"))
+
+
+def test_a_compiler_that_is_not_where_it_was_named_is_no_reason_for_another_library(
+    library: ModuleType, build: PluginBuild, carried: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDACXX", "/no/such/nvcc")
+    with pytest.raises(ToolMisnamed, match="CUDACXX=/no/such/nvcc"):
+        library.built_or_carried(build, carried)
+
+
+def test_the_stage_fails_in_one_sentence_without_a_traceback(
+    library: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*, host_form: bool) -> tuple[Path, str]:
+        raise PluginBuildFailed(f"broken, host form: {host_form}")
+
+    monkeypatch.setattr(library, "find_library", refuse)
+    monkeypatch.setattr(sys, "argv", ["library.py", "unused.json", "--host-form"])
+    assert library.main() == 1
+    assert capsys.readouterr().err == "library.py: broken, host form: True\n"
