@@ -1,6 +1,7 @@
 """A real `legokv serve` for the tests, and its three models as plain calls over gRPC and HTTP."""
 
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 import tritonclient.grpc as triton
+from faults import Faults
 from tritonclient.utils import InferenceServerException
 
 from legokv.serving.triton.processes import child_processes
@@ -143,7 +145,9 @@ def plain(array: np.ndarray[Any, Any]) -> Any:
     return values[0] if array.shape == (1,) else values
 
 
-def command(engine: Path, cache_dir: Path, **settings: Any) -> list[str]:
+def command(
+    engine: Path, cache_dir: Path, python: str = sys.executable, **settings: Any
+) -> list[str]:
     """`legokv serve` on free ports, with the settings as flags."""
     ports = {f"{port}_port": "auto" for port in ("http", "grpc", "metrics")}
     given = {"engine": engine, "cache_dir": cache_dir, "num_threads": 1, **ports, **settings}
@@ -152,16 +156,27 @@ def command(engine: Path, cache_dir: Path, **settings: Any) -> list[str]:
         for name, value in given.items()
         for part in (f"--{name.replace('_', '-')}", str(value))
     ]
-    return [sys.executable, "-m", "legokv.cli", "serve", "--format", "json", *flags]
+    return [python, "-m", "legokv.cli", "serve", "--format", "json", *flags]
 
 
 @contextmanager
 def serving(
-    engine: Path, cache_dir: Path, log: IO[bytes] | None = None, **settings: Any
+    engine: Path,
+    cache_dir: Path,
+    log: IO[bytes] | None = None,
+    faults: Faults | None = None,
+    **settings: Any,
 ) -> Iterator[RunningServer]:
-    """A server that is ready, ended with the block. `log` gets what it says on standard error."""
+    """A server that is ready, ended with the block. `log` gets what it says on standard error.
+
+    With `faults`, its steps fail when they say so.
+    """
     process = subprocess.Popen(
-        command(engine, cache_dir, **settings), stdout=subprocess.PIPE, stderr=log, text=True
+        command(engine, cache_dir, faults.python if faults else sys.executable, **settings),
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env={**os.environ, **(faults.environment if faults else {})},
     )
     try:
         assert process.stdout is not None

@@ -154,8 +154,10 @@ class ChunkCache:
         resident.leases += 1
 
     def end_lease(self, resident: Resident) -> None:
-        """End one lease; a chunk that was dropped meanwhile frees its pages with the last."""
+        """End one lease; with the last, a chunk that was dropped or has no KV frees its pages."""
         resident.leases -= 1
+        if not (resident.leases or resident.ready or resident.dropped):
+            self.drop(resident.chunk.key)
         self._free_if_dropped(resident)
 
     def mark_ready(self, resident: Resident) -> None:

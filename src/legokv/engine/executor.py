@@ -7,20 +7,22 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from legokv.chunks.pool import ChunkCache, Grant, Resident
 from legokv.chunks.tiers import LowerTiers
-from legokv.engine.jobs import CompileJob, Job
+from legokv.engine.jobs import CompileJob, Compiling, Job, Turn
 from legokv.engine.metrics import EngineMetrics
 from legokv.engine.schedule import share
 from legokv.engine.transfer import Transfer
 from legokv.errors import Busy, LegokvError, PoolFull
 from legokv.runners import Runner
 from legokv.step.batch import step_batch
-from legokv.step.sequence import Sequence, chunk_sequence
+from legokv.step.sequence import chunk_sequence
 
 log = logging.getLogger(__name__)
 
@@ -34,21 +36,12 @@ class Counters:
     steps: int = 0
 
 
-@dataclass(frozen=True)
-class Compiling:
-    """A chunk on its way into the pool, its resident leased until it is there."""
-
-    resident: Resident
-    sequence: Sequence
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def sequences(self) -> tuple[Sequence]:
-        return (self.sequence,)
-
-
 class Executor:
-    """One caller at a time may `step`; `submit` and a job's `cancelled` are for any thread."""
+    """One caller at a time may `step`; `submit` and a job's `cancelled` are for any thread.
+
+    An error of the runner or a tier ends the jobs it concerns with a LegokvError, gives back what
+    they held and is logged; the others go on.
+    """
 
     def __init__(
         self,
@@ -112,24 +105,31 @@ class Executor:
         self._drop_given_up()
         self._admit()
         self._start()
-        sequences, owners = self._work()
-        if not sequences:
+        turns = self._turns()
+        if not turns:
             return bool(self._waiting or self._granted)
-        given = share([sequence.num_left for sequence in sequences], self._max_step_tokens)
-        chosen = [n for n, tokens in enumerate(given) if tokens]
-        batch = step_batch([sequences[n].next(given[n]) for n in chosen])
-        try:
-            logits = self._runner.run(batch)
-        except RuntimeError as error:
-            # What torch raises when it runs out of memory; only this batch is lost.
-            self._fail([owners[n] for n in chosen], LegokvError(f"a step failed: {error}"))
+        logits = self._run(turns)
+        if logits is None:
             return True
         self.counters.steps += 1
-        for row, n in zip(logits, chosen, strict=True):
-            sequences[n].advance(given[n], self.counters.steps)
-            if not sequences[n].num_left:
-                self._computed(owners[n], sequences[n], row)
+        for row, turn in zip(logits, turns, strict=True):
+            turn.sequence.advance(turn.num_tokens, self.counters.steps)
+            if not turn.sequence.num_left:
+                self._computed(turn, row)
         return True
+
+    def _run(self, turns: Sequence[Turn]) -> Tensor | None:
+        """A row of logits for each turn; None if the step failed and its owners are ended."""
+        try:
+            batch = step_batch([turn.sequence.next(turn.num_tokens) for turn in turns])
+            logits = self._runner.run(batch)
+            if len(logits) != len(turns):
+                raise LegokvError(f"{len(turns)} rows of logits are due, {len(logits)} came")
+        except Exception as error:
+            log.exception("a step failed")
+            self._fail([turn.owner for turn in turns], error)
+            return None
+        return logits
 
     def drop(self, key: str) -> None:
         """Forget a chunk in every tier here; requests that hold it go on."""
@@ -161,29 +161,35 @@ class Executor:
 
     def _admit(self) -> None:
         """First come first served: a job that must wait for pages holds back those behind it."""
-        while self._waiting:
-            job = self._waiting[0]
-            started = time.monotonic()
-            if not self._is_fetched(job):
-                return
-            if isinstance(job, CompileJob) and self._transfer.is_kept(job.chunks[0]):
-                self._waiting.popleft()
-                job.start(self._runner.copy_pages)
-                continue
-            try:
-                job.grant = self._cache.grant(job.chunks, job.num_private_pages)
-            except PoolFull as error:
-                if self._granted or self._running or self._compiling:
-                    return
-                self._end(job)
-                job.events.put(error)
-                continue
+        admitted = True
+        while admitted and self._waiting:
+            with self._ending(self._waiting[0]):
+                admitted = self._admitted(self._waiting[0])
+
+    def _admitted(self, job: Job) -> bool:
+        """Give the first job its pages, or end it; False if it must wait."""
+        started = time.monotonic()
+        if not self._is_fetched(job):
+            return False
+        if isinstance(job, CompileJob) and self._transfer.is_kept(job.chunks[0]):
             self._waiting.popleft()
-            self._granted.append(job)
-            self._fill_all(job.grant)
-            self._transfer.used(job.chunks)
-            self._close_prefetch(job)
-            job.found(job.grant, time.monotonic() - started)
+            job.start(self._runner.copy_pages)
+            return True
+        try:
+            job.grant = self._cache.grant(job.chunks, job.num_private_pages)
+        except PoolFull as error:
+            if self._granted or self._running or self._compiling:
+                return False
+            self._end(job)
+            job.events.put(error)
+            return True
+        self._waiting.popleft()
+        self._granted.append(job)
+        self._fill_all(job.grant)
+        self._transfer.used(job.chunks)
+        self._close_prefetch(job)
+        job.found(job.grant, time.monotonic() - started)
+        return True
 
     def _is_fetched(self, job: Job) -> bool:
         """Whether the job's prefetch is over; waited for only if there is nothing to compute."""
@@ -195,16 +201,21 @@ class Executor:
         return True
 
     def _fill_all(self, grant: Grant) -> None:
-        self._transfer.keep_evicted(grant.evicted)
-        for resident in grant.new:
-            self._fill(resident)
+        """Load each new resident's KV, or begin to compile it."""
+        try:
+            with _going_on("a chunk that left the pool was not kept"):
+                self._transfer.keep_evicted(grant.evicted)
+            for resident in grant.new:
+                with _going_on("a chunk could not be loaded and is compiled again"):
+                    self.counters.loaded_chunks += self._transfer.load(resident)
+        finally:
+            # Also after a Ctrl-C: a resident that nobody fills would be waited for without end.
+            for resident in grant.new:
+                if not resident.ready:
+                    self._compile(resident)
 
-    def _fill(self, resident: Resident) -> None:
-        """Load a new resident's KV, or begin to compile it."""
+    def _compile(self, resident: Resident) -> None:
         chunk = resident.chunk
-        if self._transfer.load(resident):
-            self.counters.loaded_chunks += 1
-            return
         dummies = (self._dummy_token_id,) * chunk.dummy_tokens
         sequence = chunk_sequence(
             chunk.token_ids, resident.pages, self._runner.page_size, dummies, resident.dummy_pages
@@ -216,42 +227,60 @@ class Executor:
     def _start(self) -> None:
         for job in list(self._granted):
             assert job.grant is not None, "a granted job has its grant"
-            if not all(resident.ready for resident in job.grant.residents):
-                continue
-            self._granted.remove(job)
-            if isinstance(job, CompileJob):
-                self._transfer.store(job.grant.residents[0])
-            if job.start(self._runner.copy_pages):
-                for sequence in job.sequences:
-                    sequence.last_step = self.counters.steps
-                self._running.append(job)
-            else:
-                self._end(job)
+            if all(resident.ready for resident in job.grant.residents):
+                with self._ending(job):
+                    self._begin(job, job.grant)
 
-    def _work(self) -> tuple[list[Sequence], list["Job | Compiling"]]:
-        """All there is to compute and for whom, the longest without a turn first."""
+    def _begin(self, job: Job, grant: Grant) -> None:
+        if isinstance(job, CompileJob):
+            self._transfer.store(grant.residents[0])
+        if not job.start(self._runner.copy_pages):
+            self._end(job)
+            return
+        for sequence in job.sequences:
+            sequence.last_step = self.counters.steps
+        self._granted.remove(job)
+        self._running.append(job)
+
+    def _turns(self) -> list[Turn]:
+        """Who computes how much in the next step, the longest without a turn first."""
         owners: list[Job | Compiling] = [*self._running, *self._compiling.values()]
         work = [(sequence, owner) for owner in owners for sequence in owner.sequences]
         work.sort(key=lambda pair: pair[0].last_step)
-        return [sequence for sequence, _ in work], [owner for _, owner in work]
+        given = share([sequence.num_left for sequence, _ in work], self._max_step_tokens)
+        return [Turn(o, s, tokens) for (s, o), tokens in zip(work, given, strict=True) if tokens]
 
-    def _computed(self, owner: "Job | Compiling", sequence: Sequence, logits: Tensor) -> None:
-        if isinstance(owner, Compiling):
-            self._compiled(owner)
-        elif owner.computed(sequence, logits):
-            self._end(owner)
+    def _computed(self, turn: Turn, logits: Tensor) -> None:
+        owner = turn.owner
+        with self._ending(owner):
+            if isinstance(owner, Compiling):
+                self._compiled(owner)
+            # Without a grant, another of its answers has ended it in this step.
+            elif owner.grant is not None and owner.computed(turn.sequence, logits):
+                self._end(owner)
 
     def _compiled(self, compiling: Compiling) -> None:
         resident = compiling.resident
-        del self._compiling[resident.chunk.key]
         self._transfer.settle(resident)
+        del self._compiling[resident.chunk.key]
         self._cache.mark_ready(resident)
         self.counters.compiled_chunks += 1
         self.metrics.compile.observe(time.monotonic() - compiling.started)
-        self._transfer.store(resident)
+        # A CompileJob, whose promise it is, will try again and say that it could not.
+        with _going_on("a compiled chunk was not stored"):
+            self._transfer.store(resident)
         self._cache.end_lease(resident)
 
-    def _fail(self, owners: list["Job | Compiling"], error: LegokvError) -> None:
+    @contextmanager
+    def _ending(self, owner: Job | Compiling) -> Iterator[None]:
+        """Whatever error leaves the block ends this owner, and those who wait for it."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("a request failed")
+            self._fail([owner], error)
+
+    def _fail(self, owners: Sequence[Job | Compiling], error: Exception) -> None:
         lost = {id(o.resident) for o in owners if isinstance(o, Compiling)}
         # A job with several answers is there several times.
         failed = list(dict.fromkeys(owner for owner in owners if isinstance(owner, Job)))
@@ -266,5 +295,19 @@ class Executor:
                 self._cache.end_lease(owner.resident)
         for job in failed:
             self._end(job)
-            job.events.put(error)
-        log.error("%s", error)
+            job.events.put(_failure(error))
+
+
+@contextmanager
+def _going_on(what: str) -> Iterator[None]:
+    """Log an error that nobody need hear of, and go on."""
+    try:
+        yield
+    except Exception:
+        log.exception(what)
+
+
+def _failure(error: Exception) -> LegokvError:
+    """What a request hears of an error, in one line; the log has it whole."""
+    lines = str(error).strip().splitlines()
+    return LegokvError(": ".join(["a step failed", type(error).__name__, *lines[:1]]))

@@ -4,12 +4,12 @@ import math
 import queue
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from legokv.chunks.chunk import Chunk
-from legokv.chunks.pool import Grant
+from legokv.chunks.pool import Grant, Resident
 from legokv.chunks.prefetch import Prefetch
 from legokv.engine.answer import Answer
 from legokv.engine.metrics import EngineMetrics
@@ -209,3 +209,25 @@ class GenerateJob(Job):
             tail.follow_with(token.id, self.usage.prompt_tokens + answer.num_tokens - 1)
         elif all(other.finish_reason is not None for other in self._answers):
             self.events.put(Finished(token.finish_reason, self.usage))
+
+
+@dataclass(frozen=True)
+class Compiling:
+    """A chunk on its way into the pool, its resident leased until it is there."""
+
+    resident: Resident
+    sequence: TokenSequence
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def sequences(self) -> tuple[TokenSequence]:
+        return (self.sequence,)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a step computes of one sequence, and for whom."""
+
+    owner: Job | Compiling
+    sequence: TokenSequence
+    num_tokens: int

@@ -17,7 +17,10 @@ class Runner(Protocol):
     device: torch.device
 
     def run(self, batch: StepBatch) -> Tensor:
-        """Compute one step, K and V going to the pools: logits float32 [B, V], on the host."""
+        """Compute one step, K and V going to the pools: logits float32 [B, V], on the host.
+
+        Any error ends that step's requests alone: what the next steps need must be whole.
+        """
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy whole pages in every layer, before the next step."""

@@ -8,10 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from legokv import Engine
 from legokv.engine.sampling import SamplingOptions
 from legokv.errors import InvalidRequest, LegokvError, NotFound
+from legokv.kernels.gpu import LaunchRefused
 from legokv.serving import engine_service
 from legokv.serving.engine_service import COMPUTE_NICENESS, EngineService
 from legokv.serving.messages import (
@@ -27,6 +30,7 @@ from legokv.serving.messages import (
     Piece,
     PromptSegment,
 )
+from legokv.step.batch import StepBatch
 
 POOL_TOKENS = 1024
 FRESH = PromptSegment((40, 41, 42), cached=False)
@@ -174,20 +178,67 @@ def test_what_cannot_be_answered_is_refused_and_the_next_is_answered(
     assert len(answer(service, command("next"))[0]) == 12
 
 
-def test_a_fault_of_ours_in_a_step_ends_its_requests_and_the_next_is_answered(
+FAULTS = (
+    LaunchRefused("no kernel for head size 7"),
+    torch.OutOfMemoryError("no memory for 3 GiB"),
+    MemoryError("none left"),
+    IndexError("list index out of range"),
+    OSError("no space left"),
+)
+
+
+@pytest.fixture
+def failing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    """Errors that the runner's next steps of more than one token raise, the last first."""
+    faults: list[Exception] = []
+    run = engine.runner.run
+
+    def running(batch: StepBatch) -> Tensor:
+        if faults and len(batch.input_ids) > 1:
+            raise faults.pop()
+        return run(batch)
+
+    monkeypatch.setattr(engine.runner, "run", running)
+    return faults
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_a_step_of_the_model_that_fails_ends_its_requests_and_the_next_is_answered(
+    engine: Engine, service: EngineService, failing: list[Exception], fault: Exception, times: int
+) -> None:
+    unlucky = [command("compiling", CHUNKS[0]), command("linking"), Compile("default", (5, 6, 7))]
+    idle = engine.cache.pool.num_free - 6  # two chunks of 40 tokens stay, each in 3 pages
+    expected = answer(service, command("expected", CHUNKS[1], CHUNKS[2]))[0]
+    for number in range(times * len(unlucky)):
+        failing.append(fault)
+        asked = unlucky[number % len(unlucky)]
+        with pytest.raises(LegokvError, match=f"{type(fault).__name__}: {fault}"):
+            service.events(asked) if isinstance(asked, Compile) else answer(service, asked)
+        assert not failing
+        assert free_pages(engine, idle) == idle
+    assert answer(service, command("lucky", CHUNKS[1], CHUNKS[2]))[0] == expected
+    assert len(answer(service, command("linking"))[0]) == 12
+    assert isinstance(service.events(Compile("default", (5, 6, 7)))[0], Compiled)
+
+
+def test_what_nobody_foresaw_in_a_step_ends_all_requests_and_the_next_is_answered(
     engine: Engine, service: EngineService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The last boundary: errors of the runner and of the tiers do not come this far.
     steps = engine.executor.step
     faults = [IndexError("list index out of range")]
 
     def step() -> bool:
-        if faults:
+        if faults and engine.executor.num_waiting:
             raise faults.pop()
         return steps()
 
     monkeypatch.setattr(engine.executor, "step", step)
+    before = engine.cache.pool.num_free
     with pytest.raises(LegokvError, match="a step failed: IndexError: list index"):
-        answer(service, command("unlucky"))
+        answer(service, command("unlucky", CHUNKS[0]))
+    assert free_pages(engine, before) == before
     assert len(answer(service, command("lucky"))[0]) == 12
 
 

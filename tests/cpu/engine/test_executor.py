@@ -1,0 +1,275 @@
+"""The executor over a fake runner: errors end those they concern, and nobody else."""
+
+import errno
+
+import pytest
+import torch
+from fake_runner import Fault, World, answer_to, chunk, events, tokens
+
+from legokv.engine.jobs import Finished
+from legokv.engine.request import AnswerOptions, Token
+from legokv.engine.sampling import SamplingOptions
+from legokv.errors import LegokvError
+from legokv.kernels.gpu import LaunchRefused
+from legokv.runners.plan.session import StepFailed
+
+NOTHING_HELD = (0, 0, 0, 0)
+ERRORS = (
+    LaunchRefused("no kernel for head size 7"),
+    StepFailed("TensorRT refused to execute a step"),
+    MemoryError(),
+    torch.OutOfMemoryError("no memory: 3 GiB\nwere asked for"),
+    RuntimeError("unexpected"),
+    IndexError("list index out of range"),
+    OSError(errno.EIO, "Input/output error"),
+    AssertionError("a bug"),
+)
+QUESTION = (7, 8, 9)
+
+
+def named(error):
+    return type(error).__name__
+
+
+def over(job):
+    """The one error that a job ended with, after any tokens."""
+    *before, last = events(job)
+    assert isinstance(last, LegokvError), last
+    assert all(isinstance(event, Token) for event in before)
+    return last
+
+
+# Which step of a request over a new chunk fails: by what only that step computes.
+STEPS = {
+    "compile": lambda batch: 105 in batch.input_ids and len(batch.input_ids) >= 10,
+    "link": lambda batch: 9 in batch.input_ids,
+    "decode": lambda batch: batch.positions.tolist() == [13],
+}
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("error", ERRORS, ids=named)
+def test_a_failed_step_ends_its_request_frees_all_it_held_and_the_next_is_answered(
+    error, step, times, caplog
+):
+    world, asked = World(), (chunk(1), QUESTION)
+    world.runner.faults.append(Fault("run", error, times, STEPS[step]))
+    for _ in range(times):
+        job = world.ask(*asked)
+        world.finish()
+        said = str(over(job))
+        assert said.startswith(f"a step failed: {named(error)}")
+        assert "\n" not in said
+        assert world.held == NOTHING_HELD
+        assert caplog.records[-1].exc_info[1] is error
+    assert world.answer(*asked) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
+    assert world.held == NOTHING_HELD
+
+
+def test_all_who_wait_for_a_chunk_end_when_its_step_fails_and_it_is_compiled_again():
+    world = World()
+    world.runner.faults.append(Fault("run", MemoryError("none left")))
+    waiting = [world.ask(chunk(1), QUESTION), world.compile(chunk(1)), world.ask(chunk(1), [5])]
+    world.finish()
+    assert [str(over(job)) for job in waiting] == ["a step failed: MemoryError: none left"] * 3
+    assert (world.held, world.cache.find("key 1")) == (NOTHING_HELD, None)
+    assert world.answer(chunk(1), QUESTION) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
+
+
+def test_who_has_no_turn_in_a_failed_step_and_who_waits_for_pages_is_answered():
+    world = World(num_pages=5, max_step_tokens=1)
+    unlucky, other = world.ask([1, 2]), world.ask([3, 4])
+    waiting = world.ask([5] * 14, max_tokens=2)
+    world.runner.faults.append(Fault("run", IndexError("9"), when=lambda b: 2 in b.input_ids))
+    world.finish()
+    assert str(over(unlucky)) == "a step failed: IndexError: 9"
+    assert tokens(other) == answer_to([3, 4], 3)
+    assert tokens(waiting) == answer_to([5] * 14, 2)
+
+
+def test_too_few_rows_of_logits_are_an_error_that_says_so(monkeypatch):
+    world = World()
+    whole = world.runner.run
+    jobs = [world.ask([1, 2]), world.ask([3, 4])]
+    monkeypatch.setattr(world.runner, "run", lambda batch: whole(batch)[:1])
+    world.executor.step()
+    assert {str(over(job)) for job in jobs} == {
+        "a step failed: LegokvError: 2 rows of logits are due, 1 came"
+    }
+    monkeypatch.undo()
+    assert world.answer([1, 2]) == answer_to([1, 2], 3)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=named)
+def test_a_copy_of_pages_that_fails_ends_that_request_alone(error):
+    world = World()
+    world.answer(chunk(1), QUESTION)
+    running = world.ask([1, 2], max_tokens=12)
+    world.executor.step()
+    world.runner.faults.append(Fault("copy_pages", error))
+    # Linked in another order, the first tokens of a chunk are computed in a copy of its page.
+    unlucky = world.ask([5, 6], chunk(1), QUESTION)
+    world.finish()
+    assert named(error) in str(over(unlucky))
+    assert tokens(running) == answer_to([1, 2], 12)
+    assert world.held == NOTHING_HELD
+    whole = [5, 6, *chunk(1).token_ids, *QUESTION]
+    assert world.answer([5, 6], chunk(1), QUESTION) == answer_to(whole, 3)
+
+
+def test_a_copy_that_fails_when_several_answers_begin_ends_that_request_alone():
+    world = World()
+    drawn = {
+        "sampling": SamplingOptions(temperature=1e-9, seed=3),
+        "answering": AnswerOptions(num_return_sequences=3),
+    }
+    running = world.ask([1, 2], max_tokens=6)
+    unlucky = world.ask([5, 6], **drawn)
+    world.runner.faults.append(Fault("copy_pages", MemoryError("none left")))
+    world.finish()
+    assert str(over(unlucky)) == "a step failed: MemoryError: none left"
+    assert tokens(running) == answer_to([1, 2], 6)
+    assert world.held == NOTHING_HELD
+    again = world.ask([5, 6], **drawn)
+    world.finish()
+    assert sorted(tokens(again)) == sorted(3 * answer_to([5, 6], 3))
+
+
+@pytest.mark.parametrize("fails", ["the import", "the read"])
+@pytest.mark.parametrize("error", ERRORS, ids=named)
+def test_a_chunk_whose_load_fails_is_compiled_again_and_the_answer_is_right(
+    error, fails, monkeypatch, caplog
+):
+    world = World(disk_bytes=10_000)
+    world.compile(chunk(1))
+    world.finish()
+    world.cache.drop("key 1")
+    if fails == "the import":
+        world.runner.faults.append(Fault("import_pages", error))
+    else:
+        monkeypatch.setattr(world.disk, "read", lambda chunk: raising(error))
+    assert world.answer(chunk(1), QUESTION) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
+    assert world.held == NOTHING_HELD
+    counters = world.executor.counters
+    assert (counters.loaded_chunks, counters.compiled_chunks) == (0, 2)
+    assert error in [record.exc_info[1] for record in caplog.records]
+
+
+def raising(error):
+    raise error
+
+
+def test_of_two_chunks_the_one_that_loads_is_not_compiled():
+    world = World(disk_bytes=10_000)
+    both = [chunk(1), chunk(2)]
+    for one in both:
+        world.compile(one)
+    world.finish()
+    for one in both:
+        world.cache.drop(one.key)
+    world.runner.faults.append(Fault("import_pages", OSError("5")))
+    ids = [*both[0].token_ids, *both[1].token_ids, *QUESTION]
+    assert world.answer(*both, QUESTION) == answer_to(ids, 3)
+    assert world.executor.counters.loaded_chunks == 1
+
+
+def test_a_chunk_that_could_not_be_kept_on_its_way_out_disturbs_nobody(caplog):
+    world = World(num_pages=6, host_bytes=10_000)
+    world.answer(chunk(1), QUESTION)
+    world.runner.faults.append(Fault("export_pages", RuntimeError("no")))
+    assert world.answer(chunk(2), QUESTION) == answer_to([*chunk(2).token_ids, *QUESTION], 3)
+    assert "a chunk that left the pool was not kept" in caplog.text
+    assert world.cache.find("key 1") is None
+    assert not world.host.has("key 1")
+
+
+def test_a_chunk_that_could_not_be_stored_answers_requests_but_is_no_compiled_one():
+    world = World(disk_bytes=10_000)
+    world.runner.faults.append(Fault("export_pages", OSError("no"), times=2))
+    compiling, asking = world.compile(chunk(1)), world.ask(chunk(1), QUESTION)
+    world.finish()
+    assert str(over(compiling)) == "a step failed: OSError: no"
+    assert tokens(asking) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
+    assert (world.held, world.disk.has("key 1")) == (NOTHING_HELD, False)
+    again = world.compile(chunk(1))
+    world.finish()
+    assert isinstance(events(again)[-1], Finished)
+    assert world.disk.has("key 1")
+
+
+@pytest.mark.parametrize("call", ["export_pages", "import_pages"])
+def test_a_chunk_that_could_not_be_rounded_to_its_stored_form_is_not_used(call):
+    world = World(disk_bytes=10_000, stored_dtype="int8")
+    world.runner.faults.append(Fault(call, MemoryError("none left")))
+    compiling, asking = world.compile(chunk(1)), world.ask(chunk(1), QUESTION)
+    running = world.ask([1, 2], max_tokens=6)
+    world.finish()
+    assert str(over(compiling)) == str(over(asking)) == "a step failed: MemoryError: none left"
+    assert tokens(running) == answer_to([1, 2], 6)
+    assert (world.held, world.cache.find("key 1")) == (NOTHING_HELD, None)
+    assert world.answer(chunk(1), QUESTION) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
+
+
+def test_a_tier_that_cannot_say_what_it_has_ends_the_request_that_asked(monkeypatch):
+    world = World(disk_bytes=10_000)
+    monkeypatch.setattr(world.disk, "has", lambda key: raising(KeyError(key)))
+    unlucky = world.compile(chunk(1))
+    running = world.ask([1, 2])
+    world.finish()
+    assert str(over(unlucky)) == "a step failed: KeyError: 'key 1'"
+    assert tokens(running) == answer_to([1, 2], 3)
+    monkeypatch.undo()
+    again = world.compile(chunk(1))
+    world.finish()
+    assert isinstance(events(again)[-1], Finished)
+
+
+def test_a_chunk_that_cannot_even_be_begun_leaves_nothing_behind(monkeypatch):
+    world = World()
+    monkeypatch.setattr(
+        "legokv.engine.executor.chunk_sequence", lambda *_: raising(MemoryError("none"))
+    )
+    unlucky = world.ask(chunk(1), chunk(2), QUESTION)
+    world.finish()
+    assert str(over(unlucky)) == "a step failed: MemoryError: none"
+    assert (world.held, world.cache.residents) == (NOTHING_HELD, ())
+    monkeypatch.undo()
+    assert world.answer(chunk(1), QUESTION) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
+
+
+@pytest.mark.parametrize("num_answers", [1, 3])
+def test_a_token_that_cannot_be_drawn_ends_that_request_alone(num_answers):
+    world = World()
+    unlucky = world.ask(
+        [5, 6],
+        max_tokens=6,
+        sampling=SamplingOptions(temperature=1e-9, seed=3),
+        answering=AnswerOptions(num_return_sequences=num_answers),
+    )
+    running = world.ask([1, 2], max_tokens=6)
+    world.executor.step()
+    world.executor.step()
+    # Only the first answer's sampler breaks: the others' rows of that step have nobody any more.
+    answer = unlucky._answers[0]
+    answer._sampler.next = lambda logits, banned: raising(FloatingPointError("NaN"))
+    world.finish()
+    assert str(over(unlucky)) == "a step failed: FloatingPointError: NaN"
+    assert tokens(running) == answer_to([1, 2], 6)
+    assert world.held == NOTHING_HELD
+
+
+@pytest.mark.parametrize("call", ["run", "copy_pages", "import_pages"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=named)
+def test_an_interrupt_passes_through_and_the_request_goes_on_with_the_next_step(error, call):
+    world = World(disk_bytes=10_000)
+    world.compile(chunk(1))
+    world.finish()
+    world.cache.drop("key 1")
+    world.runner.faults.append(Fault(call, error))
+    job = world.ask([5, 6], chunk(1), QUESTION)
+    with pytest.raises(type(error)):
+        world.finish()
+    world.finish()
+    assert tokens(job) == answer_to([5, 6, *chunk(1).token_ids, *QUESTION], 3)
+    assert world.held == NOTHING_HELD
