@@ -18,7 +18,7 @@ from legokv import Engine
 from legokv.build.engine import BuildSettings, build_engine_folder
 from legokv.built.folder import read_engine_folder
 from legokv.built.gate_facts import TOLERANCES, GateFacts, check_gate
-from legokv.engine.engine import jobs
+from legokv.engine import jobs
 from legokv.errors import EngineMismatch, UnsupportedModel
 from legokv.kernels.build_cpu import NativeLibraryMissing
 from legokv.link.link import BoundLink, bind
