@@ -8,7 +8,7 @@ from legokv.chunks.chunk import Chunk
 from legokv.link.link import bind, link
 from legokv.link.policy import legolink, nothing
 from legokv.step.batch import Piece, StepBatch, step_batch
-from legokv.step.sequence import Sequence, chunk_sequence, linked_sequence
+from legokv.step.sequence import TokenSequence, chunk_sequence, linked_sequence
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _WorkMaker:
         name = f"decode {num_sequences}x{keys}"
         return Work(name, step_batch(pieces), num_sequences * self._pages_each())
 
-    def _linked(self, free: list[int], link_tokens: int, fresh_tokens: int) -> Sequence:
+    def _linked(self, free: list[int], link_tokens: int, fresh_tokens: int) -> TokenSequence:
         sizes = self.sizes
         chunks = [
             Chunk(f"chunk {n}", "measured", self._ids(sizes.chunk_tokens))
@@ -124,5 +124,5 @@ class _WorkMaker:
         return tuple(self.random.integers(0, self.vocab_size, num_tokens).tolist())
 
 
-def _all_of(sequence: Sequence) -> Piece:
+def _all_of(sequence: TokenSequence) -> Piece:
     return sequence.next(sequence.num_left)

@@ -92,3 +92,7 @@ class ModelProcessLost(ServerError):
 
 class ClaimLost(LegokvError):
     """The document was deleted, or another took it over after the claim's deadline."""
+
+
+class StepFailed(LegokvError):
+    """A step of the model was not computed; only the requests it was for are lost."""

@@ -173,8 +173,8 @@ def chunk(number: int, num_tokens: int = 10, *, persistent: bool = True) -> Chun
 def events(job: Job) -> list[Any]:
     """What happened to a job since it was last asked."""
     found = []
-    while not job.events.empty():
-        found.append(job.events.get())
+    while not job.queue.empty():
+        found.append(job.queue.get())
     return found
 
 

@@ -12,8 +12,7 @@ from legokv.link.link import bind, link
 from legokv.link.policy import Policy
 from legokv.runners import Runner
 from legokv.step.batch import Piece, step_batch
-from legokv.step.sequence import Sequence as TokenSequence
-from legokv.step.sequence import chunk_sequence, linked_sequence
+from legokv.step.sequence import TokenSequence, chunk_sequence, linked_sequence
 
 ANSWER_TOKENS = 8
 

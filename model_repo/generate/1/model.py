@@ -30,3 +30,4 @@ class TritonPythonModel:
 
     def finalize(self):
         self.metrics.close()
+        self.service.close()

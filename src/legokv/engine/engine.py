@@ -11,7 +11,15 @@ from legokv.chunks.header import token_bytes
 from legokv.chunks.stats import TierStats
 from legokv.documents.document import DEFAULT_NAMESPACE
 from legokv.engine.answer import answers_to
-from legokv.engine.jobs import CompileJob, Event, GenerateJob, Job, LoadJob, Prefill
+from legokv.engine.jobs import (
+    ChunkJob,
+    CompileJob,
+    EventSink,
+    GenerateJob,
+    Job,
+    JobEvent,
+    Prefill,
+)
 from legokv.engine.metrics import PAGES_USED, RUNNING, WAITING, tier_samples
 from legokv.engine.naming import ChunkNaming
 from legokv.engine.parts import EngineParts, open_parts
@@ -143,8 +151,11 @@ class Engine:
         """
         return self._tokens(self.submit(request))
 
-    def submit(self, request: GenerateRequest) -> GenerateJob:
-        """Queue a request; what it can never have is refused here, the rest comes as events."""
+    def submit(self, request: GenerateRequest, events: EventSink | None = None) -> GenerateJob:
+        """Queue a request; what it can never have is refused here, the rest comes as events.
+
+        They go to the job's own queue, or to `events` from the thread that steps.
+        """
         submitted_at = time.monotonic()
         for segment in request.segments:
             check_token_ids(segment, self.facts.model)
@@ -155,7 +166,9 @@ class Engine:
         reserve = max(request.max_tokens - 1, 0)
         linked = link(segments, request.policy, self.facts.page_size, reserve)
         answers = answers_to(request, self.tokenizer.decode, self.facts.model.eos_token_ids)
-        job = GenerateJob(request, linked, answers, self.facts.page_size, self.executor.metrics)
+        job = GenerateJob(
+            request, linked, answers, self.facts.page_size, self.executor.metrics, events
+        )
         job.submitted_at = submitted_at
         self.executor.submit(job)
         return job
@@ -203,14 +216,14 @@ class Engine:
         finally:
             self.cancel(job)
 
-    def results(self, job: Job) -> Iterator[Event]:
+    def results(self, job: Job) -> Iterator[JobEvent]:
         """A job's events as they come, this thread stepping meanwhile; raises its error."""
         while True:
             with self._stepping:
-                while job.events.empty():
+                while job.queue.empty():
                     busy = self.executor.step()
-                    assert busy or not job.events.empty(), "a queued job leaves nothing to do"
-            event = job.events.get()
+                    assert busy or not job.queue.empty(), "a queued job leaves nothing to do"
+            event = job.queue.get()
             if isinstance(event, LegokvError):
                 raise event
             yield event
@@ -218,7 +231,7 @@ class Engine:
                 return
 
 
-def begin_warming(engine: Engine, chunk: Chunk, tier: str) -> LoadJob | None:
+def begin_warming(engine: Engine, chunk: Chunk, tier: str) -> ChunkJob | None:
     """A queued job that gets the chunk into the pool; None if it is warm enough without one.
 
     Warm enough is in `tier` ("pool" or a lower tier's name) or in a faster one: a slower one is
@@ -229,6 +242,6 @@ def begin_warming(engine: Engine, chunk: Chunk, tier: str) -> LoadJob | None:
         return None
     if tier != "pool" and engine.tiers.fetch_into(tier, chunk):
         return None
-    job = LoadJob(chunk)
+    job = ChunkJob(chunk)
     engine.executor.submit(job)
     return job

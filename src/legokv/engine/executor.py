@@ -15,13 +15,12 @@ from torch import Tensor
 
 from legokv.chunks.pool import ChunkCache, Grant, Resident
 from legokv.chunks.tiers import LowerTiers
-from legokv.engine.jobs import CompileJob, Compiling, Job, Turn
+from legokv.engine.jobs import FillJob, Job
 from legokv.engine.metrics import EngineMetrics
-from legokv.engine.schedule import share
+from legokv.engine.schedule import Step, failure, finish_step, plan_step, run_step
 from legokv.engine.transfer import Transfer
 from legokv.errors import Busy, LegokvError, PoolFull
 from legokv.runners import Runner
-from legokv.step.batch import step_batch
 from legokv.step.sequence import chunk_sequence
 
 log = logging.getLogger(__name__)
@@ -61,16 +60,18 @@ class Executor:
         self._max_step_tokens = max_step_tokens
         self._max_queue_requests = max_queue_requests
         self._dummy_token_id = dummy_token_id
+        # A job is in one of these, in this order: for pages, with pages but without all its
+        # chunks, with sequences to compute. A FillJob begins in the last.
         self._waiting: deque[Job] = deque()
-        self._joining = threading.Lock()
         self._granted: list[Job] = []
         self._running: list[Job] = []
-        self._compiling: dict[str, Compiling] = {}
+        # For those who submit; the thread that steps takes jobs away without it.
+        self._joining = threading.Lock()
 
     @property
     def num_running(self) -> int:
         """Jobs that hold pages. For any thread."""
-        return len(self._granted) + len(self._running)
+        return len(self._granted) + sum(job.filling is None for job in list(self._running))
 
     @property
     def num_waiting(self) -> int:
@@ -87,11 +88,11 @@ class Executor:
                 f"the request needs {needed} pages of {self._runner.page_size} tokens, the pool "
                 f"has {self._runner.num_pages}"
             )
-        if isinstance(job, CompileJob):
+        if not job.waits_in_line:
             self._waiting.append(job)
             return
         with self._joining:
-            num_waiting = sum(not isinstance(other, CompileJob) for other in list(self._waiting))
+            num_waiting = sum(other.waits_in_line for other in list(self._waiting))
             if num_waiting >= self._max_queue_requests:
                 raise Busy(
                     f"the queue is full: {num_waiting} waiting, max_queue_requests allows "
@@ -105,37 +106,43 @@ class Executor:
         self._drop_given_up()
         self._admit()
         self._start()
-        turns = self._turns()
-        if not turns:
+        step = self._planned()
+        if step is None:
             return bool(self._waiting or self._granted)
-        logits = self._run(turns)
+        logits = self._logits(step)
         if logits is None:
             return True
         self.counters.steps += 1
-        for row, turn in zip(logits, turns, strict=True):
-            turn.sequence.advance(turn.num_tokens, self.counters.steps)
-            if not turn.sequence.num_left:
-                self._computed(turn, row)
+        for turn, row in finish_step(step, logits, self.counters.steps):
+            with self._ending(turn.job):
+                # Without a grant, another of its answers has ended it in this step.
+                if turn.job.grant is not None and turn.job.computed(turn.sequence, row):
+                    self._end(turn.job)
         return True
-
-    def _run(self, turns: Sequence[Turn]) -> Tensor | None:
-        """A row of logits for each turn; None if the step failed and its owners are ended."""
-        try:
-            batch = step_batch([turn.sequence.next(turn.num_tokens) for turn in turns])
-            logits = self._runner.run(batch)
-            if len(logits) != len(turns):
-                raise LegokvError(f"{len(turns)} rows of logits are due, {len(logits)} came")
-        except Exception as error:
-            log.exception("a step failed")
-            self._fail([turn.owner for turn in turns], error)
-            return None
-        return logits
 
     def drop(self, key: str) -> None:
         """Forget a chunk in every tier here; requests that hold it go on."""
-        if key not in self._compiling:
+        if not any(job.filling and job.filling.chunk.key == key for job in self._running):
             self._cache.drop(key)
         self._transfer.drop(key)
+
+    def _planned(self) -> Step | None:
+        """The next step; None if there is nothing to compute, or what there was is ended."""
+        try:
+            return plan_step(self._running, self._max_step_tokens)
+        except Exception as error:
+            log.exception("a step could not be planned")
+            self._fail(self._running, failure(error))
+            return None
+
+    def _logits(self, step: Step) -> Tensor | None:
+        """The step's logits; None if it failed and its jobs are ended."""
+        try:
+            return run_step(self._runner, step)
+        except LegokvError as error:
+            log.error("a step failed", exc_info=error.__cause__ or error)
+            self._fail([turn.job for turn in step.turns], error)
+            return None
 
     def _drop_given_up(self) -> None:
         for job in [*self._waiting, *self._granted, *self._running]:
@@ -171,31 +178,31 @@ class Executor:
         started = time.monotonic()
         if not self._is_fetched(job):
             return False
-        if isinstance(job, CompileJob) and self._transfer.is_kept(job.chunks[0]):
+        if job.is_over(self._transfer):
             self._waiting.popleft()
-            job.start(self._runner.copy_pages)
             return True
         try:
-            job.grant = self._cache.grant(job.chunks, job.num_private_pages)
+            grant = self._cache.grant(job.chunks, job.num_private_pages)
         except PoolFull as error:
-            if self._granted or self._running or self._compiling:
+            if self._granted or self._running:
                 return False
             self._end(job)
             job.events.put(error)
             return True
+        job.grant = grant
         self._waiting.popleft()
         self._granted.append(job)
-        self._fill_all(job.grant)
+        self._fill_all(grant)
         self._transfer.used(job.chunks)
         self._close_prefetch(job)
-        job.found(job.grant, time.monotonic() - started)
+        job.admitted(grant, time.monotonic() - started)
         return True
 
     def _is_fetched(self, job: Job) -> bool:
-        """Whether the job's prefetch is over; waited for only if there is nothing to compute."""
+        """True if the job's prefetch is over; waited for only if there is nothing to compute."""
         if job.prefetch is None or job.prefetch.done:
             return True
-        if self._running or self._compiling:
+        if self._running:
             return False
         job.prefetch.wait()
         return True
@@ -203,6 +210,7 @@ class Executor:
     def _fill_all(self, grant: Grant) -> None:
         """Load each new resident's KV, or begin to compile it."""
         try:
+            # Before anything is written: the evicted chunks' KV is still in the new pages.
             with _going_on("a chunk that left the pool was not kept"):
                 self._transfer.keep_evicted(grant.evicted)
             for resident in grant.new:
@@ -220,21 +228,23 @@ class Executor:
         sequence = chunk_sequence(
             chunk.token_ids, resident.pages, self._runner.page_size, dummies, resident.dummy_pages
         )
+        # Newcomers stand behind those who have waited since the last step.
         sequence.last_step = self.counters.steps
+        job = FillJob(resident, sequence, self._filled)
+        # A lease of its own: the chunk is compiled to its end, whoever asked for it goes away.
         self._cache.lease(resident)
-        self._compiling[chunk.key] = Compiling(resident, sequence)
+        job.grant = Grant((resident,), (), [])
+        self._running.append(job)
 
     def _start(self) -> None:
         for job in list(self._granted):
             assert job.grant is not None, "a granted job has its grant"
             if all(resident.ready for resident in job.grant.residents):
                 with self._ending(job):
-                    self._begin(job, job.grant)
+                    self._begin(job)
 
-    def _begin(self, job: Job, grant: Grant) -> None:
-        if isinstance(job, CompileJob):
-            self._transfer.store(grant.residents[0])
-        if not job.start(self._runner.copy_pages):
+    def _begin(self, job: Job) -> None:
+        if not job.start(self._transfer):
             self._end(job)
             return
         for sequence in job.sequences:
@@ -242,60 +252,39 @@ class Executor:
         self._granted.remove(job)
         self._running.append(job)
 
-    def _turns(self) -> list[Turn]:
-        """Who computes how much in the next step, the longest without a turn first."""
-        owners: list[Job | Compiling] = [*self._running, *self._compiling.values()]
-        work = [(sequence, owner) for owner in owners for sequence in owner.sequences]
-        work.sort(key=lambda pair: pair[0].last_step)
-        given = share([sequence.num_left for sequence, _ in work], self._max_step_tokens)
-        return [Turn(o, s, tokens) for (s, o), tokens in zip(work, given, strict=True) if tokens]
-
-    def _computed(self, turn: Turn, logits: Tensor) -> None:
-        owner = turn.owner
-        with self._ending(owner):
-            if isinstance(owner, Compiling):
-                self._compiled(owner)
-            # Without a grant, another of its answers has ended it in this step.
-            elif owner.grant is not None and owner.computed(turn.sequence, logits):
-                self._end(owner)
-
-    def _compiled(self, compiling: Compiling) -> None:
-        resident = compiling.resident
+    def _filled(self, resident: Resident, seconds: float) -> None:
+        """A resident's KV was computed: round it as it would be stored, and keep it."""
         self._transfer.settle(resident)
-        del self._compiling[resident.chunk.key]
         self._cache.mark_ready(resident)
         self.counters.compiled_chunks += 1
-        self.metrics.compile.observe(time.monotonic() - compiling.started)
+        self.metrics.compile.observe(seconds)
         # A CompileJob, whose promise it is, will try again and say that it could not.
         with _going_on("a compiled chunk was not stored"):
             self._transfer.store(resident)
-        self._cache.end_lease(resident)
 
     @contextmanager
-    def _ending(self, owner: Job | Compiling) -> Iterator[None]:
-        """Whatever error leaves the block ends this owner, and those who wait for it."""
+    def _ending(self, job: Job) -> Iterator[None]:
+        """Whatever error leaves the block ends this job, and those who wait for what it fills."""
         try:
             yield
         except Exception as error:
             log.exception("a request failed")
-            self._fail([owner], error)
+            self._fail([job], failure(error))
 
-    def _fail(self, owners: Sequence[Job | Compiling], error: Exception) -> None:
-        lost = {id(o.resident) for o in owners if isinstance(o, Compiling)}
+    def _fail(self, jobs: Sequence[Job], error: LegokvError) -> None:
         # A job with several answers is there several times.
-        failed = list(dict.fromkeys(owner for owner in owners if isinstance(owner, Job)))
+        failed = list(dict.fromkeys(jobs))
+        lost = [job.filling for job in failed if job.filling is not None]
         for job in self._granted:
             assert job.grant is not None, "a granted job has its grant"
-            if any(id(resident) in lost for resident in job.grant.residents):
+            # By identity: two residents are never the same for having the same fields.
+            if job not in failed and any(r is gone for r in job.grant.residents for gone in lost):
                 failed.append(job)
-        for owner in owners:
-            if isinstance(owner, Compiling):
-                del self._compiling[owner.resident.chunk.key]
-                self._cache.drop(owner.resident.chunk.key)
-                self._cache.end_lease(owner.resident)
+        for resident in lost:
+            self._cache.drop(resident.chunk.key)
         for job in failed:
             self._end(job)
-            job.events.put(_failure(error))
+            job.events.put(error)
 
 
 @contextmanager
@@ -305,9 +294,3 @@ def _going_on(what: str) -> Iterator[None]:
         yield
     except Exception:
         log.exception(what)
-
-
-def _failure(error: Exception) -> LegokvError:
-    """What a request hears of an error, in one line; the log has it whole."""
-    lines = str(error).strip().splitlines()
-    return LegokvError(": ".join(["a step failed", type(error).__name__, *lines[:1]]))

@@ -4,7 +4,8 @@ import math
 import queue
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -14,10 +15,10 @@ from legokv.chunks.prefetch import Prefetch
 from legokv.engine.answer import Answer
 from legokv.engine.metrics import EngineMetrics
 from legokv.engine.request import Finished, GenerateRequest, Token, Usage
+from legokv.engine.transfer import Transfer
 from legokv.errors import Cancelled, LegokvError, TimedOut
 from legokv.link.link import Link, bind
-from legokv.step.sequence import Sequence as TokenSequence
-from legokv.step.sequence import linked_sequence
+from legokv.step.sequence import TokenSequence, linked_sequence
 from legokv.step.tails import Tail, num_pages_for, tails_behind
 
 
@@ -41,27 +42,48 @@ class Prefill:
         return self.usage.fresh_tokens
 
 
-Event = Token | Prefill | Finished | LegokvError
-CopyPages = Callable[[Sequence[int], Sequence[int]], None]
+JobEvent = Token | Prefill | Finished | LegokvError
+
+
+class EventSink(Protocol):
+    """Where a job's events go, in order; called by the thread that computes, so it never waits."""
+
+    def put(self, event: JobEvent) -> None: ...
 
 
 class Job:
-    """Work a caller waits for: its `events` end with a Finished, a Prefill or an error."""
+    """Work a caller waits for: its `events` end with a Finished, a Prefill or an error.
 
-    def __init__(self, chunks: tuple[Chunk, ...], num_private_pages: int) -> None:
+    The executor admits it when there are pages, starts it when its chunks are in the pool, and
+    hands it the logits of its `sequences` until it is over. A job that `waits_in_line` counts
+    against the queue's limit. One that is `filling` a resident computes that chunk for others.
+    """
+
+    waits_in_line = True
+    filling: Resident | None = None
+
+    def __init__(
+        self, chunks: tuple[Chunk, ...], num_private_pages: int, events: EventSink | None = None
+    ) -> None:
         self.chunks = chunks
         self.num_private_pages = num_private_pages
-        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.queue: queue.SimpleQueue[JobEvent] = queue.SimpleQueue()
+        self.events: EventSink = self.queue if events is None else events
         self.cancelled = False
         self.submitted_at = time.monotonic()
         self.prefetch: Prefetch | None = None
         self.grant: Grant | None = None
         self.sequences: Sequence[TokenSequence] = ()
 
-    def found(self, grant: Grant, load_seconds: float) -> None:
-        """Pages were granted; `grant.new` is what no tier had and is being compiled."""
+    def is_over(self, transfer: Transfer) -> bool:
+        """True if nothing is to be done, which the job then has said; asked before pages."""
+        return False
 
-    def start(self, copy_pages: CopyPages) -> bool:
+    def admitted(self, grant: Grant, load_seconds: float) -> None:
+        """Pages were granted; `grant.new` is what no tier had and is being compiled."""
+        self.grant = grant
+
+    def start(self, transfer: Transfer) -> bool:
         """All chunks are in the pool: make `sequences`, or False if there is nothing to compute."""
         raise NotImplementedError
 
@@ -74,28 +96,57 @@ class Job:
         return Cancelled("the request was cancelled") if self.cancelled else None
 
 
-class CompileJob(Job):
-    """Get one chunk compiled and kept; ends with a Finished whose usage says what it took."""
+class FillJob(Job):
+    """Compute one resident's KV; `filled` is told it and the seconds taken when it is there."""
 
-    def __init__(self, chunk: Chunk) -> None:
-        super().__init__((chunk,), 0)
+    waits_in_line = False
 
-    def start(self, copy_pages: CopyPages) -> bool:
-        length = self.chunks[0].num_tokens
-        self.events.put(Finished("stop", Usage(length, 0, 0, length, 1, compiled_tokens=length)))
-        return False
+    def __init__(
+        self, resident: Resident, sequence: TokenSequence, filled: Callable[[Resident, float], None]
+    ) -> None:
+        super().__init__((resident.chunk,), 0)
+        self.filling = resident
+        self.sequences = (sequence,)
+        self._filled = filled
+
+    def computed(self, sequence: TokenSequence, logits: Tensor) -> bool:
+        assert self.filling is not None, "a FillJob has its resident"
+        self._filled(self.filling, time.monotonic() - self.submitted_at)
+        return True
 
 
-class LoadJob(Job):
+class ChunkJob(Job):
     """Get one chunk into the pool, from a tier or by compiling it; ends with a Finished."""
 
     def __init__(self, chunk: Chunk) -> None:
         super().__init__((chunk,), 0)
 
-    def start(self, copy_pages: CopyPages) -> bool:
+    def start(self, transfer: Transfer) -> bool:
         length = self.chunks[0].num_tokens
         self.events.put(Finished("stop", Usage(length, length, 0, 0, 1)))
         return False
+
+
+class CompileJob(ChunkJob):
+    """Get one chunk compiled and kept in every tier that is to keep it; ends with a Finished."""
+
+    waits_in_line = False
+
+    def is_over(self, transfer: Transfer) -> bool:
+        if not transfer.is_kept(self.chunks[0]):
+            return False
+        self._finish()
+        return True
+
+    def start(self, transfer: Transfer) -> bool:
+        assert self.grant is not None, "a job starts after it was granted its pages"
+        transfer.store(self.grant.residents[0])
+        self._finish()
+        return False
+
+    def _finish(self) -> None:
+        length = self.chunks[0].num_tokens
+        self.events.put(Finished("stop", Usage(length, 0, 0, length, 1, compiled_tokens=length)))
 
 
 class GenerateJob(Job):
@@ -108,8 +159,9 @@ class GenerateJob(Job):
         answers: Sequence[Answer],
         page_size: int,
         metrics: EngineMetrics,
+        events: EventSink | None = None,
     ) -> None:
-        super().__init__(link.chunks, num_pages_for(link, page_size, len(answers)))
+        super().__init__(link.chunks, num_pages_for(link, page_size, len(answers)), events)
         self.usage = Usage(
             prompt_tokens=link.prompt_tokens,
             cached_tokens=link.cached_tokens,
@@ -122,11 +174,12 @@ class GenerateJob(Job):
         self._answers = answers
         self._page_size = page_size
         self._going_on: list[tuple[Answer, Tail]] = []
-        self._copy_pages: CopyPages | None = None
+        self._transfer: Transfer | None = None
         self._metrics = metrics
         self._granted_at = self._started_at = 0.0
 
-    def found(self, grant: Grant, load_seconds: float) -> None:
+    def admitted(self, grant: Grant, load_seconds: float) -> None:
+        super().admitted(grant, load_seconds)
         self._granted_at = time.monotonic()
         self.usage.queue_seconds = self._granted_at - load_seconds - self.submitted_at
         self.usage.load_seconds = load_seconds
@@ -135,15 +188,15 @@ class GenerateJob(Job):
         self.usage.chunks_found = len(self.chunks) - len(missing)
         self.usage.compiled_tokens = sum(c.num_tokens for c in self.chunks if c.key in missing)
 
-    def start(self, copy_pages: CopyPages) -> bool:
+    def start(self, transfer: Transfer) -> bool:
         assert self.grant is not None, "a job starts after it was granted its pages"
         self._started_at = time.monotonic()
         self.usage.compile_seconds = self._started_at - self._granted_at
         chunk_pages = [resident.pages for resident in self.grant.residents]
         bound = bind(self._link, chunk_pages, self.grant.private_pages, self._page_size)
         if bound.copy_sources:
-            copy_pages(bound.copy_sources, bound.copy_targets)
-        self._copy_pages = copy_pages
+            transfer.copy_pages(bound.copy_sources, bound.copy_targets)
+        self._transfer = transfer
         self.sequences = [linked_sequence(self._link, bound)]
         return True
 
@@ -188,11 +241,11 @@ class GenerateJob(Job):
     def _begun(self, prompt: TokenSequence) -> list[tuple[Answer, Tail]]:
         """All answers, each with where its tokens go."""
         assert self.grant is not None, "answers begin while the job holds its pages"
-        assert self._copy_pages is not None, "answers begin after the prompt"
+        assert self._transfer is not None, "answers begin after the prompt"
         private, size = self.grant.private_pages, self._page_size
         made = tails_behind(self._link, prompt, private, size, len(self._answers))
         if made.copy_sources:
-            self._copy_pages(made.copy_sources, made.copy_targets)
+            self._transfer.copy_pages(made.copy_sources, made.copy_targets)
         return list(zip(self._answers, made.tails, strict=True))
 
     def _draw(self, answer: Answer, tail: Tail, logits: Tensor) -> None:
@@ -209,25 +262,3 @@ class GenerateJob(Job):
             tail.follow_with(token.id, self.usage.prompt_tokens + answer.num_tokens - 1)
         elif all(other.finish_reason is not None for other in self._answers):
             self.events.put(Finished(token.finish_reason, self.usage))
-
-
-@dataclass(frozen=True)
-class Compiling:
-    """A chunk on its way into the pool, its resident leased until it is there."""
-
-    resident: Resident
-    sequence: TokenSequence
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def sequences(self) -> tuple[TokenSequence]:
-        return (self.sequence,)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What a step computes of one sequence, and for whom."""
-
-    owner: Job | Compiling
-    sequence: TokenSequence
-    num_tokens: int

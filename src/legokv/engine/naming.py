@@ -1,5 +1,6 @@
-"""Which chunk a span of token ids is for one engine: checked, and named by its key. No KV here."""
+"""Which chunk a span of token ids is for one engine, and which a key names. No KV here."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -8,6 +9,7 @@ import numpy as np
 from legokv.built.folder import EngineFacts
 from legokv.chunks.chunk import Chunk, chunk_key, kv_dtype_name
 from legokv.engine.request import DUMMY_TOKENS, GenerateRequest, check_context, check_token_ids
+from legokv.engine.settings import EngineSettings
 from legokv.errors import InvalidRequest
 from legokv.link.link import Segment
 from legokv.model.dtypes import Int32
@@ -20,7 +22,15 @@ class ChunkNaming:
     facts: EngineFacts
     stored_dtype: str
 
-    def chunk(self, token_ids: Sequence[int] | Int32, namespace: str, *, persistent: bool) -> Chunk:
+    @classmethod
+    def by_settings(cls, facts: EngineFacts, settings: EngineSettings) -> "ChunkNaming":
+        """The naming of an engine that is opened with these settings."""
+        dtype = settings.dtype or facts.dtype
+        return cls(replace(facts, dtype=dtype), settings.kv_stored_dtype)
+
+    def chunk(
+        self, token_ids: Sequence[int] | Int32, namespace: str, *, persistent: bool = True
+    ) -> Chunk:
         """The chunk of these ids; InvalidRequest for none, too many, or one that is no token."""
         check_token_ids(token_ids, self.facts.model)
         ids = tuple(np.asarray(token_ids, np.int32).tolist())
@@ -45,3 +55,45 @@ class ChunkNaming:
     def _key(self, token_ids: tuple[int, ...], namespace: str, dummy_tokens: int) -> str:
         dtype = kv_dtype_name(self.facts.dtype, self.stored_dtype)
         return chunk_key(self.facts.fingerprint, dtype, namespace, token_ids, dummy_tokens)
+
+
+class NamedChunks:
+    """Chunks by key, so that a key stands for its token ids: at most so many tokens of them.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._num_tokens = 0
+        # In the order of their last naming: the first leaves first.
+        self._chunks: dict[str, Chunk] = {}
+        self._changing = threading.Lock()
+
+    def put(self, chunk: Chunk) -> None:
+        """Keep a chunk, others leaving for it; the newest stays, however large."""
+        with self._changing:
+            self._remove(chunk.key)
+            self._chunks[chunk.key] = chunk
+            self._num_tokens += chunk.num_tokens
+            while self._num_tokens > self._max_tokens and len(self._chunks) > 1:
+                self._remove(next(iter(self._chunks)))
+
+    def get(self, key: str, namespace: str) -> Chunk | None:
+        """The chunk of that key; None for one that is not known, or of another namespace."""
+        with self._changing:
+            chunk = self._chunks.get(key)
+            if chunk is None or chunk.namespace != namespace:
+                return None
+            self._chunks[key] = self._chunks.pop(key)
+            return chunk
+
+    def forget(self, key: str) -> None:
+        """Keep the chunk no more, if it is there."""
+        with self._changing:
+            self._remove(key)
+
+    def _remove(self, key: str) -> None:
+        chunk = self._chunks.pop(key, None)
+        if chunk is not None:
+            self._num_tokens -= chunk.num_tokens

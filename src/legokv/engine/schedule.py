@@ -1,6 +1,80 @@
-"""How one step's token budget is divided among those who want to compute. Pure arithmetic."""
+"""One step as a value: planned from the jobs at hand, run, and finished. Grants no pages."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from legokv.engine.jobs import Job
+from legokv.errors import StepFailed
+from legokv.runners import Runner
+from legokv.step.batch import StepBatch, step_batch
+from legokv.step.sequence import TokenSequence
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a step computes of one sequence, and for whom."""
+
+    job: Job
+    sequence: TokenSequence
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of the model: row n of the `batch` is turn n's."""
+
+    turns: tuple[Turn, ...]
+    batch: StepBatch
+
+
+def plan_step(jobs: Sequence[Job], max_tokens: int) -> Step | None:
+    """The next step of at most `max_tokens` tokens; None if no job has anything to compute.
+
+    Who has gone longest without a turn comes first.
+    """
+    work = [(sequence, job) for job in jobs for sequence in job.sequences]
+    if not work:
+        return None
+    # The sort is stable: of those who had their last turn together, the earlier job comes first.
+    work.sort(key=lambda pair: pair[0].last_step)
+    shares = share([sequence.num_left for sequence, _ in work], max_tokens)
+    turns = tuple(
+        Turn(job, sequence, tokens)
+        for (sequence, job), tokens in zip(work, shares, strict=True)
+        if tokens
+    )
+    return Step(turns, step_batch([turn.sequence.next(turn.num_tokens) for turn in turns]))
+
+
+def run_step(runner: Runner, step: Step) -> Tensor:
+    """Logits float32 [B, V], a row for each turn; StepFailed with the cause for any error."""
+    try:
+        logits = runner.run(step.batch)
+    except Exception as error:
+        raise failure(error) from error
+    if len(logits) != len(step.turns):
+        raise StepFailed(
+            f"a step failed: {len(step.turns)} rows of logits are due, {len(logits)} came"
+        )
+    return logits
+
+
+def finish_step(step: Step, logits: Tensor, number: int) -> list[tuple[Turn, Tensor]]:
+    """Note that step `number` was computed; the turns that ended a sequence, each with its logits
+    float32 [V].
+    """
+    for turn in step.turns:
+        turn.sequence.advance(turn.num_tokens, number)
+    rows = zip(step.turns, logits, strict=True)
+    return [(turn, row) for turn, row in rows if not turn.sequence.num_left]
+
+
+def failure(error: Exception) -> StepFailed:
+    """What a request hears of an error in its step, in one line; the log has it whole."""
+    lines = str(error).strip().splitlines()
+    return StepFailed(": ".join(["a step failed", type(error).__name__, *lines[:1]]))
 
 
 def share(wanted: Sequence[int], budget: int) -> list[int]:
@@ -14,11 +88,11 @@ def share(wanted: Sequence[int], budget: int) -> list[int]:
     """
     if len(wanted) >= budget:
         return [1 if place < budget else 0 for place in range(len(wanted))]
-    given = [0] * len(wanted)
+    shares = [0] * len(wanted)
     left = budget
     order = sorted(range(len(wanted)), key=lambda number: wanted[number])
     for place, number in enumerate(order):
         equal = -(-left // (len(order) - place))
-        given[number] = min(wanted[number], equal, left)
-        left -= given[number]
-    return given
+        shares[number] = min(wanted[number], equal, left)
+        left -= shares[number]
+    return shares

@@ -19,6 +19,10 @@ class Transfer:
         self._tiers = tiers
         self._prefetcher = Prefetcher(tiers)
 
+    def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy whole pages in every layer, before the next step."""
+        self._runner.copy_pages(sources, targets)
+
     def prefetch(self, chunks: Sequence[Chunk]) -> Prefetch | None:
         """Begin to fetch what is not in the pool; None if there is nothing to fetch."""
         return self._prefetcher.begin([c for c in chunks if self._cache.find(c.key) is None])

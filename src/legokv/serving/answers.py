@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from legokv.serving.messages import Piece
+from legokv.engine.request import Token
 from legokv.serving.question import Question
 
 Decode = Callable[[Sequence[int]], str]
@@ -20,7 +20,7 @@ class _Answer:
 
 
 class AnswersSoFar:
-    """Takes the pieces of all answers as they come; texts are streamed or kept to the end."""
+    """Takes the tokens of all answers as they come; texts are streamed or kept to the end."""
 
     def __init__(self, question: Question, decode: Decode) -> None:
         self._answers = [_Answer() for _ in range(question.answering.num_return_sequences)]
@@ -28,22 +28,22 @@ class AnswersSoFar:
         self._has_log_probs = question.answering.return_log_probs
         self._decode = decode
 
-    def add(self, piece: Piece) -> dict[str, object] | None:
+    def add(self, token: Token) -> dict[str, object] | None:
         """Outputs to send now, None if there are none: text, or log-probabilities without any."""
-        answer = self._answers[piece.sequence_index]
+        answer = self._answers[token.sequence_index]
         answer.num_tokens += 1
-        answer.finish_reason = piece.finish_reason or ""
-        tokens = self._tokens(piece)
-        if piece.log_probs is not None:
-            answer.log_probs.append(piece.log_probs.log_prob)
+        answer.finish_reason = token.finish_reason or ""
+        tokens = self._tokens(token)
+        if token.log_probs is not None:
+            answer.log_probs.append(token.log_probs.log_prob)
         if not self._streamed:
-            answer.texts.append(piece.text)
+            answer.texts.append(token.text)
             answer.tokens += tokens
             return None
-        if not piece.text and not tokens:
+        if not token.text and not tokens:
             return None
         told = {"token_log_probs": _json(tokens)} if self._has_log_probs else {}
-        return {"text_output": piece.text, "sequence_index": piece.sequence_index, **told}
+        return {"text_output": token.text, "sequence_index": token.sequence_index, **told}
 
     def outputs(self) -> dict[str, object]:
         """The last reply's outputs: an answer's value, or a list with one for each of several."""
@@ -69,12 +69,12 @@ class AnswersSoFar:
         values = [value(answer) for answer in self._answers]
         return values if len(values) > 1 else values[0]
 
-    def _tokens(self, piece: Piece) -> list[dict[str, object]]:
-        """The piece's token with its log-probability and those of the likeliest ones."""
-        if piece.log_probs is None:
+    def _tokens(self, token: Token) -> list[dict[str, object]]:
+        """The token with its log-probability and those of the likeliest ones."""
+        if token.log_probs is None:
             return []
-        top = [self._token(*likely) for likely in piece.log_probs.top]
-        return [{**self._token(piece.token_id, piece.log_probs.log_prob), "top": top}]
+        top = [self._token(*likely) for likely in token.log_probs.top]
+        return [{**self._token(token.id, token.log_probs.log_prob), "top": top}]
 
     def _token(self, token_id: int, log_prob: float) -> dict[str, object]:
         return {"token_id": token_id, "text": self._decode([token_id]), "log_prob": log_prob}

@@ -2,24 +2,24 @@
 
 import logging
 import os
-import queue
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from legokv.built.folder import read_engine_folder
 from legokv.built.gate_facts import check_gate
+from legokv.chunks.chunk import Chunk
 from legokv.engine.engine import Engine, begin_warming
-from legokv.engine.jobs import Event as JobEvent
-from legokv.engine.jobs import Job
-from legokv.engine.request import Finished, GenerateRequest, Token
-from legokv.errors import LegokvError, NotFound
+from legokv.engine.jobs import Job, JobEvent, Prefill
+from legokv.engine.naming import NamedChunks
+from legokv.engine.request import GenerateRequest, Token
+from legokv.errors import InvalidRequest, LegokvError
+from legokv.link.link import Segment
 from legokv.metrics import Sample
 from legokv.serving.answering import Reply
+from legokv.serving.event_stream import EventOutlet
 from legokv.serving.messages import (
-    Answered,
     Cancel,
     Command,
     Compile,
@@ -28,8 +28,8 @@ from legokv.serving.messages import (
     Drop,
     Event,
     Generate,
-    Next,
-    Piece,
+    PromptSegment,
+    Unknown,
     Warm,
     decode_command,
     encode_events,
@@ -38,22 +38,13 @@ from legokv.serving.messages import (
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
 
-WAIT_SECONDS = 0.25
-"""How long a command waits for a first event. A client that went away is noticed in between."""
-ABANDONED_SECONDS = 30.0
-"""After this long without a Next, whoever asked is believed dead."""
 COMPUTE_NICENESS = 10
+MAX_NAMED_TOKENS = 1 << 21
+"""Token ids of chunks that are kept by key, the least recently named gone first."""
+_IDLE_SECONDS = 30.0
 _SWITCH_SECONDS = 0.0005
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Live:
-    """A job somebody waits for, and when its events were last asked for."""
-
-    job: Job
-    asked_at: float = field(default_factory=time.monotonic)
 
 
 class EngineService:
@@ -61,7 +52,10 @@ class EngineService:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._live: dict[str, _Live] = {}
+        self._named = NamedChunks(MAX_NAMED_TOKENS)
+        self._live: dict[str, Job] = {}
+        self._outlets: dict[str, EventOutlet] = {}
+        self._connecting = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
         # Python's 5 ms would be the time a first token waits while the next step is prepared.
@@ -104,29 +98,49 @@ class EngineService:
     def events(self, command: Command) -> list[Event]:
         """The events that answer one command; raises the error that ends it."""
         if isinstance(command, Generate):
-            self._begin(command.request_id, self._engine.submit(self._request(command)))
-            return self._next(command.request_id)
-        if isinstance(command, Next):
-            return self._next(command.request_id)
+            return [self._generate(command)]
         if isinstance(command, Compile):
             return [self._compile(command)]
         if isinstance(command, Warm):
             return [self._warm(command)]
         if isinstance(command, Cancel):
-            self._end(command.request_id)
+            self._cancel(command.request_id)
         else:
             self._drop(command)
         return [Done()]
 
-    def _request(self, command: Generate) -> GenerateRequest:
-        segments = [
-            self._engine.chunk(piece.token_ids, command.namespace, persistent=piece.persistent)
-            if piece.cached
-            else tuple(piece.token_ids)
-            for piece in command.segments
-        ]
-        return GenerateRequest(
-            segments,
+    def _generate(self, command: Generate) -> Event:
+        chunks: dict[str, Chunk] = {}
+        unknown: list[str] = []
+        for piece in command.segments:
+            if piece.key is None or piece.key in chunks:
+                continue
+            chunk = self._chunk(piece.key, piece, command.namespace)
+            if chunk is None:
+                unknown.append(piece.key)
+            else:
+                chunks[piece.key] = chunk
+        if unknown:
+            return Unknown(tuple(dict.fromkeys(unknown)))
+        self._begin(command, chunks)
+        return Done()
+
+    def _chunk(self, key: str, piece: PromptSegment, namespace: str) -> Chunk | None:
+        """The chunk of that key, learned if its token ids came with it; None if it is not known."""
+        if not len(piece.token_ids):
+            return self._named.get(key, namespace)
+        chunk = self._engine.chunk(piece.token_ids, namespace)
+        if chunk.key != key:
+            raise InvalidRequest(
+                f"these {chunk.num_tokens} tokens are chunk {chunk.key[:12]} of this engine, not "
+                f"{key[:12]}: whoever named it has other settings"
+            )
+        self._named.put(chunk)
+        return chunk
+
+    def _begin(self, command: Generate, chunks: Mapping[str, Chunk]) -> None:
+        request = GenerateRequest(
+            [_segment(piece, chunks) for piece in command.segments],
             command.max_tokens,
             command.mode,
             command.link_tokens,
@@ -134,39 +148,38 @@ class EngineService:
             command.stop_words,
             command.answering,
         )
-
-    def _begin(self, name: str, job: Job) -> None:
-        self._live[name] = _Live(job)
+        sink = _Sink(self, command.request_id, self._outlet(command.reply_to))
+        job = self._engine.submit(request, sink)
+        self._live[command.request_id] = job
+        if sink.ended:  # before it was noted as live
+            self.over(command.request_id)
         self._wake.set()
 
-    def _end(self, name: str) -> None:
-        """Forget a job, cancelled unless it is over."""
-        live = self._live.pop(name, None)
-        if live is not None:
-            self._engine.cancel(live.job)
-            self._wake.set()
+    def _outlet(self, address: str) -> EventOutlet:
+        with self._connecting:
+            if address not in self._outlets:
+                self._outlets[address] = EventOutlet(address, lambda: self._lose(address))
+            return self._outlets[address]
 
-    def _next(self, request_id: str) -> list[Event]:
-        live = self._live.get(request_id)
-        if live is None:
-            raise NotFound(f"no request {request_id[:80]!r} is under way")
-        live.asked_at = time.monotonic()
-        events: list[Event] = []
-        for happened in _taken(live.job):
-            if isinstance(happened, LegokvError):
-                self._end(request_id)
-                raise happened
-            if isinstance(happened, Finished):
-                self._end(request_id)
-                events.append(Answered(happened.finish_reason, happened.usage))
-            else:
-                assert isinstance(happened, Token), "an answer is Tokens and a Finished"
-                events.append(_piece(happened))
-        return events
+    def _lose(self, address: str) -> None:
+        """Nobody listens there any more: cancel all that was for it."""
+        outlet = self._outlets.pop(address, None)
+        for request_id, job in list(self._live.items()):
+            if isinstance(job.events, _Sink) and job.events.outlet is outlet:
+                log.warning("nobody waits for %s any more; it is cancelled", request_id)
+                self._cancel(request_id)
+
+    def _cancel(self, request_id: str) -> None:
+        """Forget a job, which ends with the next step unless it is over."""
+        job = self._live.pop(request_id, None)
+        if job is not None:
+            self._engine.cancel(job)
+            self._wake.set()
 
     def _compile(self, command: Compile) -> Event:
         chunk = self._engine.chunk(command.token_ids, command.namespace)
         self._finish(self._engine.submit_compile(chunk))
+        self._named.put(chunk)
         return Compiled(chunk.key)
 
     def _warm(self, command: Warm) -> Event:
@@ -179,17 +192,18 @@ class EngineService:
     def _finish(self, job: Job) -> None:
         """Return when a job of one event is over; raises its error."""
         name = f"job {id(job)}"
-        self._begin(name, job)
+        self._live[name] = job
+        self._wake.set()
         try:
-            while not (happened := list(_taken(job))):
-                self._live[name].asked_at = time.monotonic()
+            event = job.queue.get()
         finally:
-            self._end(name)
-        if isinstance(happened[0], LegokvError):
-            raise happened[0]
+            self._live.pop(name, None)
+        if isinstance(event, LegokvError):
+            raise event
 
     def _drop(self, command: Drop) -> None:
         for key in command.keys:
+            self._named.forget(key)
             self._engine.drop(key)
 
     def _run(self) -> None:
@@ -204,26 +218,44 @@ class EngineService:
                 log.exception("a step failed")
                 self._fail_all(LegokvError(f"a step failed: {type(error).__name__}: {error}"))
                 busy = False
-            self._end_abandoned()
             if not busy:
-                self._wake.wait(ABANDONED_SECONDS)
+                self._wake.wait(_IDLE_SECONDS)
                 self._wake.clear()
 
-    def _end_abandoned(self) -> None:
-        before = time.monotonic() - ABANDONED_SECONDS
-        for name, live in list(self._live.items()):
-            if live.asked_at < before:
-                log.warning("nobody asked for %s any more; it is cancelled", name)
-                self._end(name)
-
     def _fail_all(self, error: LegokvError) -> None:
-        for live in list(self._live.values()):
-            self._engine.cancel(live.job)
-            live.job.events.put(error)
+        for job in list(self._live.values()):
+            self._engine.cancel(job)
+            job.events.put(error)
+
+    def over(self, request_id: str) -> None:
+        """A request's last event was sent."""
+        self._live.pop(request_id, None)
 
 
-def _piece(token: Token) -> Piece:
-    return Piece(token.text, token.id, token.sequence_index, token.finish_reason, token.log_probs)
+class _Sink:
+    """Where one request's events go: to its asker's inbox, until the last."""
+
+    def __init__(self, service: EngineService, request_id: str, outlet: EventOutlet) -> None:
+        self.outlet = outlet
+        self.ended = False
+        self._service = service
+        self._request_id = request_id
+
+    def put(self, event: JobEvent) -> None:
+        if self.ended:
+            return
+        assert not isinstance(event, Prefill), "a served request is answered with tokens"
+        sent = failed(event) if isinstance(event, LegokvError) else event
+        if not isinstance(sent, Token):
+            self.ended = True
+            self._service.over(self._request_id)
+        self.outlet.send(self._request_id, sent)
+
+
+def _segment(piece: PromptSegment, chunks: Mapping[str, Chunk]) -> Segment:
+    if piece.key is None:
+        return tuple(piece.token_ids)
+    return replace(chunks[piece.key], persistent=piece.persistent)
 
 
 def _give_way() -> None:
@@ -236,13 +268,3 @@ def _give_way() -> None:
     thread = threading.get_native_id()
     nice = max(COMPUTE_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
     os.setpriority(os.PRIO_PROCESS, thread, nice)
-
-
-def _taken(job: Job) -> Iterator[JobEvent]:
-    """What happened since it was last asked, waiting WAIT_SECONDS for the first."""
-    try:
-        yield job.events.get(timeout=WAIT_SECONDS)
-        while True:
-            yield job.events.get_nowait()
-    except queue.Empty:
-        return

@@ -1,33 +1,41 @@
 """The generate service: a question becomes a prompt, the engine's events become replies."""
 
+import queue
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 from legokv.built.folder import read_engine_folder
 from legokv.documents.protocol import DocumentRegistry
+from legokv.engine.naming import ChunkNaming
+from legokv.engine.request import Finished, Token
 from legokv.errors import Cancelled
 from legokv.metrics import Histogram, Sample
 from legokv.serving.answering import Reply
 from legokv.serving.answers import AnswersSoFar
 from legokv.serving.background import Background
+from legokv.serving.event_stream import EventInbox, Events
 from legokv.serving.log import RequestLine
 from legokv.serving.messages import (
-    Answered,
     Cancel,
     Command,
     Event,
+    Failed,
     Generate,
-    Next,
-    Piece,
     PromptSegment,
+    Unknown,
+    error_of,
 )
 from legokv.serving.question import Question, question_from_fields
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
 from legokv.text.prompt import Prompt, build_prompt, prompt_format
 from legokv.text.tokenizer import Tokenizer
+
+LOOK_SECONDS = 0.25
+"""How often a request without events looks whether its client is still there."""
 
 # Gives the events that answer a command and raises the error among them.
 AskEngine = Callable[[Command], tuple[Event, ...]]
@@ -50,14 +58,15 @@ class GenerateService:
         settings: Settings,
         registry: DocumentRegistry,
         tokenizer: Tokenizer,
-        context_tokens: int,
+        naming: ChunkNaming,
         ask_engine: AskEngine,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._tokenizer = tokenizer
         self._format = prompt_format(tokenizer)
-        self._context_tokens = context_tokens
+        self._naming = naming
+        self._inbox = EventInbox()
         self._ask_engine = ask_engine
         # No answer waits until the registry has written when its documents were used.
         self._in_background = Background(1)
@@ -71,7 +80,12 @@ class GenerateService:
         facts = read_engine_folder(settings.engine)
         registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
         tokenizer = Tokenizer.open(settings.engine)
-        return cls(settings, registry, tokenizer, facts.model.max_positions, ask_engine)
+        naming = ChunkNaming.by_settings(facts, settings.engine_settings)
+        return cls(settings, registry, tokenizer, naming, ask_engine)
+
+    def close(self) -> None:
+        """Take no events any more."""
+        self._inbox.close()
 
     def samples(self) -> Iterator[Sample]:
         """What is published about all answers up to now; for any thread."""
@@ -99,32 +113,42 @@ class GenerateService:
             used = (question.namespace, question.document_ids)
             self._in_background(lambda: self._registry.touch(*used))
         answers = AnswersSoFar(question, self._text_of)
-        for event in self._events(command, is_cancelled):
-            if isinstance(event, Piece):
-                self._note_first(progress)
-                outputs = answers.add(event)
-                if outputs is not None:
-                    yield Reply(outputs)
-            else:
-                assert isinstance(event, Answered), "an answer is Pieces and an Answered"
-                result = {**answers.outputs(), **_result(line, question, event, progress)}
-                yield Reply(result, final=True)
+        with self._inbox.expect(command.request_id) as events:
+            for event in self._answered(command, events, is_cancelled):
+                if isinstance(event, Token):
+                    self._note_first(progress)
+                    outputs = answers.add(event)
+                    if outputs is not None:
+                        yield Reply(outputs)
+                else:
+                    assert isinstance(event, Finished), "an answer is Tokens and a Finished"
+                    result = {**answers.outputs(), **_result(line, question, event, progress)}
+                    yield Reply(result, final=True)
 
-    def _events(self, command: Generate, is_cancelled: Callable[[], bool]) -> Iterator[Event]:
+    def _answered(
+        self, command: Generate, events: Events, is_cancelled: Callable[[], bool]
+    ) -> Iterator[Event]:
         """All events of the answer; however this is left, the engine is not left working on it."""
-        answered = False
+        self._begin(command)
+        over = False
         try:
-            events = self._ask_engine(command)
-            while not answered:
-                answered = any(isinstance(event, Answered) for event in events)
-                yield from events
-                if not answered and is_cancelled():
-                    raise Cancelled("the client went away")
-                if not answered:
-                    events = self._ask_engine(Next(command.request_id))
+            while not over:
+                event = _next(events, is_cancelled)
+                over = not isinstance(event, Token)
+                if isinstance(event, Failed):
+                    raise error_of(event)
+                yield event
         finally:
-            if not answered:
+            if not over:
                 self._ask_engine(Cancel(command.request_id))
+
+    def _begin(self, command: Generate) -> None:
+        """Have the engine begin; token ids go along only of the chunks that it does not know."""
+        known = {piece.key for piece in command.segments if piece.key is not None}
+        (event,) = self._ask_engine(_without_ids(command, known))
+        while isinstance(event, Unknown):
+            known.difference_update(event.keys)
+            (event,) = self._ask_engine(_without_ids(command, known))
 
     def _note_first(self, progress: _Progress) -> None:
         if not progress.first_token:
@@ -143,8 +167,9 @@ class GenerateService:
         return Generate(
             # Two clients may give the same id.
             request_id=f"{request_id}/{uuid.uuid4().hex}",
+            reply_to=self._inbox.address,
             namespace=question.namespace,
-            segments=_segments(prompt, question),
+            segments=self._segments(prompt, question),
             max_tokens=question.max_tokens or self._default_max_tokens(prompt),
             mode=question.mode,
             link_tokens=question.link_tokens,
@@ -153,24 +178,43 @@ class GenerateService:
             answering=question.answering,
         )
 
+    def _segments(self, prompt: Prompt, question: Question) -> tuple[PromptSegment, ...]:
+        """The prompt's pieces. A head with a user's system text is not worth a file on disk."""
+        namespace, own_system = question.namespace, question.system_text is not None
+        head = [prompt.head_ids] if prompt.head_ids else []
+        chunks = [self._naming.chunk(ids, namespace, persistent=False) for ids in head]
+        pieces = [PromptSegment(c.token_ids, c.key, persistent=not own_system) for c in chunks]
+        for ids in prompt.document_chunks:
+            pieces.append(PromptSegment(ids, self._naming.chunk(ids, namespace).key))
+        return (*pieces, PromptSegment(prompt.tail_ids))
+
     def _text_of(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def _default_max_tokens(self, prompt: Prompt) -> int:
-        left = self._context_tokens - prompt.num_tokens
+        left = self._naming.facts.model.max_positions - prompt.num_tokens
         return max(1, min(self._settings.default_max_tokens, left))
 
 
-def _segments(prompt: Prompt, question: Question) -> tuple[PromptSegment, ...]:
-    """The prompt's pieces. A head with a user's system text is not worth a file on disk."""
-    own_system = question.system_text is not None
-    head = [PromptSegment(prompt.head_ids, persistent=not own_system)] if prompt.head_ids else []
-    documents = [PromptSegment(ids) for ids in prompt.document_chunks]
-    return (*head, *documents, PromptSegment(prompt.tail_ids, cached=False))
+def _without_ids(command: Generate, keys: Collection[str | None]) -> Generate:
+    """The command with the chunks of these keys named by them alone."""
+    segments = tuple(
+        replace(piece, token_ids=()) if piece.key in keys else piece for piece in command.segments
+    )
+    return replace(command, segments=segments)
+
+
+def _next(events: Events, is_cancelled: Callable[[], bool]) -> Event:
+    """The next event, whenever it comes; Cancelled if the client goes away before."""
+    while True:
+        if is_cancelled():
+            raise Cancelled("the client went away")
+        with suppress(queue.Empty):
+            return events.get(timeout=LOOK_SECONDS)
 
 
 def _result(
-    line: RequestLine, question: Question, event: Answered, progress: _Progress
+    line: RequestLine, question: Question, event: Finished, progress: _Progress
 ) -> dict[str, object]:
     usage = event.usage
     return {

@@ -1,7 +1,7 @@
 """What passes between the generate and documents models and the engine model, as JSON. No tensors.
 
-One command goes in, some events come back. An error is an event too: Triton does not carry an
-error's code from one model to another.
+One command goes in, its events come back; an answer's come by a local socket. An error is an event
+too: Triton does not carry an error's code from one model to another.
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from legokv import errors
-from legokv.engine.request import AnswerOptions, Usage
+from legokv.engine.request import AnswerOptions, Finished, Token, Usage
 from legokv.engine.sampling import SamplingOptions, TokenLogProbs
 from legokv.errors import InvalidRequest, LegokvError
 
@@ -19,21 +19,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PromptSegment:
-    """Tokens of one piece of a prompt. `cached` ones are a chunk, `persistent` chunks go to disk.
+    """One piece of a prompt: fresh tokens, or a chunk by its `key`.
 
-    A chunk comes as its token ids, so that the engine can compile one again that it lost.
+    A chunk's token ids are empty where the engine is believed to know them; `persistent` chunks go
+    to disk.
     """
 
-    token_ids: Sequence[int]
-    cached: bool = True
+    token_ids: Sequence[int] = ()
+    key: str | None = None
     persistent: bool = True
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Begin to answer a prompt; its events come with this and with each Next, Answered the last."""
+    """Begin to answer a prompt: one Done, or an Unknown and nothing was begun.
+
+    Tokens, and a Finished or Failed the last, go to the socket at `reply_to` as `request_id`'s.
+    """
 
     request_id: str
+    reply_to: str
     namespace: str
     segments: tuple[PromptSegment, ...]
     max_tokens: int
@@ -42,13 +47,6 @@ class Generate:
     sampling: SamplingOptions
     stop_words: tuple[str, ...] = ()
     answering: AnswerOptions = field(default_factory=AnswerOptions)
-
-
-@dataclass(frozen=True)
-class Next:
-    """The events of a Generate since the last were given; none if there are none for a while."""
-
-    request_id: str
 
 
 @dataclass(frozen=True)
@@ -82,29 +80,14 @@ class Cancel:
     request_id: str
 
 
-Command = Generate | Next | Compile | Warm | Drop | Cancel
+Command = Generate | Compile | Warm | Drop | Cancel
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A drawn token of answer `sequence_index` and the text that became certain with it.
+class Unknown:
+    """Chunks whose token ids the engine does not know: to be asked again with them."""
 
-    The last of each answer has its finish_reason.
-    """
-
-    text: str
-    token_id: int
-    sequence_index: int = 0
-    finish_reason: str | None = None
-    log_probs: TokenLogProbs | None = None
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The end of all answers: why the last ended, and what they took together."""
-
-    finish_reason: str
-    usage: Usage
+    keys: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -127,7 +110,7 @@ class Failed:
     message: str
 
 
-Event = Piece | Answered | Compiled | Done | Failed
+Event = Token | Finished | Unknown | Compiled | Done | Failed
 
 
 def encode_command(command: Command) -> bytes:
@@ -193,25 +176,25 @@ def _generate(fields: dict[str, Any]) -> Generate:
     )
 
 
-def _piece(fields: dict[str, Any]) -> Piece:
-    given = fields.pop("log_probs")
-    if given is None:
-        return Piece(**fields)
-    top = tuple((token_id, log_prob) for token_id, log_prob in given["top"])
-    return Piece(**fields, log_probs=TokenLogProbs(given["log_prob"], top))
+def _token(fields: dict[str, Any]) -> Token:
+    log_probs = fields.pop("log_probs")
+    if log_probs is None:
+        return Token(**fields)
+    top = tuple((token_id, log_prob) for token_id, log_prob in log_probs["top"])
+    return Token(**fields, log_probs=TokenLogProbs(log_probs["log_prob"], top))
 
 
 _COMMANDS: dict[str, Callable[[dict[str, Any]], Command]] = {
     "Generate": _generate,
-    "Next": lambda fields: Next(**fields),
     "Compile": lambda fields: Compile(**fields),
     "Warm": lambda fields: Warm(**fields),
     "Drop": lambda fields: Drop(tuple(fields["keys"])),
     "Cancel": lambda fields: Cancel(**fields),
 }
 _EVENTS: dict[str, Callable[[dict[str, Any]], Event]] = {
-    "Piece": _piece,
-    "Answered": lambda fields: Answered(fields["finish_reason"], Usage(**fields["usage"])),
+    "Token": _token,
+    "Finished": lambda fields: Finished(fields["finish_reason"], Usage(**fields["usage"])),
+    "Unknown": lambda fields: Unknown(tuple(fields["keys"])),
     "Compiled": lambda fields: Compiled(**fields),
     "Done": lambda fields: Done(**fields),
     "Failed": lambda fields: Failed(**fields),

@@ -10,7 +10,7 @@ from legokv.step.batch import Piece
 
 
 @dataclass
-class Sequence:
+class TokenSequence:
     """Tokens to compute, ascending by position, over a page table that already lists their pages.
 
     token_ids, positions, key_positions, slots: int32 [C]; table int32 [P, 4]; `num_done` of the
@@ -53,9 +53,11 @@ class Sequence:
         self.num_done = 0
 
 
-def linked_sequence(link: Link, bound: BoundLink) -> Sequence:
+def linked_sequence(link: Link, bound: BoundLink) -> TokenSequence:
     """What a request computes before its first token."""
-    return Sequence(link.token_ids, link.positions, link.key_positions, bound.slots, bound.table)
+    return TokenSequence(
+        link.token_ids, link.positions, link.key_positions, bound.slots, bound.table
+    )
 
 
 def chunk_sequence(
@@ -64,7 +66,7 @@ def chunk_sequence(
     page_size: int,
     dummies: tuple[int, ...],
     dummy_pages: list[int],
-) -> Sequence:
+) -> TokenSequence:
     """A chunk alone from position 0, behind `dummies` whose KV goes to pages of their own."""
     ids = np.array(dummies + token_ids, np.int32)
     positions = np.arange(len(ids), dtype=np.int32)
@@ -76,7 +78,7 @@ def chunk_sequence(
             _slots(pages, len(token_ids), page_size),
         ]
     )
-    return Sequence(ids, positions, positions, slots, np.array(table, np.int32))
+    return TokenSequence(ids, positions, positions, slots, np.array(table, np.int32))
 
 
 def _slots(pages: list[int], num_tokens: int, page_size: int) -> Int32:

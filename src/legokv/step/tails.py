@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from legokv.link.link import Link
-from legokv.step.sequence import Sequence as TokenSequence
+from legokv.step.sequence import TokenSequence
 
 
 @dataclass(frozen=True)

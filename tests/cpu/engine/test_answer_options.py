@@ -134,7 +134,7 @@ def test_a_failed_step_ends_a_request_of_several_answers_once(engine, monkeypatc
         patched.setattr(engine.runner, "run", fail)
         engine.step()
     errors = [e for e in drained(job) if isinstance(e, LegokvError)]
-    assert [str(error) for error in errors] == ["a step failed: no memory"]
+    assert [str(error) for error in errors] == ["a step failed: RuntimeError: no memory"]
     assert engine.cache.pool.num_used == used
     assert len(answers(engine, request)) == 3
 
@@ -189,8 +189,8 @@ def test_a_stop_word_within_min_tokens_is_text_like_any_other(engine):
 
 def drained(job):
     events = []
-    while not job.events.empty():
-        events.append(job.events.get())
+    while not job.queue.empty():
+        events.append(job.queue.get())
     return events
 
 

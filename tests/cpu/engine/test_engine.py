@@ -18,8 +18,8 @@ def engine(tiny_engine_folder):
 
 
 def test_token_ids_may_be_any_integer_sequence_or_array(engine):
-    ids = random_ids(1, 20)
-    expected = engine.prefill([ids.tolist()]).logits
+    ids = np.array(random_ids(1, 20))
+    expected = engine.prefill([ids]).logits
     for same in (tuple(ids.tolist()), ids.astype(np.uint16), torch.from_numpy(ids), range(3, 3)):
         segments = [same, ids.tolist()] if len(same) == 0 else [same]
         assert torch.equal(engine.prefill(segments).logits, expected)

@@ -1,4 +1,4 @@
-"""Pieces of several answers, mixed as they come, become each answer's outputs."""
+"""Tokens of several answers, mixed as they come, become each answer's outputs."""
 
 import json
 from dataclasses import replace
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from legokv.engine.request import Token
 from legokv.engine.sampling import TokenLogProbs
 from legokv.serving.answers import AnswersSoFar
-from legokv.serving.messages import Piece
 from legokv.serving.question import question_from_fields
 from legokv.serving.settings import Settings
 
@@ -18,8 +18,8 @@ def answers(**fields: object) -> AnswersSoFar:
     return AnswersSoFar(question, lambda ids: f"<{ids[0]}>")
 
 
-def piece(text: str, index: int, finish_reason: str | None = None) -> Piece:
-    return Piece(text, len(text), index, finish_reason)
+def piece(text: str, index: int, finish_reason: str | None = None) -> Token:
+    return Token(len(text), text, finish_reason, index)
 
 
 MIXED = (
@@ -30,9 +30,7 @@ MIXED = (
     piece("", 0),
     piece(" Tal", 0, "length"),
 )
-TOLD = tuple(
-    replace(one, log_probs=TokenLogProbs(-one.token_id / 4, ((7, -0.5),))) for one in MIXED
-)
+TOLD = tuple(replace(one, log_probs=TokenLogProbs(-one.id / 4, ((7, -0.5),))) for one in MIXED)
 
 
 def test_each_answer_has_its_own_text_count_and_reason() -> None:

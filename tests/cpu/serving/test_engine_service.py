@@ -1,10 +1,14 @@
 """The engine's process without Triton: commands from many threads, one thread that computes."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,29 +16,30 @@ import torch
 from torch import Tensor
 
 from legokv import Engine
+from legokv.engine.request import Finished, Token
 from legokv.engine.sampling import SamplingOptions
-from legokv.errors import InvalidRequest, LegokvError, NotFound
+from legokv.errors import Cancelled, InvalidRequest, LegokvError
 from legokv.kernels.gpu import LaunchRefused
-from legokv.serving import engine_service
 from legokv.serving.engine_service import COMPUTE_NICENESS, EngineService
+from legokv.serving.event_stream import EventInbox, Events
 from legokv.serving.messages import (
-    Answered,
     Cancel,
     Compile,
     Compiled,
     Done,
     Drop,
-    Event,
+    Failed,
     Generate,
-    Next,
-    Piece,
     PromptSegment,
+    Unknown,
+    encode_command,
+    error_of,
 )
 from legokv.step.batch import StepBatch
 
 POOL_TOKENS = 1024
-FRESH = PromptSegment((40, 41, 42), cached=False)
-CHUNKS = tuple(PromptSegment(tuple(range(10 * n, 10 * n + 40))) for n in range(5))
+FRESH = PromptSegment((40, 41, 42))
+SPANS = tuple(tuple(range(10 * n, 10 * n + 40)) for n in range(5))
 
 
 @pytest.fixture
@@ -43,10 +48,36 @@ def engine(tiny_engine_folder: Callable[[], Path], tmp_path: Path) -> Engine:
 
 
 @pytest.fixture
-def service(engine: Engine) -> Iterator[EngineService]:
-    made = EngineService(engine)
+def inbox() -> Iterator[EventInbox]:
+    made = EventInbox()
     yield made
     made.close()
+
+
+class Asker:
+    """What a model that asks the engine does: commands, and answers from its inbox."""
+
+    def __init__(self, engine: Engine, inbox: EventInbox) -> None:
+        self.process, self.inbox = EngineService(engine), inbox
+        self.events = self.process.events
+        self._engine = engine
+
+    def chunk(self, ids: tuple[int, ...], *, persistent: bool = True) -> PromptSegment:
+        return PromptSegment(ids, self._engine.chunk(ids).key, persistent)
+
+    @contextmanager
+    def asked(self, command: Generate) -> Iterator[Events]:
+        """The queue of an answer that was begun."""
+        with self.inbox.expect(command.request_id) as events:
+            assert self.events(replace(command, reply_to=self.inbox.address)) == [Done()]
+            yield events
+
+
+@pytest.fixture
+def service(engine: Engine, inbox: EventInbox) -> Iterator[Asker]:
+    made = Asker(engine, inbox)
+    yield made
+    made.process.close()
 
 
 def command(
@@ -54,6 +85,7 @@ def command(
 ) -> Generate:
     return Generate(
         request_id,
+        "",
         "default",
         (*segments, FRESH),
         max_tokens,
@@ -63,14 +95,21 @@ def command(
     )
 
 
-def answer(service: EngineService, asked: Generate) -> tuple[list[int], Answered]:
+def answer(service: Asker, asked: Generate) -> tuple[list[int], Finished]:
     """All tokens and the end of one answer."""
-    events: list[Event] = service.events(asked)
-    while not (events and isinstance(events[-1], Answered)):
-        events += service.events(Next(asked.request_id))
-    last = events.pop()
-    assert isinstance(last, Answered)
-    return [e.token_id for e in events if isinstance(e, Piece)], last
+    with service.asked(asked) as events:
+        return rest(events)
+
+
+def rest(events: Events) -> tuple[list[int], Finished]:
+    """What is still to come of an answer."""
+    ids = []
+    while isinstance(event := events.get(timeout=60), Token):
+        ids.append(event.id)
+    if isinstance(event, Failed):
+        raise error_of(event)
+    assert isinstance(event, Finished)
+    return ids, event
 
 
 def free_pages(engine: Engine, expected: int) -> int:
@@ -82,9 +121,11 @@ def free_pages(engine: Engine, expected: int) -> int:
 
 
 def test_many_requests_at_once_answer_as_the_library_does_alone(
-    engine: Engine, service: EngineService, tiny_engine_folder: Callable[[], Path]
+    engine: Engine, service: Asker, tiny_engine_folder: Callable[[], Path]
 ) -> None:
-    asked = [command(f"r{n}", *CHUNKS[n % 5 :], *CHUNKS[: n % 5]) for n in range(10)]
+    asked = [
+        command(f"r{n}", *map(service.chunk, SPANS[n % 5 :] + SPANS[: n % 5])) for n in range(10)
+    ]
     with ThreadPoolExecutor(10) as threads:
         answers = list(threads.map(lambda one: answer(service, one)[0], asked))
     alone = Engine.open(tiny_engine_folder(), pool_tokens=POOL_TOKENS)
@@ -94,69 +135,102 @@ def test_many_requests_at_once_answer_as_the_library_does_alone(
         assert ids == [token.id for token in tokens]
 
 
-def test_the_last_event_says_what_the_answer_took(service: EngineService) -> None:
-    ids, last = answer(service, command("r", *CHUNKS[:2]))
+def test_the_last_event_says_what_the_answer_took(service: Asker) -> None:
+    ids, last = answer(service, command("r", *map(service.chunk, SPANS[:2])))
     assert last.finish_reason == "length"
     assert last.usage.generated_tokens == len(ids) == 12
     assert (last.usage.prompt_tokens, last.usage.recomputed_tokens) == (83, 16)
 
 
-def test_an_answer_that_is_over_is_not_known_any_more(service: EngineService) -> None:
-    answer(service, command("r"))
-    with pytest.raises(NotFound, match="no request 'r' is under way"):
-        service.events(Next("r"))
+def test_a_chunk_is_known_by_its_key_once_its_tokens_came(service: Asker) -> None:
+    whole = service.chunk(SPANS[0])
+    by_key = replace(whole, token_ids=())
+    unknown = Unknown((by_key.key or "",))
+    assert service.events(command("r", by_key, by_key)) == [unknown]
+    ids, _ = answer(service, command("r", whole))
+    assert answer(service, command("r", by_key))[0] == ids
+    foreign = replace(command("r", by_key), namespace="tenant")
+    assert service.events(foreign) == [unknown]
+    assert service.events(Drop(unknown.keys)) == [Done()]
+    assert service.events(command("r", by_key)) == [unknown]
+
+
+def test_a_key_that_is_not_its_tokens_is_refused(service: Asker) -> None:
+    wrong = replace(service.chunk(SPANS[0]), token_ids=SPANS[1])
+    with pytest.raises(
+        InvalidRequest, match=r"these 40 tokens are chunk \w{12} of this engine, not"
+    ):
+        service.events(command("r", wrong))
 
 
 def test_a_cancelled_answer_gives_its_pages_back_and_its_neighbour_goes_on(
-    engine: Engine, service: EngineService
+    engine: Engine, service: Asker
 ) -> None:
     before = engine.cache.pool.num_free
-    service.events(command("long", max_tokens=700))
-    neighbour = command("short", CHUNKS[0])
-    events = service.events(neighbour)
-    assert service.events(Cancel("long")) == [Done()]
-    while not isinstance(events[-1], Answered):
-        events += service.events(Next("short"))
-    with pytest.raises(NotFound):
-        service.events(Next("long"))
+    first = service.chunk(SPANS[0])
+    with (
+        service.asked(command("long", max_tokens=700)) as long,
+        service.asked(command("short", first)) as short,
+    ):
+        assert service.events(Cancel("long")) == [Done()]
+        ids, _ = rest(short)
+        with pytest.raises(Cancelled):
+            rest(long)
     # What is left is the neighbour's chunk of 40 tokens, in 3 pages.
     assert free_pages(engine, before - 3) == before - 3
-    assert answer(service, command("again", CHUNKS[0]))[0] == [
-        e.token_id for e in events if isinstance(e, Piece)
-    ]
+    assert answer(service, command("again", first))[0] == ids
 
 
-def test_cancelling_what_is_not_there_does_nothing(service: EngineService) -> None:
+def test_cancelling_what_is_not_there_does_nothing(service: Asker) -> None:
     assert service.events(Cancel("nobody")) == [Done()]
 
 
-def test_an_answer_nobody_asks_for_any_more_is_cancelled(
-    engine: Engine, service: EngineService, monkeypatch: pytest.MonkeyPatch
+def test_answers_whose_asker_is_gone_are_cancelled_and_another_s_go_on(
+    engine: Engine, service: Asker
 ) -> None:
     before = engine.cache.pool.num_free
-    monkeypatch.setattr(engine_service, "ABANDONED_SECONDS", 0.2)
-    service.events(command("left", max_tokens=900))
+    asker = subprocess.Popen(
+        [sys.executable, "-c", LISTENING], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    with asker, service.asked(command("mine", max_tokens=600)) as mine:
+        assert asker.stdout is not None
+        address = asker.stdout.readline().strip()
+        service.events(replace(command("left", max_tokens=200), reply_to=address))
+        asker.kill()
+        assert rest(mine)[1].finish_reason in ("stop", "length")
     assert free_pages(engine, before) == before
-    with pytest.raises(NotFound):
-        service.events(Next("left"))
+
+
+# Takes one connection and reads nothing of it.
+LISTENING = """
+from legokv.serving.event_stream import EventInbox
+print(EventInbox().address, flush=True)
+input()
+"""
+
+
+def test_an_asker_that_nobody_can_reach_is_told_so_and_nothing_is_begun(
+    engine: Engine, service: Asker
+) -> None:
+    with pytest.raises(InvalidRequest, match="no events can be sent to '/nowhere/socket'"):
+        service.events(replace(command("r"), reply_to="/nowhere/socket"))
+    assert (engine.executor.num_running, engine.executor.num_waiting) == (0, 0)
 
 
 def test_a_compiled_chunk_is_found_by_requests_and_a_dropped_one_is_not(
-    service: EngineService, tmp_path: Path
+    service: Asker, tmp_path: Path
 ) -> None:
-    (compiled,) = service.events(Compile("default", CHUNKS[0].token_ids))
+    (compiled,) = service.events(Compile("default", SPANS[0]))
     assert isinstance(compiled, Compiled)
     assert list(tmp_path.rglob(f"{compiled.key}.safetensors"))
-    assert answer(service, command("a", CHUNKS[0]))[1].usage.compiled_tokens == 0
+    assert answer(service, command("a", service.chunk(SPANS[0])))[1].usage.compiled_tokens == 0
     assert service.events(Drop((compiled.key,))) == [Done()]
     assert not list(tmp_path.rglob(f"{compiled.key}.safetensors"))
-    assert answer(service, command("b", CHUNKS[0]))[1].usage.compiled_tokens == 40
+    assert answer(service, command("b", service.chunk(SPANS[0])))[1].usage.compiled_tokens == 40
 
 
-def test_a_chunk_that_is_not_persistent_leaves_no_file(
-    service: EngineService, tmp_path: Path
-) -> None:
-    passing = PromptSegment(tuple(range(30)), persistent=False)
+def test_a_chunk_that_is_not_persistent_leaves_no_file(service: Asker, tmp_path: Path) -> None:
+    passing = service.chunk(tuple(range(30)), persistent=False)
     answer(service, command("a", passing))
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -166,15 +240,16 @@ def test_a_chunk_that_is_not_persistent_leaves_no_file(
     [
         (command("r", max_tokens=9999), "max_tokens 9999 exceed the model's context of 2048"),
         (command("r", max_tokens=1500), r"needs \d+ pages of 16 tokens, the pool has 64"),
+        (command("r", PromptSegment((1, -7), "00")), "token ids lie between 0 and"),
         (command("r", PromptSegment((1, -7))), "token ids lie between 0 and"),
         (command("r", link_tokens=-1), "link_tokens is 0 or more, not -1"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_and_the_next_is_answered(
-    service: EngineService, asked: Generate, message: str
+    service: Asker, asked: Generate, message: str
 ) -> None:
     with pytest.raises(LegokvError, match=message):
-        service.events(asked)
+        service.events(replace(asked, reply_to=service.inbox.address))
     assert len(answer(service, command("next"))[0]) == 12
 
 
@@ -205,11 +280,17 @@ def failing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
 def test_a_step_of_the_model_that_fails_ends_its_requests_and_the_next_is_answered(
-    engine: Engine, service: EngineService, failing: list[Exception], fault: Exception, times: int
+    engine: Engine, service: Asker, failing: list[Exception], fault: Exception, times: int
 ) -> None:
-    unlucky = [command("compiling", CHUNKS[0]), command("linking"), Compile("default", (5, 6, 7))]
+    unlucky = [
+        command("compiling", service.chunk(SPANS[0])),
+        command("linking"),
+        Compile("default", (5, 6, 7)),
+    ]
     idle = engine.cache.pool.num_free - 6  # two chunks of 40 tokens stay, each in 3 pages
-    expected = answer(service, command("expected", CHUNKS[1], CHUNKS[2]))[0]
+    expected = answer(
+        service, command("expected", service.chunk(SPANS[1]), service.chunk(SPANS[2]))
+    )[0]
     for number in range(times * len(unlucky)):
         failing.append(fault)
         asked = unlucky[number % len(unlucky)]
@@ -217,13 +298,16 @@ def test_a_step_of_the_model_that_fails_ends_its_requests_and_the_next_is_answer
             service.events(asked) if isinstance(asked, Compile) else answer(service, asked)
         assert not failing
         assert free_pages(engine, idle) == idle
-    assert answer(service, command("lucky", CHUNKS[1], CHUNKS[2]))[0] == expected
+    assert (
+        answer(service, command("lucky", service.chunk(SPANS[1]), service.chunk(SPANS[2])))[0]
+        == expected
+    )
     assert len(answer(service, command("linking"))[0]) == 12
     assert isinstance(service.events(Compile("default", (5, 6, 7)))[0], Compiled)
 
 
 def test_what_nobody_foresaw_in_a_step_ends_all_requests_and_the_next_is_answered(
-    engine: Engine, service: EngineService, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, service: Asker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The last boundary: errors of the runner and of the tiers do not come this far.
     steps = engine.executor.step
@@ -237,15 +321,15 @@ def test_what_nobody_foresaw_in_a_step_ends_all_requests_and_the_next_is_answere
     monkeypatch.setattr(engine.executor, "step", step)
     before = engine.cache.pool.num_free
     with pytest.raises(LegokvError, match="a step failed: IndexError: list index"):
-        answer(service, command("unlucky", CHUNKS[0]))
+        answer(service, command("unlucky", service.chunk(SPANS[0])))
     assert free_pages(engine, before) == before
     assert len(answer(service, command("lucky"))[0]) == 12
 
 
 def test_on_a_cpu_the_computing_thread_gives_way_to_those_that_carry_messages(
-    service: EngineService,
+    service: Asker,
 ) -> None:
-    answer(service, command("one", CHUNKS[0]))
+    answer(service, command("one", service.chunk(SPANS[0])))
     computing = next(t.native_id for t in threading.enumerate() if t.name == "scheduler")
     assert computing is not None
     ours = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
@@ -253,9 +337,10 @@ def test_on_a_cpu_the_computing_thread_gives_way_to_those_that_carry_messages(
     assert os.getpriority(os.PRIO_PROCESS, os.getpid()) == ours, "only that thread has changed"
 
 
-def test_an_error_is_an_event_in_the_reply(service: EngineService) -> None:
-    (reply,) = service.replies(b'{"type": "Next", "request_id": "x"}')
+def test_an_error_is_an_event_in_the_reply(service: Asker) -> None:
+    body = encode_command(command("r", max_tokens=9999))
+    (reply,) = service.process.replies(body)
     assert reply.final
-    assert b'"kind":"NotFound"' in reply.values["events"]  # type: ignore[operator]
-    (reply,) = service.replies(b"nonsense")
+    assert InvalidRequest.__name__.encode() in reply.values["events"]  # type: ignore[operator]
+    (reply,) = service.process.replies(b"nonsense")
     assert InvalidRequest.__name__.encode() in reply.values["events"]  # type: ignore[operator]

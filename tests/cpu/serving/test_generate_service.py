@@ -11,12 +11,13 @@ import pytest
 from legokv import Engine
 from legokv.built.folder import read_engine_folder
 from legokv.documents.document import NewDocument
+from legokv.engine.naming import ChunkNaming
 from legokv.errors import Cancelled, InvalidRequest, LegokvError, NotFound
 from legokv.serving.answering import Reply, answer
 from legokv.serving.engine_service import EngineService
 from legokv.serving.generate import GenerateService
 from legokv.serving.log import RequestLine
-from legokv.serving.messages import Cancel, Command, Event, Generate, Next
+from legokv.serving.messages import Cancel, Command, Event, Generate, PromptSegment
 from legokv.serving.settings import Settings
 from legokv.stores.local.registry import Registry
 from legokv.text.tokenizer import Tokenizer
@@ -51,8 +52,16 @@ class World:
         return dict(reply.values)
 
     def sent(self) -> Generate:
-        """The command of the last question."""
+        """The last command that asked a question; it is sent once more with what was unknown."""
         return next(c for c in reversed(self.commands) if isinstance(c, Generate))
+
+    def ids(self, piece: PromptSegment) -> tuple[int, ...]:
+        """A segment's token ids, by whichever command they came with."""
+        if piece.key is None:
+            return tuple(piece.token_ids)
+        asked = (c for c in self.commands if isinstance(c, Generate))
+        pieces = (other for command in asked for other in command.segments)
+        return next(tuple(p.token_ids) for p in pieces if p.key == piece.key and p.token_ids)
 
 
 @pytest.fixture
@@ -66,11 +75,12 @@ def world(tiny_engine_folder: Callable[[], Path], tmp_path: Path) -> Iterator[Wo
         commands.append(command)
         return tuple(engine.events(command))
 
-    context_tokens = read_engine_folder(folder).model.max_positions
+    naming = ChunkNaming.by_settings(read_engine_folder(folder), settings.engine_settings)
     tokenizer = Tokenizer.open(folder)
     with Registry.open(tmp_path / "registry.sqlite") as registry:
-        service = GenerateService(settings, registry, tokenizer, context_tokens, ask)
+        service = GenerateService(settings, registry, tokenizer, naming, ask)
         yield World(service, registry, tokenizer, commands)
+        service.close()
     engine.close()
 
 
@@ -81,11 +91,21 @@ def test_the_prompt_is_head_documents_in_the_order_asked_and_a_fresh_question(
     world.result(document_ids=[second, first], max_tokens=1)
     pieces = world.sent().segments
     decode = world.tokenizer.decode
-    texts = [decode(piece.token_ids, skip_special_tokens=False) for piece in pieces]
+    texts = [decode(world.ids(piece), skip_special_tokens=False) for piece in pieces]
     assert texts[0].endswith("user\n")
     assert texts[1:4] == ["Three.\n\n", "One.\n\n", "Two.\n\n"]
     assert texts[4].startswith("Who?")
-    assert [piece.cached for piece in pieces] == [True, True, True, True, False]
+    assert [piece.key is None for piece in pieces] == [False, False, False, False, True]
+
+
+def test_token_ids_go_to_the_engine_once_and_keys_from_then_on(world: World) -> None:
+    document = world.register(TEXT)
+    answers = [world.result(document_ids=[document], max_tokens=4) for _ in range(2)]
+    asked = [c for c in world.commands if isinstance(c, Generate)]
+    ids = [[len(piece.token_ids) > 0 for piece in command.segments] for command in asked]
+    assert ids == [[False, False, True], [True, True, True], [False, False, True]]
+    assert answers[0]["text_output"] == answers[1]["text_output"]
+    assert answers[1]["compiled_tokens"] == 0
 
 
 def test_streamed_pieces_join_to_the_answer_that_comes_whole_without_a_stream(
@@ -137,7 +157,7 @@ def test_without_max_tokens_an_answer_ends_at_the_server_s_limit_or_the_context_
     assert world.sent().max_tokens == 256
     document = world.register("ab " * 600)
     world.result(document_ids=[document], stop_words=[b"e"])
-    prompt_tokens = sum(len(piece.token_ids) for piece in world.sent().segments)
+    prompt_tokens = sum(len(world.ids(piece)) for piece in world.sent().segments)
     assert world.sent().max_tokens == min(256, 2048 - prompt_tokens)
 
 
@@ -146,7 +166,7 @@ def test_a_user_s_system_text_is_in_the_head_which_then_leaves_no_file(world: Wo
     assert world.sent().segments[0].persistent
     world.result(max_tokens=1, system_text=b"Sei kurz.")
     head = world.sent().segments[0]
-    assert "Sei kurz." in world.tokenizer.decode(head.token_ids)
+    assert "Sei kurz." in world.tokenizer.decode(world.ids(head))
     assert not head.persistent
 
 
@@ -189,13 +209,13 @@ def test_log_probs_are_given_for_each_answer_only_where_they_are_asked_for(world
 
 def test_a_client_that_goes_away_has_its_request_cancelled(world: World) -> None:
     gone = iter([False, False, True])
-    replies = world.service.replies(
-        {"text_input": b"Who?", "max_tokens": 900}, lambda: next(gone), world.line
-    )
+    fields = {"text_input": b"Who?", "max_tokens": 900, "stream": True}
+    replies = world.service.replies(fields, lambda: next(gone), world.line)
+    texts = []
     with pytest.raises(Cancelled):
-        list(replies)
+        texts += list(replies)
     assert world.commands[-1] == Cancel(world.sent().request_id)
-    assert len([c for c in world.commands if isinstance(c, Next)]) == 2
+    assert len(texts) <= 2
 
 
 def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> None:

@@ -3,11 +3,10 @@
 import pytest
 
 from legokv import errors
-from legokv.engine.request import AnswerOptions, Usage
+from legokv.engine.request import AnswerOptions, Finished, Token, Usage
 from legokv.engine.sampling import SamplingOptions, TokenLogProbs
 from legokv.errors import InvalidRequest, LegokvError
 from legokv.serving.messages import (
-    Answered,
     Cancel,
     Command,
     Compile,
@@ -17,9 +16,8 @@ from legokv.serving.messages import (
     Event,
     Failed,
     Generate,
-    Next,
-    Piece,
     PromptSegment,
+    Unknown,
     Warm,
     decode_command,
     decode_events,
@@ -30,17 +28,17 @@ from legokv.serving.messages import (
 )
 
 SEGMENTS = (
-    PromptSegment([1, 2], persistent=False),
-    PromptSegment([3]),
-    PromptSegment([4], cached=False),
+    PromptSegment([1, 2], "ab", persistent=False),
+    PromptSegment([], "cd"),
+    PromptSegment([4]),
 )
 SAMPLING = SamplingOptions(0.5, 3, 0.25, 2**63 + 1, 0.125, 1.5, -0.5, 0.75)
 ANSWERING = AnswerOptions(3, 4, True, 2, 1.5)
 COMMANDS = (
     Generate(
-        "r1", "default", SEGMENTS, 8, "legolink", 16, SAMPLING, ("\n", "Größe 東京"), ANSWERING
+        *("r1", "/tmp/socket", "default", SEGMENTS, 8, "legolink", 16),
+        *(SAMPLING, ("\n", "Größe 東京"), ANSWERING),
     ),
-    Next("r1"),
     Compile("tenant", [5, 6, 7]),
     Warm("tenant", [5, 6, 7], "host"),
     Drop(("a", "b")),
@@ -48,9 +46,10 @@ COMMANDS = (
 )
 USAGE = Usage(9, 4, 2, 3, 2, chunks_found=1, compiled_tokens=4, link_seconds=0.125)
 EVENTS = (
-    Piece("東 \u2028 \U0001f468", 7),
-    Piece("a", 8, 2, "timeout", TokenLogProbs(-0.1, ((8, -0.1), (9, -3.25)))),
-    Answered("stop", USAGE),
+    Token(7, "東 \u2028 \U0001f468"),
+    Token(8, "a", "timeout", 2, TokenLogProbs(-0.1, ((8, -0.1), (9, -3.25)))),
+    Finished("stop", USAGE),
+    Unknown(("ab", "cd")),
     Compiled("ab"),
     Done(),
     Failed("NotFound", "no"),
@@ -86,7 +85,7 @@ def test_an_error_of_another_version_still_has_its_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"\xff", b"[]", b"{}", b'{"type":"Generate"}', b'{"type":"Fly"}', b'"Next"']
+    "body", [b"", b"\xff", b"[]", b"{}", b'{"type":"Generate"}', b'{"type":"Fly"}', b'"Cancel"']
 )
 def test_what_is_no_command_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match="not a command"):

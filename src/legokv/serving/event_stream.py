@@ -1,0 +1,145 @@
+"""Answers' events from the engine's process to another on this machine, by a local socket.
+
+The one who asks listens, each command says where, and the engine sends all events there over one
+connection: lines of JSON. Triton's own call between models takes one reply only, and a question
+for each token would cost 54 changes of file, a thread and a millisecond.
+"""
+
+import json
+import os
+import queue
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from legokv.errors import InvalidRequest, LegokvError, ServerError
+from legokv.serving.messages import Event, decode_events, encode_events, failed
+
+FOLDER_VARIABLE = "_LEGOKV_FOLDER"
+"""Names the environment's folder for sockets; without it they are in the system's for temporary
+files. No setting: whoever starts the server removes the folder with all that is in it."""
+MAX_BACKLOG = 100_000
+"""Events that wait for a reader who takes none; past that it is believed dead."""
+_MAX_LINES = 256
+
+Events = queue.SimpleQueue[Event]
+
+
+class EventInbox:
+    """Listens at `address`, and sorts what comes by request. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        # A folder of its own that only this user may enter.
+        parent = os.environ.get(FOLDER_VARIABLE)
+        self._folder = tempfile.TemporaryDirectory(prefix="legokv-events-", dir=parent)
+        self.address = str(Path(self._folder.name) / "socket")
+        self._expected: dict[str, Events] = {}
+        self._listener = _listening(self.address)
+        threading.Thread(target=self._accept, name="event inbox", daemon=True).start()
+
+    @contextmanager
+    def expect(self, request_id: str) -> Iterator[Events]:
+        """The queue that the request's events come to, within the block; later ones are lost."""
+        events: Events = queue.SimpleQueue()
+        self._expected[request_id] = events
+        try:
+            yield events
+        finally:
+            del self._expected[request_id]
+
+    def close(self) -> None:
+        """Listen no more."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._folder.cleanup()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(
+                    target=self._read, args=(connection,), name="event reader", daemon=True
+                ).start()
+
+    def _read(self, connection: socket.socket) -> None:
+        """Hand out what one engine sends, until it is gone; then all it owed has failed."""
+        with connection, suppress(OSError):
+            for line in connection.makefile("rb"):
+                # A tab stands in no JSON text as itself.
+                request_id, _, events = line.partition(b"\t")
+                self._hand_out(json.loads(request_id), events)
+        lost = failed(LegokvError("the engine's process ended before the answer did"))
+        for waiting in list(self._expected.values()):
+            waiting.put(lost)
+
+    def _hand_out(self, request_id: str, body: bytes) -> None:
+        expected = self._expected.get(request_id)
+        if expected is not None:
+            for event in decode_events(body):
+                expected.put(event)
+
+
+class EventOutlet:
+    """Sends events to one inbox in order, from a thread of its own: whoever sends never waits.
+
+    `lost` is called once if the inbox is gone or takes nothing any more.
+    """
+
+    def __init__(self, address: str, lost: Callable[[], None]) -> None:
+        self._lost = lost
+        self._events: queue.SimpleQueue[tuple[str, Event]] = queue.SimpleQueue()
+        self._connection = _connected(address)
+        threading.Thread(target=self._send_all, name="event outlet", daemon=True).start()
+
+    def send(self, request_id: str, event: Event) -> None:
+        """Send the event when those before it are sent."""
+        self._events.put((request_id, event))
+        if self._events.qsize() > MAX_BACKLOG:
+            # The sending thread then fails, and tells of the loss.
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _send_all(self) -> None:
+        with self._connection, suppress(OSError):
+            while True:
+                self._connection.sendall(self._waiting())
+        self._lost()
+
+    def _waiting(self) -> bytes:
+        """The lines of all events that wait, at least one."""
+        lines = [_line(*self._events.get())]
+        while not self._events.empty() and len(lines) < _MAX_LINES:
+            lines.append(_line(*self._events.get()))
+        return b"".join(lines)
+
+
+def _listening(address: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ServerError(
+            f"no socket can be made at {address} ({len(address)} characters): {error}. "
+            "Set TMPDIR to a folder with a short name that can be written"
+        ) from None
+    listener.listen()
+    return listener
+
+
+def _connected(address: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(address)
+    except (OSError, ValueError) as error:
+        connection.close()
+        raise InvalidRequest(f"no events can be sent to {address[:120]!r}: {error}") from None
+    return connection
+
+
+def _line(request_id: str, event: Event) -> bytes:
+    return b"%s\t%s\n" % (json.dumps(request_id).encode(), encode_events([event]))
