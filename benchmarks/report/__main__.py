@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.plots import draw
+from benchmarks.plots.schemes import DARK, LIGHT
 from benchmarks.record.about import RESULTS, ROOT, measured_since
 from benchmarks.record.results import read_results
 from benchmarks.report.asked import Results, asked_table
@@ -21,10 +22,20 @@ def report(results: Results, changed: Changed, drawn: set[str]) -> str:
         found = results[name]
         parts += [f"## {section.question}", section.how, provenance(name, found, changed)]
         if found is not None:
-            plots = [plot for plot in PLOTS.get(name, ()) if plot in drawn]
-            parts += [f"![{plot}](plots/{plot}.svg)" for plot in plots]
+            plots = PLOTS.get(name, {})
+            parts += [_picture(plot, shown) for plot, shown in plots.items() if plot in drawn]
             parts += [BODIES[name](found["rows"]), f"*What it does not show.* {section.not_shown}"]
     return "\n\n".join(parts) + "\n"
+
+
+def _picture(plot: str, shown: str) -> str:
+    """The plot in the colours of the reader's page."""
+    return (
+        "<picture>\n"
+        f'<source media="(prefers-color-scheme: dark)" srcset="plots/{plot}{DARK.suffix}.svg">\n'
+        f'<img alt="{shown}" src="plots/{plot}{LIGHT.suffix}.svg">\n'
+        "</picture>"
+    )
 
 
 def main() -> int:

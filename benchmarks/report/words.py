@@ -113,8 +113,12 @@ SECTIONS = {
     ),
 }
 PLOTS = {
-    "fidelity": ("accuracy_ttft",),
-    "kv_error": ("error_by_position", "error_by_layer"),
-    "cost": ("ttft_length",),
-    "serving": ("throughput_latency",),
+    "fidelity": {"accuracy_ttft": "KL from full recompute over time to first token, by method"},
+    "kv_error": {
+        "error_by_position": "error of keys and values over the token's place in its chunk",
+        "error_by_layer": "error of keys and values over layers",
+    },
+    "cost": {"ttft_length": "time to first token over the prompt's length, by method"},
+    "serving": {"throughput_latency": "time to first token over requests a second, by method"},
 }
+"""Each section's plots, with what they show."""

@@ -74,7 +74,8 @@ def test_every_section_says_what_it_does_not_show():
     text = report(results, lambda commit: False, {"ttft_length"})
     assert "4,000.0 (4,000.0–4,000.0)" in text  # noqa: RUF001 - the report's own range
     assert "*What it does not show.*" in text
-    assert "![ttft_length](plots/ttft_length.svg)" in text
+    assert 'media="(prefers-color-scheme: dark)" srcset="plots/ttft_length-dark.svg"' in text
+    assert 'src="plots/ttft_length.svg"' in text
 
 
 def test_a_method_that_held_the_bound_at_no_rate_gives_a_lower_bound_of_the_ratio():
