@@ -54,19 +54,20 @@ def _cost(rows: list[Row]) -> str:
     link, compiled = found["legolink-16"], one(rows, method="reuses until paid")
     if full is None or link is None or compiled is None:
         return NOT_MEASURED
-    lines = [_timed(f"everything: {full['computed_tokens']:,} tokens", full)]
+    lines = [(*_timed(f"everything: {full['computed_tokens']:,} tokens", full), "1")]
     for name, words in LINKED.items():
         row = found[name]
         if row is not None:
-            lines.append(_timed(f"linked, {words}: {row['computed_tokens']} of them", row))
-    limit = f"{1000 * link['limit_median']:,.0f} ms"
+            timed = _timed(f"linked, {words}: {row['computed_tokens']} of them", row)
+            lines.append((*timed, f"{full['median'] / row['median']:.0f}"))
+    limit = link["limit_median"]
     words = f"for comparison, {link['computed_tokens']} tokens and nothing cached"
+    lines.append((words, f"{1000 * limit:,.0f} ms", "", f"{full['median'] / limit:.0f}"))
     return (
-        table(("what is computed", "median", "range"), [*lines, (words, limit, "")])
-        + f"\n\nLinking at k = 16 is {full['median'] / link['median']:.0f} times faster than "
-        f"computing everything, and takes {link['median'] / link['limit_median']:.1f} times as "
-        f"long as its {link['computed_tokens']} tokens would alone.\nCompiling the documents is "
-        f"paid once, before; {compiled['median']:.1f} such questions win it back."
+        table(("what is computed", "median", "range", "times as fast"), lines)
+        + f"\n\nLinking at k = 16 takes {link['median'] / limit:.1f} times as long as its "
+        f"{link['computed_tokens']} tokens would alone.\nCompiling the documents is paid once, "
+        f"before; {compiled['median']:.1f} such questions win it back."
     )
 
 
@@ -81,28 +82,37 @@ def _serving(rows: list[Row]) -> str:
     )
     if first is None or each is None:
         return NOT_MEASURED
-    parts = []
+    added = [_timed("to the first token", first), _timed("to each streamed token", each)]
+    return "\n\n".join(
+        (
+            "48 documents, six to a question, Poisson arrivals, client and server on the same "
+            "cores.\nEach row is of the highest rate that was tried and kept 6 s, or of the "
+            "lowest if none did.",
+            _held(rows),
+            table(("the way through Triton adds", "median", "range"), added),
+            "Triton shares the cores with the computing here ([log](docs/log.md)).",
+        )
+    )
+
+
+def _held(rows: list[Row]) -> str:
+    """A row a method: the rate it kept the bound at, and the latency then."""
+    lines = []
     for method, words in SERVED.items():
         rates = [row["rate"] for row in of(rows, experiment="rate", set="fits", method=method)]
         if rates:
             best = one(rows, experiment="highest rate", set="fits", method=method)
-            parts.append(f"{_p90(rows, method, (best or {}).get('held') or min(rates))} {words}")
-    added = ["{1} ({2})".format(*_timed("", row)) for row in (first, each)]
-    return (
-        "Under load (48 documents, six to a question, Poisson arrivals, client and server on the "
-        f"same cores) the p90 of the time to the first token was {', '.join(parts)}:\neach at "
-        "the highest rate that was tried and kept it within 6 s, or the lowest if none did.\nThe "
-        f"way through Triton adds {added[0]}, median and range, to the first token and {added[1]} "
-        "to each streamed one here, where it shares the cores with the computing "
-        "([log](docs/log.md))."
-    )
+            held = (best or {}).get("held")
+            rate = held or min(rates)
+            lines.append((words, f"{rate:.2g}", _p90(rows, method, rate), "yes" if held else "no"))
+    head = ("under load", "questions a second", "p90 of the time to the first token", "within 6 s")
+    return table(head, lines)
 
 
 def _p90(rows: list[Row], method: str, rate: float) -> str:
     row = one(rows, experiment="rate", set="fits", method=method, rate=rate)
     found = None if row is None else row.get("time_to_first_token_p90")
-    seconds = "no answer" if found is None else f"{found:.1f} s"
-    return f"{seconds} at {rate:.2g} questions a second"
+    return "no answer" if found is None else f"{found:.1f} s"
 
 
 def _peers(rows: list[Row]) -> str:

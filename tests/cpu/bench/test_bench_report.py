@@ -1,5 +1,7 @@
 """The report marks what is stale, says how to measure what is missing, and claims no more."""
 
+import re
+
 from benchmarks.record.about import ROOT, commit, measured_since
 from benchmarks.record.results import read_results
 from benchmarks.report import readme
@@ -167,6 +169,15 @@ def test_readme_shows_the_numbers_of_the_result_files_and_no_others():
     assert readme.NOT_MEASURED not in text
 
 
+def test_readme_tells_its_numbers_in_short_lines_and_sentences():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- measured: \w+ -->(.*?)<!-- end -->", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line[:1] != "|"]
+    assert max(len(line) for line in lines) <= 100
+    sentences = re.split(r"[.:]\*?\s", "\n".join(lines))
+    assert max(len(sentence.split()) for sentence in sentences) <= 25
+
+
 def test_a_block_of_readme_without_results_says_so_and_the_rest_stays():
     text = "before\n<!-- measured: peers -->\n\n| 1 ms |\n\n<!-- end -->\nafter 2 ms"
     found = readme.with_numbers(text, NOTHING)
@@ -181,7 +192,8 @@ def test_a_rate_without_an_answer_is_said_so_and_one_that_was_not_tried_is_not()
     rows += [{"experiment": "overhead", "method": name, **times} for name in OVERHEADS]
     results = {**NOTHING, "serving": {"about": ABOUT, "rows": rows}}
     text = readme.with_numbers("<!-- measured: serving -->\n\nx\n\n<!-- end -->", results)
-    assert "no answer at 0.4 questions a second with linking" in text
+    assert "| with linking | 0.4 | no answer | no |" in text
+    assert "| computing everything |" not in text
     assert "a processor, 2 threads" in text
 
 
