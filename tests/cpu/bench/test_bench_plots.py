@@ -1,7 +1,6 @@
 """The plots can be read: each name apart, each panel of one set and with its number of cases."""
 
 import random
-import sys
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -12,7 +11,6 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.plots.draw import all_plots, figures
 from benchmarks.plots.front import Point, front, near
 from benchmarks.plots.schemes import DARK, LIGHT
