@@ -10,6 +10,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from paths import ROOT
 
 from benchmarks.plots.draw import all_plots, figures
 from benchmarks.plots.front import Point, front, near
@@ -127,6 +128,6 @@ def test_each_plot_is_drawn_for_a_light_page_and_a_dark_one(tmp_path: Path):
 
 
 def test_every_plot_that_is_published_is_in_the_report():
-    plots = Path(__file__).resolve().parents[2] / "docs" / "plots"
+    plots = ROOT / "docs" / "plots"
     named = {plot for shown in PLOTS.values() for plot in shown}
     assert {file.stem for file in plots.iterdir()} == named | {f"{plot}-dark" for plot in named}

@@ -270,3 +270,64 @@ def test_an_interrupt_passes_through_and_the_request_goes_on_with_the_next_step(
     world.finish()
     assert tokens(job) == answer_to([5, 6, *chunk(1).token_ids, *QUESTION], 3)
     assert world.held == NOTHING_HELD
+
+
+def turns(world):
+    """The tokens each of the world's steps computed."""
+    return [batch.input_ids.tolist() for batch in world.runner.batches]
+
+
+@pytest.mark.parametrize("newcomer", ["a request", "a compile"])
+def test_newcomers_do_not_overtake_those_who_wait_for_their_turn(newcomer):
+    world = World(max_step_tokens=1)
+    for _ in range(4):
+        world.answer([90])
+    first, second = world.ask([1, 2, 3]), world.ask([11, 12, 13])
+    world.executor.step()
+    third = world.ask([21, 22]) if newcomer == "a request" else world.compile(chunk(2, 2))
+    for _ in range(3):
+        world.executor.step()
+    new = 21 if newcomer == "a request" else 200
+    assert turns(world)[-4:] == [[1], [11], [2], [new]]
+    world.finish()
+    assert tokens(first) == answer_to([1, 2, 3], 3)
+    assert tokens(second) == answer_to([11, 12, 13], 3)
+    assert events(third)
+
+
+def test_however_many_come_one_who_waits_has_its_turn():
+    world = World(num_pages=64, max_step_tokens=1)
+    for _ in range(4):
+        world.answer([90])
+    waiting = world.ask([11, 12, 13], max_tokens=2)
+    for number in range(30):
+        world.ask([20 + number], max_tokens=1)
+        world.executor.step()
+    assert waiting.usage.time_to_first_token_seconds
+
+
+def test_a_chunk_dropped_while_it_is_read_is_read_to_the_end():
+    world = World(num_pages=12)
+    ids = [*chunk(1).token_ids, *QUESTION]
+    reading = world.ask(chunk(1), QUESTION, max_tokens=9)
+    world.executor.step()
+    world.executor.step()
+    world.executor.drop("key 1")
+    others = [world.ask(chunk(number), [5], max_tokens=1) for number in (2, 3)]
+    world.finish()
+    assert tokens(reading) == answer_to(ids, 9)
+    assert [tokens(o) for o in others] == [
+        answer_to([*chunk(number).token_ids, 5], 1) for number in (2, 3)
+    ]
+    assert world.cache.find("key 1") is None
+    assert world.held == NOTHING_HELD
+
+
+def test_a_chunk_dropped_while_it_is_compiled_is_used_by_those_who_wait_for_it():
+    world = World(max_step_tokens=4)
+    asking = world.ask(chunk(1), QUESTION)
+    world.executor.step()
+    world.executor.drop("key 1")
+    world.finish()
+    assert tokens(asking) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
+    assert world.held == NOTHING_HELD

@@ -203,6 +203,17 @@ def test_a_deleted_document_s_chunk_goes_though_its_deleter_died_before_removing
     assert_whole(store, tier)
 
 
+def test_a_chunk_that_nobody_names_any_more_leaves_before_one_used_longer_ago(store):
+    tier = store.tier(3 * STORED_BYTES)
+    fill(tier, 1, 2, 3)
+    pin(store.registry, [small_chunk(2).key])
+    (document,) = store.registry.page("default").documents
+    store.registry.delete("default", document.id)
+    fill(tier, 4)
+    assert held(tier) == [1, 3, 4]
+    assert_whole(store, tier)
+
+
 def test_a_chunk_of_a_deleted_document_stays_if_one_of_the_same_content_was_registered(store):
     tier = store.tier()
     fill(tier, 1)
