@@ -11,16 +11,14 @@ from pathlib import Path
 
 import torch
 
-from legokv.errors import LegokvError
+from legokv.errors import LegokvError, PluginBuildFailed, ToolchainMissing
 from legokv.kernels.build_gpu import (
     LIBRARY_NAME,
     PluginBuild,
-    PluginBuildFailed,
     build_host_kernels,
     build_plugin_library,
 )
 from legokv.kernels.gpu import Launchers
-from legokv.kernels.toolchain import ToolchainMissing
 
 OUT = Path(__file__).resolve().parents[2] / "out"
 VARIABLE = "LEGOKV_PLUGIN_LIBRARY"

@@ -57,6 +57,16 @@ class EngineMismatch(LegokvError):
     code = "UNSUPPORTED"
 
 
+class StepFailed(LegokvError):
+    """What a request asked for could not be computed; the log says why, and others go on."""
+
+
+class LaunchRefused(StepFailed):
+    """A kernel's launcher that said no; the message is the library's own."""
+
+    code = "UNSUPPORTED"
+
+
 UnreadableReason = Literal["missing", "io", "length", "header", "identity", "checksum", "unknown"]
 
 
@@ -82,6 +92,12 @@ class StillUnavailable(CacheUnavailable):
     """As an error said a few seconds ago, and nobody has asked since; no news for a log."""
 
 
+class ClaimLost(LegokvError):
+    """A document was deleted, or another took it over, while it was compiled."""
+
+    code = "UNAVAILABLE"
+
+
 class ServerError(LegokvError):
     """The Triton server could not be started or did not become ready."""
 
@@ -90,9 +106,37 @@ class ModelProcessLost(ServerError):
     """A process that runs one of the server's models ended by itself; the server must restart."""
 
 
-class ClaimLost(LegokvError):
-    """The document was deleted, or another took it over after the claim's deadline."""
+class BackendMissing(LegokvError):
+    """The backend asked for cannot build here; the message says what it lacks and how to get it."""
+
+    code = "UNSUPPORTED"
 
 
-class StepFailed(LegokvError):
-    """A step of the model was not computed; only the requests it was for are lost."""
+class PlanBuildFailed(LegokvError):
+    """TensorRT did not build the plan; the message says at what, and what TensorRT said."""
+
+
+class ToolchainMissing(LegokvError):
+    """Something needed to compile is not there and could not be fetched; says how to get it."""
+
+    code = "UNSUPPORTED"
+
+
+class ToolMisnamed(LegokvError):
+    """A variable of the environment names what is not there: nothing else is taken in its place."""
+
+    code = "INVALID_ARG"
+
+
+class NativeLibraryMissing(LegokvError):
+    """No compiled library that fits; the message says why and what to do."""
+
+    code = "UNSUPPORTED"
+
+
+class NativeBuildFailed(LegokvError):
+    """CMake or the compiler failed; the message has what they printed from the first error on."""
+
+
+class PluginBuildFailed(LegokvError):
+    """The same of the plugins for a GPU."""

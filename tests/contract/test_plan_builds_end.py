@@ -12,9 +12,10 @@ from processes import has_ended, only_child, soon
 
 from legokv.build.engine import BuildSettings, build_engine_folder, facts_from_checkpoint
 from legokv.built.plan_limits import PlanLimits, plan_profiles
+from legokv.errors import PlanBuildFailed
 from legokv.plan import process as plan_process
 from legokv.plan.process import build_plan
-from legokv.plan.request import PlanBuildFailed, PlanFiles, plan_request
+from legokv.plan.request import PlanFiles, plan_request
 from legokv.step.graph import graph_shape
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")

@@ -8,14 +8,10 @@ import pytest
 import tensorrt_standin
 from tensorrt_standin import TensorRT, TensorRTLLM
 
+from legokv.errors import PlanBuildFailed
 from legokv.plan.builders import open_builder, plan_from_onnx, write_whole
 from legokv.plan.llm import open_llm_builder
-from legokv.plan.request import (
-    InputRange,
-    PlanBuildFailed,
-    PlanRequest,
-    request_from_json,
-)
+from legokv.plan.request import InputRange, PlanRequest, request_from_json
 
 PREFILL = (
     InputRange("input_ids", (1,), (64,), (512,)),

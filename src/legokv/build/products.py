@@ -9,8 +9,8 @@ import torch
 
 from legokv.built.folder import MODEL_FILE, WEIGHTS_FILE, EngineFacts
 from legokv.checkpoint import load_weights
+from legokv.errors import BackendMissing
 from legokv.model.decoder import decoder_from_weights
-from legokv.plan.backends import BackendMissing
 from legokv.plan.llm import CONFIG_FILE, FLAVOUR, write_llm_config
 from legokv.plan.write import write_plan
 from legokv.step.graph import graph_shape

@@ -19,7 +19,7 @@ from legokv.engine.jobs import FillJob, Job
 from legokv.engine.metrics import EngineMetrics
 from legokv.engine.schedule import Step, failure, finish_step, plan_step, run_step
 from legokv.engine.transfer import Transfer
-from legokv.errors import Busy, LegokvError, PoolFull
+from legokv.errors import Busy, PoolFull, StepFailed
 from legokv.runners import Runner
 from legokv.step.sequence import chunk_sequence
 
@@ -38,7 +38,7 @@ class Counters:
 class Executor:
     """One caller at a time may `step`; `submit` and a job's `cancelled` are for any thread.
 
-    An error of the runner or a tier ends the jobs it concerns with a LegokvError, gives back what
+    An error of the runner or a tier ends the jobs it concerns with a StepFailed, gives back what
     they held and is logged; the others go on.
     """
 
@@ -139,7 +139,7 @@ class Executor:
         """The step's logits; None if it failed and its jobs are ended."""
         try:
             return run_step(self._runner, step)
-        except LegokvError as error:
+        except StepFailed as error:
             log.error("a step failed", exc_info=error.__cause__ or error)
             self._fail([turn.job for turn in step.turns], error)
             return None
@@ -271,7 +271,7 @@ class Executor:
             log.exception("a request failed")
             self._fail([job], failure(error))
 
-    def _fail(self, jobs: Sequence[Job], error: LegokvError) -> None:
+    def _fail(self, jobs: Sequence[Job], error: StepFailed) -> None:
         # A job with several answers is there several times.
         failed = list(dict.fromkeys(jobs))
         lost = [job.filling for job in failed if job.filling is not None]

@@ -73,8 +73,10 @@ def finish_step(step: Step, logits: Tensor, number: int) -> list[tuple[Turn, Ten
 
 def failure(error: Exception) -> StepFailed:
     """What a request hears of an error in its step, in one line; the log has it whole."""
-    lines = str(error).strip().splitlines()
-    return StepFailed(": ".join(["a step failed", type(error).__name__, *lines[:1]]))
+    line = str(error).strip().splitlines()[:1]
+    if isinstance(error, StepFailed):
+        return type(error)(": ".join(["a step failed", *line]))
+    return StepFailed(": ".join(["a step failed", type(error).__name__, *line]))
 
 
 def share(wanted: Sequence[int], budget: int) -> list[int]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from legokv.errors import LegokvError
+from legokv.errors import NativeBuildFailed, NativeLibraryMissing
 from legokv.kernels.cmake import run_compiler
 from legokv.kernels.toolchain import find_cmake
 
@@ -24,16 +24,6 @@ BUILD_COMMAND = "python build/build_native.py"
 _INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
 
 Say = Callable[[str], None]
-
-
-class NativeLibraryMissing(LegokvError):
-    """No compiled library that fits; the message says why and what to do."""
-
-    code = "UNSUPPORTED"
-
-
-class NativeBuildFailed(LegokvError):
-    """CMake or the compiler failed; the message has what they printed from the first error on."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from legokv.errors import LegokvError
+from legokv.errors import PluginBuildFailed
 from legokv.kernels.cmake import drop_foreign_cache, run_compiler
 from legokv.kernels.toolchain import find_cmake, nvcc_or_wheels, tensorrt_headers
 from legokv.version import VERSION
@@ -19,10 +19,6 @@ ARCHITECTURES = ("80-real", "86-real", "89-real", "90")
 _COMPILER = "CMAKE_CUDA_COMPILER"
 
 Say = Callable[[str], None]
-
-
-class PluginBuildFailed(LegokvError):
-    """CMake or a compiler failed; the message has what they printed from the first error on."""
 
 
 @dataclass(frozen=True)

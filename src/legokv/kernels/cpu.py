@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from legokv.kernels.gpu import DTYPES, AttentionTables, LaunchRefused, kv_import_arguments
+from legokv.errors import LaunchRefused
+from legokv.kernels.gpu import DTYPES, AttentionTables, kv_import_arguments
 
 
 class InstructionSet(IntEnum):

@@ -13,17 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from legokv.errors import LegokvError
+from legokv.errors import LaunchRefused
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 INDEX_TABLES = ("positions", "key_positions", "slots", "query_start", "pages")
 """The tables of a step that attention reads, all int32, by the names the op and its batch use."""
-
-
-class LaunchRefused(LegokvError):
-    """A launcher that said no; the message is the library's own."""
-
-    code = "UNSUPPORTED"
 
 
 class Regime(IntEnum):

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from legokv.errors import LegokvError
+from legokv.errors import ToolchainMissing, ToolMisnamed
 
 Say = Callable[[str], None]
 
@@ -29,16 +29,6 @@ HEADERS_WHEEL = "kernel-lens==2.0.1"
 HEADERS_SHA256 = "07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0"
 HEADERS_FOLDER = "kernel_lens/include/tensorrt"
 HEADER = "NvInferRuntime.h"
-
-
-class ToolchainMissing(LegokvError):
-    """Something needed to compile is not there and could not be fetched; says how to get it."""
-
-    code = "UNSUPPORTED"
-
-
-class ToolMisnamed(LegokvError):
-    """A variable of the environment names what is not there: nothing else is taken in its place."""
 
 
 def find_cmake() -> Path:

@@ -7,13 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
-from legokv.errors import LegokvError
-
-
-class BackendMissing(LegokvError):
-    """The backend asked for cannot build here; the message says what it lacks and how to get it."""
-
-    code = "UNSUPPORTED"
+from legokv.errors import BackendMissing
 
 
 @dataclass(frozen=True)

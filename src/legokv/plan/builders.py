@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from legokv.plan.request import InputRange, PlanBuildFailed, PlanRequest, PlanSummary
+from legokv.errors import PlanBuildFailed
+from legokv.plan.request import InputRange, PlanRequest, PlanSummary
 
 
 @dataclass(frozen=True)

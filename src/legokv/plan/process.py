@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from legokv.errors import PlanBuildFailed
 from legokv.plan.builders import environment_with_library
-from legokv.plan.request import PlanBuildFailed, PlanRequest, PlanSummary
+from legokv.plan.request import PlanRequest, PlanSummary
 
 SECONDS_BETWEEN_LINES = 2.0
 KEPT_LINES = 20

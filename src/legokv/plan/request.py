@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from legokv.built.plan_limits import Profile
-from legokv.errors import LegokvError
 from legokv.step.graph import GraphShape
 
 Shape = tuple[int, ...]
-
-
-class PlanBuildFailed(LegokvError):
-    """TensorRT did not build the plan; the message says at what, and what TensorRT said."""
 
 
 @dataclass(frozen=True)

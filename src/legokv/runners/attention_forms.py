@@ -9,12 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from legokv.errors import InvalidRequest
-from legokv.kernels.build_cpu import (
-    NativeLibraryMissing,
-    build_native_library,
-    find_native_library,
-)
+from legokv.errors import InvalidRequest, NativeLibraryMissing
+from legokv.kernels.build_cpu import build_native_library, find_native_library
 from legokv.kernels.cpu import NativeCalls, StepShape
 from legokv.kernels.gpu import INDEX_TABLES, AttentionTables
 from legokv.model.config import ModelConfig

@@ -14,7 +14,7 @@ from legokv.engine.engine import Engine, begin_warming
 from legokv.engine.jobs import Job, JobEvent, Prefill
 from legokv.engine.naming import NamedChunks
 from legokv.engine.request import GenerateRequest, Token
-from legokv.errors import InvalidRequest, LegokvError
+from legokv.errors import InvalidRequest, LegokvError, StepFailed
 from legokv.link.link import Segment
 from legokv.metrics import Sample
 from legokv.serving.answering import Reply
@@ -213,10 +213,11 @@ class EngineService:
             try:
                 busy = self._engine.step()
             except Exception as error:
-                # The thread's boundary: without it a fault of ours would leave every request
-                # waiting for ever. The jobs at hand are lost, the next ones are tried.
+                # The thread's boundary. The executor answers for errors of the runner and the
+                # tiers; without this one, a fault of its own would leave every request waiting
+                # for ever. The jobs at hand are lost, the next ones are tried.
                 log.exception("a step failed")
-                self._fail_all(LegokvError(f"a step failed: {type(error).__name__}: {error}"))
+                self._fail_all(StepFailed(f"a step failed: {type(error).__name__}: {error}"))
                 busy = False
             if not busy:
                 self._wake.wait(_IDLE_SECONDS)

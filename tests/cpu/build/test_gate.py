@@ -19,8 +19,7 @@ from legokv.build.engine import BuildSettings, build_engine_folder
 from legokv.built.folder import read_engine_folder
 from legokv.built.gate_facts import TOLERANCES, GateFacts, check_gate
 from legokv.engine import jobs
-from legokv.errors import EngineMismatch, UnsupportedModel
-from legokv.kernels.build_cpu import NativeLibraryMissing
+from legokv.errors import EngineMismatch, NativeLibraryMissing, UnsupportedModel
 from legokv.link.link import BoundLink, bind
 from legokv.serving.engine_service import EngineService
 from legokv.serving.settings import Settings

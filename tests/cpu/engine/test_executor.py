@@ -9,8 +9,7 @@ from fake_runner import Fault, World, answer_to, chunk, events, tokens
 from legokv.engine.jobs import Finished
 from legokv.engine.request import AnswerOptions, Token
 from legokv.engine.sampling import SamplingOptions
-from legokv.errors import LegokvError, StepFailed
-from legokv.kernels.gpu import LaunchRefused
+from legokv.errors import LaunchRefused, StepFailed
 
 NOTHING_HELD = (0, 0, 0, 0)
 ERRORS = (
@@ -30,10 +29,17 @@ def named(error):
     return type(error).__name__
 
 
+def said_of(error):
+    """The sentence a request hears of an error."""
+    line = str(error).partition("\n")[0]
+    named_so = [] if isinstance(error, StepFailed) else [named(error)]
+    return ": ".join(["a step failed", *named_so, *filter(None, [line])])
+
+
 def over(job):
     """The one error that a job ended with, after any tokens."""
     *before, last = events(job)
-    assert isinstance(last, LegokvError), last
+    assert isinstance(last, StepFailed), last
     assert all(isinstance(event, Token) for event in before)
     return last
 
@@ -57,9 +63,9 @@ def test_a_failed_step_ends_its_request_frees_all_it_held_and_the_next_is_answer
     for _ in range(times):
         job = world.ask(*asked)
         world.finish()
-        said = str(over(job))
-        assert said.startswith(f"a step failed: {named(error)}")
-        assert "\n" not in said
+        ended = over(job)
+        assert str(ended) == said_of(error)
+        assert ended.code == ("UNSUPPORTED" if isinstance(error, LaunchRefused) else "INTERNAL")
         assert world.held == NOTHING_HELD
         assert caplog.records[-1].exc_info[1] is error
     assert world.answer(*asked) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
@@ -108,7 +114,7 @@ def test_a_copy_of_pages_that_fails_ends_that_request_alone(error):
     # Linked in another order, the first tokens of a chunk are computed in a copy of its page.
     unlucky = world.ask([5, 6], chunk(1), QUESTION)
     world.finish()
-    assert named(error) in str(over(unlucky))
+    assert str(over(unlucky)) == said_of(error)
     assert tokens(running) == answer_to([1, 2], 12)
     assert world.held == NOTHING_HELD
     whole = [5, 6, *chunk(1).token_ids, *QUESTION]

@@ -7,8 +7,9 @@ from types import ModuleType
 import pytest
 from paths import ROOT
 
-from legokv.kernels.build_gpu import PluginBuild, PluginBuildFailed
-from legokv.kernels.toolchain import HEADER, ToolchainMissing, ToolMisnamed
+from legokv.errors import PluginBuildFailed, ToolchainMissing, ToolMisnamed
+from legokv.kernels.build_gpu import PluginBuild
+from legokv.kernels.toolchain import HEADER
 
 BENCHMARK = ROOT / "benchmarks" / "gpu"
 

@@ -23,8 +23,9 @@ from torch import Tensor
 
 import legokv.ops.kv_import
 import legokv.ops.legolink_attention  # noqa: F401 - registers the op
+from legokv.errors import LaunchRefused
 from legokv.kernels.build_gpu import PluginBuild, build_host_kernels
-from legokv.kernels.gpu import Launchers, LaunchRefused, Regime, attention_arguments
+from legokv.kernels.gpu import Launchers, Regime, attention_arguments
 
 OUT = ROOT / "out"
 

@@ -11,9 +11,10 @@ from ragged_batches import PAGE_SIZE as RAGGED_PAGE_SIZE
 from ragged_batches import random_batch
 from torch import Tensor
 
+from legokv.errors import LaunchRefused
 from legokv.kernels.build_cpu import build_native_library
 from legokv.kernels.cpu import InstructionSet, NativeCalls, StepShape
-from legokv.kernels.gpu import AttentionTables, LaunchRefused
+from legokv.kernels.gpu import AttentionTables
 from legokv.ops.kv_import import kv_import
 from legokv.ops.legolink_attention import legolink_attention
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from legokv.kernels.build_gpu import PluginBuild, PluginBuildFailed, build_host_kernels
+from legokv.errors import PluginBuildFailed
+from legokv.kernels.build_gpu import PluginBuild, build_host_kernels
 from legokv.kernels.cmake import drop_foreign_cache
 
 LISTS = """cmake_minimum_required(VERSION 3.25)

@@ -6,15 +6,8 @@ import pytest
 
 from legokv.built.plan_facts import ANY_ARCHITECTURE, PlanFacts, PlanRuntime, check_plan
 from legokv.built.plan_limits import PlanLimits
-from legokv.errors import EngineMismatch
-from legokv.plan.backends import (
-    BACKENDS,
-    PLAN_BACKENDS,
-    BackendMissing,
-    Machine,
-    choose_backend,
-    this_machine,
-)
+from legokv.errors import BackendMissing, EngineMismatch
+from legokv.plan.backends import BACKENDS, PLAN_BACKENDS, Machine, choose_backend, this_machine
 
 EVERYTHING = frozenset(PLAN_BACKENDS)
 PLAN = PlanFacts(

@@ -10,14 +10,8 @@ from paths import PLUGINS
 
 import legokv.kernels.build_cpu
 from legokv import Engine
-from legokv.errors import InvalidRequest
-from legokv.kernels.build_cpu import (
-    NativeBuild,
-    NativeBuildFailed,
-    NativeLibraryMissing,
-    build_native_library,
-    find_native_library,
-)
+from legokv.errors import InvalidRequest, NativeBuildFailed, NativeLibraryMissing
+from legokv.kernels.build_cpu import NativeBuild, build_native_library, find_native_library
 
 
 def random_ids(seed, length, vocabulary=384):

@@ -12,9 +12,9 @@ import torch
 from tensorrt_runtime_standin import Device, cuda_stream, llm_runtime, tensorrt_module
 
 from legokv.built.plan_limits import DECODE, PREFILL
-from legokv.errors import EngineMismatch
+from legokv.errors import EngineMismatch, StepFailed
 from legokv.runners.plan import contexts
-from legokv.runners.plan.session import PlanSession, StepFailed, addresses
+from legokv.runners.plan.session import PlanSession, addresses
 from legokv.runners.plan.sessions import LLMSession, TensorRTSession
 
 OPENED = ["0: created STATIC", "0: profile 0", "1: created ON_PROFILE_CHANGE", "1: profile 1"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from legokv.errors import EngineMismatch
-from legokv.runners.plan.session import StepFailed, Tensors, addresses
+from legokv.errors import EngineMismatch, StepFailed
+from legokv.runners.plan.session import Tensors, addresses
 
 
 def context_of(engine: Any, how: Any, profile: int, stream: Any) -> Any:
@@ -103,8 +103,8 @@ class DecodeGraphs:
         self._stream.synchronize()
         try:
             self._graphs[shapes] = self._recorded(context), context
-        except RuntimeError as error:
-            # torch's error and StepFailed both are one. The step itself is done.
+        except (RuntimeError, StepFailed) as error:
+            # What torch raises, and what `execute` does. The step itself is done.
             self._captures = False
             log.warning("decode steps are not captured as CUDA graphs: %s", error)
         if len(self._graphs) > MAX_GRAPHS:

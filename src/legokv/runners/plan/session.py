@@ -8,10 +8,6 @@ from torch import Tensor
 Tensors = Mapping[str, Tensor]
 
 
-class StepFailed(RuntimeError):
-    """The runtime refused a step; the engine reports it to that step's requests."""
-
-
 class PlanSession(Protocol):
     """Runs steps one after another on one stream."""
 

@@ -8,10 +8,10 @@ import torch
 
 from legokv.built.plan_facts import PlanFacts
 from legokv.built.plan_limits import DECODE, PREFILL
-from legokv.errors import EngineMismatch
+from legokv.errors import EngineMismatch, StepFailed
 from legokv.plan.backends import PLAN_BACKENDS
 from legokv.runners.plan.contexts import ContextSteps, DecodeGraphs, context_of
-from legokv.runners.plan.session import PlanSession, StepFailed, Tensors, addresses
+from legokv.runners.plan.session import PlanSession, Tensors, addresses
 
 
 def open_plan(folder: Path, plan: PlanFacts) -> PlanSession:
