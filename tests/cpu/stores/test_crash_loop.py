@@ -111,6 +111,7 @@ def crew(tiny_engine_folder, tmp_path, monkeypatch):
         worker.kill()
 
 
+@pytest.mark.timeout(SECONDS + 300)
 def test_killed_at_any_moment_the_cache_starts_answers_right_and_leaks_nothing(
     crew, tiny_engine_folder, tmp_path, record_property
 ):
