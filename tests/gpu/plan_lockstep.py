@@ -13,7 +13,7 @@ from legokv.link.policy import legolink
 from legokv.model.config import ModelConfig
 from legokv.runners import Runner
 from legokv.runners.attention_forms import TorchForm
-from legokv.runners.eager import TorchRunner
+from legokv.runners.eager import EagerRunner
 from legokv.step.batch import Piece
 
 NUM_PAGES = 96
@@ -29,7 +29,7 @@ def hold_to_the_cpu(folder: Path, runner: Runner, dtype: str, seed: int) -> int:
     facts = read_engine_folder(folder)
     weights = load_weights(folder, facts.model, getattr(torch, dtype))
     form = TorchForm(facts.model)
-    cpu = TorchRunner(facts.model, weights, form, num_pages=NUM_PAGES, page_size=facts.page_size)
+    cpu = EagerRunner(facts.model, weights, form, num_pages=NUM_PAGES, page_size=facts.page_size)
     runners = (cpu, runner)
     lockstep = Lockstep(runners, TOLERANCE[dtype])
     whole_conversation(lockstep, facts.model.vocab_size, legolink(16), seed)

@@ -12,7 +12,7 @@ from legokv.built.gate_facts import TOLERANCES, GateFacts
 from legokv.chunks.chunk import Chunk
 from legokv.engine.engine import Engine
 from legokv.link.link import Segment
-from legokv.runners.eager import TorchRunner
+from legokv.runners.eager import EagerRunner
 
 PASSAGES = (
     "The harbour of Vellin has three lighthouses. The oldest was built of grey stone by the "
@@ -67,7 +67,7 @@ class GateRun:
 
     def _attention(self) -> str:
         runner = self._engine.runner
-        assert isinstance(runner, TorchRunner)  # the one it was opened with
+        assert isinstance(runner, EagerRunner)  # the one it was opened with
         return runner.attention.description
 
     def _linked(self, order: Sequence[int], link_tokens: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The forms of attention that a CPU has, behind one protocol, and the choice among them."""
+"""The forms of attention, behind one protocol, and the choice among those that a CPU has."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 from legokv.errors import InvalidRequest, NativeLibraryMissing
 from legokv.kernels.build_cpu import build_native_library, find_native_library
 from legokv.kernels.cpu import NativeCalls, StepShape
-from legokv.kernels.gpu import INDEX_TABLES, AttentionTables
+from legokv.kernels.gpu import INDEX_TABLES, AttentionTables, Launchers, attention_arguments
 from legokv.model.config import ModelConfig
 from legokv.model.decoder import Attention
 from legokv.model.rope import inverse_frequencies, score_factor
@@ -22,6 +22,7 @@ from legokv.ops.paged_attention import attend_in_place
 from legokv.step.batch import StepBatch
 
 ATTENTION_FORMS = ("auto", "native", "torch")
+CPU = torch.device("cpu")
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ class Rotation:
     scale: float
 
 
-def rotation_of(config: ModelConfig, device: torch.device | None = None) -> Rotation:
-    """The rotation and scale of a model's configuration; on the CPU unless told."""
+def rotation_of(config: ModelConfig, device: torch.device = CPU) -> Rotation:
+    """The rotation and scale of a model's configuration."""
     frequencies = inverse_frequencies(config.rope, config.head_size, config.max_positions)
     return Rotation(
         torch.tensor(frequencies, dtype=torch.float32, device=device),
@@ -123,6 +124,47 @@ class NativeForm:
 
     def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor) -> None:
         self._calls.kv_import(pool, block, pages, num_threads=torch.get_num_threads())
+
+
+class KernelForm:
+    """The plugins' own kernels on `device`: a CUDA one, or the CPU for their host form.
+
+    LaunchRefused at the first step if the library has no kernel for the model's sizes.
+    """
+
+    def __init__(self, launchers: Launchers, config: ModelConfig, device: torch.device) -> None:
+        self.description = f"kernels, {device.type}"
+        self._launchers = launchers
+        self._rotation = rotation_of(config, device)
+        self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
+
+    @contextmanager
+    def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> Iterator[Attention]:
+        tables = attention_tables(batch, self._rotation)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+            q, k, v = (given.contiguous() for given in (q, k, v))
+            arguments = attention_arguments(q, k, v, pool, tables)
+            out = torch.empty_like(q)
+            workspace = self._workspace_of(self._launchers.workspace_bytes(arguments))
+            self._launchers.legolink_attention(arguments, out, workspace, self._stream())
+            return out, pool
+
+        yield attend
+
+    def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor) -> None:
+        self._launchers.kv_import(pool, block, pages, self._stream())
+
+    def _workspace_of(self, num_bytes: int) -> Tensor:
+        """One workspace for all layers: they follow each other on one stream."""
+        if num_bytes > self._workspace.numel():
+            self._workspace = self._workspace.new_empty(num_bytes)
+        return self._workspace
+
+    def _stream(self) -> int:
+        """The handle of the stream that torch's own work goes to; a CPU has none."""
+        device = self._workspace.device
+        return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
 def attention_form(requested: str, config: ModelConfig, dtype: torch.dtype) -> AttentionForm:

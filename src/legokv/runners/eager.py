@@ -1,4 +1,4 @@
-"""Runs the model with torch, pools changed in place."""
+"""Runs the model with torch, pools changed in place, on a CPU or a GPU."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,19 @@ from torch import Tensor
 
 from legokv.model.config import ModelConfig
 from legokv.model.decoder import decoder_from_weights
-from legokv.runners.attention_forms import AttentionForm
+from legokv.model.dtypes import Int32
+from legokv.runners.attention_forms import CPU, AttentionForm
 from legokv.runners.packed_weights import pack_decoder
 from legokv.runners.page_store import PageStore, page_blocks
 from legokv.step.batch import StepBatch
 from legokv.step.graph import graph_shape
 
 
-class TorchRunner:
-    """A runner over `weights` on the host, in their dtype: shared, but for packed bfloat16 layers.
+class EagerRunner:
+    """A runner over `weights` in their dtype, shared where they lie on `device` already.
 
-    `attention` is the form of the two ops that it uses, made for the same `config`.
+    But a CPU's bfloat16 layers are packed. `attention` is the form of the two ops that it uses,
+    made for the same `config` and device.
     """
 
     def __init__(
@@ -26,38 +28,44 @@ class TorchRunner:
         config: ModelConfig,
         weights: dict[str, Tensor],
         attention: AttentionForm,
+        device: torch.device = CPU,
         *,
         num_pages: int,
         page_size: int,
     ) -> None:
-        self.num_pages = num_pages
-        self.page_size = page_size
-        self.attention = attention
-        self._decoder = decoder_from_weights(config, weights)
-        pack_decoder(self._decoder)
-        dtype = str(self._decoder.embed.weight.dtype).removeprefix("torch.")
-        graph = graph_shape(config, dtype, page_size)
-        self.device = torch.device("cpu")
-        self._store = PageStore(graph, num_pages, self.device)
+        self.num_pages, self.page_size = num_pages, page_size
+        self.attention, self.device = attention, device
+        on_device = {name: weight.to(device) for name, weight in weights.items()}
+        self.decoder = decoder_from_weights(config, on_device)
+        if device.type == "cpu":
+            pack_decoder(self.decoder)
+        dtype = str(self.decoder.embed.weight.dtype).removeprefix("torch.")
+        self._store = PageStore(graph_shape(config, dtype, page_size), num_pages, device)
+
+    @property
+    def pools(self) -> list[Tensor]:
+        """One pool [N, 2, S, G, D] for each layer."""
+        return self._store.pools
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> Tensor:
-        pools = self._store.pools
-        with self.attention.step(batch, pools) as attend:
-            logits: Tensor = self._decoder(
-                torch.from_numpy(batch.input_ids), torch.from_numpy(batch.logit_rows), pools, attend
-            )[0]
-        return logits
+        ids, rows = self._on_device(batch.input_ids), self._on_device(batch.logit_rows)
+        with self.attention.step(batch, self.pools) as attend:
+            logits: Tensor = self.decoder(ids, rows, self.pools, attend)[0]
+        return logits.cpu()
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         self._store.copy_pages(sources, targets)
 
     @torch.inference_mode()
     def import_pages(self, pages: Sequence[int], kv: Tensor) -> None:
-        numbers = torch.from_numpy(np.asarray(pages, np.int32))
-        blocks = page_blocks(kv, len(pages), self.page_size)
-        for pool, block in zip(self._store.pools, blocks, strict=True):
+        numbers = self._on_device(np.asarray(pages, np.int32))
+        blocks = page_blocks(kv, len(pages), self.page_size).to(self.device)
+        for pool, block in zip(self.pools, blocks, strict=True):
             self.attention.kv_import(pool, block, numbers)
 
     def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
         return self._store.export_pages(pages, num_tokens)
+
+    def _on_device(self, array: Int32) -> Tensor:
+        return torch.from_numpy(array).to(self.device)

@@ -13,9 +13,8 @@ from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.kernels.build_gpu import LIBRARY_NAME, SOURCE, library_digest
 from legokv.kernels.gpu import Launchers
 from legokv.plan.backends import PLAN_BACKENDS, backend_version, gpu_architecture, this_machine
-from legokv.runners.attention_forms import attention_form
-from legokv.runners.eager import TorchRunner
-from legokv.runners.kernel_runner import KernelRunner
+from legokv.runners.attention_forms import CPU, AttentionForm, KernelForm, attention_form
+from legokv.runners.eager import EagerRunner
 from legokv.runners.plan.runner import TensorRTRunner
 from legokv.runners.plan.sessions import open_plan
 from legokv.runners.protocol import Runner
@@ -49,21 +48,12 @@ def open_runner(folder: Path, facts: EngineFacts, settings: RunnerSettings) -> R
     log.info("runner: %s, %s", chosen, reason)
     if chosen == "plan":
         return _plan_runner(folder, facts, settings)
-    library = _kernels(folder) if chosen == "cuda" else None
-    weights = load_weights(folder, facts.model, getattr(torch, settings.dtype))
-    if library is not None:
-        return KernelRunner(
-            facts.model,
-            weights,
-            Launchers(library),
-            torch.device("cuda"),
-            num_pages=settings.num_pages,
-            page_size=facts.page_size,
-        )
-    return TorchRunner(
+    form, device = _eager_attention(folder, facts, settings, chosen)
+    return EagerRunner(
         facts.model,
-        weights,
-        attention_form(settings.attention, facts.model, getattr(torch, settings.dtype)),
+        load_weights(folder, facts.model, getattr(torch, settings.dtype)),
+        form,
+        device,
         num_pages=settings.num_pages,
         page_size=facts.page_size,
     )
@@ -102,6 +92,16 @@ def _choice(folder: Path, facts: EngineFacts, requested: str) -> tuple[str, str]
     if _library(folder) is None:
         return "torch", "since the plugins for the GPU are not compiled: build/build_plugins.py"
     return "cuda", f"since the engine has no plan and the GPU is {architecture}"
+
+
+def _eager_attention(
+    folder: Path, facts: EngineFacts, settings: RunnerSettings, chosen: str
+) -> tuple[AttentionForm, torch.device]:
+    """What "torch" and "cuda" differ in: the form of attention and where it runs."""
+    if chosen == "cuda":
+        device = torch.device("cuda")
+        return KernelForm(Launchers(_kernels(folder)), facts.model, device), device
+    return attention_form(settings.attention, facts.model, getattr(torch, settings.dtype)), CPU
 
 
 def _plan_runner(folder: Path, facts: EngineFacts, settings: RunnerSettings) -> Runner:

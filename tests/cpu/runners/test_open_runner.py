@@ -12,6 +12,7 @@ from legokv.built.folder import EngineFacts, read_engine_folder
 from legokv.engine.engine import Engine
 from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.runners import opening
+from legokv.runners.eager import EagerRunner
 from legokv.runners.opening import RunnerSettings, check_machine, open_runner
 
 SETTINGS = RunnerSettings("auto", "torch", "float32", num_pages=4, max_step_tokens=64)
@@ -40,7 +41,8 @@ def test_without_a_gpu_auto_is_torch_and_says_so(
 ) -> None:
     with caplog.at_level(logging.INFO, "legokv"):
         runner = open_runner(folder, planned, SETTINGS)
-    assert type(runner).__name__ == "TorchRunner"
+    assert isinstance(runner, EagerRunner)
+    assert (runner.attention.description, runner.device.type) == ("torch", "cpu")
     assert "runner: torch, since torch sees no GPU" in caplog.text
 
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-RUNNER_MODULE, RUNNER = "legokv.runners.eager", "TorchRunner"
+RUNNER_MODULE, RUNNER = "legokv.runners.eager", "EagerRunner"
 
 
 class BreaksTheRunner:

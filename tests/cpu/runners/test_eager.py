@@ -1,4 +1,4 @@
-"""The GPU runner's own calls of the kernels, on their host form, against the CPU's runner."""
+"""The eager runner by the kernels, in their host form as on a GPU, equals it by torch's form."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +12,9 @@ from legokv.built.folder import read_engine_folder
 from legokv.checkpoint import load_weights
 from legokv.kernels.build_gpu import PluginBuild, build_host_kernels
 from legokv.kernels.gpu import Launchers
-from legokv.runners.attention_forms import TorchForm
-from legokv.runners.eager import TorchRunner
-from legokv.runners.kernel_runner import KernelRunner
+from legokv.runners.attention_forms import CPU, KernelForm, TorchForm
+from legokv.runners.eager import EagerRunner
+from legokv.runners.packed_weights import PackedLinear
 from legokv.step.batch import Piece, StepBatch, step_batch
 
 OUT = ROOT / "out"
@@ -30,13 +30,14 @@ def launchers() -> Launchers:
 @pytest.fixture(scope="module")
 def runners(
     launchers: Launchers, tiny_engine_folder: Callable[[str], Path]
-) -> tuple[TorchRunner, KernelRunner]:
+) -> tuple[EagerRunner, EagerRunner]:
     folder = tiny_engine_folder("llama-wide")
     model = read_engine_folder(folder).model
     weights = load_weights(folder, model, torch.float32)
     sizes = {"num_pages": NUM_PAGES, "page_size": PAGE_SIZE}
-    plain = TorchRunner(model, weights, TorchForm(model), **sizes)
-    return plain, KernelRunner(model, weights, launchers, torch.device("cpu"), **sizes)
+    kernels = KernelForm(launchers, model, CPU)
+    plain = EagerRunner(model, weights, TorchForm(model), **sizes)
+    return plain, EagerRunner(model, weights, kernels, **sizes)
 
 
 def piece(page: int, first: int, num_tokens: int) -> Piece:
@@ -59,7 +60,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def test_prefill_and_decode_by_the_kernels_equal_torch(
-    runners: tuple[TorchRunner, KernelRunner],
+    runners: tuple[EagerRunner, EagerRunner],
 ) -> None:
     plain, kernel = runners
     for batch in steps():
@@ -68,7 +69,7 @@ def test_prefill_and_decode_by_the_kernels_equal_torch(
 
 
 def test_pages_are_imported_by_the_kernel_copied_and_read_as_by_torch(
-    runners: tuple[TorchRunner, KernelRunner],
+    runners: tuple[EagerRunner, EagerRunner],
 ) -> None:
     plain, kernel = runners
     stored = torch.randn(3, 2, 21, 2, 64, generator=torch.Generator().manual_seed(3))
@@ -77,3 +78,17 @@ def test_pages_are_imported_by_the_kernel_copied_and_read_as_by_torch(
         runner.copy_pages([5], [0])
     torch.testing.assert_close(kernel.export_pages([5, 1], 21), stored)
     assert torch.equal(kernel.export_pages([0], 16), plain.export_pages([0], 16))
+
+
+@pytest.mark.parametrize(("device", "num_packed"), [("cpu", 13), ("meta", 0)])
+def test_bfloat16_layers_are_packed_on_a_cpu_only(
+    tiny_engine_folder: Callable[[str], Path], device: str, num_packed: int
+) -> None:
+    folder = tiny_engine_folder("llama-wide")
+    model = read_engine_folder(folder).model
+    weights = load_weights(folder, model, torch.bfloat16)
+    place = torch.device(device)
+    runner = EagerRunner(model, weights, TorchForm(model), place, num_pages=1, page_size=PAGE_SIZE)
+    packed = [layer for layer in runner.decoder.modules() if isinstance(layer, PackedLinear)]
+    assert len(packed) == num_packed
+    assert {pool.device.type for pool in runner.pools} == {device}
