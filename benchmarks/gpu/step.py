@@ -93,7 +93,7 @@ def paged_attention(session: Session, tables: AttentionTables, work: Work) -> At
     size = session.launchers.workspace_bytes(attention_arguments(q, kv, kv, pool, tables))
     workspace = torch.empty(size, dtype=torch.uint8, device=session.device)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         held = tuple(given.contiguous() for given in (q, k, v))
         arguments = attention_arguments(*held, pool, tables)

@@ -1,5 +1,6 @@
 """The keys and values that a placed prompt sees, gathered from its pages in order of position."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from benchmarks.reuse.linked_model import LinkedModel, Placed
 from legokv.ops.rotary import cos_sin, rotate
+from legokv.runners.attention_forms import by_layer
 from legokv.step.batch import visible
 
 
@@ -14,17 +16,17 @@ from legokv.step.batch import visible
 class KeyPlaces:
     """Where each key of a prompt lies: pool page and slot, and the turn to its absolute position.
 
-    pages, slots int64 [n], in order of position; cos, sin float32 [n, 1, D/2] of the base.
+    pages, slots int64 [n], in order of position; turns: of each layer, cosine and sine of the base,
+    float32 [n, 1, D/2].
     """
 
     pages: Tensor
     slots: Tensor
-    cos: Tensor
-    sin: Tensor
+    turns: Sequence[tuple[Tensor, Tensor]]
 
-    def keys(self, pool: Tensor) -> Tensor:
-        """float32 [n, G, D], rotated by absolute position."""
-        return rotate(pool[self.pages, 0, self.slots], self.cos, self.sin)
+    def keys(self, layer: int, pool: Tensor) -> Tensor:
+        """float32 [n, G, D] of a layer and its pool, rotated by absolute position."""
+        return rotate(pool[self.pages, 0, self.slots], *self.turns[layer])
 
     def values(self, pool: Tensor) -> Tensor:
         """float32 [n, G, D]."""
@@ -40,10 +42,8 @@ def key_places(model: LinkedModel, placed: Placed) -> KeyPlaces:
     positions = (first[:, None] + slot)[used]
     order = positions.argsort()
     bases = base[:, None].expand_as(used)[used][order]
-    cos, sin = cos_sin(bases[:, None], model.rotation.inv_freq)
     return KeyPlaces(
         page[:, None].expand_as(used)[used][order],
         slot.expand_as(used)[used][order],
-        cos,
-        sin,
+        by_layer(model.rotations, lambda rotation: cos_sin(bases[:, None], rotation.inv_freq)),
     )

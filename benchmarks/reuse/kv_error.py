@@ -23,7 +23,7 @@ class PromptKV:
 def gather(model: LinkedModel, placed: Placed) -> PromptKV:
     """Of a computed prompt, before its pages are released."""
     places = key_places(model, placed)
-    keys = torch.stack([places.keys(pool).flatten(1) for pool in model.pools])
+    keys = torch.stack([places.keys(n, pool).flatten(1) for n, pool in enumerate(model.pools)])
     values = torch.stack([places.values(pool).flatten(1) for pool in model.pools])
     return PromptKV(keys, values)
 

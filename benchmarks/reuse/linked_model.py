@@ -19,7 +19,7 @@ from legokv.chunks.pool import PagePool
 from legokv.link.link import BoundLink, Link, Segment, bind, link
 from legokv.link.policy import Policy, nothing
 from legokv.model.decoder import Attention, Decoder, decoder_from_weights
-from legokv.runners.attention_forms import attention_form, rotation_of
+from legokv.runners.attention_forms import attention_form, rotations_of
 from legokv.runners.packed_weights import pack_decoder
 from legokv.runners.page_store import PageStore
 from legokv.step.batch import StepBatch, step_batch
@@ -28,7 +28,7 @@ from legokv.step.sequence import linked_sequence
 from legokv.text.tokenizer import Tokenizer
 
 Watch = Callable[[Attention], Attention]
-"""Put around a step's attention; what it returns is called once a layer, in order."""
+"""Put around a step's attention; what it returns is called once a layer."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LinkedModel:
             config, load_weights(folder, config, torch_dtype)
         )
         pack_decoder(self.decoder)
-        self.rotation = rotation_of(config)
+        self.rotations = rotations_of(config)
         self.page_size = self.facts.page_size
         self._form = attention_form(attention, config, torch_dtype)
         num_pages = pool_tokens // self.page_size

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from legokv.model.config import LayerKind
 from legokv.model.decoder import Decoder
-from legokv.model.rope import inverse_frequencies, score_factor
+from legokv.model.rope import layer_frequencies, layer_scale
 from legokv.ops.kv_import import kv_import
 from legokv.ops.legolink_attention import legolink_attention
 
@@ -17,15 +18,17 @@ class StepGraph(nn.Module):
     The inputs and outputs are those of `legokv.step.graph`, in its order.
     """
 
-    inv_freq: Tensor
-
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.decoder = decoder
         config = decoder.config
-        frequencies = inverse_frequencies(config.rope, config.head_size, config.max_positions)
-        self.register_buffer("inv_freq", torch.tensor(frequencies, dtype=torch.float32))
-        self.scale = score_factor(config.rope, config.max_positions) / config.head_size**0.5
+        names: dict[LayerKind, str] = {}
+        for kind in dict.fromkeys(config.layers):
+            names[kind] = f"inv_freq_{len(names)}" if names else "inv_freq"
+            frequencies = torch.tensor(layer_frequencies(kind, config), dtype=torch.float32)
+            self.register_buffer(names[kind], frequencies)
+        # By layer: the buffer of its kind's frequencies, its scores' scale.
+        self._rotations = [(names[kind], layer_scale(kind, config)) for kind in config.layers]
 
     def forward(  # noqa: PLR0913 - the graph's inputs
         self,
@@ -40,9 +43,12 @@ class StepGraph(nn.Module):
         import_pages: Tensor,
         import_blocks: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
-        def attention(q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
-            tables = (positions, key_positions, slots, query_start, pages, self.inv_freq)
-            out, pool_out = legolink_attention(q, k, v, pool, *tables, self.scale)
+        def attention(
+            layer: int, q: Tensor, k: Tensor, v: Tensor, pool: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            name, scale = self._rotations[layer]
+            tables = (positions, key_positions, slots, query_start, pages, getattr(self, name))
+            out, pool_out = legolink_attention(q, k, v, pool, *tables, scale)
             return out, pool_out
 
         imported = [

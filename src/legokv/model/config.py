@@ -26,6 +26,13 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class LayerKind:
+    """How a layer attends: a token sees all at or before its own place, both turned by `rope`."""
+
+    rope: RopeConfig
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A Llama-family decoder. Sizes in elements; `max_positions` in tokens."""
 
@@ -47,3 +54,8 @@ class ModelConfig:
     tied_embeddings: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+
+    @property
+    def layers(self) -> tuple[LayerKind, ...]:
+        """The kind of each layer: today one for all. No field, so no fingerprint tells of it."""
+        return (LayerKind(self.rope),) * self.num_layers

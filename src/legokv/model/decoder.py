@@ -8,8 +8,11 @@ from torch.nn import functional as F
 
 from legokv.model.config import ModelConfig
 
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(q [T, H, D], k [T, G, D], v [T, G, D], pool) -> (out [T, H, D], pool); q and k not rotated."""
+Attention = Callable[[int, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(layer, q [T, H, D], k [T, G, D], v [T, G, D], pool) -> (out [T, H, D], pool).
+
+`layer` is the layer's number, its kind `ModelConfig.layers[layer]`; q and k are not rotated.
+"""
 
 
 class RMSNorm(nn.Module):
@@ -29,8 +32,9 @@ class RMSNorm(nn.Module):
 class Layer(nn.Module):
     """Attention and gated MLP, each behind a norm and added to the residual stream [T, hidden]."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, number: int) -> None:
         super().__init__()
+        self.number = number
         hidden, eps = config.hidden_size, config.norm_eps
         self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         self.head_size = config.head_size
@@ -48,7 +52,7 @@ class Layer(nn.Module):
         q, k, v = qkv.split(self.heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        attended, pool = attention(q, k, v, pool)
+        attended, pool = attention(self.number, q, k, v, pool)
         x = x + self.out(attended.flatten(1))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up), pool
@@ -61,7 +65,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(Layer(config, n) for n in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.head: nn.Module | None = None
         if not config.tied_embeddings:

@@ -7,7 +7,7 @@ must keep its meaning wherever its chunk is linked.
 import math
 
 from legokv.errors import UnsupportedModel
-from legokv.model.config import RopeConfig
+from legokv.model.config import LayerKind, ModelConfig, RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_size: int, max_positions: int) -> tuple[float, ...]:
@@ -41,6 +41,17 @@ def score_factor(rope: RopeConfig, max_positions: int) -> float:
     if rope.mscale and rope.mscale_all_dim:
         return (_yarn_scale(factor, rope.mscale) / _yarn_scale(factor, rope.mscale_all_dim)) ** 2
     return _yarn_scale(factor, 1.0) ** 2
+
+
+def layer_frequencies(kind: LayerKind, config: ModelConfig) -> tuple[float, ...]:
+    """`inverse_frequencies` of a model's layers of `kind`."""
+    return inverse_frequencies(kind.rope, config.head_size, config.max_positions)
+
+
+def layer_scale(kind: LayerKind, config: ModelConfig) -> float:
+    """What a product of query and key is multiplied by in a model's layers of `kind`."""
+    scale: float = score_factor(kind.rope, config.max_positions) / config.head_size**0.5
+    return scale
 
 
 def _required(rope: RopeConfig, name: str, value: float | None) -> float:

@@ -1,28 +1,30 @@
 """The forms of attention, behind one protocol, and the choice among those that a CPU has."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from legokv.errors import InvalidRequest, NativeLibraryMissing
 from legokv.kernels.build_cpu import build_native_library, find_native_library
-from legokv.kernels.cpu import NativeCalls, StepShape
+from legokv.kernels.cpu import NativeCalls, NativeStep, StepShape
 from legokv.kernels.gpu import INDEX_TABLES, AttentionTables, Launchers, attention_arguments
 from legokv.model.config import ModelConfig
 from legokv.model.decoder import Attention
-from legokv.model.rope import inverse_frequencies, score_factor
-from legokv.ops.attention_tiles import step_tables
+from legokv.model.rope import layer_frequencies, layer_scale
+from legokv.ops.attention_tiles import StepTables, step_tables
 from legokv.ops.kv_import import kv_import_in_place
 from legokv.ops.paged_attention import attend_in_place
 from legokv.step.batch import StepBatch
 
 ATTENTION_FORMS = ("auto", "native", "torch")
 CPU = torch.device("cpu")
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -39,33 +41,40 @@ class AttentionForm(Protocol):
         """Write `block` [M, 2, S, G, D] over `pages` int32 [M] of `pool`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rotation:
-    """What a model's attention needs besides a step: inv_freq float32 [D / 2], score scale."""
+    """What a kind of layer needs besides a step: inv_freq float32 [D / 2], score scale."""
 
     inv_freq: Tensor
     scale: float
 
 
-def rotation_of(config: ModelConfig, device: torch.device = CPU) -> Rotation:
-    """The rotation and scale of a model's configuration."""
-    frequencies = inverse_frequencies(config.rope, config.head_size, config.max_positions)
-    return Rotation(
-        torch.tensor(frequencies, dtype=torch.float32, device=device),
-        score_factor(config.rope, config.max_positions) / config.head_size**0.5,
-    )
+def rotations_of(config: ModelConfig, device: torch.device = CPU) -> tuple[Rotation, ...]:
+    """The rotation of each layer; layers of one kind have the same object."""
+    made = {
+        kind: Rotation(
+            torch.tensor(layer_frequencies(kind, config), dtype=torch.float32, device=device),
+            layer_scale(kind, config),
+        )
+        for kind in dict.fromkeys(config.layers)
+    }
+    return tuple(made[kind] for kind in config.layers)
 
 
-def index_tables(batch: StepBatch) -> dict[str, Tensor]:
-    """The tables of a batch that attention reads, by name, sharing the batch's memory."""
-    return {name: torch.from_numpy(getattr(batch, name)) for name in INDEX_TABLES}
+def by_layer(rotations: Sequence[Rotation], make: Callable[[Rotation], T]) -> list[T]:
+    """For each layer what `make` makes of its rotation, called once for layers that share one."""
+    made = {rotation: make(rotation) for rotation in dict.fromkeys(rotations)}
+    return [made[rotation] for rotation in rotations]
 
 
-def attention_tables(batch: StepBatch, rotation: Rotation) -> AttentionTables:
-    """What the launchers read of a step, on the device that `rotation` lies on."""
-    device = rotation.inv_freq.device
-    tables = {name: table.to(device) for name, table in index_tables(batch).items()}
-    return AttentionTables(**tables, inv_freq=rotation.inv_freq, scale=rotation.scale)
+def index_tables(batch: StepBatch, device: torch.device = CPU) -> dict[str, Tensor]:
+    """The tables of a batch that attention reads, by name; on a CPU they share its memory."""
+    return {name: torch.from_numpy(getattr(batch, name)).to(device) for name in INDEX_TABLES}
+
+
+def attention_tables(index: dict[str, Tensor], rotation: Rotation) -> AttentionTables:
+    """What the launchers read of a step in layers of one kind, all on one device."""
+    return AttentionTables(**index, inv_freq=rotation.inv_freq, scale=rotation.scale)
 
 
 class TorchForm:
@@ -74,19 +83,23 @@ class TorchForm:
     description = "torch"
 
     def __init__(self, config: ModelConfig) -> None:
-        self._rotation = rotation_of(config)
+        self._rotations = rotations_of(config)
 
     @contextmanager
     def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> Iterator[Attention]:
-        tables = step_tables(
-            **index_tables(batch),
-            inv_freq=self._rotation.inv_freq,
-            page_size=pools[0].shape[2],
-            dtype=pools[0].dtype,
-        )
+        index, page_size, dtype = index_tables(batch), pools[0].shape[2], pools[0].dtype
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
-            return attend_in_place(q, k, v, pool, tables, self._rotation.scale), pool
+        def tiles(rotation: Rotation) -> StepTables:
+            inv_freq = rotation.inv_freq
+            return step_tables(**index, inv_freq=inv_freq, page_size=page_size, dtype=dtype)
+
+        tables = by_layer(self._rotations, tiles)
+
+        def attend(
+            layer: int, q: Tensor, k: Tensor, v: Tensor, pool: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            scale = self._rotations[layer].scale
+            return attend_in_place(q, k, v, pool, tables[layer], scale), pool
 
         yield attend
 
@@ -105,7 +118,7 @@ class NativeForm:
             )
         self.description = f"native, {calls.best(dtype).name.lower()}"
         self._calls = calls
-        self._rotation = rotation_of(config)
+        self._rotations = rotations_of(config)
         self._num_heads = config.num_heads
 
     @contextmanager
@@ -114,11 +127,20 @@ class NativeForm:
         shape = StepShape(
             num_pages, page_size, self._num_heads, num_kv_heads, head_size, pools[0].dtype
         )
-        tables = attention_tables(batch, self._rotation)
-        with self._calls.step(tables, shape, num_threads=torch.get_num_threads()) as begun:
+        index, num_threads = index_tables(batch), torch.get_num_threads()
+        with ExitStack() as stack:
 
-            def attend(q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
-                return begun.attend(q, k, v, pool), pool
+            def begin(rotation: Rotation) -> NativeStep:
+                tables = attention_tables(index, rotation)
+                step = self._calls.step(tables, shape, num_threads=num_threads)
+                return stack.enter_context(step)
+
+            begun = by_layer(self._rotations, begin)
+
+            def attend(
+                layer: int, q: Tensor, k: Tensor, v: Tensor, pool: Tensor
+            ) -> tuple[Tensor, Tensor]:
+                return begun[layer].attend(q, k, v, pool), pool
 
             yield attend
 
@@ -135,16 +157,19 @@ class KernelForm:
     def __init__(self, launchers: Launchers, config: ModelConfig, device: torch.device) -> None:
         self.description = f"kernels, {device.type}"
         self._launchers = launchers
-        self._rotation = rotation_of(config, device)
+        self._rotations = rotations_of(config, device)
         self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
 
     @contextmanager
     def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> Iterator[Attention]:
-        tables = attention_tables(batch, self._rotation)
+        index = index_tables(batch, self._workspace.device)
+        tables = by_layer(self._rotations, partial(attention_tables, index))
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+        def attend(
+            layer: int, q: Tensor, k: Tensor, v: Tensor, pool: Tensor
+        ) -> tuple[Tensor, Tensor]:
             q, k, v = (given.contiguous() for given in (q, k, v))
-            arguments = attention_arguments(q, k, v, pool, tables)
+            arguments = attention_arguments(q, k, v, pool, tables[layer])
             out = torch.empty_like(q)
             workspace = self._workspace_of(self._launchers.workspace_bytes(arguments))
             self._launchers.legolink_attention(arguments, out, workspace, self._stream())

@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_attention import plain_causal_attention
 from tiny_checkpoints import VARIANTS
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
 from legokv import Engine
 from legokv.checkpoint import load_weights, read_model_config
-from legokv.model.config import ModelConfig
-from legokv.model.decoder import Attention, decoder_from_weights
-from legokv.model.rope import inverse_frequencies, score_factor
+from legokv.model.decoder import decoder_from_weights
 
 # float32 sums in another order, over three layers; the logits are of size 10.
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -25,27 +23,6 @@ def transformers_logits(folder: Path, ids: Tensor) -> Tensor:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         return model(ids[None]).logits[0]
-
-
-def plain_causal_attention(config: ModelConfig) -> Attention:
-    """Attention over one sequence from position 0, no pages: complex rotation, torch's SDPA."""
-    frequencies = torch.tensor(
-        inverse_frequencies(config.rope, config.head_size, config.max_positions)
-    )
-    scale = score_factor(config.rope, config.max_positions) / config.head_size**0.5
-
-    def rotated(x: Tensor) -> Tensor:
-        angles = torch.arange(len(x))[:, None] * frequencies
-        turn = torch.polar(torch.ones_like(angles), angles)[:, None]
-        turned = torch.complex(*x.chunk(2, dim=-1)) * turn
-        return torch.cat([turned.real, turned.imag], dim=-1)
-
-    def attention(q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
-        heads = [x.transpose(0, 1) for x in (rotated(q), rotated(k), v)]
-        out = scaled_dot_product_attention(*heads, is_causal=True, scale=scale, enable_gqa=True)
-        return out.transpose(0, 1), pool
-
-    return attention
 
 
 @pytest.mark.parametrize("name", VARIANTS)
