@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.engine.jobs import GenerateJob
 from legokv.engine.request import GenerateRequest
 
@@ -51,8 +51,10 @@ def main() -> None:
     arguments = parse_arguments()
     engine = Engine.open(
         arguments.engine,
-        num_threads=arguments.threads,
-        pool_tokens=2 * arguments.context_tokens + 256 * max(arguments.sequences),
+        settings=EngineSettings(
+            num_threads=arguments.threads,
+            pool_tokens=2 * arguments.context_tokens + 256 * max(arguments.sequences),
+        ),
     )
     random = np.random.Generator(np.random.PCG64(0))
     vocabulary = engine.facts.model.vocab_size

@@ -9,12 +9,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 
-from legokv import Chunk, Engine
-from legokv.runners.attention_forms import ATTENTION_FORMS
+from legokv import Chunk, Engine, EngineSettings
+from legokv.built.settings import AttentionName
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fresh-tokens", type=int, default=32)
     parser.add_argument("--link-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--attention", choices=ATTENTION_FORMS, default="native")
+    parser.add_argument("--attention", choices=get_args(AttentionName), default="native")
     parser.add_argument("--rounds", type=int, default=7)
     return parser.parse_args()
 
@@ -85,7 +86,8 @@ def main() -> None:
         check=False,
     )
     engine = Engine.open(
-        arguments.engine, num_threads=arguments.threads, attention=arguments.attention
+        arguments.engine,
+        settings=EngineSettings(num_threads=arguments.threads, attention=arguments.attention),
     )
     print(
         f"commit {commit.stdout.strip()}, {engine.facts.dtype}, torch {torch.__version__}, ", end=""

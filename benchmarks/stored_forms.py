@@ -26,8 +26,9 @@ from benchmarks.reuse.fidelity import compare
 from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.prompt import Prompt
 from benchmarks.reuse.sets import FIDELITY, cases
+from legokv.chunks.header import STORED_DTYPES, StoredDtype
 from legokv.chunks.stored_form import decode_chunk, encode_chunk
-from legokv.chunks.stored_kv import STORED_DTYPES, StoredDtype, from_stored, to_stored
+from legokv.chunks.stored_kv import from_stored, to_stored
 from legokv.link.policy import legolink
 
 POOL_TOKENS = 4096

@@ -11,9 +11,9 @@ from legokv.build.engine import BuildSettings, build_engine_folder
 from legokv.built.folder import read_engine_folder
 from legokv.built.plan_limits import PlanLimits
 from legokv.checkpoint.source import PRESETS, checkpoint_folder
-from legokv.engine.settings import DTYPES
 from legokv.errors import InvalidRequest
 from legokv.kernels.build_gpu import PluginBuild, build_plugin_library
+from legokv.model.dtypes import DTYPES
 from legokv.plan.backends import BACKENDS, PLAN_BACKENDS, choose_backend, this_machine
 
 OUT = Path(__file__).resolve().parent.parent / "out"

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 import torch._dynamo  # what a first model takes two seconds to import; forked workers have it
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.built.folder import cache_root, read_engine_folder
-from legokv.chunks.stored_kv import STORED_DTYPES
+from legokv.chunks.header import STORED_DTYPES
 from legokv.documents.compiling import Compiler
 from legokv.documents.cut import cut, document_token_ids
 from legokv.documents.document import DocumentLimits
@@ -49,13 +49,15 @@ class Worker:
         self.registry = Registry.open(root / "registry.sqlite")
         self.engine = Engine.open(
             engine_folder,
-            pool_tokens=POOL_TOKENS,
-            cache_dir=cache_dir,
-            attention="torch",
-            num_threads=1,
-            host_bytes=HOST_BYTES,
-            disk_bytes=DISK_BYTES,
-            kv_stored_dtype=form,
+            settings=EngineSettings(
+                pool_tokens=POOL_TOKENS,
+                cache_dir=cache_dir,
+                attention="torch",
+                num_threads=1,
+                host_bytes=HOST_BYTES,
+                disk_bytes=DISK_BYTES,
+                kv_stored_dtype=form,
+            ),
             pinned_keys=self.registry.pinned_chunk_keys,
         )
         compiler = Compiler(self.registry, self._compile, self._drop, LIMITS)
@@ -92,10 +94,9 @@ def answers(engine_folder: Path, form: str = "model") -> torch.Tensor:
     """What is right: the logits of all QUESTIONS, by an engine that keeps nothing."""
     engine = Engine.open(
         engine_folder,
-        pool_tokens=8192,
-        attention="torch",
-        num_threads=1,
-        kv_stored_dtype=form,
+        settings=EngineSettings(
+            pool_tokens=8192, attention="torch", num_threads=1, kv_stored_dtype=form
+        ),
     )
     return torch.stack([_answer_alone(engine, question) for question in QUESTIONS])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from legokv.built.folder import registry_file
-from legokv.chunks.budget import TierLimits
+from legokv.built.settings import EngineSettings
 from legokv.chunks.chunk import Chunk, chunk_key
 from legokv.stores.local.registry import Registry
 from legokv.stores.local.tier import DiskTier
@@ -38,10 +38,11 @@ def small_disk_tier(
     *,
     disk_bytes: int = 2**30,
     namespace_bytes: int = 0,
-    low_watermark: float = 1.0,
     clock=None,
     pinned=frozenset,
 ) -> DiskTier:
     registry = Registry.open(registry_file(root), *([] if clock is None else [clock]))
-    limits = TierLimits(0, disk_bytes, namespace_bytes, 1.0, low_watermark)
-    return open_disk_tier(root, registry, limits, pinned)
+    settings = EngineSettings(
+        disk_bytes=disk_bytes, namespace_bytes=namespace_bytes, low_watermark_percent=100
+    )
+    return open_disk_tier(root, registry, settings, pinned)

@@ -7,7 +7,8 @@ from pathlib import Path
 from small_chunks import small_chunk, small_kv
 
 from legokv.built.folder import registry_file
-from legokv.chunks.budget import Budget, TierLimits
+from legokv.built.settings import EngineSettings
+from legokv.chunks.budget import Budget
 from legokv.chunks.stored_form import encode_chunk
 from legokv.documents.document import NewDocument
 from legokv.documents.protocol import DocumentRegistry
@@ -33,7 +34,10 @@ class DiskStore:
         return Registry.open(registry_file(self._root), self._clock)
 
     def tier(self, max_bytes: int = 2**30, quota: int = 0, low: float = 1.0) -> DiskTier:
-        return open_disk_tier(self._root, self._open(), TierLimits(0, max_bytes, quota, 1.0, low))
+        settings = EngineSettings(
+            disk_bytes=max_bytes, namespace_bytes=quota, low_watermark_percent=round(100 * low)
+        )
+        return open_disk_tier(self._root, self._open(), settings)
 
     def stored(self, tier: DiskTier) -> dict[str, int]:
         return {file.key: file.num_bytes for file in tier.folder.files()}

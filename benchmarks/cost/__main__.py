@@ -13,7 +13,7 @@ from benchmarks.record.clock import TimeLimit
 from benchmarks.record.ending import run
 from benchmarks.record.journal import open_journal
 from benchmarks.record.results import write_results
-from legokv import Engine
+from legokv import Engine, EngineSettings
 
 LENGTHS = (1024, 2048, 4096, 6144, 7680)
 
@@ -35,7 +35,9 @@ def main() -> int:
     limit = TimeLimit(arguments.minutes)
     settings = {"threads": arguments.threads, "chunk_tokens": arguments.chunk_tokens}
     journal = open_journal("cost", {"engine": str(arguments.engine), **settings})
-    engine = Engine.open(arguments.engine, num_threads=arguments.threads, pool_tokens=49152)
+    engine = Engine.open(
+        arguments.engine, settings=EngineSettings(num_threads=arguments.threads, pool_tokens=49152)
+    )
     todo = prefill_times.points(arguments.lengths, arguments.chunk_tokens)
     tokens, rounds = arguments.chunk_tokens, arguments.rounds
     time_split.measure(arguments.engine, journal, tokens, rounds, limit)

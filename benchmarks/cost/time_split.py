@@ -12,7 +12,7 @@ from benchmarks.record.clock import TimeLimit
 from benchmarks.record.journal import Journal
 from benchmarks.record.results import Row
 from benchmarks.record.statistics import spread
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.engine.jobs import GenerateJob
 from legokv.engine.request import Finished, GenerateRequest, Token
 
@@ -38,9 +38,11 @@ def _engine(path: Path, tier: str, chunk_tokens: int, cache_dir: str) -> Engine:
     """Except for the tier "pool": room for one prompt, so that another drives its chunks down."""
     return Engine.open(
         path,
-        pool_tokens=256 + (18 if tier == "pool" else 9) * chunk_tokens,
-        cache_dir=cache_dir,
-        host_bytes=0 if tier == "disk" else 2**31,
+        settings=EngineSettings(
+            pool_tokens=256 + (18 if tier == "pool" else 9) * chunk_tokens,
+            cache_dir=cache_dir,
+            host_bytes=0 if tier == "disk" else 2**31,
+        ),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from worker import Place, Prompt, serve
 
 import legokv
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.engine.request import GenerateRequest
 from legokv.link.link import Segment
 
@@ -20,7 +20,8 @@ class Legokv:
     def __init__(self, place: Place) -> None:
         self.version = f"legokv {legokv.__version__}"
         self._engine = Engine.open(
-            place.engine, num_threads=place.num_threads, pool_tokens=POOL_TOKENS
+            place.engine,
+            settings=EngineSettings(num_threads=place.num_threads, pool_tokens=POOL_TOKENS),
         )
         model = replace(self._engine.facts.model, eos_token_ids=())
         self._engine.facts = replace(self._engine.facts, model=model)

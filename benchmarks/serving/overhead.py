@@ -11,7 +11,7 @@ from benchmarks.record.statistics import spread
 from benchmarks.serving.drive import Answer, Server, ask
 from benchmarks.serving.sweep import Served
 from benchmarks.serving.workload import Arrival
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.engine.request import GenerateRequest, Token
 
 KEY = "overhead"
@@ -22,7 +22,9 @@ def measure(served: Served, rounds: int) -> None:
     """Rounds of one request to the server and an equally long one to an engine in this process."""
     if KEY in served.journal or served.limit.over:
         return
-    engine = Engine.open(served.size.engine, num_threads=served.size.threads)
+    engine = Engine.open(
+        served.size.engine, settings=EngineSettings(num_threads=served.size.threads)
+    )
     answers, alone = [], []
     # One connection, and the first round makes it: how long that takes is not the server's.
     target = served.target

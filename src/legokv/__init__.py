@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 from legokv.version import VERSION
 
 if TYPE_CHECKING:
+    from legokv.built.settings import EngineSettings
     from legokv.chunks.chunk import Chunk
     from legokv.engine.engine import Engine
     from legokv.engine.request import AnswerOptions, GenerateRequest
     from legokv.engine.sampling import SamplingOptions
-    from legokv.engine.settings import EngineSettings
 
 __version__ = VERSION
 __all__ = [
@@ -29,7 +29,7 @@ _HOMES = {
     "AnswerOptions": "legokv.engine.request",
     "Chunk": "legokv.chunks.chunk",
     "Engine": "legokv.engine.engine",
-    "EngineSettings": "legokv.engine.settings",
+    "EngineSettings": "legokv.built.settings",
     "GenerateRequest": "legokv.engine.request",
     "SamplingOptions": "legokv.engine.sampling",
 }

@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import legokv
@@ -15,7 +14,7 @@ from legokv.built.folder import read_engine_folder
 from legokv.commands.cache_arguments import add_cache_parser
 from legokv.errors import LegokvError, ModelProcessLost, ServerError
 from legokv.serving.settings import Settings
-from legokv.serving.settings_sources import settings_from
+from legokv.serving.settings_sources import add_flags, flags_in, settings_from
 from legokv.serving.triton.processes import with_ports
 from legokv.serving.triton.server import TritonServer, running_server
 from legokv.version import VERSION
@@ -50,13 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
     serve.add_argument("--format", choices=("text", "json"), default="text", help="of what it says")
-    for item in fields(Settings):
-        serve.add_argument(
-            f"--{item.name.replace('_', '-')}",
-            metavar=item.name.rsplit("_", 1)[-1].upper(),
-            default=argparse.SUPPRESS,
-            help=item.metadata["meaning"],
-        )
+    add_flags(serve)
     add_cache_parser(commands)
     return parser
 
@@ -69,9 +62,7 @@ def _cache(parsed: argparse.Namespace) -> int:
 
 
 def _serve(parsed: argparse.Namespace) -> None:
-    names = {item.name for item in fields(Settings)}
-    flags = {name: value for name, value in vars(parsed).items() if name in names}
-    settings = settings_from(parsed.config, os.environ, flags)
+    settings = settings_from(parsed.config, os.environ, flags_in(parsed))
     read_engine_folder(settings.engine)
     settings = with_ports(settings)
     say = _say_json if parsed.format == "json" else _say_text

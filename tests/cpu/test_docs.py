@@ -2,13 +2,14 @@
 
 import re
 from collections import Counter
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from pathlib import Path
 
 import pytest
 from paths import ROOT
 
-from legokv.serving.settings import Settings
+from legokv.built.settings import described
+from legokv.serving.settings import SETTINGS
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -68,6 +69,11 @@ def rows_below(page: Path, heading: str) -> dict[str, list[str]]:
     return {name: [cell.strip() for cell in cells.split(" | ")] for name, cells in rows}
 
 
+def plain(text: str) -> str:
+    """Text without the marks of code and links."""
+    return re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text).replace("`", "")
+
+
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_line_of_a_page_is_too_long_to_read(page: Path) -> None:
     lines = enumerate(text_of(page).splitlines(), 1)
@@ -101,12 +107,14 @@ def test_every_entry_of_the_log_is_found_by_its_subject_once() -> None:
     assert sorted(listed) == sorted(anchors_of(DOCS / "log.md") - {"log", "subjects"})
 
 
-def test_the_page_on_serving_has_every_setting_with_its_default() -> None:
+def test_the_page_on_serving_has_every_setting_with_its_default_and_meaning() -> None:
     shown = rows_below(DOCS / "serving.md", "Settings")
-    assert shown.keys() == {item.name for item in fields(Settings)}
-    for item in fields(Settings):
+    assert shown.keys() == {item.name for item in SETTINGS}
+    for item in SETTINGS:
+        default, meaning = shown[item.name]
+        assert plain(meaning) == described(item)
         if item.default is not MISSING:
-            assert shown[item.name][0].partition(" ")[0] == f"`{item.default}`", item.name
+            assert default.partition(" ")[0] == f"`{item.default}`", item.name
 
 
 @pytest.mark.parametrize(("kind", "heading"), [("input", "Inputs"), ("output", "Outputs")])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 
 
 @pytest.fixture(name="open_engine")
@@ -10,7 +10,8 @@ def open_engine_fixture(tiny_engine_folder, tmp_path):
     def opened(pool_tokens=1024, **settings):
         settings.setdefault("cache_dir", tmp_path)
         return Engine.open(
-            tiny_engine_folder(), pool_tokens=pool_tokens, attention="torch", **settings
+            tiny_engine_folder(),
+            settings=EngineSettings(pool_tokens=pool_tokens, attention="torch", **settings),
         )
 
     return opened

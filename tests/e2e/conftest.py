@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from server import RunningServer, serving
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.documents.cut import cut, document_token_ids
 from legokv.documents.document import normalise_text
 from legokv.text.prompt import build_prompt, prompt_format
@@ -46,7 +46,7 @@ def documents(server: RunningServer) -> list[str]:
 @pytest.fixture(scope="session")
 def library(engine_folder: Path) -> Callable[..., str]:
     """The library's greedy answer to a question over some of TEXTS, by number."""
-    engine = Engine.open(engine_folder, pool_tokens=8192)
+    engine = Engine.open(engine_folder, settings=EngineSettings(pool_tokens=8192))
 
     def answer(question: str, numbers: list[int], **options: object) -> str:
         chunks = [

@@ -12,7 +12,8 @@ from paths import ROOT
 from plan_lockstep import NUM_PAGES, STEP_TOKENS, hold_to_the_cpu
 
 from legokv.built.folder import read_engine_folder
-from legokv.runners.opening import RunnerSettings, open_runner
+from legokv.built.settings import EngineSettings
+from legokv.runners.opening import open_runner
 
 ENGINES = ROOT / "out" / "engines"
 PLAN = "tensorrt-rtx.plan"
@@ -62,7 +63,9 @@ def test_a_plan_opens_with_its_inputs_and_two_profiles(engine, plan: Path, recor
 def test_an_opened_plan_gives_the_cpu_s_logits(engine, plan: Path, seed: int, record_property):
     """Every regime, an import, and the CUDA graphs of decode steps that repeat their shape."""
     facts = read_engine_folder(plan.parent)
-    settings = RunnerSettings("plan", "torch", facts.dtype, NUM_PAGES, STEP_TOKENS)
+    settings = EngineSettings(
+        runner="plan", pool_tokens=NUM_PAGES * facts.page_size, max_step_tokens=STEP_TOKENS
+    )
     runner = open_runner(plan.parent, facts, settings)
     steps = hold_to_the_cpu(plan.parent, runner, facts.dtype, seed)
     record_property("fact", f"{plan.parent.name}: {steps} steps of the plan gave the CPU's logits")

@@ -22,9 +22,9 @@ from legokv.checkpoint.fingerprint import model_fingerprint
 from legokv.checkpoint.hf_config import read_model_config
 from legokv.checkpoint.layout import check_tensors
 from legokv.checkpoint.tensor_table import index_file, read_tensor_table, weight_files
-from legokv.engine.settings import DTYPES
 from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.model.config import ModelConfig
+from legokv.model.dtypes import DTYPES
 from legokv.plan.backends import PLAN_BACKENDS
 from legokv.plan.write import check_sizes, engine_plan
 from legokv.step.graph import graph_shape

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from legokv.built.gate_facts import TOLERANCES, GateFacts
+from legokv.built.settings import EngineSettings
 from legokv.chunks.chunk import Chunk
 from legokv.engine.engine import Engine
 from legokv.link.link import Segment
@@ -32,10 +33,8 @@ _POOL_TOKENS = 2048
 def check_linking(folder: Path, page_size: int) -> GateFacts:
     """What linking does to the engine in `folder`, computed by torch on this machine's CPU."""
     pool_tokens = max(_POOL_TOKENS, _POOL_PAGES * page_size)
-    engine = Engine.open(
-        folder, runner="torch", pool_tokens=pool_tokens, host_bytes=0, disk_bytes=0
-    )
-    return GateRun(engine).facts()
+    settings = EngineSettings(runner="torch", pool_tokens=pool_tokens, host_bytes=0, disk_bytes=0)
+    return GateRun(Engine.open(folder, settings=settings)).facts()
 
 
 class GateRun:

@@ -9,7 +9,7 @@ import json
 import math
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from legokv.chunks.chunk import kv_dtype_name
 from legokv.errors import ChunkUnreadable
@@ -17,6 +17,8 @@ from legokv.model.config import ModelConfig
 from legokv.model.dtypes import FLOAT_DTYPES
 
 INT8 = "I8"
+StoredDtype = Literal["model", "int8"]
+STORED_DTYPES: tuple[StoredDtype, ...] = get_args(StoredDtype)
 
 # A header is a few hundred bytes; a length past this is damage, not a reason to read gigabytes.
 _MAX_HEADER_BYTES = 65536

@@ -1,15 +1,11 @@
 """A chunk's KV as tiers keep it: in the model's type, or int8 with scales. No bytes, no files."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from legokv.errors import InvalidRequest
-
-StoredDtype = Literal["model", "int8"]
-STORED_DTYPES: tuple[StoredDtype, ...] = ("model", "int8")
+from legokv.chunks.header import StoredDtype
 
 _LARGEST = 127
 
@@ -30,14 +26,6 @@ class Int8Kv:
 
 
 StoredKv = Tensor | Int8Kv
-
-
-def check_stored_dtype(name: str) -> StoredDtype:
-    """The name itself; InvalidRequest if there is no such form."""
-    for known in STORED_DTYPES:
-        if name == known:
-            return known
-    raise InvalidRequest(f"kv_stored_dtype is one of {', '.join(STORED_DTYPES)}, not '{name}'")
 
 
 def to_stored(kv: Tensor, stored_dtype: StoredDtype) -> StoredKv:

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from legokv.chunks.chunk import Chunk
+from legokv.chunks.header import StoredDtype
 from legokv.chunks.stats import TierStats
-from legokv.chunks.stored_kv import StoredDtype, StoredKv
+from legokv.chunks.stored_kv import StoredKv
 from legokv.chunks.tier import ChunkTier
 from legokv.errors import Busy, CacheUnavailable, ChunkUnreadable, StillUnavailable
 from legokv.metrics import Histogram

@@ -21,7 +21,7 @@ from legokv.documents.exchange import (
 )
 from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import NotFound
-from legokv.serving.settings_sources import settings_from
+from legokv.serving.settings_sources import flags_in, settings_from
 from legokv.stores.local.repair import mend, verify
 
 Facts = dict[str, object]
@@ -29,12 +29,7 @@ Facts = dict[str, object]
 
 def run_cache_command(parsed: argparse.Namespace) -> int:
     """Carry out one of the commands and print its facts; the exit status."""
-    flags = {
-        name: getattr(parsed, name)
-        for name in ("engine", "cache_dir", "redis_url")
-        if name in parsed
-    }
-    settings = settings_from(parsed.config, os.environ, flags)
+    settings = settings_from(parsed.config, os.environ, flags_in(parsed))
     facts = read_engine_folder(settings.engine)
     if parsed.cache_command != "import":
         check_is_cache(settings, facts)

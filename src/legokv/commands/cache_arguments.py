@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from legokv.serving.settings_sources import add_flags
+
 
 def add_cache_parser(commands: Any) -> None:
     """Add `cache` and its commands to argparse's subparsers."""
@@ -31,12 +33,6 @@ def add_cache_parser(commands: Any) -> None:
 def _common() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
-    common.add_argument("--engine", metavar="DIR", default=argparse.SUPPRESS, help="engine folder")
-    common.add_argument(
-        "--cache-dir", metavar="DIR", default=argparse.SUPPRESS, help="where documents are kept"
-    )
-    common.add_argument(
-        "--redis-url", metavar="URL", default=argparse.SUPPRESS, help="Redis that a fleet shares"
-    )
+    add_flags(common, ("engine", "cache_dir", "redis_url"))
     common.add_argument("--format", choices=("text", "json"), default="text", help="of the output")
     return common

@@ -49,15 +49,15 @@ def check_is_cache(settings: Settings, facts: EngineFacts) -> None:
 
 def open_cache(settings: Settings, facts: EngineFacts) -> OpenCache:
     """This machine's stored chunks, and the documents it has or those of its fleet."""
-    file, limits = settings.registry_path(facts), settings.tier_limits
+    file = settings.registry_path(facts)
     shared = settings.shared_cache(facts)
     registry: DocumentRegistry
     if shared is None:
         registry, remote = Registry.open(file), None
     else:
         registry = open_shared_registry(shared)
-        remote = remote_tier_of(registry, limits) if limits.remote_bytes else None
-    disk = open_disk_tier(file.parent, registry, limits)
+        remote = remote_tier_of(registry, settings) if settings.remote_bytes else None
+    disk = open_disk_tier(file.parent, registry, settings)
     tiers = (disk,) if remote is None else (disk, remote)
     documents = Cache(facts.fingerprint, registry, tiers, Tokenizer.open(settings.engine))
     return OpenCache(documents, disk, remote)

@@ -4,8 +4,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Unpack
 
+from legokv.built.settings import EngineSettings
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.header import token_bytes
 from legokv.chunks.stats import TierStats
@@ -32,7 +32,6 @@ from legokv.engine.request import (
     check_token_ids,
 )
 from legokv.engine.sampling import SamplingOptions
-from legokv.engine.settings import EngineChoices, EngineSettings
 from legokv.errors import InvalidRequest, LegokvError
 from legokv.link.link import Segment, link, segment_len
 from legokv.metrics import Sample
@@ -62,22 +61,15 @@ class Engine:
         cls,
         path: str | Path,
         *,
+        settings: EngineSettings | None = None,
         pinned_keys: PinnedKeys = frozenset,
-        **settings: Unpack[EngineChoices],
     ) -> "Engine":
         """Load the engine folder at `path`; EngineMismatch if it does not fit this version.
 
         The settings are those of `EngineSettings`, all with a default. pinned_keys: chunks that are
         not evicted.
         """
-        return cls.open_with(path, EngineSettings(**settings), pinned_keys)
-
-    @classmethod
-    def open_with(
-        cls, path: str | Path, settings: EngineSettings, pinned_keys: PinnedKeys = frozenset
-    ) -> "Engine":
-        """The same with the settings as one record."""
-        return cls(open_parts(Path(path), settings, pinned_keys))
+        return cls(open_parts(Path(path), settings or EngineSettings(), pinned_keys))
 
     def chunk(
         self,

@@ -8,8 +8,8 @@ import numpy as np
 
 from legokv.built.folder import EngineFacts
 from legokv.chunks.chunk import Chunk, chunk_key, kv_dtype_name
+from legokv.engine.engine.settings import EngineSettings
 from legokv.engine.request import DUMMY_TOKENS, GenerateRequest, check_context, check_token_ids
-from legokv.engine.settings import EngineSettings
 from legokv.errors import InvalidRequest
 from legokv.link.link import Segment
 from legokv.model.dtypes import Int32
@@ -25,7 +25,7 @@ class ChunkNaming:
     @classmethod
     def by_settings(cls, facts: EngineFacts, settings: EngineSettings) -> "ChunkNaming":
         """The naming of an engine that is opened with these settings."""
-        dtype = settings.dtype or facts.dtype
+        dtype = settings.dtype_or(facts.dtype)
         return cls(replace(facts, dtype=dtype), settings.kv_stored_dtype)
 
     def chunk(

@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 
 from legokv.built.folder import EngineFacts, cache_root, read_engine_folder
+from legokv.built.settings import EngineSettings
 from legokv.chunks.pool import ChunkCache, PagePool
-from legokv.chunks.stored_kv import check_stored_dtype
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.executor import Executor
-from legokv.engine.settings import EngineSettings
 from legokv.runners import Runner
-from legokv.runners.opening import RunnerSettings, open_runner
+from legokv.runners.opening import open_runner
 from legokv.stores.fleet.address import shared_cache
 from legokv.stores.tiers import PinnedKeys, open_tiers
 from legokv.text.tokenizer import Tokenizer
@@ -38,14 +37,11 @@ def open_parts(folder: Path, settings: EngineSettings, pinned_keys: PinnedKeys) 
     built = read_engine_folder(folder)
     if built.gate is not None and not built.gate.passed:
         log.warning("%s is not linked correctly: %s", folder, built.gate)
-    dtype, num_pages = settings.dtype or built.dtype, settings.num_pages(built.page_size)
-    if settings.num_threads is not None:
+    num_pages = settings.num_pages(built.page_size)
+    if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
-    chosen = RunnerSettings(
-        settings.runner, settings.attention, dtype, num_pages, settings.max_step_tokens
-    )
-    runner = open_runner(folder, built, chosen)
-    facts = replace(built, dtype=dtype)
+    runner = open_runner(folder, built, settings)
+    facts = replace(built, dtype=settings.dtype_or(built.dtype))
     cache = ChunkCache(PagePool(num_pages, facts.page_size), pinned_keys, *settings.watermarks)
     tiers = _open_tiers(facts, settings, pinned_keys, runner)
     executor = Executor(
@@ -65,11 +61,10 @@ def _open_tiers(
     cache_dir = settings.cache_dir
     return open_tiers(
         None if cache_dir is None else cache_root(cache_dir, facts),
-        settings.tier_limits,
+        settings,
         pinned_keys,
         pin_memory=runner.device.type == "cuda",
         shared=shared_cache(settings.redis_url, facts.fingerprint),
-        stored_dtype=check_stored_dtype(settings.kv_stored_dtype),
     )
 
 

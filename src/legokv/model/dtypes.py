@@ -22,3 +22,4 @@ FLOAT_DTYPES = {
     "F16": FloatDtype("float16", 2),
     "F32": FloatDtype("float32", 4),
 }
+DTYPES = tuple(known.name for known in FLOAT_DTYPES.values())

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, assert_never
 
 import torch
 from torch import Tensor
 
+from legokv.built.settings import AttentionName
 from legokv.errors import InvalidRequest, NativeLibraryMissing
 from legokv.kernels.build_cpu import build_native_library, find_native_library
 from legokv.kernels.cpu import NativeCalls, NativeStep, StepShape
@@ -22,7 +23,6 @@ from legokv.ops.kv_import import kv_import_in_place
 from legokv.ops.paged_attention import attend_in_place
 from legokv.step.batch import StepBatch
 
-ATTENTION_FORMS = ("auto", "native", "torch")
 CPU = torch.device("cpu")
 T = TypeVar("T")
 
@@ -192,19 +192,23 @@ class KernelForm:
         return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
-def attention_form(requested: str, config: ModelConfig, dtype: torch.dtype) -> AttentionForm:
-    """The form that `requested`, one of ATTENTION_FORMS, names; the log says which and why.
+def attention_form(
+    requested: AttentionName, config: ModelConfig, dtype: torch.dtype
+) -> AttentionForm:
+    """The form that `requested` names; the log says which and why.
 
     "native" compiles the library if need be, and raises what keeps it from that. "auto" takes it
     if it is there, compiled from the present sources, and the torch form if not.
     """
-    if requested not in ATTENTION_FORMS:
-        raise InvalidRequest(f"attention is one of {', '.join(ATTENTION_FORMS)}, not '{requested}'")
+    form: AttentionForm
     if requested == "auto":
         return _present_form(config, dtype)
-    form: AttentionForm = TorchForm(config)
-    if requested == "native":
+    if requested == "torch":
+        form = TorchForm(config)
+    elif requested == "native":
         form = NativeForm(NativeCalls(build_native_library(log.info)), config, dtype)
+    else:
+        assert_never(requested)
     log.info("attention: %s, as asked", form.description)
     return form
 

@@ -1,13 +1,13 @@
 """Which runner an engine folder gets on this machine: the choice, said with its reason."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from legokv.built.folder import EngineFacts
 from legokv.built.plan_facts import PlanFacts, PlanRuntime, check_plan
+from legokv.built.settings import EngineSettings, RunnerName
 from legokv.checkpoint import load_weights
 from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.kernels.build_gpu import LIBRARY_NAME, SOURCE, library_digest
@@ -20,24 +20,12 @@ from legokv.runners.plan.sessions import open_plan
 from legokv.runners.protocol import Runner
 from legokv.step.graph import graph_shape
 
-RUNNERS = ("auto", "torch", "cuda", "plan")
 BUILT_LIBRARY = SOURCE.parent / "out" / "plugins" / LIBRARY_NAME
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunnerSettings:
-    """runner: one of RUNNERS. attention: the CPU runner's. max_step_tokens: of any step."""
-
-    runner: str
-    attention: str
-    dtype: str
-    num_pages: int
-    max_step_tokens: int
-
-
-def open_runner(folder: Path, facts: EngineFacts, settings: RunnerSettings) -> Runner:
+def open_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> Runner:
     """The runner over an engine folder's weights or plan.
 
     "torch" runs on the CPU, "cuda" with torch and the plugins' kernels on a GPU, "plan" the
@@ -48,13 +36,14 @@ def open_runner(folder: Path, facts: EngineFacts, settings: RunnerSettings) -> R
     log.info("runner: %s, %s", chosen, reason)
     if chosen == "plan":
         return _plan_runner(folder, facts, settings)
+    dtype = getattr(torch, settings.dtype_or(facts.dtype))
     form, device = _eager_attention(folder, facts, settings, chosen)
     return EagerRunner(
         facts.model,
-        load_weights(folder, facts.model, getattr(torch, settings.dtype)),
+        load_weights(folder, facts.model, dtype),
         form,
         device,
-        num_pages=settings.num_pages,
+        num_pages=settings.num_pages(facts.page_size),
         page_size=facts.page_size,
     )
 
@@ -79,9 +68,7 @@ def check_machine(folder: Path, plan: PlanFacts) -> None:
         )
 
 
-def _choice(folder: Path, facts: EngineFacts, requested: str) -> tuple[str, str]:
-    if requested not in RUNNERS:
-        raise InvalidRequest(f"runner is one of {', '.join(RUNNERS)}, not '{requested}'")
+def _choice(folder: Path, facts: EngineFacts, requested: RunnerName) -> tuple[RunnerName, str]:
     if requested != "auto":
         return requested, "as asked"
     architecture = gpu_architecture()
@@ -95,16 +82,17 @@ def _choice(folder: Path, facts: EngineFacts, requested: str) -> tuple[str, str]
 
 
 def _eager_attention(
-    folder: Path, facts: EngineFacts, settings: RunnerSettings, chosen: str
+    folder: Path, facts: EngineFacts, settings: EngineSettings, chosen: str
 ) -> tuple[AttentionForm, torch.device]:
     """What "torch" and "cuda" differ in: the form of attention and where it runs."""
     if chosen == "cuda":
         device = torch.device("cuda")
         return KernelForm(Launchers(_kernels(folder)), facts.model, device), device
-    return attention_form(settings.attention, facts.model, getattr(torch, settings.dtype)), CPU
+    dtype = getattr(torch, settings.dtype_or(facts.dtype))
+    return attention_form(settings.attention, facts.model, dtype), CPU
 
 
-def _plan_runner(folder: Path, facts: EngineFacts, settings: RunnerSettings) -> Runner:
+def _plan_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> Runner:
     plan = facts.plan
     if plan is None:
         raise EngineMismatch(
@@ -115,15 +103,17 @@ def _plan_runner(folder: Path, facts: EngineFacts, settings: RunnerSettings) -> 
     check_machine(folder, plan)
     graph = graph_shape(facts.model, facts.dtype, facts.page_size)
     session = open_plan(folder, plan)
-    return TensorRTRunner(session, plan, graph, settings.num_pages, torch.device("cuda"))
+    num_pages = settings.num_pages(facts.page_size)
+    return TensorRTRunner(session, plan, graph, num_pages, torch.device("cuda"))
 
 
-def _check_settings(plan: PlanFacts, facts: EngineFacts, settings: RunnerSettings) -> None:
-    if settings.dtype != facts.dtype:
+def _check_settings(plan: PlanFacts, facts: EngineFacts, settings: EngineSettings) -> None:
+    if settings.dtype_or(facts.dtype) != facts.dtype:
         raise InvalidRequest(f"the plan is {facts.dtype}, dtype {settings.dtype} was asked for")
+    num_pages = settings.num_pages(facts.page_size)
     for what, asked, most in (
         ("tokens in a step", settings.max_step_tokens, plan.limits.max_step_tokens),
-        ("pages in the pool", settings.num_pages, plan.profiles[0].ranges["N"].most),
+        ("pages in the pool", num_pages, plan.profiles[0].ranges["N"].most),
     ):
         if asked > most:
             raise InvalidRequest(

@@ -72,10 +72,8 @@ class EngineService:
         facts = read_engine_folder(settings.engine)
         check_gate(facts.gate, str(settings.engine))
         registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
-        engine = Engine.open_with(
-            settings.engine, settings.engine_settings, registry.pinned_chunk_keys
-        )
-        return cls(engine)
+        pinned = registry.pinned_chunk_keys
+        return cls(Engine.open(settings.engine, settings=settings, pinned_keys=pinned))
 
     def samples(self) -> Iterator[Sample]:
         """The engine's numbers now; for any thread."""

@@ -80,7 +80,7 @@ class GenerateService:
         facts = read_engine_folder(settings.engine)
         registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
         tokenizer = Tokenizer.open(settings.engine)
-        naming = ChunkNaming.by_settings(facts, settings.engine_settings)
+        naming = ChunkNaming.by_settings(facts, settings)
         return cls(settings, registry, tokenizer, naming, ask_engine)
 
     def close(self) -> None:

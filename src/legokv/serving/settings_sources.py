@@ -4,16 +4,35 @@ The environment wins over the file, a flag over both. The model processes get th
 back through their environment.
 """
 
+import argparse
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
+from legokv.built.settings import described
 from legokv.errors import InvalidRequest
-from legokv.serving.settings import PREFIX, Settings
+from legokv.serving.settings import PREFIX, SETTINGS, Settings
 
 FREE_PORT = "auto"
+_KNOWN = {item.name: item for item in SETTINGS}
+
+
+def add_flags(parser: argparse.ArgumentParser, names: Collection[str] = tuple(_KNOWN)) -> None:
+    """Add an option for each of the settings; what is not given is not in the parsed arguments."""
+    for name in names:
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="DIR" if _kind(_KNOWN[name]) is Path else name.rsplit("_", 1)[-1].upper(),
+            default=argparse.SUPPRESS,
+            help=described(_KNOWN[name]),
+        )
+
+
+def flags_in(parsed: argparse.Namespace) -> dict[str, object]:
+    """The settings among parsed arguments, by name."""
+    return {name: value for name, value in vars(parsed).items() if name in _KNOWN}
 
 
 def settings_from(
@@ -55,15 +74,19 @@ def _prefixed(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _converted(name: str, value: object, source: str) -> object:
-    kinds = {item.name: item.type for item in fields(Settings)}
-    if name not in kinds:
+    if name not in _KNOWN:
         raise InvalidRequest(
-            f"unknown setting '{name}' in {source}; known are {', '.join(sorted(kinds))}"
+            f"unknown setting '{name}' in {source}; known are {', '.join(sorted(_KNOWN))}"
         )
+    kind = _kind(_KNOWN[name])
     try:
-        return _CONVERTERS[kinds[name]](name, value)
+        return _CONVERTERS[kind](name, value)
     except ValueError:
-        raise InvalidRequest(f"{name} in {source} is no {_NOUNS[kinds[name]]}: {value!r}") from None
+        raise InvalidRequest(f"{name} in {source} is no {_NOUNS[kind]}: {value!r}") from None
+
+
+def _kind(item: Field[Any]) -> Any:
+    return str if "choices" in item.metadata else item.type
 
 
 def _whole_number(name: str, value: object) -> int:

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING
 
-from legokv.chunks.budget import TierLimits
+from legokv.built.settings import EngineSettings
 from legokv.errors import CacheUnavailable, InvalidRequest
 from legokv.stores.fleet.address import SharedCache
 
@@ -28,9 +28,9 @@ def open_shared_registry(shared: SharedCache) -> "RedisRegistry":
     return RedisRegistry(Connection(shared.url, shared.model))
 
 
-def open_remote_tier(registry: "RedisRegistry", limits: TierLimits) -> "RemoteTier":
+def open_remote_tier(registry: "RedisRegistry", settings: EngineSettings) -> "RemoteTier":
     """The tier beside the registry, trimmed to the budget if Redis answers now."""
-    tier = remote_tier_of(registry, limits)
+    tier = remote_tier_of(registry, settings)
     try:
         tier.trim()
     except CacheUnavailable as error:
@@ -38,13 +38,12 @@ def open_remote_tier(registry: "RedisRegistry", limits: TierLimits) -> "RemoteTi
     return tier
 
 
-def remote_tier_of(registry: "RedisRegistry", limits: TierLimits) -> "RemoteTier":
+def remote_tier_of(registry: "RedisRegistry", settings: EngineSettings) -> "RemoteTier":
     """The tier beside the registry, as it is."""
     from legokv.stores.fleet.tier import RemoteLimits, RemoteTier
 
-    quota = limits.budget(limits.namespace_bytes) if limits.namespace_bytes else None
-    remote_limits = RemoteLimits(limits.budget(limits.remote_bytes), quota)
-    return RemoteTier(registry.connection, remote_limits)
+    limits = RemoteLimits(settings.budget(settings.remote_bytes), settings.namespace_budget)
+    return RemoteTier(registry.connection, limits)
 
 
 def _require_client() -> None:

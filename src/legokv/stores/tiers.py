@@ -5,9 +5,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from legokv.built.folder import registry_file
-from legokv.chunks.budget import TierLimits
+from legokv.built.settings import EngineSettings
 from legokv.chunks.host_tier import HostTier
-from legokv.chunks.stored_kv import StoredDtype
 from legokv.chunks.tier import ChunkTier
 from legokv.chunks.tiers import LowerTiers
 from legokv.documents.protocol import DocumentRegistry
@@ -28,12 +27,11 @@ log = logging.getLogger(__name__)
 
 def open_tiers(
     root: Path | None,
-    limits: TierLimits,
+    settings: EngineSettings,
     pinned_keys: PinnedKeys,
     *,
     pin_memory: bool = False,
     shared: SharedCache | None = None,
-    stored_dtype: StoredDtype = "model",
 ) -> LowerTiers:
     """The tiers, mended. Without a root, or with one that cannot be used, there is none on disk.
 
@@ -41,42 +39,44 @@ def open_tiers(
     """
     fleet = None if shared is None else open_shared_registry(shared)
     tiers: list[ChunkTier] = []
-    if limits.host_bytes:
-        budget = limits.budget(limits.host_bytes)
+    if settings.host_bytes:
+        budget = settings.budget(settings.host_bytes)
         tiers.append(HostTier(budget, pinned_keys, pin_memory=pin_memory))
-    if root is not None and limits.disk_bytes:
+    if root is not None and settings.disk_bytes:
         try:
-            tiers.append(_mended(root, limits, pinned_keys, fleet))
+            tiers.append(_mended(root, settings, pinned_keys, fleet))
         except (Busy, CacheUnavailable) as error:
             log.error("no chunk is kept on disk: %s", error)
-    if fleet is not None and limits.remote_bytes:
-        tiers.append(open_remote_tier(fleet, limits))
-    return LowerTiers(tiers, stored_dtype)
+    if fleet is not None and settings.remote_bytes:
+        tiers.append(open_remote_tier(fleet, settings))
+    return LowerTiers(tiers, settings.kv_stored_dtype)
 
 
 def open_disk_tier(
-    root: Path, registry: DocumentRegistry, limits: TierLimits, pinned_keys: PinnedKeys = frozenset
+    root: Path,
+    registry: DocumentRegistry,
+    settings: EngineSettings,
+    pinned_keys: PinnedKeys = frozenset,
 ) -> DiskTier:
     """The disk tier under `root`, as it is; chunks of the registry's pinned documents stay.
 
     Its rows are in the root's own registry file, whichever registry has the documents.
     """
-    quota = limits.budget(limits.namespace_bytes) if limits.namespace_bytes else None
-    disk_limits = DiskLimits(limits.budget(limits.disk_bytes), quota)
+    limits = DiskLimits(settings.budget(settings.disk_bytes), settings.namespace_budget)
 
     def stay() -> frozenset[str]:
         return registry.pinned_chunk_keys().union(pinned_keys())
 
     own = registry if isinstance(registry, Registry) else Registry.open(registry_file(root))
-    stored = StoredChunks(own.database, disk_limits, stay)
+    stored = StoredChunks(own.database, limits, stay)
     return DiskTier(ChunkFolder(root / "chunks"), stored)
 
 
 def _mended(
-    root: Path, limits: TierLimits, pinned_keys: PinnedKeys, fleet: DocumentRegistry | None
+    root: Path, settings: EngineSettings, pinned_keys: PinnedKeys, fleet: DocumentRegistry | None
 ) -> DiskTier:
     registry = fleet or Registry.open(registry_file(root))
-    tier = open_disk_tier(root, registry, limits, pinned_keys)
+    tier = open_disk_tier(root, registry, settings, pinned_keys)
     repair = mend(tier, _asked_if_there(registry))
     if repair.num_found:
         log.warning("the chunk folder was mended: %s", repair)

@@ -15,7 +15,7 @@ from benchmarks.reuse.fidelity import measure
 from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.methods import METHODS, UnknownMethod, method_by_name
 from benchmarks.reuse.prompt import Prompt
-from legokv import Engine
+from legokv import Engine, EngineSettings
 
 # float32 sums in another order, over three layers; the logits are of size 10.
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -43,7 +43,9 @@ def logits_of(model: LinkedModel, name: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("link_tokens", [2, 16, 64])
 def test_legolink_gives_the_engine_s_own_logits(model, tiny_engine_folder, link_tokens):
-    engine = Engine.open(tiny_engine_folder("llama"), pool_tokens=4096, attention="torch")
+    engine = Engine.open(
+        tiny_engine_folder("llama"), settings=EngineSettings(pool_tokens=4096, attention="torch")
+    )
     chunks = [engine.compile(ids) for ids in PROMPT.segments]
     expected = engine.prefill([*chunks, PROMPT.question], link_tokens=link_tokens).logits
     torch.testing.assert_close(logits_of(model, f"legolink-{link_tokens}"), expected, **CLOSE)

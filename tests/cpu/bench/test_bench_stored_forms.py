@@ -8,7 +8,7 @@ import torch
 from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.prompt import Prompt
 from benchmarks.stored_forms import compare_forms, cost, fidelity_rows, round_pools
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.link.policy import legolink
 
 DICE = random.Random(5)
@@ -30,7 +30,8 @@ def test_rounded_pools_give_the_answer_of_an_engine_that_keeps_int8(model, tiny_
     logits = {}
     for form in ("model", "int8"):
         engine = Engine.open(
-            tiny_engine_folder("llama"), pool_tokens=1024, attention="torch", kv_stored_dtype=form
+            tiny_engine_folder("llama"),
+            settings=EngineSettings(pool_tokens=1024, attention="torch", kv_stored_dtype=form),
         )
         chunks = map(engine.compile, PROMPT.segments)
         logits[form] = engine.prefill([*chunks, PROMPT.question]).logits

@@ -14,7 +14,7 @@ import pytest
 from paths import ROOT
 from safetensors.torch import load_file, save_file
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.build.engine import BuildSettings, build_engine_folder
 from legokv.built.folder import read_engine_folder
 from legokv.built.gate_facts import TOLERANCES, GateFacts, check_gate
@@ -71,7 +71,9 @@ def test_the_attention_that_the_numbers_were_computed_by_is_recorded_and_said(
 ) -> None:
     settings = BuildSettings("e", dtype="bfloat16")
     build_engine_folder(tiny_checkpoint("llama"), tmp_path / "here", settings)
-    form = Engine.open(tmp_path / "here", runner="torch").runner.attention.description
+    form = Engine.open(
+        tmp_path / "here", settings=EngineSettings(runner="torch")
+    ).runner.attention.description
     assert gate_of(tmp_path / "here").attention == form
     assert str(gate_of(tmp_path / "here")).endswith(f"(computed with attention {form})")
 
@@ -240,7 +242,7 @@ def test_the_library_opens_an_engine_that_failed_and_warns_with_the_numbers(
     half = BuildSettings("wide", dtype="float16")
     build_engine_folder(overflowing, tmp_path / "e", half, keep_failed=True)
     assert "not linked correctly" not in caplog.text
-    Engine.open(tmp_path / "e", pool_tokens=64)
+    Engine.open(tmp_path / "e", settings=EngineSettings(pool_tokens=64))
     assert "recomputed logits differ by what is not finite" in caplog.text
 
 

@@ -5,7 +5,7 @@ import torch
 from paths import ROOT
 from transformers import AutoModelForCausalLM
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 
 DOCUMENTS = ROOT / "examples" / "documents"
 # float32 sums in another order through 30 layers; logits are of size 20.
@@ -14,7 +14,9 @@ CLOSE = {"atol": 1e-3, "rtol": 0}
 
 @pytest.fixture(scope="module")
 def engine(smollm2_engine_folder):
-    return Engine.open(smollm2_engine_folder, dtype="float32", pool_tokens=8192)
+    return Engine.open(
+        smollm2_engine_folder, settings=EngineSettings(dtype="float32", pool_tokens=8192)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from texts import random_ids
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.errors import InvalidRequest
 
 IDS = [random_ids(n) for n in (1, 2)]
@@ -15,10 +15,12 @@ def open_engine(tiny_engine_folder, tmp_path):
     def opened(form="int8", *, machine="here", **settings):
         return Engine.open(
             tiny_engine_folder(),
-            cache_dir=tmp_path / machine,
-            attention="torch",
-            kv_stored_dtype=form,
-            **{"pool_tokens": 16 * 10, **settings},
+            settings=EngineSettings(
+                cache_dir=tmp_path / machine,
+                attention="torch",
+                kv_stored_dtype=form,
+                **{"pool_tokens": 16 * 10, **settings},
+            ),
         )
 
     return opened

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from legokv.built.settings import EngineSettings
 from legokv.chunks.stored_form import encode_chunk
-from legokv.chunks.stored_kv import Int8Kv, check_stored_dtype, from_stored, to_stored
+from legokv.chunks.stored_kv import Int8Kv, from_stored, to_stored
 from legokv.errors import InvalidRequest
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -78,7 +79,7 @@ def test_the_model_s_own_type_is_kept_as_it_is():
 
 def test_a_form_that_there_is_not_is_refused_by_name():
     with pytest.raises(InvalidRequest, match="kv_stored_dtype is one of model, int8, not 'fp8'"):
-        check_stored_dtype("fp8")
+        EngineSettings(kv_stored_dtype="fp8")
 
 
 def test_pinning_int8_pins_values_and_scales(monkeypatch):

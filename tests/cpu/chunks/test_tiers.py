@@ -29,11 +29,12 @@ def test_what_leaves_the_pool_goes_to_host_memory_and_comes_back_the_same(open_e
 
 
 @pytest.mark.parametrize(
-    ("marks", "held", "left"), [((1.0, 0.5), 3, 4), ((0.5, 0.25), 1, 6), ((1.0, 1.0), 6, 1)]
+    ("marks", "held", "left"), [((100, 50), 3, 4), ((50, 25), 1, 6), ((100, 100), 6, 1)]
 )
 def test_a_pool_past_its_high_watermark_evicts_down_to_its_low_one(open_engine, marks, held, left):
     high, low = marks
-    engine = open_engine(16 * 20, cache_dir=None, high_watermark=high, low_watermark=low)
+    percents = {"high_watermark_percent": high, "low_watermark_percent": low}
+    engine = open_engine(16 * 20, cache_dir=None, **percents)
     for number in range(7):  # 3 of 20 pages each
         engine.compile(random_ids(number, 48))
     pool = tier(engine, "pool")
@@ -94,7 +95,7 @@ def test_a_dropped_chunk_is_gone_from_every_tier(open_engine, tmp_path):
 
 def test_a_chunk_in_the_pool_is_not_the_first_to_leave_the_disk(open_engine, tmp_path):
     size = one_file_bytes(open_engine, tmp_path)
-    engine = open_engine(disk_bytes=2 * size, low_watermark=1.0)
+    engine = open_engine(disk_bytes=2 * size, low_watermark_percent=100)
     hot, cold = engine.compile(random_ids(1)), engine.compile(random_ids(2))
     answer(engine, [hot])
     engine.compile(random_ids(3))

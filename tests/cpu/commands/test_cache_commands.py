@@ -9,9 +9,9 @@ import torch
 from crash_worker import TEXTS
 from machine import Machine
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.built.folder import cache_root
-from legokv.chunks.stored_kv import STORED_DTYPES
+from legokv.chunks.header import STORED_DTYPES
 from legokv.documents.document import document_id
 from legokv.stores.local.registry import Registry
 
@@ -22,7 +22,8 @@ class FolderMachine(Machine):
     def __init__(self, engine_folder, cache_dir, form="model"):
         self.engine_folder, self.cache_dir = engine_folder, cache_dir
         engine = Engine.open(
-            engine_folder, cache_dir=cache_dir, attention="torch", kv_stored_dtype=form
+            engine_folder,
+            settings=EngineSettings(cache_dir=cache_dir, attention="torch", kv_stored_dtype=form),
         )
         self.root = cache_root(cache_dir, engine.facts)
         registry = Registry.open(self.root / "registry.sqlite")

@@ -5,7 +5,7 @@ import torch
 from machine import Machine
 from redis_server import redis_running
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.stores.fleet.address import shared_cache
 from legokv.stores.opening import open_shared_registry
 
@@ -16,7 +16,8 @@ class FleetMachine(Machine):
     def __init__(self, engine_folder, cache_dir, redis_url):
         self.cache_dir = cache_dir
         engine = Engine.open(
-            engine_folder, cache_dir=cache_dir, attention="torch", redis_url=redis_url
+            engine_folder,
+            settings=EngineSettings(cache_dir=cache_dir, attention="torch", redis_url=redis_url),
         )
         registry = open_shared_registry(shared_cache(redis_url, engine.facts.fingerprint))
         options = ("--engine", engine_folder, "--cache-dir", cache_dir, "--redis-url", redis_url)

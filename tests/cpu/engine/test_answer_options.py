@@ -6,7 +6,7 @@ import pytest
 import torch
 from texts import random_ids
 
-from legokv import AnswerOptions, Engine, GenerateRequest, SamplingOptions
+from legokv import AnswerOptions, Engine, EngineSettings, GenerateRequest, SamplingOptions
 from legokv.engine.request import Finished, Token
 from legokv.engine.sampling import Sampler
 from legokv.errors import InvalidRequest, LegokvError, PoolFull, TimedOut
@@ -24,7 +24,9 @@ PENALISED = SamplingOptions(
 
 @pytest.fixture
 def engine(tiny_engine_folder):
-    return Engine.open(tiny_engine_folder(), pool_tokens=1024, max_step_tokens=64)
+    return Engine.open(
+        tiny_engine_folder(), settings=EngineSettings(pool_tokens=1024, max_step_tokens=64)
+    )
 
 
 def answers(engine, request):
@@ -210,7 +212,7 @@ def test_an_answer_past_its_time_ends_with_its_next_token_and_frees_its_pages(en
 
 
 def test_a_request_that_waited_past_its_time_fails_and_its_neighbour_goes_on(tiny_engine_folder):
-    engine = Engine.open(tiny_engine_folder(), pool_tokens=16 * 6)
+    engine = Engine.open(tiny_engine_folder(), settings=EngineSettings(pool_tokens=16 * 6))
     prompt = random_ids(1, 40)
     alone = answers(engine, GenerateRequest([prompt], 30))
     first = engine.submit(GenerateRequest([prompt], 30))
@@ -228,7 +230,9 @@ def test_a_request_that_waited_past_its_time_fails_and_its_neighbour_goes_on(tin
 
 
 def test_a_prompt_past_its_time_is_computed_no_further_and_frees_its_pages(tiny_engine_folder):
-    engine = Engine.open(tiny_engine_folder(), pool_tokens=1024, max_step_tokens=4)
+    engine = Engine.open(
+        tiny_engine_folder(), settings=EngineSettings(pool_tokens=1024, max_step_tokens=4)
+    )
     limit = AnswerOptions(timeout_seconds=0.05)
     job = engine.submit(GenerateRequest([random_ids(1, 200)], 3, answering=limit))
     engine.step()

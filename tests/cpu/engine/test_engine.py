@@ -7,14 +7,16 @@ import pytest
 import torch
 from texts import random_ids
 
-from legokv import Engine, SamplingOptions
+from legokv import Engine, EngineSettings, SamplingOptions
 from legokv.engine.request import GenerateRequest
 from legokv.errors import Busy, InvalidRequest, PoolFull
 
 
 @pytest.fixture
 def engine(tiny_engine_folder):
-    return Engine.open(tiny_engine_folder(), pool_tokens=1024, max_step_tokens=64)
+    return Engine.open(
+        tiny_engine_folder(), settings=EngineSettings(pool_tokens=1024, max_step_tokens=64)
+    )
 
 
 def test_token_ids_may_be_any_integer_sequence_or_array(engine):
@@ -36,7 +38,8 @@ def test_a_chunk_compiled_in_pieces_is_the_chunk_compiled_at_once(tiny_engine_fo
     stored = []
     for max_step_tokens in (7, 64, 512):
         engine = Engine.open(
-            tiny_engine_folder(), pool_tokens=1024, max_step_tokens=max_step_tokens
+            tiny_engine_folder(),
+            settings=EngineSettings(pool_tokens=1024, max_step_tokens=max_step_tokens),
         )
         pages = engine.cache.find(engine.compile(ids).key).pages
         stored.append(engine.runner.export_pages(pages, 200))
@@ -85,7 +88,9 @@ def test_a_prompt_of_nothing_but_a_chunk_is_answered(engine):
 
 
 def test_an_evicted_chunk_is_compiled_again_and_the_answer_is_the_same(tiny_engine_folder):
-    engine = Engine.open(tiny_engine_folder(), pool_tokens=16 * 10, host_bytes=0)
+    engine = Engine.open(
+        tiny_engine_folder(), settings=EngineSettings(pool_tokens=16 * 10, host_bytes=0)
+    )
     a, b = engine.compile(random_ids(1, 40)), engine.compile(random_ids(2, 40))
     expected = engine.prefill([a, b, [5, 6]])
     assert expected.usage.compiled_tokens == 0
@@ -97,7 +102,7 @@ def test_an_evicted_chunk_is_compiled_again_and_the_answer_is_the_same(tiny_engi
 
 
 def test_a_chunk_in_use_is_not_evicted_however_long_others_wait_for_pages(tiny_engine_folder):
-    engine = Engine.open(tiny_engine_folder(), pool_tokens=16 * 10)
+    engine = Engine.open(tiny_engine_folder(), settings=EngineSettings(pool_tokens=16 * 10))
     chunk, prompt = engine.compile(random_ids(1, 70)), random_ids(2, 8)
     alone = [token.id for token in engine.generate([chunk, prompt], max_tokens=20)]
     job = engine.submit(GenerateRequest([chunk, prompt], 20))
@@ -121,7 +126,7 @@ def test_leases_and_private_pages_return_to_their_start(engine):
 
 
 def test_a_request_larger_than_the_pool_is_refused_with_the_numbers(tiny_engine_folder):
-    engine = Engine.open(tiny_engine_folder(), pool_tokens=64)
+    engine = Engine.open(tiny_engine_folder(), settings=EngineSettings(pool_tokens=64))
     with pytest.raises(PoolFull, match="needs 7 pages of 16 tokens, the pool has 4"):
         engine.prefill([random_ids(1, 100)])
     with pytest.raises(PoolFull, match="needs 7 pages of 16 tokens, the pool has 4"):
@@ -130,7 +135,7 @@ def test_a_request_larger_than_the_pool_is_refused_with_the_numbers(tiny_engine_
 
 
 def test_requests_wait_for_pages_that_others_hold(tiny_engine_folder):
-    engine = Engine.open(tiny_engine_folder(), pool_tokens=16 * 6)
+    engine = Engine.open(tiny_engine_folder(), settings=EngineSettings(pool_tokens=16 * 6))
     prompts = [random_ids(n, 40) for n in range(5)]
     alone = [[t.id for t in engine.generate([p], max_tokens=6)] for p in prompts]
     jobs = [engine.submit(GenerateRequest([p], 6)) for p in prompts]
@@ -140,7 +145,9 @@ def test_requests_wait_for_pages_that_others_hold(tiny_engine_folder):
 def test_a_full_queue_refuses_one_more_with_the_numbers_and_those_in_it_are_answered(
     tiny_engine_folder,
 ):
-    engine = Engine.open(tiny_engine_folder(), pool_tokens=16 * 6, max_queue_requests=3)
+    engine = Engine.open(
+        tiny_engine_folder(), settings=EngineSettings(pool_tokens=16 * 6, max_queue_requests=3)
+    )
     prompts = [random_ids(n, 40) for n in range(3)]
     alone = [[t.id for t in engine.generate([p], max_tokens=6)] for p in prompts]
     jobs = [engine.submit(GenerateRequest([p], 6)) for p in prompts]
@@ -153,7 +160,9 @@ def test_a_full_queue_refuses_one_more_with_the_numbers_and_those_in_it_are_answ
 
 
 def test_a_long_prompt_is_answered_while_as_many_decode_as_a_step_has_tokens(tiny_engine_folder):
-    engine = Engine.open(tiny_engine_folder(), pool_tokens=4096, max_step_tokens=4)
+    engine = Engine.open(
+        tiny_engine_folder(), settings=EngineSettings(pool_tokens=4096, max_step_tokens=4)
+    )
     alone = [t.id for t in engine.generate([random_ids(9, 20)], max_tokens=2)]
     decoding = [engine.submit(GenerateRequest([[5, 6, n]], 300)) for n in range(7, 13)]
     while any(job.usage.generated_tokens == 0 for job in decoding):
@@ -241,9 +250,9 @@ def test_a_chunk_of_another_namespace_has_another_key(engine):
 
 def test_a_chunk_kept_on_disk_is_loaded_by_the_next_engine(tiny_engine_folder, tmp_path):
     ids = [random_ids(n, 40) for n in (1, 2)]
-    first = Engine.open(tiny_engine_folder(), cache_dir=tmp_path)
+    first = Engine.open(tiny_engine_folder(), settings=EngineSettings(cache_dir=tmp_path))
     expected = first.prefill([*map(first.compile, ids), [5, 6]]).logits
-    second = Engine.open(tiny_engine_folder(), cache_dir=tmp_path)
+    second = Engine.open(tiny_engine_folder(), settings=EngineSettings(cache_dir=tmp_path))
     result = second.prefill([*map(second.chunk, ids), [5, 6]])
     assert result.usage.compiled_tokens == 0
     assert result.usage.chunks_found == 2
@@ -255,18 +264,18 @@ def test_a_damaged_chunk_file_is_compiled_again_counted_and_never_linked(
     tiny_engine_folder, tmp_path
 ):
     ids = random_ids(1, 40)
-    first = Engine.open(tiny_engine_folder(), cache_dir=tmp_path)
+    first = Engine.open(tiny_engine_folder(), settings=EngineSettings(cache_dir=tmp_path))
     expected = first.prefill([first.compile(ids), [5, 6]]).logits
     (file,) = tmp_path.rglob("*.safetensors")
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
-    second = Engine.open(tiny_engine_folder(), cache_dir=tmp_path)
+    second = Engine.open(tiny_engine_folder(), settings=EngineSettings(cache_dir=tmp_path))
     result = second.prefill([second.chunk(ids), [5, 6]])
     assert torch.equal(result.logits, expected)
     assert result.usage.compiled_tokens == 40
     assert second.tiers.stats()[-1].failed_reads == {"checksum": 1}
-    third = Engine.open(tiny_engine_folder(), cache_dir=tmp_path)
+    third = Engine.open(tiny_engine_folder(), settings=EngineSettings(cache_dir=tmp_path))
     assert third.prefill([third.chunk(ids), [5, 6]]).usage.compiled_tokens == 0
 
 
@@ -282,7 +291,7 @@ def test_bfloat16_answers_close_to_float32(tiny_engine_folder):
     ids = [random_ids(n, 40) for n in (1, 2)]
     logits = []
     for dtype in ("float32", "bfloat16"):
-        engine = Engine.open(tiny_engine_folder(), dtype=dtype)
+        engine = Engine.open(tiny_engine_folder(), settings=EngineSettings(dtype=dtype))
         logits.append(engine.prefill([*map(engine.compile, ids), [5, 6]]).logits)
     error = (logits[0] - logits[1]).norm() / logits[0].norm()
     # bfloat16 keeps 8 bits: 0.4 % a rounding, a few dozen of them in three layers of wide weights.

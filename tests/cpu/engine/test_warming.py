@@ -10,7 +10,7 @@ import pytest
 from crash_worker import LIMITS, TEXTS
 from paths import CLIENT
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.built.folder import cache_root
 from legokv.documents.compiling import Compiler
 from legokv.errors import InvalidRequest, PoolFull
@@ -24,7 +24,10 @@ class Machine:
     """A documents service with the engine's process behind it, but for Triton between them."""
 
     def __init__(self, engine_folder, cache_dir, **settings):
-        self.engine = Engine.open(engine_folder, cache_dir=cache_dir, attention="torch", **settings)
+        self.engine = Engine.open(
+            engine_folder,
+            settings=EngineSettings(cache_dir=cache_dir, attention="torch", **settings),
+        )
         self.process = EngineService(self.engine)
         self.jobs = []
         root = cache_root(cache_dir, self.engine.facts)

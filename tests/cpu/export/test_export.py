@@ -20,8 +20,8 @@ from texts import random_ids
 from torch import Tensor
 
 from legokv.built.folder import MODEL_FILE, WEIGHTS_FILE, cache_root, read_engine_folder
+from legokv.built.settings import EngineSettings
 from legokv.checkpoint import load_weights
-from legokv.chunks.budget import TierLimits
 from legokv.chunks.pool import ChunkCache, PagePool
 from legokv.engine.engine import Engine
 from legokv.engine.executor import Executor
@@ -109,13 +109,15 @@ def engine_of_both(
 ) -> tuple[Engine, BothRunners, GraphSession]:
     facts = read_engine_folder(folder)
     pool_tokens = NUM_PAGES * facts.page_size
-    eager = Engine.open(folder, dtype=dtype, pool_tokens=pool_tokens, attention="torch").runner
+    eager = Engine.open(
+        folder, settings=EngineSettings(dtype=dtype, pool_tokens=pool_tokens, attention="torch")
+    ).runner
     session = GraphSession(EXECUTIONS[dtype](model))
     graph = graph_runner(folder, dtype, session, NUM_PAGES)
     both = BothRunners(eager, graph, TOLERANCES[dtype])
     cache = ChunkCache(PagePool(NUM_PAGES, facts.page_size), frozenset)
     root = None if cache_dir is None else cache_root(cache_dir, facts)
-    tiers = open_tiers(root, TierLimits(), frozenset)
+    tiers = open_tiers(root, EngineSettings(), frozenset)
     executor = Executor(
         both, cache, tiers, max_step_tokens=64, max_queue_requests=8, dummy_token_id=0
     )

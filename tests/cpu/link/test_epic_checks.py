@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.model.rope import inverse_frequencies
 
 # float32 sums in another order, over a few layers; logits of tiny checkpoints are of size 10.
@@ -23,7 +23,9 @@ def engines(tiny_engine_folder):
 
     def engine(name):
         if name not in opened:
-            opened[name] = Engine.open(tiny_engine_folder(name), pool_tokens=4096)
+            opened[name] = Engine.open(
+                tiny_engine_folder(name), settings=EngineSettings(pool_tokens=4096)
+            )
         return opened[name]
 
     return engine

@@ -10,7 +10,7 @@ from tiny_checkpoints import VARIANTS
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.checkpoint import load_weights, read_model_config
 from legokv.model.decoder import decoder_from_weights
 
@@ -45,6 +45,6 @@ def test_the_engine_gives_transformers_logits_of_the_next_token(
     tiny_checkpoint: Callable[[str], Path],
     tiny_engine_folder: Callable[[str], Path],
 ) -> None:
-    engine = Engine.open(tiny_engine_folder(name), pool_tokens=1024)
+    engine = Engine.open(tiny_engine_folder(name), settings=EngineSettings(pool_tokens=1024))
     logits = engine.prefill([IDS.tolist()]).logits
     torch.testing.assert_close(logits, transformers_logits(tiny_checkpoint(name), IDS)[-1], **CLOSE)

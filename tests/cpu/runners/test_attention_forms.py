@@ -9,7 +9,7 @@ import torch
 from paths import PLUGINS
 
 import legokv.kernels.build_cpu
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.errors import InvalidRequest, NativeBuildFailed, NativeLibraryMissing
 from legokv.kernels.build_cpu import NativeBuild, build_native_library, find_native_library
 
@@ -30,7 +30,9 @@ def absent(tmp_path, monkeypatch):
 def test_both_forms_give_the_same_answers(tiny_engine_folder, name):
     answers = []
     for attention in ("native", "torch"):
-        engine = Engine.open(tiny_engine_folder(name), pool_tokens=2048, attention=attention)
+        engine = Engine.open(
+            tiny_engine_folder(name), settings=EngineSettings(pool_tokens=2048, attention=attention)
+        )
         chunks = [engine.compile(random_ids(n, 70 + 9 * n)) for n in range(3)]
         segments = [*chunks, random_ids(9, 7)]
         linked = engine.prefill(segments).logits
@@ -47,7 +49,8 @@ def test_both_forms_give_the_same_answers_on_the_real_model(smollm2_engine_folde
     answers = []
     for attention in ("native", "torch"):
         engine = Engine.open(
-            smollm2_engine_folder, dtype="float32", pool_tokens=2048, attention=attention
+            smollm2_engine_folder,
+            settings=EngineSettings(dtype="float32", pool_tokens=2048, attention=attention),
         )
         chunks = [engine.compile(random_ids(n, 120, 49152)) for n in range(3)]
         question = engine.tokenizer.encode("The capital of France is")
@@ -62,7 +65,9 @@ def test_both_forms_give_the_same_answers_on_the_real_model(smollm2_engine_folde
 def test_a_chunk_stored_by_one_form_is_read_by_the_other(tiny_engine_folder, tmp_path):
     logits = []
     for attention in ("torch", "native"):
-        engine = Engine.open(tiny_engine_folder(), cache_dir=tmp_path, attention=attention)
+        engine = Engine.open(
+            tiny_engine_folder(), settings=EngineSettings(cache_dir=tmp_path, attention=attention)
+        )
         chunks = [engine.chunk(random_ids(n, 50)) for n in range(2)]
         logits.append(engine.prefill([*chunks, [5, 6]]).logits)
     assert engine.executor.counters.loaded_chunks == 2
@@ -106,7 +111,7 @@ def test_a_wrong_compiler_named_in_the_environment_is_said_and_no_other_taken(ab
 
 def test_a_form_that_does_not_exist_is_refused(tiny_engine_folder):
     with pytest.raises(InvalidRequest, match="attention is one of auto, native, torch, not 'gpu'"):
-        Engine.open(tiny_engine_folder(), attention="gpu")
+        Engine.open(tiny_engine_folder(), settings=EngineSettings(attention="gpu"))
 
 
 def test_a_changed_source_is_another_library_and_its_errors_are_shown(tmp_path):

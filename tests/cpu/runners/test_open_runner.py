@@ -9,13 +9,14 @@ import pytest
 from graph_session import plan_of
 
 from legokv.built.folder import EngineFacts, read_engine_folder
+from legokv.built.settings import EngineSettings
 from legokv.engine.engine import Engine
 from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.runners import opening
 from legokv.runners.eager import EagerRunner
-from legokv.runners.opening import RunnerSettings, check_machine, open_runner
+from legokv.runners.opening import check_machine, open_runner
 
-SETTINGS = RunnerSettings("auto", "torch", "float32", num_pages=4, max_step_tokens=64)
+SETTINGS = EngineSettings(attention="torch", pool_tokens=64, max_step_tokens=64)
 
 
 @pytest.fixture
@@ -68,12 +69,12 @@ def test_on_a_gpu_auto_is_the_plan_then_the_kernels_then_torch(
 
 def test_an_unknown_runner_is_refused_with_those_there_are(folder: Path) -> None:
     with pytest.raises(InvalidRequest, match="one of auto, torch, cuda, plan, not 'gpu'"):
-        Engine.open(folder, runner="gpu")
+        Engine.open(folder, settings=EngineSettings(runner="gpu"))
 
 
 def test_a_plan_that_is_not_there_is_refused_with_what_to_do(folder: Path) -> None:
     with pytest.raises(EngineMismatch, match="has no plan, it was built for torch"):
-        Engine.open(folder, runner="plan")
+        Engine.open(folder, settings=EngineSettings(runner="plan"))
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -89,7 +90,7 @@ def test_cuda_without_a_gpu_is_refused_with_why_there_is_none(
 ) -> None:
     monkeypatch.setattr("torch.version.cuda", cuda)
     with pytest.raises(EngineMismatch, match=f"needs an NVIDIA GPU, {words}") as refused:
-        Engine.open(folder, runner="cuda")
+        Engine.open(folder, settings=EngineSettings(runner="cuda"))
     assert "build_plugins" not in str(refused.value)
 
 
@@ -99,7 +100,7 @@ def test_cuda_on_a_gpu_without_the_compiled_plugins_says_what_compiles_them(
     monkeypatch.setattr(opening, "gpu_architecture", lambda: "sm_90")
     monkeypatch.setattr(opening, "BUILT_LIBRARY", tmp_path / "none.so")
     with pytest.raises(EngineMismatch, match=r"none\.so is there: run build/build_plugins\.py"):
-        Engine.open(folder, runner="cuda")
+        Engine.open(folder, settings=EngineSettings(runner="cuda"))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_cuda_on_a_gpu_without_the_compiled_plugins_says_what_compiles_them(
     [
         ({"dtype": "bfloat16"}, "the plan is float32, dtype bfloat16 was asked for"),
         ({"max_step_tokens": 65}, "holds 64 tokens in a step, 65 were asked for"),
-        ({"num_pages": 10**8}, "pages in the pool, 100000000 were asked for"),
+        ({"pool_tokens": 16 * 10**8}, "pages in the pool, 100000000 were asked for"),
     ],
 )
 def test_settings_a_plan_does_not_hold_are_refused_with_the_numbers(

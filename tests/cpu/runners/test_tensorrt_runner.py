@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from legokv.built.settings import EngineSettings
 from legokv.engine.engine import Engine
 from legokv.errors import InvalidRequest
 from legokv.runners import Runner
@@ -47,7 +48,9 @@ def runner(session: GraphSession, tiny_engine_folder: Callable[[str], Path]) -> 
 @pytest.fixture
 def eager(tiny_engine_folder: Callable[[str], Path]) -> Runner:
     folder = tiny_engine_folder("llama")
-    return Engine.open(folder, pool_tokens=NUM_PAGES * PAGE_SIZE, attention="torch").runner
+    return Engine.open(
+        folder, settings=EngineSettings(pool_tokens=NUM_PAGES * PAGE_SIZE, attention="torch")
+    ).runner
 
 
 def sequence(page: int, num_tokens: int, first: int = 0) -> Piece:

@@ -14,7 +14,7 @@ from legokv.serving.settings import Settings
 
 
 def answers(**fields: object) -> AnswersSoFar:
-    question = question_from_fields({"text_input": b"Who?", **fields}, Settings(Path("/e")))
+    question = question_from_fields({"text_input": b"Who?", **fields}, Settings(engine=Path("/e")))
     return AnswersSoFar(question, lambda ids: f"<{ids[0]}>")
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.engine.request import Finished, Token
 from legokv.engine.sampling import SamplingOptions
 from legokv.errors import Cancelled, InvalidRequest, LaunchRefused, LegokvError, StepFailed
@@ -43,7 +43,9 @@ SPANS = tuple(tuple(range(10 * n, 10 * n + 40)) for n in range(5))
 
 @pytest.fixture
 def engine(tiny_engine_folder: Callable[[], Path], tmp_path: Path) -> Engine:
-    return Engine.open(tiny_engine_folder(), pool_tokens=POOL_TOKENS, cache_dir=tmp_path)
+    return Engine.open(
+        tiny_engine_folder(), settings=EngineSettings(pool_tokens=POOL_TOKENS, cache_dir=tmp_path)
+    )
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_many_requests_at_once_answer_as_the_library_does_alone(
     ]
     with ThreadPoolExecutor(10) as threads:
         answers = list(threads.map(lambda one: answer(service, one)[0], asked))
-    alone = Engine.open(tiny_engine_folder(), pool_tokens=POOL_TOKENS)
+    alone = Engine.open(tiny_engine_folder(), settings=EngineSettings(pool_tokens=POOL_TOKENS))
     for one, ids in zip(asked, answers, strict=True):
         segments = [alone.compile(piece.token_ids) for piece in one.segments[:-1]]
         tokens = alone.generate([*segments, FRESH.token_ids], max_tokens=12)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.built.folder import read_engine_folder
 from legokv.documents.document import NewDocument
 from legokv.engine.naming import ChunkNaming
@@ -68,14 +68,14 @@ class World:
 def world(tiny_engine_folder: Callable[[], Path], tmp_path: Path) -> Iterator[World]:
     folder = tiny_engine_folder()
     settings = Settings(engine=folder, cache_dir=tmp_path, max_question_bytes=200)
-    engine = EngineService(Engine.open(folder, pool_tokens=4096))
+    engine = EngineService(Engine.open(folder, settings=EngineSettings(pool_tokens=4096)))
     commands: list[Command] = []
 
     def ask(command: Command) -> tuple[Event, ...]:
         commands.append(command)
         return tuple(engine.events(command))
 
-    naming = ChunkNaming.by_settings(read_engine_folder(folder), settings.engine_settings)
+    naming = ChunkNaming.by_settings(read_engine_folder(folder), settings)
     tokenizer = Tokenizer.open(folder)
     with Registry.open(tmp_path / "registry.sqlite") as registry:
         service = GenerateService(settings, registry, tokenizer, naming, ask)

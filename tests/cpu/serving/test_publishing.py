@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.metrics import SECONDS, Family, Histogram, Sample
 from legokv.serving import metrics
 from legokv.serving.metrics import Publisher
@@ -123,7 +123,7 @@ def test_numbers_that_could_not_be_shown_are_shown_later_and_the_log_says_why(
 def test_an_engine_counts_what_it_did_and_starts_at_zero(
     tiny_engine_folder: Callable[[], Path],
 ) -> None:
-    engine = Engine.open(tiny_engine_folder(), pool_tokens=1024)
+    engine = Engine.open(tiny_engine_folder(), settings=EngineSettings(pool_tokens=1024))
     assert set(values(engine.samples()).values()) == {0}
     chunks = [engine.compile(range(10 + n, 50 + n)) for n in (0, 100)]
     list(engine.generate([*chunks, [5, 6, 7]], max_tokens=9))

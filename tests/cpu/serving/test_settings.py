@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from legokv.chunks.stored_kv import STORED_DTYPES
 from legokv.errors import InvalidRequest, ServerError
-from legokv.runners.attention_forms import ATTENTION_FORMS
-from legokv.runners.opening import RUNNERS
 from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import settings_from
 from legokv.serving.triton.processes import with_ports
@@ -125,9 +122,9 @@ def test_every_setting_is_shown() -> None:
 @pytest.mark.parametrize(
     ("name", "known"),
     [
-        ("kv_stored_dtype", STORED_DTYPES),
-        ("runner", RUNNERS),
-        ("attention", ATTENTION_FORMS),
+        ("kv_stored_dtype", ("model", "int8")),
+        ("runner", ("auto", "torch", "cuda", "plan")),
+        ("attention", ("auto", "native", "torch")),
         ("dtype", ("auto", "bfloat16", "float16", "float32")),
     ],
 )

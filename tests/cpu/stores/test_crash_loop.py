@@ -16,7 +16,7 @@ import torch
 from crash_worker import DISK_BYTES, NUM_DOCUMENTS, QUESTIONS, Worker, answers, is_close, run
 from paths import TESTS
 
-from legokv.chunks.stored_kv import STORED_DTYPES
+from legokv.chunks.header import STORED_DTYPES
 from legokv.chunks.tier import Repair
 from legokv.stores.local.repair import mend, verify
 

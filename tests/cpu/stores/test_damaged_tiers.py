@@ -14,7 +14,7 @@ from tier_engines import (  # noqa: F401 - fixtures
     tier,
 )
 
-from legokv.chunks.stored_kv import STORED_DTYPES
+from legokv.chunks.header import STORED_DTYPES
 
 REGIONS = {
     "length of the header": lambda content: range(8),
@@ -115,11 +115,12 @@ import subprocess, sys
 folder, mount, size = sys.argv[1:]
 subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mount], check=True)
 import numpy as np, torch
-from legokv import Engine
+from legokv import Engine, EngineSettings
 def ids(seed):
     return np.random.Generator(np.random.PCG64(seed)).integers(3, 384, 120)
-big = Engine.open(folder, pool_tokens=8192, attention="torch")
-small = Engine.open(folder, pool_tokens=256, host_bytes=0, cache_dir=mount, attention="torch")
+big = Engine.open(folder, settings=EngineSettings(pool_tokens=8192, attention="torch"))
+few = EngineSettings(pool_tokens=256, host_bytes=0, cache_dir=mount, attention="torch")
+small = Engine.open(folder, settings=few)
 def wrong(numbers):
     return sum(
         not torch.equal(

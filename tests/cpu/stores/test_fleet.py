@@ -9,7 +9,7 @@ import torch
 from crash_worker import LIMITS, TEXTS
 from redis_server import redis_running
 
-from legokv import Engine
+from legokv import Engine, EngineSettings
 from legokv.documents.compiling import Compiler
 from legokv.errors import CacheUnavailable, NotFound
 from legokv.serving.documents import DocumentService
@@ -26,7 +26,9 @@ class Server:
 
     def __init__(self, engine_folder, cache_dir, redis_url, **settings):
         shared = {"cache_dir": cache_dir, "redis_url": redis_url, "attention": "torch"}
-        self.engine = Engine.open(engine_folder, pool_tokens=2048, **{**shared, **settings})
+        self.engine = Engine.open(
+            engine_folder, settings=EngineSettings(pool_tokens=2048, **{**shared, **settings})
+        )
         location = shared_cache(redis_url, self.engine.facts.fingerprint)
         self.registry = open_registry(cache_dir / "unused", location)
         compiler = Compiler(self.registry, self._compile, self._drop, LIMITS)

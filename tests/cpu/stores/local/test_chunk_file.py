@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from legokv.chunks.stored_kv import STORED_DTYPES, Int8Kv, from_stored, to_stored
+from legokv.chunks.header import STORED_DTYPES
+from legokv.chunks.stored_kv import Int8Kv, from_stored, to_stored
 from legokv.errors import ChunkUnreadable
 from legokv.model.dtypes import FLOAT_DTYPES
 from legokv.stores.local.files import read_chunk, write_chunk

@@ -7,8 +7,9 @@ import pytest
 from small_chunks import file_bytes, small_chunk, small_disk_tier, small_kv
 
 from legokv.built.folder import registry_file
-from legokv.chunks.budget import TierLimits
-from legokv.chunks.stored_kv import STORED_DTYPES, to_stored
+from legokv.built.settings import EngineSettings
+from legokv.chunks.header import STORED_DTYPES
+from legokv.chunks.stored_kv import to_stored
 from legokv.chunks.tier import Repair
 from legokv.documents.document import NewDocument
 from legokv.errors import CacheUnavailable, EngineMismatch
@@ -165,7 +166,7 @@ def verify_one(tier):
 def test_opening_mends_and_says_so(tier, tmp_path, caplog):
     path(tier, 1).unlink()
     with caplog.at_level(logging.WARNING):
-        open_tiers(tmp_path, TierLimits(), frozenset)
+        open_tiers(tmp_path, EngineSettings(), frozenset)
     assert "rows_without_file=1" in caplog.text
     assert_whole(tier)
 
@@ -173,7 +174,7 @@ def test_opening_mends_and_says_so(tier, tmp_path, caplog):
 def test_a_cache_without_its_registry_keeps_no_file_it_cannot_account_for(tier, tmp_path):
     for part in tmp_path.glob("registry.sqlite*"):
         part.unlink()
-    (disk,) = open_tiers(tmp_path, TierLimits(host_bytes=0), frozenset).tiers
+    (disk,) = open_tiers(tmp_path, EngineSettings(host_bytes=0), frozenset).tiers
     assert list(disk.folder.files()) == []
 
 
@@ -182,13 +183,13 @@ def test_a_damaged_registry_is_refused_with_the_next_step_and_left_alone(tier, t
         part.unlink(missing_ok=True)
     registry_file(tmp_path).write_bytes(b"no database" * 1000)
     with pytest.raises(EngineMismatch, match="cannot be used as a document registry"):
-        open_tiers(tmp_path, TierLimits(), frozenset)
+        open_tiers(tmp_path, EngineSettings(), frozenset)
     assert registry_file(tmp_path).read_bytes().startswith(b"no database")
 
 
 def test_a_cache_folder_that_cannot_be_used_leaves_the_host_tier_alone(tmp_path, caplog):
     (tmp_path / "root").write_text("a file in the way")
-    tiers = open_tiers(tmp_path / "root", TierLimits(), frozenset)
+    tiers = open_tiers(tmp_path / "root", EngineSettings(), frozenset)
     assert [tier.name for tier in tiers.tiers] == ["host"]
     assert "no chunk is kept on disk" in caplog.text
 
