@@ -36,11 +36,24 @@ _CONFIG_FILES = ("config.json", "generation_config.json")
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What a builder chooses about an engine; `page_size` in tokens. InvalidRequest for nonsense.
+    """What a builder chooses about an engine; InvalidRequest for a name, type or page that is none.
 
-    exports_onnx: write model.onnx too, which a plan needs. plugin_library, limits: of a plan; the
-    library is asked for when all else is checked, as compiling it may take minutes. any_plan: a
-    plan that is there already will do, whichever backend built it.
+    name: the engine's, without a path.
+    dtype: of weights and KV, "bfloat16", "float16" or "float32".
+    page_size: tokens whose KV one page of the pool holds.
+    backend: "torch", or a TensorRT flavour that builds a plan.
+    exports_onnx: write model.onnx too, which a plan needs.
+    plugin_library: makes a plan's plugins; called when all else is checked, as it may take minutes.
+    limits: the most that one step of a plan holds.
+    any_plan: a plan that is there already will do, whichever backend built it.
+
+    >>> from legokv.build.engine import BuildSettings
+    >>> BuildSettings("llama", dtype="float32").page_size
+    16
+    >>> BuildSettings("llama", dtype="int4")
+    Traceback (most recent call last):
+        ...
+    legokv.errors.InvalidRequest: dtype 'int4' is none of bfloat16, float16, float32
     """
 
     name: str
@@ -75,9 +88,25 @@ def build_engine_folder(
 ) -> bool:
     """Make `output` the engine of `checkpoint`; False if it already was and is kept.
 
-    `say` is told how far a long build is, and what engine it replaces. UnsupportedModel, and
-    `output` is as it was, for a checkpoint that cannot be compiled, or whose linked logits are not
-    what they must be; that engine is made all the same with `keep_failed`.
+    checkpoint: a Hugging Face folder, as `checkpoint_folder` also makes of a GGUF file.
+    output: the engine folder; it appears whole or not at all, in place of an older engine.
+    settings: what is chosen about it.
+    force: build it also if it is there.
+    keep_failed: make it also if its linked logits are not what they must be.
+    say: told how far a long build is, and what engine it replaces.
+
+    UnsupportedModel, and `output` is as it was, for a checkpoint that cannot be compiled, or whose
+    linked logits are wrong; InvalidRequest if `output` holds something else.
+
+    >>> from pathlib import Path
+    >>> from legokv.build.engine import BuildSettings, build_engine_folder
+    >>> settings = BuildSettings("mine", dtype="float32")
+    >>> checkpoint, output = Path("out/checkpoints/llama"), Path("out/engines/mine")
+    >>> build_engine_folder(checkpoint, output, settings)
+    Checking linked against full logits
+    True
+    >>> build_engine_folder(checkpoint, output, settings)
+    False
     """
     refuse_foreign_folder(output)
     facts = facts_from_checkpoint(checkpoint, settings)

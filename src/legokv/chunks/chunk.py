@@ -76,8 +76,22 @@ def chunk_key(
 class Chunk:
     """A span of tokens compiled alone from position 0, and reused by `key` at any position.
 
-    `dummy_tokens` dummies stood before it when it was compiled (LegoLink-0; their KV is dropped,
-    so token i was at position dummy_tokens + i). A `persistent` chunk is also kept on disk.
+    `Engine.chunk` and `Engine.compile` make them; InvalidRequest there for ids that are no tokens.
+
+    key: hexadecimal SHA-256 of all that decides the KV: model, type, namespace, tokens, dummies.
+    namespace: whose it is; the same tokens of two namespaces are two chunks.
+    token_ids: at least one.
+    dummy_tokens: so many dummies stood before it when it was compiled (LegoLink-0; their KV is
+        dropped, so token i was at position dummy_tokens + i).
+    persistent: also kept on disk and in Redis.
+
+    >>> import legokv
+    >>> engine = legokv.Engine.open("out/engines/llama")
+    >>> chunk = engine.chunk([5, 6, 7], "readers")
+    >>> chunk.num_tokens, len(chunk.key)
+    (3, 64)
+    >>> chunk.key == engine.chunk([5, 6, 7], "others").key
+    False
     """
 
     key: str

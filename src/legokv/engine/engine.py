@@ -44,6 +44,22 @@ class Engine:
 
     Whoever waits for a result runs the steps that produce it, everybody's work included; a server
     instead calls `submit` from any thread and `step` from one.
+
+    A prompt is a sequence of segments: chunks, and token ids that are computed for it alone.
+    Every method raises InvalidRequest for what can never be, PoolFull for what the whole pool is
+    too small for, and Busy while `max_queue_requests` wait.
+
+    >>> import legokv
+    >>> engine = legokv.Engine.open("out/engines/llama")
+    >>> encode = engine.tokenizer.encode
+    >>> ferry = engine.compile(encode("The ferry leaves at seven."))
+    >>> bakery = engine.compile(encode("The bakery opens at five."))
+    >>> question = encode("When does the ferry leave?")
+    >>> result = engine.prefill([bakery, ferry, question], link_tokens=4)
+    >>> result.recomputed_tokens, result.fresh_tokens == len(question)
+    (4, True)
+    >>> tokens = list(engine.generate([ferry, bakery, question], max_tokens=12))
+    >>> text = "".join(token.text for token in tokens)
     """
 
     def __init__(self, parts: EngineParts) -> None:
@@ -64,10 +80,20 @@ class Engine:
         settings: EngineSettings | None = None,
         pinned_keys: PinnedKeys = frozenset,
     ) -> "Engine":
-        """Load the engine folder at `path`; EngineMismatch if it does not fit this version.
+        """Load an engine folder.
 
-        The settings are those of `EngineSettings`, all with a default. pinned_keys: chunks that are
-        not evicted.
+        path: what `build_engine_folder` made.
+        settings: type, threads, sizes in tokens and bytes, tiers; None for the defaults.
+        pinned_keys: called when room is made; the chunks of these keys are not evicted.
+
+        EngineMismatch if the folder does not fit this version or its runner this machine;
+        InvalidRequest for settings that this engine can't have, with the numbers.
+
+        >>> import legokv
+        >>> settings = legokv.EngineSettings(pool_tokens=4096, host_bytes=2**28)
+        >>> engine = legokv.Engine.open("out/engines/llama", settings=settings)
+        >>> [stats.tier for stats in engine.cache_stats()]
+        ['pool', 'host']
         """
         return cls(open_parts(Path(path), settings or EngineSettings(), pinned_keys))
 
@@ -78,7 +104,11 @@ class Engine:
         *,
         persistent: bool = True,
     ) -> Chunk:
-        """Name a chunk without compiling it; a request that uses it does that when it must."""
+        """Name a chunk without compiling it; a request that uses it does that when it must.
+
+        token_ids: at least one, at most the model's context. namespace: only who names the same
+        one meets the chunk. persistent: also kept on disk and in Redis.
+        """
         return self._naming.chunk(token_ids, namespace, persistent=persistent)
 
     def compile(
@@ -90,7 +120,7 @@ class Engine:
     ) -> Chunk:
         """Compile `token_ids` alone from position 0 and keep the KV, unless it is kept already.
 
-        PoolFull if the chunk does not fit into the pool.
+        The arguments are those of `chunk`. PoolFull if the chunk does not fit into the pool.
         """
         chunk = self.chunk(token_ids, namespace, persistent=persistent)
         job = self.submit_compile(chunk)
@@ -105,7 +135,10 @@ class Engine:
         link_tokens: int = LINK_TOKENS,
         mode: str = "legolink",
     ) -> Prefill:
-        """Link `segments` (chunks and token ids, in prompt order): logits of the next token."""
+        """Link a prompt: the next token's logits, float32 [V], and how many tokens were reused.
+
+        segments: chunks and token ids, in prompt order. link_tokens, mode: see `GenerateRequest`.
+        """
         job = self.submit(GenerateRequest(segments, 0, mode, link_tokens))
         result = next(self.results(job))
         assert isinstance(result, Prefill), "a request for 0 tokens ends with its logits"
@@ -123,7 +156,9 @@ class Engine:
     ) -> Iterator[Token]:
         """Answer the prompt token by token; the last has a finish_reason, "stop" or "length".
 
-        Closing the iterator cancels the request.
+        segments: chunks and token ids, in prompt order. max_tokens: 1 or more. sampling: None for
+        greedy. link_tokens, mode, stop_words: see `GenerateRequest`. Closing the iterator cancels
+        the request.
         """
         if max_tokens < 1:
             raise InvalidRequest(f"max_tokens is 1 or more, not {max_tokens}")
@@ -138,7 +173,7 @@ class Engine:
         return self.answer(request)
 
     def answer(self, request: GenerateRequest) -> Iterator[Token]:
-        """The tokens of all answers to a request as they are drawn, told apart by their
+        """The tokens of all answers to `request` as they are drawn, told apart by their
         sequence_index; closing the iterator cancels the request.
         """
         return self._tokens(self.submit(request))

@@ -24,10 +24,21 @@ MAX_TOP_LOG_PROBS = 20
 class AnswerOptions:
     """What is wanted of an answer besides its tokens; InvalidRequest for a value out of range.
 
-    Neither an end token nor a stop word among the first `min_tokens` tokens ends an answer.
-    `num_return_sequences` answers are drawn from one prompt, each from the seed and its number.
-    After `timeout_seconds`, None for no limit, a request that has begun to answer ends with its
-    next token and finish reason "timeout"; one that has not fails with TimedOut.
+    min_tokens: neither an end token nor a stop word among so many first tokens ends an answer.
+    num_return_sequences: answers drawn from one prompt, 1 to 128, each from the seed and its
+        number.
+    return_log_probs: each token with its log-probability, a natural logarithm.
+    num_top_log_probs: also those of so many likeliest tokens, 0 to 20.
+    timeout_seconds: after them a request that has begun to answer ends with its next token and
+        finish reason "timeout"; one that has not fails with TimedOut. None: no limit.
+
+    >>> import legokv
+    >>> legokv.AnswerOptions(return_log_probs=True, num_top_log_probs=3).min_tokens
+    0
+    >>> legokv.AnswerOptions(timeout_seconds=0)
+    Traceback (most recent call last):
+        ...
+    legokv.errors.InvalidRequest: timeout_seconds is above 0, not 0
     """
 
     min_tokens: int = 0
@@ -55,11 +66,25 @@ class AnswerOptions:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """A prompt of segments and how to answer it.
+    """A prompt of segments and how to answer it; InvalidRequest for what is out of range.
 
-    mode "legolink" recomputes the first `link_tokens` of each chunk but the first; "legolink-0"
-    none, over chunks compiled behind dummy tokens; "full" all. With max_tokens 0 the prompt is
-    computed and its logits are the answer.
+    segments: chunks and token ids, in prompt order.
+    max_tokens: of each answer at most. 0: the prompt is computed, its logits are the answer.
+    mode: "legolink" recomputes the first link_tokens of each chunk but the first; "legolink-0"
+        none, over chunks compiled behind dummy tokens; "full" all.
+    link_tokens: 0 or more, of mode "legolink".
+    sampling: how tokens are drawn, greedily unless told.
+    stop_words: texts before the first of which an answer ends.
+    answering: how many answers, and what is told of them.
+
+    >>> import legokv
+    >>> engine = legokv.Engine.open("out/engines/llama")
+    >>> chunk = engine.compile(engine.tokenizer.encode("The ferry leaves at seven."))
+    >>> draw = legokv.SamplingOptions(temperature=0.7, seed=1)
+    >>> two = legokv.AnswerOptions(num_return_sequences=2)
+    >>> request = legokv.GenerateRequest([chunk, [5, 6]], 8, sampling=draw, answering=two)
+    >>> sorted({token.sequence_index for token in engine.answer(request)})
+    [0, 1]
     """
 
     segments: Sequence[Segment]

@@ -68,9 +68,27 @@ class SamplingOptions:
     """How tokens are drawn; InvalidRequest for a value out of range.
 
     The penalties change the logits (see `Penalties`), then temperature, top_k, top_p and
-    min_p choose in this order. temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 keep every
-    token; min_p keeps those at least that share as likely as the likeliest (arXiv 2407.01082).
-    Without a seed one is drawn.
+    min_p choose in this order.
+
+    temperature: logits are divided by it; 0 is greedy.
+    top_k: so many likeliest tokens are kept; 0 keeps all.
+    top_p: the likeliest that together have this share are kept, above 0 to 1; 1 keeps all.
+    seed: of the random numbers, 0 or more; None draws one.
+    min_p: tokens at least this share as likely as the likeliest are kept, 0 to 1; 0 keeps all
+        (arXiv 2407.01082).
+    repetition_penalty: above 0; 1 changes nothing.
+    presence_penalty, frequency_penalty: -2 to 2; 0 changes nothing.
+
+    >>> import legokv
+    >>> engine = legokv.Engine.open("out/engines/llama")
+    >>> options = legokv.SamplingOptions(temperature=0.7, top_p=0.9, seed=1)
+    >>> prompt = [engine.tokenizer.encode("The ferry leaves at")]
+    >>> once, again = (
+    ...     [token.id for token in engine.generate(prompt, max_tokens=8, sampling=options)]
+    ...     for _ in range(2)
+    ... )
+    >>> once == again
+    True
     """
 
     temperature: float = 0.0
