@@ -206,6 +206,21 @@ class Engine:
         self.executor.submit(job)
         return job
 
+    def warm(self, chunk: Chunk, tier: str) -> ChunkJob | None:
+        """Queue a job that gets a chunk into the pool; None if it is warm enough without one.
+
+        Warm enough is in `tier` ("pool" or a lower tier's name) or in a faster one: a slower one
+        is read here. What no tier has is compiled.
+        """
+        resident = self.cache.find(chunk.key)
+        if resident is not None and resident.ready:
+            return None
+        if tier != "pool" and self.tiers.fetch_into(tier, chunk):
+            return None
+        job = ChunkJob(chunk)
+        self.executor.submit(job)
+        return job
+
     def cancel(self, job: Job) -> None:
         """End a job at the next step; its events end with a Cancelled unless it was over."""
         job.cancelled = True
@@ -256,19 +271,3 @@ class Engine:
             yield event
             if isinstance(event, Finished | Prefill):
                 return
-
-
-def begin_warming(engine: Engine, chunk: Chunk, tier: str) -> ChunkJob | None:
-    """A queued job that gets the chunk into the pool; None if it is warm enough without one.
-
-    Warm enough is in `tier` ("pool" or a lower tier's name) or in a faster one: a slower one is
-    read here. What no tier has is compiled.
-    """
-    resident = engine.cache.find(chunk.key)
-    if resident is not None and resident.ready:
-        return None
-    if tier != "pool" and engine.tiers.fetch_into(tier, chunk):
-        return None
-    job = ChunkJob(chunk)
-    engine.executor.submit(job)
-    return job

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from legokv.built.folder import EngineFacts
+from legokv.built.settings import EngineSettings
 from legokv.chunks.chunk import Chunk, chunk_key, kv_dtype_name
-from legokv.engine.engine.settings import EngineSettings
 from legokv.engine.request import DUMMY_TOKENS, GenerateRequest, check_context, check_token_ids
 from legokv.errors import InvalidRequest
 from legokv.link.link import Segment

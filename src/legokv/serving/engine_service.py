@@ -10,7 +10,7 @@ from dataclasses import replace
 from legokv.built.folder import read_engine_folder
 from legokv.built.gate_facts import check_gate
 from legokv.chunks.chunk import Chunk
-from legokv.engine.engine import Engine, begin_warming
+from legokv.engine.engine import Engine
 from legokv.engine.jobs import Job, JobEvent, Prefill
 from legokv.engine.naming import NamedChunks
 from legokv.engine.request import GenerateRequest, Token
@@ -182,7 +182,7 @@ class EngineService:
 
     def _warm(self, command: Warm) -> Event:
         chunk = self._engine.chunk(command.token_ids, command.namespace)
-        job = begin_warming(self._engine, chunk, command.tier)
+        job = self._engine.warm(chunk, command.tier)
         if job is not None:
             self._finish(job)
         return Done()
