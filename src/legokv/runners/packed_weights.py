@@ -4,33 +4,36 @@ import torch
 from torch import Tensor, nn
 
 from legokv.model.decoder import Decoder
-
-# Rows that the layout is chosen for; others run too.
-_ROWS = 64
-# Sums of more products than this oneDNN 3 cuts for a lone row, and for no other number of rows.
-_UNCUT_PRODUCTS = 1024
+from legokv.runners.row_counts import LAYOUT_ROWS, row_counts
 
 
 class PackedLinear(nn.Module):
     """nn.Linear's result from a weight packed once, by the op that torch's own compiler uses.
 
     A row's result has the same bits however many rows are computed with it: what else is in a step
-    moves no sequence's logits.
+    moves no sequence's logits. So only some numbers of rows are ever given to oneDNN.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), LAYOUT_ROWS)
         self._bias = bias
+        self._shape = tuple(weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        # A lone row is computed twice rather than summed in another order than among others.
-        alone = len(x) == 1 and x.shape[-1] > _UNCUT_PRODUCTS
-        rows = x.repeat(2, 1) if alone else x
+        counts = row_counts(self._shape, self._bias is not None, torch.get_num_threads())
+        if len(x) <= counts.largest:
+            return self._multiply(x, counts.at_least[len(x)])
+        parts = torch.split(x, counts.largest)
+        return torch.cat([self._multiply(part, counts.at_least[len(part)]) for part in parts])
+
+    def _multiply(self, x: Tensor, num_rows: int) -> Tensor:
+        """The product with zeros behind `x` to so many rows, without theirs."""
+        rows = x if len(x) == num_rows else nn.functional.pad(x, (0, 0, 0, num_rows - len(x)))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
             rows, self._weight, self._bias, "none", [], ""
         )
-        return out[:1] if alone else out
+        return out[: len(x)]
 
 
 def pack_decoder(decoder: Decoder) -> None:

@@ -1,5 +1,6 @@
 """Packed bfloat16 layers: the same numbers as the layers they stand for."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +8,15 @@ from torch import nn
 from legokv.checkpoint import load_weights, read_model_config
 from legokv.model.decoder import decoder_from_weights
 from legokv.runners.packed_weights import PackedLinear, pack_decoder
+from legokv.runners.row_counts import sums_of_nothing
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64, 300])
@@ -35,6 +45,30 @@ def test_a_row_s_result_has_the_same_bits_alone_and_among_others(width):
     for rows in (1, 2, 3, 8, 80):
         parts = [layer(part.contiguous()) for part in x.split(rows)]
         assert torch.equal(torch.cat(parts), whole), f"{rows} rows of 240"
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("shape", [(576, 1536), (960, 576)])
+@torch.inference_mode()
+def test_any_number_of_rows_gives_a_row_the_same_bits(shape, num_threads, threads):
+    threads(num_threads)
+    generator = torch.Generator().manual_seed(2)
+    layer = PackedLinear(torch.randn(shape, generator=generator).bfloat16() * 0.05)
+    x = torch.randn(700, shape[1], generator=generator).bfloat16()
+    whole = layer(x)
+    for rows in torch.randint(1, 700, (25,), generator=generator).tolist():
+        first = int(torch.randint(0, 700 - rows, (1,), generator=generator))
+        part = layer(x[first : first + rows].clone())
+        assert torch.equal(part, whole[first : first + rows]), f"rows {first} to {first + rows}"
+
+
+def test_sums_that_are_cut_elsewhere_are_told_apart():
+    x, weight = (each.float().numpy() for each in sums_of_nothing((64, 576)))
+    products = x[:, None] * weight
+    assert np.all(products.astype(float).sum(-1) == 0)
+    whole = products.cumsum(-1)[..., -1]
+    halves = products.reshape(16, 64, 2, 288).cumsum(-1)[..., -1]
+    assert np.mean(whole != halves.sum(-1)) > 0.5
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-untied"])
