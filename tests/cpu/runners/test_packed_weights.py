@@ -77,11 +77,11 @@ def test_a_bfloat16_decoder_is_packed_whole_and_answers_as_before(name, tiny_che
     config = read_model_config(folder)
     decoder = decoder_from_weights(config, load_weights(folder, config, torch.bfloat16))
     ids, pools = torch.arange(3, 40), [torch.empty(0)] * config.num_layers
-    expected, _ = decoder(ids, torch.tensor([36]), pools, lambda q, k, v, pool: (q, pool))
+    expected, _ = decoder(ids, torch.tensor([36]), pools, lambda layer, q, k, v, pool: (q, pool))
     pack_decoder(decoder)
     assert not [layer for layer in decoder.modules() if isinstance(layer, nn.Linear)]
     assert isinstance(decoder.head, PackedLinear)
-    packed, _ = decoder(ids, torch.tensor([36]), pools, lambda q, k, v, pool: (q, pool))
+    packed, _ = decoder(ids, torch.tensor([36]), pools, lambda layer, q, k, v, pool: (q, pool))
     # Products summed in another order, rounded to 8 bits at every layer; the logits are of size 10.
     torch.testing.assert_close(packed, expected, atol=0.15, rtol=0.02)
 
