@@ -70,7 +70,11 @@ def chunk_sequence(
     """A chunk alone from position 0, behind `dummies` whose KV goes to pages of their own."""
     ids = np.array(dummies + token_ids, np.int32)
     positions = np.arange(len(ids), dtype=np.int32)
-    table = [(page, 0, n * page_size, len(dummies)) for n, page in enumerate(dummy_pages)]
+    first = range(0, len(dummies), page_size)
+    table = [
+        (page, 0, start, min(page_size, len(dummies) - start))
+        for page, start in zip(dummy_pages, first, strict=True)
+    ]
     table += [(page, 0, len(dummies) + n * page_size, page_size) for n, page in enumerate(pages)]
     slots = np.concatenate(
         [
