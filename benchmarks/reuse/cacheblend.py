@@ -12,6 +12,8 @@ from benchmarks.reuse.linked_model import LinkedModel
 from legokv.chunks.chunk import Chunk
 from legokv.link.policy import Policy, everything, nothing
 from legokv.model.decoder import Layer
+from legokv.runners.eager import EagerRunner
+from legokv.step.batch import StepBatch
 
 
 def policy(
@@ -25,17 +27,20 @@ def policy(
         model.release(stored)
     placed = model.place([*chunks, question], everything)
     try:
-        x = model.first_layer(model.batch_of(placed))
+        new = _values(model.runner, model.batch_of(placed))
     finally:
         model.release(placed)
-    difference = (_values(model, x) - old).flatten(1).norm(dim=1)
+    difference = (new - old).flatten(1).norm(dim=1)
     return selections.best(difference.numpy(), percent)
 
 
 @torch.inference_mode()
-def _values(model: LinkedModel, x: torch.Tensor) -> torch.Tensor:
-    """Layer 1's values of x [T, hidden]: float32 [T, G, D]."""
-    layer = model.decoder.layers[1]
-    assert isinstance(layer, Layer), "a decoder's layers are of this type"
-    qkv: torch.Tensor = layer.qkv(layer.attention_norm(x)).view(len(x), -1, layer.head_size)
-    return qkv[:, -layer.heads[2] :].float()
+def _values(runner: EagerRunner, batch: StepBatch) -> torch.Tensor:
+    """Layer 1's values of all tokens of the batch: float32 [T, G, D]."""
+    first, second = runner.decoder.layers[:2]
+    assert isinstance(second, Layer), "a decoder's layers are of this type"
+    with runner.attention.step(batch, runner.pools) as attend:
+        x = runner.decoder.embed(torch.from_numpy(batch.input_ids))
+        x, _ = first(x, runner.pools[0], attend)
+    qkv: torch.Tensor = second.qkv(second.attention_norm(x)).view(len(x), -1, second.head_size)
+    return qkv[:, -second.heads[2] :].float()

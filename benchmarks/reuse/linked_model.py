@@ -1,10 +1,11 @@
-"""The engine's weights over a page pool of the benchmark's own, where a whole prompt is one step.
+"""The product's runner over a page pool of the benchmark's own, where a whole prompt is one step.
 
-The product's own linking and attention; new is only that many rows' logits can be asked for, that
-a method may look into a step (`Watch`), and that any policy may be given.
+New is only that many rows' logits can be asked for, that a method may look into a step (`Watch`),
+and that any policy may be given.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,14 +18,12 @@ from legokv.checkpoint import load_weights
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.pool import PagePool
 from legokv.link.link import BoundLink, Link, Segment, bind, link
-from legokv.link.policy import Policy, nothing
-from legokv.model.decoder import Attention, Decoder, decoder_from_weights
-from legokv.runners.attention_forms import attention_form, rotations_of
-from legokv.runners.packed_weights import pack_decoder
-from legokv.runners.page_store import PageStore
+from legokv.link.policy import Policy
+from legokv.model.decoder import Attention
+from legokv.runners.attention_forms import AttentionForm, attention_form, rotations_of
+from legokv.runners.eager import EagerRunner
 from legokv.step.batch import StepBatch, step_batch
-from legokv.step.graph import graph_shape
-from legokv.step.sequence import linked_sequence
+from legokv.step.sequence import TokenSequence, chunk_sequence, linked_sequence
 from legokv.text.tokenizer import Tokenizer
 
 Watch = Callable[[Attention], Attention]
@@ -39,6 +38,26 @@ class Placed:
     bound: BoundLink
     private_pages: tuple[int, ...]
 
+    @property
+    def sequence(self) -> TokenSequence:
+        """What is computed of it."""
+        return linked_sequence(self.link, self.bound)
+
+
+class WatchedForm:
+    """A form of attention whose steps go through `watch` while there is one."""
+
+    def __init__(self, form: AttentionForm) -> None:
+        self.description = form.description
+        self.kv_import = form.kv_import
+        self.watch: Watch | None = None
+        self._form = form
+
+    @contextmanager
+    def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> Iterator[Attention]:
+        with self._form.step(batch, pools) as attend:
+            yield attend if self.watch is None else self.watch(attend)
+
 
 class LinkedModel:
     """Chunks stay in the pool until `clear`, so that all methods of a case read the same KV."""
@@ -46,19 +65,18 @@ class LinkedModel:
     def __init__(self, folder: Path, dtype: str, attention: str, pool_tokens: int) -> None:
         self.facts = replace(read_engine_folder(folder), dtype=dtype)
         self.tokenizer = Tokenizer.open(folder)
-        config = self.facts.model
-        torch_dtype = getattr(torch, dtype)
-        self.decoder: Decoder = decoder_from_weights(
-            config, load_weights(folder, config, torch_dtype)
-        )
-        pack_decoder(self.decoder)
-        self.rotations = rotations_of(config)
         self.page_size = self.facts.page_size
-        self._form = attention_form(attention, config, torch_dtype)
-        num_pages = pool_tokens // self.page_size
-        graph = graph_shape(config, dtype, self.page_size)
-        self._store = PageStore(graph, num_pages, torch.device("cpu"))
-        self._pool = PagePool(num_pages, self.page_size)
+        config, torch_dtype = self.facts.model, getattr(torch, dtype)
+        self.rotations = rotations_of(config)
+        self._form = WatchedForm(attention_form(attention, config, torch_dtype))
+        self._pool = PagePool(pool_tokens // self.page_size, self.page_size)
+        self.runner = EagerRunner(
+            config,
+            load_weights(folder, config, torch_dtype),
+            self._form,
+            num_pages=self._pool.num_pages,
+            page_size=self.page_size,
+        )
         self._compiled: dict[str, list[int]] = {}
 
     @property
@@ -68,7 +86,7 @@ class LinkedModel:
 
     @property
     def pools(self) -> list[Tensor]:
-        return self._store.pools
+        return self.runner.pools
 
     def clear(self) -> None:
         """Forget all chunks."""
@@ -80,11 +98,13 @@ class LinkedModel:
         """A chunk computed from position 0, or behind the tokens `before`, whose KV is dropped."""
         chunk = Chunk(f"{before}{token_ids}", "", token_ids, dummy_tokens=len(before))
         if chunk.key not in self._compiled:
-            ahead = [self.compile(before)] if before else []
-            # Fresh tokens begin a page of their own, so their pages are the chunk's.
-            placed = self.place([*ahead, token_ids], nothing)
-            self.compute(placed)
-            self._compiled[chunk.key] = list(placed.private_pages)
+            pages, dropped = (
+                self._pool.take(self._pool.pages_for(len(ids))) for ids in (token_ids, before)
+            )
+            sequence = chunk_sequence(token_ids, pages, self.page_size, before, dropped)
+            self.runner.run(_batch(sequence))
+            self._pool.give_back(dropped)
+            self._compiled[chunk.key] = pages
         return chunk
 
     def place(self, segments: Sequence[Segment], policy: Policy, reserve_tokens: int = 0) -> Placed:
@@ -93,7 +113,7 @@ class LinkedModel:
         private = self._pool.take(linked.num_private_pages)
         chunk_pages = [self._compiled[chunk.key] for chunk in linked.chunks]
         bound = bind(linked, chunk_pages, private, self.page_size)
-        self._store.copy_pages(bound.copy_sources, bound.copy_targets)
+        self.runner.copy_pages(bound.copy_sources, bound.copy_targets)
         return Placed(linked, bound, tuple(private))
 
     def release(self, placed: Placed) -> None:
@@ -103,28 +123,15 @@ class LinkedModel:
         """Logits float32 [num_rows, V] of the last tokens of the prompt."""
         batch = self.batch_of(placed)
         rows = torch.arange(len(batch.input_ids) - num_rows, len(batch.input_ids))
-        return self.forward(replace(batch, logit_rows=rows.int().numpy()), watch)
+        self._form.watch = watch
+        try:
+            return self.runner.run(replace(batch, logit_rows=rows.int().numpy()))
+        finally:
+            self._form.watch = None
 
     def batch_of(self, placed: Placed) -> StepBatch:
-        sequence = linked_sequence(placed.link, placed.bound)
-        return step_batch([sequence.next(sequence.num_left)])
+        return _batch(placed.sequence)
 
-    @torch.inference_mode()
-    def forward(self, batch: StepBatch, watch: Watch | None = None) -> Tensor:
-        """Logits of the batch's `logit_rows`."""
-        with self._form.step(batch, self.pools) as attend:
-            logits: Tensor = self.decoder(
-                torch.from_numpy(batch.input_ids),
-                torch.from_numpy(batch.logit_rows),
-                self.pools,
-                attend if watch is None else watch(attend),
-            )[0]
-        return logits
 
-    @torch.inference_mode()
-    def first_layer(self, batch: StepBatch) -> Tensor:
-        """What layer 1 reads, [T, hidden]: all tokens of the batch through layer 0."""
-        with self._form.step(batch, self.pools) as attend:
-            x = self.decoder.embed(torch.from_numpy(batch.input_ids))
-            after: Tensor = self.decoder.layers[0](x, self.pools[0], attend)[0]
-        return after
+def _batch(sequence: TokenSequence) -> StepBatch:
+    return step_batch([sequence.next(sequence.num_left)])
