@@ -37,6 +37,7 @@ class EventInbox:
         self._folder = tempfile.TemporaryDirectory(prefix="legokv-events-", dir=parent)
         self.address = str(Path(self._folder.name) / "socket")
         self._expected: dict[str, Events] = {}
+        self._open: set[socket.socket] = set()
         self._listener = _listening(self.address)
         threading.Thread(target=self._accept, name="event inbox", daemon=True).start()
 
@@ -51,9 +52,10 @@ class EventInbox:
             del self._expected[request_id]
 
     def close(self) -> None:
-        """Listen no more."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        """Listen no more, and read no more of what is open."""
+        for connection in (self._listener, *self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._folder.cleanup()
 
@@ -61,6 +63,7 @@ class EventInbox:
         with suppress(OSError):  # closed
             while True:
                 connection, _ = self._listener.accept()
+                self._open.add(connection)
                 threading.Thread(
                     target=self._read, args=(connection,), name="event reader", daemon=True
                 ).start()
@@ -72,6 +75,7 @@ class EventInbox:
                 # A tab stands in no JSON text as itself.
                 request_id, _, events = line.partition(b"\t")
                 self._hand_out(json.loads(request_id), events)
+        self._open.discard(connection)
         lost = failed(LegokvError("the engine's process ended before the answer did"))
         for waiting in list(self._expected.values()):
             waiting.put(lost)

@@ -1,0 +1,124 @@
+"""Events between two processes of one machine: in order, to whom they are for, and nobody waits."""
+
+import queue
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from legokv.engine.request import Token
+from legokv.errors import InvalidRequest, ServerError
+from legokv.serving import event_stream
+from legokv.serving.event_stream import FOLDER_VARIABLE, EventInbox, EventOutlet, Events
+from legokv.serving.messages import Done, Event, Failed
+
+
+@pytest.fixture
+def inbox() -> Iterator[EventInbox]:
+    made = EventInbox()
+    yield made
+    made.close()
+
+
+def ignore() -> None:
+    """Nothing is done about a loss."""
+
+
+def taken(events: Events, count: int) -> list[Event]:
+    return [events.get(timeout=10) for _ in range(count)]
+
+
+@pytest.mark.parametrize("request_id", ["r", "a\tb\nc", 'Größe "東京" \u2028', ""])
+def test_a_request_s_events_come_in_order_whatever_its_id_and_their_text(
+    inbox: EventInbox, request_id: str
+) -> None:
+    sent = [Token(n, f"a\tb\n{n} \u2028東") for n in range(500)]
+    outlet = EventOutlet(inbox.address, ignore)
+    with inbox.expect(request_id) as events, inbox.expect("other") as others:
+        for number, event in enumerate(sent):
+            outlet.send(request_id, event)
+            if number % 100 == 0:
+                outlet.send("other", Done())
+        assert taken(events, 500) == sent
+        assert taken(others, 5) == [Done()] * 5
+
+
+def test_events_that_nobody_expects_disturb_nobody(inbox: EventInbox) -> None:
+    outlet = EventOutlet(inbox.address, ignore)
+    with inbox.expect("gone"):
+        pass
+    outlet.send("gone", Done())
+    outlet.send("never was", Done())
+    with inbox.expect("r") as events:
+        outlet.send("r", Done())
+        assert taken(events, 1) == [Done()]
+
+
+def test_who_waits_hears_that_the_engine_s_process_has_ended(inbox: EventInbox) -> None:
+    with inbox.expect("r") as events:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(inbox.address)
+        connection.close()
+        (event,) = taken(events, 1)
+    assert event == Failed("LegokvError", "the engine's process ended before the answer did")
+
+
+def test_who_sends_never_waits_and_hears_of_a_reader_that_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(event_stream, "MAX_BACKLOG", 2000)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(tmp_path / "socket"))
+    listener.listen()
+    lost = threading.Event()
+    outlet = EventOutlet(str(tmp_path / "socket"), lost.set)
+    started = time.monotonic()
+    for number in range(20_000):
+        outlet.send("r", Token(number, "x" * 100))
+    assert time.monotonic() - started < 5
+    assert lost.wait(10)
+    listener.close()
+
+
+def test_a_reader_that_is_gone_is_told_of_once(inbox: EventInbox) -> None:
+    told: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    outlet = EventOutlet(inbox.address, lambda: told.put(True))
+    inbox.close()
+    while told.empty():
+        outlet.send("r", Done())
+        time.sleep(0.01)
+    outlet.send("r", Done())
+    time.sleep(0.1)
+    assert told.qsize() == 1
+
+
+def test_only_this_user_may_enter_the_folder_which_goes_with_the_inbox(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    inbox = EventInbox()
+    (folder,) = tmp_path.iterdir()
+    assert Path(inbox.address).parent == folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    inbox.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_too_long_a_name_is_refused_with_the_next_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    monkeypatch.setenv(FOLDER_VARIABLE, str(deep))
+    with pytest.raises(ServerError, match=r"\(\d+ characters\): .*Set TMPDIR to a folder with a"):
+        EventInbox()
+
+
+@pytest.mark.parametrize("address", ["", "/nowhere/socket", "/\0", "x" * 300])
+def test_nobody_there_is_an_error_that_names_the_address(address: str) -> None:
+    with pytest.raises(InvalidRequest, match="no events can be sent to"):
+        EventOutlet(address, ignore)
