@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from benchmarks.reuse.fidelity import compare
 from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.prompt import Prompt
 from benchmarks.reuse.sets import FIDELITY, cases
+from legokv.built.settings import AttentionName
 from legokv.chunks.header import STORED_DTYPES, StoredDtype
 from legokv.chunks.stored_form import decode_chunk, encode_chunk
 from legokv.chunks.stored_kv import from_stored, to_stored
@@ -48,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=5, help="no new case after these")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--attention", default="auto", choices=("auto", "native", "torch"))
+    parser.add_argument("--attention", default="auto", choices=get_args(AttentionName))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5, help="of the timed chunk")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON results")

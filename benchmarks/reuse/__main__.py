@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -21,6 +21,7 @@ from benchmarks.reuse import entries, fidelity, quality, tables
 from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.methods import MAIN, METHODS, Method, UnknownMethod, method_by_name
 from benchmarks.reuse.sets import FIDELITY, QUALITY, Case, cases
+from legokv.built.settings import AttentionName
 
 POOL_TOKENS = 24_576
 KINDS = {"fidelity": (FIDELITY, fidelity.measure), "quality": (QUALITY, quality.measure)}
@@ -36,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60, help="no new case after these")
     parser.add_argument("--methods", help="names between commas (default: all, the main first)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--attention", default="auto", choices=("auto", "native", "torch"))
+    parser.add_argument("--attention", default="auto", choices=get_args(AttentionName))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON results")
     parser.add_argument("--summarise", action="store_true", help="measure nothing more")
