@@ -60,7 +60,7 @@ class EagerRunner:
     @torch.inference_mode()
     def import_pages(self, pages: Sequence[int], kv: Tensor) -> None:
         numbers = self._on_device(np.asarray(pages, np.int32))
-        blocks = page_blocks(kv, len(pages), self.page_size).to(self.device)
+        blocks = page_blocks(kv, len(pages), self.page_size).to(self._store.device)
         for pool, block in zip(self.pools, blocks, strict=True):
             self.attention.kv_import(pool, block, numbers)
 
@@ -68,4 +68,4 @@ class EagerRunner:
         return self._store.export_pages(pages, num_tokens)
 
     def _on_device(self, array: Int32) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return torch.from_numpy(array).to(self._store.device)

@@ -15,6 +15,7 @@ class PageStore:
     def __init__(self, graph: GraphShape, num_pages: int, device: torch.device) -> None:
         self.dtype: torch.dtype = getattr(torch, graph.dtype)
         self.page_size = graph.page_size
+        self.device = device
         self.pools = [
             torch.zeros((num_pages, *graph.page), dtype=self.dtype, device=device)
             for _ in range(graph.num_layers)
@@ -31,7 +32,7 @@ class PageStore:
     def import_pages(self, pages: Sequence[int], kv: Tensor) -> None:
         """As the runner's."""
         numbers = self._numbers(pages)
-        blocks = page_blocks(kv, len(pages), self.page_size).to(self.pools[0].device)
+        blocks = page_blocks(kv, len(pages), self.page_size).to(self.device)
         for pool, block in zip(self.pools, blocks, strict=True):
             kv_import_in_place(pool, block, numbers)
 
@@ -45,7 +46,7 @@ class PageStore:
         return torch.stack(layers)[:, :, :num_tokens].contiguous().cpu()
 
     def _numbers(self, pages: Sequence[int]) -> Tensor:
-        return torch.tensor(pages, dtype=torch.int64, device=self.pools[0].device)
+        return torch.tensor(pages, dtype=torch.int64, device=self.device)
 
 
 def page_blocks(kv: Tensor, num_pages: int, page_size: int) -> Tensor:
