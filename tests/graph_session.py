@@ -16,6 +16,7 @@ from legokv.built.plan_limits import PlanLimits, plan_profiles
 from legokv.checkpoint import load_weights
 from legokv.export import export_onnx
 from legokv.model.decoder import decoder_from_weights
+from legokv.model.dtypes import Dtypes
 from legokv.runners.plan.runner import TensorRTRunner
 from legokv.runners.plan.session import PlanSession, addresses
 from legokv.step.graph import GraphShape, graph_shape
@@ -52,7 +53,7 @@ class GraphSession:
 
 def shape_of(folder: Path, dtype: str) -> GraphShape:
     facts = read_engine_folder(folder)
-    return graph_shape(facts.model, dtype, facts.page_size)
+    return graph_shape(facts.model, Dtypes.same(dtype), facts.page_size)
 
 
 def export_engine(folder: Path, dtype: str, target: Path) -> Path:

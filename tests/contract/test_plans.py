@@ -95,7 +95,7 @@ def test_smollm2_becomes_a_plan(
     plugin_library: Path, smollm2_engine_folder: Path, tmp_path: Path, record_property: Record
 ) -> None:
     facts = read_engine_folder(smollm2_engine_folder)
-    graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+    graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
     model, plan = smollm2_engine_folder / "model.onnx", tmp_path / PLAN
     profiles = plan_profiles(facts.model, graph, PlanLimits())
     files = PlanFiles(model, plan, plugin_library)

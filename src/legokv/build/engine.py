@@ -24,7 +24,7 @@ from legokv.checkpoint.layout import check_tensors
 from legokv.checkpoint.tensor_table import index_file, read_tensor_table, weight_files
 from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.model.config import ModelConfig
-from legokv.model.dtypes import DTYPES
+from legokv.model.dtypes import DTYPES, Dtypes
 from legokv.plan.backends import PLAN_BACKENDS
 from legokv.plan.write import check_sizes, engine_plan
 from legokv.step.graph import graph_shape
@@ -151,7 +151,11 @@ def facts_from_checkpoint(checkpoint: Path, settings: BuildSettings) -> EngineFa
     tokenizer = Tokenizer.open(checkpoint)
     model = _with_tokenizer_end(read_model_config(checkpoint), tokenizer)
     if settings.backend in PLAN_BACKENDS:
-        check_sizes(model, graph_shape(model, settings.dtype, settings.page_size), settings.limits)
+        check_sizes(
+            model,
+            graph_shape(model, Dtypes.same(settings.dtype), settings.page_size),
+            settings.limits,
+        )
     stored = read_tensor_table(checkpoint)
     check_tensors(stored, model)
     return EngineFacts(
@@ -172,7 +176,7 @@ def with_plan(facts: EngineFacts, settings: BuildSettings, library: Path | None)
     if facts.backend not in PLAN_BACKENDS:
         return facts
     assert library is not None, "a plan is built with the plugin library"
-    graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+    graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
     plan = engine_plan(facts.backend, facts.model, graph, library, settings.limits)
     return replace(facts, plan=plan)
 

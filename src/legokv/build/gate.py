@@ -56,7 +56,7 @@ class GateRun:
         one_full = [self._full([number]) for number, _ in alone]
         one_linked = [self._linked([number], k) for number, k in alone]
         return GateFacts(
-            tolerance=TOLERANCES[self._engine.facts.dtype],
+            tolerance=TOLERANCES[self._engine.facts.dtypes.compute],
             recomputed_difference=_difference(full, [self._linked(o, whole) for o in _ORDERS]),
             one_chunk_difference=_difference(one_full, one_linked),
             kl_link_0=_kl(full, [self._linked(order, 0) for order in _ORDERS]),

@@ -98,7 +98,7 @@ def _bare(found: EngineFacts) -> EngineFacts:
 def _has_limits(plan: PlanFacts, facts: EngineFacts, limits: PlanLimits) -> bool:
     if facts.backend not in PLAN_BACKENDS:
         return True
-    graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+    graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
     return plan.limits == settled_limits(facts.model, graph, limits)
 
 

@@ -39,10 +39,10 @@ def make_products(facts: EngineFacts, names: Collection[str], inputs: Inputs, fo
     if MODEL_FILE in names:
         _export(facts, inputs, folder)
     if facts.plan is not None and inputs.plugin_library is not None:
-        graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+        graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
         write_plan(folder, facts.plan, graph, inputs.plugin_library, inputs.say)
     if CONFIG_FILE in names and facts.plan is not None:
-        write_llm_config(folder, facts.model, facts.dtype, facts.plan)
+        write_llm_config(folder, facts.model, facts.dtypes.compute, facts.plan)
 
 
 def _export(facts: EngineFacts, inputs: Inputs, folder: Path) -> None:
@@ -54,9 +54,9 @@ def _export(facts: EngineFacts, inputs: Inputs, folder: Path) -> None:
             f"{MODEL_FILE} needs {error.name}: pip install 'legokv[onnx]', or choose --no-onnx"
         ) from error
     started = time.monotonic()
-    inputs.say(f"Exporting {MODEL_FILE}, {facts.model.num_layers} layers in {facts.dtype}")
-    weights = load_weights(inputs.checkpoint, facts.model, getattr(torch, facts.dtype))
-    graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+    inputs.say(f"Exporting {MODEL_FILE}, {facts.model.num_layers} layers in {facts.dtypes.compute}")
+    weights = load_weights(inputs.checkpoint, facts.model, getattr(torch, facts.dtypes.weights))
+    graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
     export_onnx(decoder_from_weights(facts.model, weights), graph, folder)
     num_bytes = sum((folder / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE))
     inputs.say(f"  {num_bytes / 2**20:.1f} MiB in {time.monotonic() - started:.1f} s")

@@ -17,6 +17,7 @@ from legokv.built.gate_facts import GateFacts
 from legokv.built.plan_facts import PlanFacts, plan_facts_from_json
 from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.model.config import ModelConfig, RopeConfig
+from legokv.model.dtypes import Dtypes
 from legokv.whole_files import replaced_folder
 
 FORMAT_VERSION = 3
@@ -55,6 +56,11 @@ class EngineFacts:
     produced: tuple[StoredFile, ...] = ()
     plan: PlanFacts | None = None
     gate: GateFacts | None = None
+
+    @property
+    def dtypes(self) -> Dtypes:
+        """`dtype`, the one name on disk, for weights, computing and KV."""
+        return Dtypes.same(self.dtype)
 
 
 Produce = Callable[[Path], Collection[str]]

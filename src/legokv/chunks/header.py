@@ -57,9 +57,9 @@ class KvLayout:
         return FLOAT_DTYPES[self.dtype].item_bytes
 
 
-def token_bytes(config: ModelConfig, dtype: str, stored_dtype: str) -> int:
+def token_bytes(config: ModelConfig, kv_dtype: str, stored_dtype: str) -> int:
     """What one token's KV of a model takes, stored, its chunk's header aside."""
-    name = next(name for name, known in FLOAT_DTYPES.items() if known.name == dtype)
+    name = next(name for name, known in FLOAT_DTYPES.items() if known.name == kv_dtype)
     shape = (config.num_layers, 2, 1, config.num_kv_heads, config.head_size)
     return KvLayout(name, shape, stored_dtype == "int8").num_bytes
 

@@ -53,7 +53,7 @@ class ChunkNaming:
         return replace(chunk, key=key, dummy_tokens=DUMMY_TOKENS, persistent=False)
 
     def _key(self, token_ids: tuple[int, ...], namespace: str, dummy_tokens: int) -> str:
-        dtype = kv_dtype_name(self.facts.dtype, self.stored_dtype)
+        dtype = kv_dtype_name(self.facts.dtypes.kv, self.stored_dtype)
         return chunk_key(self.facts.fingerprint, dtype, namespace, token_ids, dummy_tokens)
 
 

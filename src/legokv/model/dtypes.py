@@ -23,3 +23,20 @@ FLOAT_DTYPES = {
     "F32": FloatDtype("float32", 4),
 }
 DTYPES = tuple(known.name for known in FLOAT_DTYPES.values())
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """One of DTYPES each: what weights lie in, what a step computes in, what pages keep.
+
+    How a chunk is stored below the pool is a setting of its own (`kv_stored_dtype`).
+    """
+
+    weights: str
+    compute: str
+    kv: str
+
+    @classmethod
+    def same(cls, name: str) -> "Dtypes":
+        """One type for all three: what every engine has today."""
+        return cls(name, name, name)

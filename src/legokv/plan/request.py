@@ -74,7 +74,7 @@ def plan_request(
         model_file=str(files.model),
         plan_file=str(files.plan),
         plugin_library=str(files.plugin_library),
-        dtype=graph.dtype,
+        dtype=graph.dtypes.compute,
         profiles=tuple(
             tuple(InputRange(b.name, *profile.shapes(b)) for b in graph.inputs)
             for profile in profiles

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from legokv.model.config import ModelConfig
 from legokv.model.decoder import decoder_from_weights
-from legokv.model.dtypes import Int32
+from legokv.model.dtypes import Dtypes, Int32
 from legokv.runners.attention_forms import CPU, AttentionForm
 from legokv.runners.packed_weights import pack_decoder
 from legokv.runners.page_store import PageStore, page_blocks
@@ -39,8 +39,8 @@ class EagerRunner:
         self.decoder = decoder_from_weights(config, on_device)
         if device.type == "cpu":
             pack_decoder(self.decoder)
-        dtype = str(self.decoder.embed.weight.dtype).removeprefix("torch.")
-        self._store = PageStore(graph_shape(config, dtype, page_size), num_pages, device)
+        dtypes = Dtypes.same(str(self.decoder.embed.weight.dtype).removeprefix("torch."))
+        self._store = PageStore(graph_shape(config, dtypes, page_size), num_pages, device)
 
     @property
     def pools(self) -> list[Tensor]:

@@ -12,6 +12,7 @@ from legokv.checkpoint import load_weights
 from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.kernels.build_gpu import LIBRARY_NAME, SOURCE, library_digest
 from legokv.kernels.gpu import Launchers
+from legokv.model.dtypes import Dtypes
 from legokv.plan.backends import PLAN_BACKENDS, backend_version, gpu_architecture, this_machine
 from legokv.runners.attention_forms import CPU, AttentionForm, KernelForm, attention_form
 from legokv.runners.eager import EagerRunner
@@ -36,11 +37,11 @@ def open_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> R
     log.info("runner: %s, %s", chosen, reason)
     if chosen == "plan":
         return _plan_runner(folder, facts, settings)
-    dtype = getattr(torch, settings.dtype_or(facts.dtype))
+    dtypes = Dtypes.same(settings.dtype_or(facts.dtype))
     form, device = _eager_attention(folder, facts, settings, chosen)
     return EagerRunner(
         facts.model,
-        load_weights(folder, facts.model, dtype),
+        load_weights(folder, facts.model, getattr(torch, dtypes.weights)),
         form,
         device,
         num_pages=settings.num_pages(facts.page_size),
@@ -88,8 +89,8 @@ def _eager_attention(
     if chosen == "cuda":
         device = torch.device("cuda")
         return KernelForm(Launchers(_kernels(folder)), facts.model, device), device
-    dtype = getattr(torch, settings.dtype_or(facts.dtype))
-    return attention_form(settings.attention, facts.model, dtype), CPU
+    kv_dtype = getattr(torch, Dtypes.same(settings.dtype_or(facts.dtype)).kv)
+    return attention_form(settings.attention, facts.model, kv_dtype), CPU
 
 
 def _plan_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> Runner:
@@ -101,7 +102,7 @@ def _plan_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> 
         )
     _check_settings(plan, facts, settings)
     check_machine(folder, plan)
-    graph = graph_shape(facts.model, facts.dtype, facts.page_size)
+    graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
     session = open_plan(folder, plan)
     num_pages = settings.num_pages(facts.page_size)
     return TensorRTRunner(session, plan, graph, num_pages, torch.device("cuda"))

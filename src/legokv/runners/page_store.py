@@ -13,7 +13,7 @@ class PageStore:
     """One pool [N, 2, S, G, D] for each layer, zeros at first, at one address for ever."""
 
     def __init__(self, graph: GraphShape, num_pages: int, device: torch.device) -> None:
-        self.dtype: torch.dtype = getattr(torch, graph.dtype)
+        self.dtype: torch.dtype = getattr(torch, graph.dtypes.kv)
         self.page_size = graph.page_size
         self.device = device
         self.pools = [

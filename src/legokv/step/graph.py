@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from legokv.model.config import ModelConfig
-from legokv.model.dtypes import Int32
+from legokv.model.dtypes import Dtypes, Int32
 from legokv.step.batch import StepBatch
 
 SYMBOLS = ("T", "B", "P", "N", "M")
@@ -63,7 +63,7 @@ class GraphShape:
     num_kv_heads: int
     head_size: int
     page_size: int
-    dtype: str
+    dtypes: Dtypes
 
     @property
     def page(self) -> tuple[int, int, int, int]:
@@ -102,18 +102,18 @@ class GraphShape:
 
     def _per_layer(self, name: str, count: str) -> tuple[Binding, ...]:
         layers = range(self.num_layers)
-        return tuple(Binding(f"{name}_{at}", self.dtype, (count, *self.page)) for at in layers)
+        return tuple(Binding(f"{name}_{at}", self.dtypes.kv, (count, *self.page)) for at in layers)
 
 
-def graph_shape(model: ModelConfig, dtype: str, page_size: int) -> GraphShape:
-    """The sizes of `model`'s graph with weights and pools of `dtype`."""
+def graph_shape(model: ModelConfig, dtypes: Dtypes, page_size: int) -> GraphShape:
+    """The sizes of `model`'s graph with weights and pools of these types."""
     return GraphShape(
         num_layers=model.num_layers,
         vocab_size=model.vocab_size,
         num_kv_heads=model.num_kv_heads,
         head_size=model.head_size,
         page_size=page_size,
-        dtype=dtype,
+        dtypes=dtypes,
     )
 
 

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from legokv.built.plan_limits import (
     MAX_ELEMENTS,
@@ -16,6 +18,9 @@ from legokv.built.plan_limits import (
 )
 from legokv.errors import InvalidRequest
 from legokv.model.config import ModelConfig, RopeConfig
+from legokv.model.dtypes import Dtypes
+from legokv.plan.request import PlanFiles, plan_request
+from legokv.runners.page_store import PageStore
 from legokv.step.batch import Piece, StepBatch, step_batch
 from legokv.step.graph import (
     ELEMENT_BYTES,
@@ -47,7 +52,7 @@ MODEL = ModelConfig(
     bos_token_id=None,
     eos_token_ids=(),
 )
-GRAPH = graph_shape(MODEL, "bfloat16", page_size=16)
+GRAPH = graph_shape(MODEL, Dtypes.same("bfloat16"), page_size=16)
 LIMITS = PlanLimits(max_step_tokens=512, max_sequences=32, max_import_pages=8)
 
 
@@ -199,5 +204,16 @@ def test_limits_and_profiles_agree_where_there_are_fewer_tokens_than_sequences()
 
 
 def test_a_graph_shape_is_a_models_numbers() -> None:
-    assert GraphShape(2, 100, 2, 64, 16, "bfloat16") == GRAPH
+    assert GraphShape(2, 100, 2, 64, 16, Dtypes.same("bfloat16")) == GRAPH
     assert GRAPH.page_elements == 2 * 16 * 2 * 64
+
+
+def test_pages_are_of_kv_s_type_and_a_plan_computes_in_its_own() -> None:
+    graph = graph_shape(MODEL, Dtypes("bfloat16", "float16", "float32"), page_size=16)
+    pages = (*graph.pools, *graph.import_blocks, *graph.outputs[1:])
+    assert {binding.dtype for binding in pages} == {"float32"}
+    assert {pool.dtype for pool in PageStore(graph, 1, torch.device("cpu")).pools} == {
+        torch.float32
+    }
+    files = PlanFiles(*map(Path, ("model.onnx", "plan", "plugins.so")))
+    assert plan_request("tensorrt-rtx", graph, profiles(LIMITS), files).dtype == "float16"
