@@ -76,7 +76,7 @@ def round_pools(model: LinkedModel) -> None:
 def _log_probabilities(model: LinkedModel, prompt: Prompt) -> Tensor:
     chunks = [model.compile(segment) for segment in prompt.segments]
     fresh = prompt.question + prompt.answer[:-1]
-    placed = model.place([*chunks, fresh], legolink(LINK_TOKENS))
+    placed = model.bind(model.place([*chunks, fresh]).link(legolink(LINK_TOKENS)))
     try:
         return F.log_softmax(model.compute(placed, len(prompt.answer)), -1)
     finally:

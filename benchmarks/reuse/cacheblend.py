@@ -1,4 +1,4 @@
-"""CacheBlend's choice (arXiv 2405.16444): the tokens whose values of layer 1 differ most.
+"""CacheBlend's scores (arXiv 2405.16444): how far off each token's values of layer 1 are.
 
 Layer 0 runs over all tokens; its keys and values do not depend on what stands before, so the link
 that follows goes on exactly as if it had gone on from there.
@@ -6,32 +6,30 @@ that follows goes on exactly as if it had gone on from there.
 
 import torch
 
-from benchmarks.reuse import selections
 from benchmarks.reuse.keys import key_places
 from benchmarks.reuse.linked_model import LinkedModel
 from legokv.chunks.chunk import Chunk
-from legokv.link.policy import Policy, everything, nothing
+from legokv.link.policy import Scores, everything
 from legokv.model.decoder import Layer
 from legokv.runners.eager import EagerRunner
 from legokv.step.batch import StepBatch
 
 
-def policy(
-    model: LinkedModel, chunks: list[Chunk], question: tuple[int, ...], percent: float
-) -> Policy:
-    """The `percent` % of cached tokens that layer 1 finds farthest from their stored values."""
-    stored = model.place([*chunks, question], nothing)
+def scores(model: LinkedModel, chunks: list[Chunk], question: tuple[int, ...]) -> Scores:
+    """How far layer 1 finds each token of the prompt from its stored values."""
+    placement = model.place([*chunks, question])
+    stored = model.bind(placement.first_pass())
     try:
         old = key_places(model, stored).values(model.pools[1])
     finally:
         model.release(stored)
-    placed = model.place([*chunks, question], everything)
+    placed = model.bind(placement.link(everything))
     try:
         new = _values(model.runner, model.batch_of(placed))
     finally:
         model.release(placed)
-    difference = (new - old).flatten(1).norm(dim=1)
-    return selections.best(difference.numpy(), percent)
+    difference: Scores = (new - old).flatten(1).norm(dim=1).numpy()
+    return difference
 
 
 @torch.inference_mode()

@@ -1,26 +1,24 @@
-"""Query-aware choice (the idea of ProphetKV): the tokens that the question attends to most.
+"""Query-aware scores (the idea of ProphetKV): how much the question attends to each token.
 
-A first pass with nothing recomputed collects the question's attention to every key, averaged over
-rows, heads and layers.
+Found by the first pass, with nothing recomputed, and averaged over rows, heads and layers.
 """
 
 import torch
 
-from benchmarks.reuse import selections
 from benchmarks.reuse.attention_probe import AttentionProbe
 from benchmarks.reuse.linked_model import LinkedModel
 from legokv.chunks.chunk import Chunk
-from legokv.link.policy import Policy, nothing
+from legokv.link.policy import Scores
 
 
-def policy(
-    model: LinkedModel, chunks: list[Chunk], question: tuple[int, ...], percent: float
-) -> Policy:
-    """The `percent` % of cached tokens with the most attention."""
-    placed = model.place([*chunks, question], nothing)
+def scores(model: LinkedModel, chunks: list[Chunk], question: tuple[int, ...]) -> Scores:
+    """The attention that each token of the prompt gets."""
+    placement = model.place([*chunks, question])
+    placed = model.bind(placement.first_pass())
     try:
-        probe = AttentionProbe(model, placed, len(question))
+        probe = AttentionProbe(model, placed, placement.question_tokens)
         model.compute(placed, watch=probe)
     finally:
         model.release(placed)
-    return selections.best(torch.stack(probe.by_layer).mean(0).numpy(), percent)
+    by_token: Scores = torch.stack(probe.by_layer).mean(0).numpy()
+    return by_token

@@ -17,8 +17,7 @@ from legokv.built.folder import read_engine_folder
 from legokv.checkpoint import load_weights
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.pool import PagePool
-from legokv.link.link import BoundLink, Link, Segment, bind, link
-from legokv.link.policy import Policy
+from legokv.link.link import BoundLink, Link, Placement, Segment, bind, place
 from legokv.model.decoder import Attention
 from legokv.runners.attention_forms import AttentionForm, attention_form, rotations_of
 from legokv.runners.eager import EagerRunner
@@ -107,9 +106,12 @@ class LinkedModel:
             self._compiled[chunk.key] = pages
         return chunk
 
-    def place(self, segments: Sequence[Segment], policy: Policy, reserve_tokens: int = 0) -> Placed:
-        """Link compiled chunks and fresh tokens; `release` gives its private pages back."""
-        linked = link(segments, policy, self.page_size, reserve_tokens)
+    def place(self, segments: Sequence[Segment], reserve_tokens: int = 0) -> Placement:
+        """Compiled chunks and fresh tokens as one prompt, before a policy has chosen."""
+        return place(segments, self.page_size, reserve_tokens)
+
+    def bind(self, linked: Link) -> Placed:
+        """A link with pages of its own; `release` gives them back."""
         private = self._pool.take(linked.num_private_pages)
         chunk_pages = [self._compiled[chunk.key] for chunk in linked.chunks]
         bound = bind(linked, chunk_pages, private, self.page_size)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from benchmarks.reuse import behind_head, cacheblend, guided, selections
 from benchmarks.reuse.linked_model import LinkedModel, Placed
 from benchmarks.reuse.prompt import Prompt, TokenIds, without_documents
+from benchmarks.reuse.selections import Best, Both
 from legokv.chunks.chunk import Chunk
-from legokv.link.policy import Policy, everything, legolink, nothing
+from legokv.link.policy import Policy, Scores, everything, legolink, nothing
 
 Compile = Callable[[LinkedModel, Prompt], list[Chunk]]
-Choose = Callable[[LinkedModel, list[Chunk], TokenIds], Policy]
+Score = Callable[[LinkedModel, list[Chunk], TokenIds], Scores]
 
 
 class UnknownMethod(Exception):
@@ -19,11 +20,15 @@ class UnknownMethod(Exception):
 
 @dataclass(frozen=True)
 class Method:
-    """`compile` makes the chunks, `choose` says which of their tokens are recomputed."""
+    """`compile` makes the chunks, `policy` says which of their tokens are recomputed.
+
+    A policy that needs scores is given those of `score`.
+    """
 
     name: str
-    choose: Choose
+    policy: Policy
     compile: Compile = behind_head.alone
+    score: Score = guided.scores
     has_documents: bool = True
 
     def place(
@@ -32,9 +37,11 @@ class Method:
         """The prompt linked, `answer` behind its question. The choice never sees the answer."""
         if not self.has_documents:
             prompt = without_documents(prompt)
-        chunks = self.compile(model, prompt)
-        policy = self.choose(model, chunks, prompt.question)
-        return model.place([*chunks, prompt.question + answer], policy, reserve_tokens)
+        chunks, scores = self.compile(model, prompt), None
+        if self.policy.needs_scores:
+            scores = self.score(model, chunks, prompt.question)
+        placement = model.place([*chunks, prompt.question + answer], reserve_tokens)
+        return model.bind(placement.link(self.policy, scores))
 
 
 def share_recomputed(placed: Placed) -> float:
@@ -51,42 +58,30 @@ def method_by_name(name: str) -> Method:
     return METHODS[name]
 
 
-def _static(policy: Policy) -> Choose:
-    return lambda model, chunks, question: policy
-
-
-def _cacheblend(percent: float) -> Choose:
-    return lambda model, chunks, question: cacheblend.policy(model, chunks, question, percent)
-
-
-def _guided(percent: float, link_tokens: int = 0) -> Choose:
-    def choose(model: LinkedModel, chunks: list[Chunk], question: TokenIds) -> Policy:
-        chosen = guided.policy(model, chunks, question, percent)
-        return selections.both(chosen, legolink(link_tokens))
-
-    return choose
+def _cacheblend(percent: int) -> Method:
+    return Method(f"cacheblend-{percent}", Best(percent), score=cacheblend.scores)
 
 
 MAIN = (
-    Method("full", _static(everything)),
-    Method("no-documents", _static(nothing), has_documents=False),
-    Method("naive", _static(nothing)),
-    Method("legolink-2", _static(legolink(2))),
-    Method("legolink-16", _static(legolink(16))),
-    Method("cacheblend-15", _cacheblend(15)),
-    Method("guided-10+legolink-2", _guided(10, 2)),
-    Method("legolink-0", _static(nothing), behind_head.behind_dummies),
-    Method("behind-head", _static(nothing), behind_head.behind_first),
-    Method("last-16", _static(selections.last(16))),
-    Method("random-16", _static(selections.scattered(16))),
+    Method("full", everything),
+    Method("no-documents", nothing, has_documents=False),
+    Method("naive", nothing),
+    Method("legolink-2", legolink(2)),
+    Method("legolink-16", legolink(16)),
+    _cacheblend(15),
+    Method("guided-10+legolink-2", Both(Best(10), legolink(2))),
+    Method("legolink-0", nothing, behind_head.behind_dummies),
+    Method("behind-head", nothing, behind_head.behind_first),
+    Method("last-16", selections.last(16)),
+    Method("random-16", selections.scattered(16)),
 )
 OTHERS = (
-    *(Method(f"legolink-{k}", _static(legolink(k))) for k in (1, 4, 8, 32, 64)),
-    *(Method(f"cacheblend-{r}", _cacheblend(r)) for r in (5, 30)),
-    *(Method(f"guided-{r}", _guided(r)) for r in (5, 10, 20)),
-    *(Method(f"guided-{r}+legolink-2", _guided(r, 2)) for r in (5, 20)),
-    *(Method(f"last-{k}", _static(selections.last(k))) for k in (2,)),
-    *(Method(f"random-{k}", _static(selections.scattered(k))) for k in (2,)),
-    Method("prefix", _static(selections.prefix)),
+    *(Method(f"legolink-{k}", legolink(k)) for k in (1, 4, 8, 32, 64)),
+    *map(_cacheblend, (5, 30)),
+    *(Method(f"guided-{r}", Best(r)) for r in (5, 10, 20)),
+    *(Method(f"guided-{r}+legolink-2", Both(Best(r), legolink(2))) for r in (5, 20)),
+    *(Method(f"last-{k}", selections.last(k)) for k in (2,)),
+    *(Method(f"random-{k}", selections.scattered(k)) for k in (2,)),
+    Method("prefix", selections.prefix),
 )
 METHODS = {method.name: method for method in (*MAIN, *OTHERS)}

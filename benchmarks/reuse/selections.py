@@ -4,13 +4,12 @@ A chunk at position 0 stands as it was compiled, and no method recomputes it (bu
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from legokv.link.policy import PlacedChunk, Policy
-
-Indices = NDArray[np.int64]
+from legokv.link.policy import ByPlace, Indices, PlacedChunk, Policy, Scores
 
 
 def last(num_tokens: int) -> Policy:
@@ -24,7 +23,7 @@ def last(num_tokens: int) -> Policy:
             for chunk in chunks
         ]
 
-    return recompute
+    return ByPlace(recompute)
 
 
 def scattered(num_tokens: int, seed: int = 0) -> Policy:
@@ -39,26 +38,32 @@ def scattered(num_tokens: int, seed: int = 0) -> Policy:
             for chunk in chunks
         ]
 
-    return recompute
+    return ByPlace(recompute)
 
 
-def prefix(chunks: Sequence[PlacedChunk]) -> list[Indices]:
-    """Prefix caching: what stands first is reused, the rest comes in a new order and is not."""
-    return [np.arange(chunk.num_tokens if chunk.position else 0) for chunk in chunks]
+prefix: Policy = ByPlace(
+    lambda chunks: [np.arange(chunk.num_tokens if chunk.position else 0) for chunk in chunks]
+)
+"""Prefix caching: what stands first is reused, the rest comes in a new order and is not."""
 
 
-def best(scores: NDArray[np.float32], percent: float) -> Policy:
-    """The `percent` % of tokens with the highest score [prompt tokens], by absolute position.
+@dataclass(frozen=True)
+class Best:
+    """The `percent` % of tokens with the highest scores.
 
     The share is of the tokens that may be recomputed, rounded to the nearest number of tokens.
     """
 
-    def recompute(chunks: Sequence[PlacedChunk]) -> list[Indices]:
+    percent: float
+    needs_scores: ClassVar[bool] = True
+
+    def choose(self, chunks: Sequence[PlacedChunk], scores: Scores | None = None) -> list[Indices]:
+        assert scores is not None, "a link gives scores to those that need them"
         places = [
             np.arange(c.position, c.position + (c.num_tokens if c.position else 0)) for c in chunks
         ]
         candidates = np.concatenate([*places, np.arange(0)])
-        budget = round(len(candidates) * percent / 100)
+        budget = round(len(candidates) * self.percent / 100)
         chosen = candidates[np.argsort(-scores[candidates], kind="stable")[:budget]]
         return [
             np.sort(chosen[(chosen >= c.position) & (chosen < c.position + c.num_tokens)])
@@ -66,14 +71,20 @@ def best(scores: NDArray[np.float32], percent: float) -> Policy:
             for c in chunks
         ]
 
-    return recompute
 
-
-def both(first: Policy, second: Policy) -> Policy:
+@dataclass(frozen=True)
+class Both:
     """What either recomputes."""
 
-    def recompute(chunks: Sequence[PlacedChunk]) -> list[Indices]:
-        pairs = zip(first(chunks), second(chunks), strict=True)
-        return [np.union1d(one, other).astype(np.int64) for one, other in pairs]
+    first: Policy
+    second: Policy
 
-    return recompute
+    @property
+    def needs_scores(self) -> bool:
+        return self.first.needs_scores or self.second.needs_scores
+
+    def choose(self, chunks: Sequence[PlacedChunk], scores: Scores | None = None) -> list[Indices]:
+        pairs = zip(
+            self.first.choose(chunks, scores), self.second.choose(chunks, scores), strict=True
+        )
+        return [np.union1d(one, other).astype(np.int64) for one, other in pairs]

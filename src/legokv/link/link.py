@@ -1,17 +1,18 @@
 """Linking: segments placed one after another become tokens to compute and a page table.
 
-Page numbers are not known yet: a `Link` counts the pages it needs, `bind` fills the numbers in.
+A `Placement` is what is known before a policy chooses, a `Link` after. Page numbers are known in
+neither: a link counts the pages it needs, `bind` fills the numbers in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from legokv.chunks.chunk import Chunk
 from legokv.errors import InvalidRequest
-from legokv.link.policy import PlacedChunk, Policy
+from legokv.link.policy import Indices, PlacedChunk, Policy, Scores, everything, nothing
 from legokv.model.dtypes import Int32
 
 Segment = Chunk | Sequence[int] | Int32
@@ -72,7 +73,7 @@ class BoundLink:
 
 
 @dataclass(frozen=True)
-class _Placed:
+class PlacedSegment:
     """A segment at its position; a fresh one has no chunk."""
 
     position: int
@@ -80,29 +81,71 @@ class _Placed:
     chunk: Chunk | None = None
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Segments at their places, with room for `reserve_tokens` more; the last is always fresh."""
+
+    segments: tuple[PlacedSegment, ...]
+    page_size: int
+    reserve_tokens: int
+
+    @property
+    def chunks(self) -> list[PlacedChunk]:
+        """What a policy chooses from."""
+        placed = [s for s in self.segments if s.chunk is not None]
+        return [PlacedChunk(s.position, len(s.token_ids)) for s in placed]
+
+    @property
+    def question_tokens(self) -> int:
+        """How many tokens stand behind the last chunk: those whose attention tells what matters."""
+        return len(self.segments[-1].token_ids)
+
+    def first_pass(self) -> Link:
+        """What gives a policy its scores: all fresh tokens over the cached keys as they are."""
+        return self.link(nothing)
+
+    def most_private_pages(self, policy: Policy) -> int:
+        """Pages that the link of `policy`, and its first pass, need at most, before it has chosen.
+
+        With scores any page of any chunk may be recomputed in part, and then is private.
+        """
+        return self.link(everything if policy.needs_scores else policy).num_private_pages
+
+    def link(self, policy: Policy, scores: Scores | None = None) -> Link:
+        """Recompute what `policy` chooses; it is given the first pass's scores if it needs them."""
+        if policy.needs_scores and scores is None:
+            raise ValueError("the policy needs the scores of a first pass, there are none")
+        recompute: Iterator[Indices] = iter(policy.choose(self.chunks, scores))
+        layout = _Layout(self.page_size)
+        *before, last = self.segments
+        for segment in before:
+            if segment.chunk is not None:
+                layout.add_chunk(segment, segment.chunk, next(recompute))
+            else:
+                layout.add_fresh(segment, 0)
+        layout.add_fresh(last, self.reserve_tokens)
+        return layout.link()
+
+
 def link(
     segments: Sequence[Segment], policy: Policy, page_size: int, reserve_tokens: int = 0
 ) -> Link:
-    """Place `segments`, recompute what `policy` says, and leave room for `reserve_tokens` more.
+    """Place `segments` and recompute what `policy` says, which looks at their places alone."""
+    return place(segments, page_size, reserve_tokens).link(policy)
+
+
+def place(segments: Sequence[Segment], page_size: int, reserve_tokens: int = 0) -> Placement:
+    """Put `segments` one after another, leaving room for `reserve_tokens` more.
 
     The last token is always computed, for its logits: where a chunk stands last, its last token
     counts as fresh. InvalidRequest if there is no token at all.
     """
-    placed = _place(segments)
-    reused = [PlacedChunk(s.position, len(s.token_ids)) for s in placed if s.chunk is not None]
-    recompute = iter(policy(reused))
-    layout = _Layout(page_size)
-    for number, segment in enumerate(placed):
-        if segment.chunk is not None:
-            layout.add_chunk(segment, segment.chunk, next(recompute))
-        else:
-            layout.add_fresh(segment, reserve_tokens if number == len(placed) - 1 else 0)
-    return layout.link()
+    return Placement(tuple(_place(segments)), page_size, reserve_tokens)
 
 
-def _place(segments: Sequence[Segment]) -> list[_Placed]:
+def _place(segments: Sequence[Segment]) -> list[PlacedSegment]:
     """Positions for all segments, neighbouring fresh ones joined, a fresh one at the end."""
-    placed: list[_Placed] = []
+    placed: list[PlacedSegment] = []
     position = 0
     for segment in _with_fresh_end(segments):
         chunk = segment if isinstance(segment, _Reused) else None
@@ -113,7 +156,7 @@ def _place(segments: Sequence[Segment]) -> list[_Placed]:
             before = placed.pop()
             ids = np.concatenate((before.token_ids, ids))
             position = before.position
-        placed.append(_Placed(position, ids, chunk.chunk if chunk is not None else None))
+        placed.append(PlacedSegment(position, ids, chunk.chunk if chunk is not None else None))
         position += len(ids)
     if not placed:
         raise InvalidRequest("the prompt has 0 tokens; it needs at least one")
@@ -155,7 +198,7 @@ class _Layout:
         self._tail = (0, 0)
         self._counts = [0, 0, 0]
 
-    def add_chunk(self, segment: _Placed, chunk: Chunk, recompute: NDArray[np.int64]) -> None:
+    def add_chunk(self, segment: PlacedSegment, chunk: Chunk, recompute: Indices) -> None:
         length, size = len(segment.token_ids), self._page_size
         base = segment.position - chunk.dummy_tokens
         private_of = np.full(-(-length // size), -1, np.int64)
@@ -184,7 +227,7 @@ class _Layout:
         self._counts[0] += length - len(recompute)
         self._counts[1] += len(recompute)
 
-    def add_fresh(self, segment: _Placed, reserve_tokens: int) -> None:
+    def add_fresh(self, segment: PlacedSegment, reserve_tokens: int) -> None:
         length, size = len(segment.token_ids), self._page_size
         self._tail = (self._num_private, segment.position)
         for start in range(0, length + reserve_tokens, size):
@@ -202,9 +245,7 @@ class _Layout:
     def _number_of(self, chunk: Chunk) -> int:
         return self._chunks.setdefault(chunk.key, (len(self._chunks), chunk))[0]
 
-    def _compute(
-        self, ids: Int32, positions: NDArray[np.int64], base: int, slots: ArrayLike
-    ) -> None:
+    def _compute(self, ids: Int32, positions: Indices, base: int, slots: ArrayLike) -> None:
         keys = positions - base
         arrays = [np.asarray(a).astype(np.int32) for a in (ids, positions, keys, slots)]
         self._computed.append((arrays[0], arrays[1], arrays[2], arrays[3]))

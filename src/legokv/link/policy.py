@@ -2,9 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+Scores = NDArray[np.float32]
+"""[prompt tokens], by absolute position: what a first pass found each token to matter."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +20,32 @@ class PlacedChunk:
     num_tokens: int
 
 
-Policy = Callable[[Sequence[PlacedChunk]], list[NDArray[np.int64]]]
-"""For each placed chunk the indices inside it, ascending, of the tokens to recompute."""
+class Policy(Protocol):
+    """Chooses when a request has its pages; with `needs_scores` after a first pass.
+
+    The first pass recomputes nothing: it runs the fresh tokens over all keys as they are cached.
+    """
+
+    @property
+    def needs_scores(self) -> bool: ...
+
+    def choose(
+        self, chunks: Sequence[PlacedChunk], scores: Scores | None = None
+    ) -> Sequence[Indices]:
+        """For each placed chunk the indices inside it, ascending, of the tokens to recompute."""
+
+
+@dataclass(frozen=True)
+class ByPlace:
+    """A policy that looks at the chunks' places alone; `recompute` is its `choose`."""
+
+    recompute: Callable[[Sequence[PlacedChunk]], Sequence[Indices]]
+    needs_scores: ClassVar[bool] = False
+
+    def choose(
+        self, chunks: Sequence[PlacedChunk], scores: Scores | None = None
+    ) -> Sequence[Indices]:
+        return self.recompute(chunks)
 
 
 def legolink(link_tokens: int) -> Policy:
@@ -25,20 +54,17 @@ def legolink(link_tokens: int) -> Policy:
     A chunk at position 0 was compiled exactly as it stands (arXiv 2410.15332, section 4).
     """
 
-    def recompute(chunks: Sequence[PlacedChunk]) -> list[NDArray[np.int64]]:
+    def recompute(chunks: Sequence[PlacedChunk]) -> list[Indices]:
         return [
             np.arange(min(link_tokens, chunk.num_tokens) if chunk.position > 0 else 0)
             for chunk in chunks
         ]
 
-    return recompute
+    return ByPlace(recompute)
 
 
-def nothing(chunks: Sequence[PlacedChunk]) -> list[NDArray[np.int64]]:
-    """Link as stored: naive reuse, and LegoLink-0 over chunks compiled behind dummy tokens."""
-    return [np.arange(0) for _ in chunks]
+nothing: Policy = ByPlace(lambda chunks: [np.arange(0) for _ in chunks])
+"""Link as stored: naive reuse, and LegoLink-0 over chunks compiled behind dummy tokens."""
 
-
-def everything(chunks: Sequence[PlacedChunk]) -> list[NDArray[np.int64]]:
-    """Full recompute: what ordinary prefill without a cache does."""
-    return [np.arange(chunk.num_tokens) for chunk in chunks]
+everything: Policy = ByPlace(lambda chunks: [np.arange(chunk.num_tokens) for chunk in chunks])
+"""Full recompute: what ordinary prefill without a cache does."""

@@ -9,12 +9,13 @@ import pytest
 import torch
 from paths import ROOT
 
-from benchmarks.reuse import cacheblend, guided, selections
+from benchmarks.reuse import cacheblend, guided
 from benchmarks.reuse.bootstrap import mean_interval
 from benchmarks.reuse.fidelity import measure
 from benchmarks.reuse.linked_model import LinkedModel
-from benchmarks.reuse.methods import METHODS, UnknownMethod, method_by_name
+from benchmarks.reuse.methods import METHODS, Method, UnknownMethod, method_by_name
 from benchmarks.reuse.prompt import Prompt
+from benchmarks.reuse.selections import Best
 from legokv import Engine, EngineSettings
 
 # float32 sums in another order, over three layers; the logits are of size 10.
@@ -51,11 +52,10 @@ def test_legolink_gives_the_engine_s_own_logits(model, tiny_engine_folder, link_
     torch.testing.assert_close(logits_of(model, f"legolink-{link_tokens}"), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("choose", [cacheblend.policy, guided.policy])
-def test_recomputing_all_that_a_method_ranks_is_full_recompute(model, choose):
-    chunks = METHODS["naive"].compile(model, PROMPT)
-    policy = choose(model, chunks, PROMPT.question, 100)
-    found = model.compute(model.place([*chunks, PROMPT.question], policy))[0]
+@pytest.mark.parametrize("score", [cacheblend.scores, guided.scores])
+def test_recomputing_all_that_a_method_ranks_is_full_recompute(model, score):
+    placed = Method("all", Best(100), score=score).place(model, PROMPT)
+    found = model.compute(placed)[0]
     full = logits_of(model, "full")
     torch.testing.assert_close(found, full, **CLOSE)
     assert (logits_of(model, "naive") - full).abs().max() > 0.01, "or nothing was to be repaired"
@@ -100,7 +100,7 @@ def test_the_best_tokens_are_those_with_the_highest_scores():
             self.position, self.num_tokens = position, num_tokens
 
     scores = np.array([9, 9, 0.1, 0.9, 0.2, 0.8], np.float32)
-    found = selections.best(scores, 50)([Placed(0, 2), Placed(2, 2), Placed(4, 2)])
+    found = Best(50).choose([Placed(0, 2), Placed(2, 2), Placed(4, 2)], scores)
     assert [list(indices) for indices in found] == [[], [1], [1]]
 
 

@@ -37,7 +37,7 @@ def test_rounded_pools_give_the_answer_of_an_engine_that_keeps_int8(model, tiny_
         logits[form] = engine.prefill([*chunks, PROMPT.question]).logits
     chunks = [model.compile(segment) for segment in PROMPT.segments]
     round_pools(model)
-    found = model.compute(model.place([*chunks, PROMPT.question], legolink(16)))[0]
+    found = model.compute(model.bind(model.place([*chunks, PROMPT.question]).link(legolink(16))))[0]
     # float32 sums in another order; rounding to int8 moves the logits a hundred times as far.
     torch.testing.assert_close(found, logits["int8"], atol=2e-4, rtol=1e-4)
     assert not torch.allclose(found, logits["model"], atol=2e-3, rtol=1e-3)

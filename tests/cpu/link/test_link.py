@@ -3,8 +3,9 @@ import pytest
 
 from legokv.chunks.chunk import Chunk
 from legokv.errors import InvalidRequest
-from legokv.link.link import bind, link
-from legokv.link.policy import everything, legolink, nothing
+from legokv.link.link import bind, link, place
+from legokv.link.policy import ByPlace, everything, legolink, nothing
+from legokv.step.tails import num_own_pages
 
 S = 16
 
@@ -43,7 +44,7 @@ def test_a_page_with_no_recomputed_token_stays_shared_whatever_set_is_recomputed
     def scattered(chunks):
         return [np.arange(0), np.array([3, 20, 39])]
 
-    linked = link([chunk("a", 40), chunk("b", 60), [7]], scattered, S)
+    linked = link([chunk("a", 40), chunk("b", 60), [7]], ByPlace(scattered), S)
     assert [p.private is None for p in linked.pages] == [True] * 3 + [
         False,
         False,
@@ -114,3 +115,57 @@ def test_room_is_left_for_the_answer_behind_the_prompt():
 def test_an_empty_prompt_is_refused():
     with pytest.raises(InvalidRequest, match="the prompt has 0 tokens"):
         link([[], []], legolink(16), S)
+
+
+class Above:
+    """Recompute what scores more than a half."""
+
+    needs_scores = True
+
+    def choose(self, chunks, scores=None):
+        parts = [scores[c.position : c.position + c.num_tokens] for c in chunks]
+        return [np.flatnonzero(part > 0.5) for part in parts]
+
+
+SEGMENTS = [chunk("a", 40), [6] * 5, chunk("b", 60), chunk("a", 40), [7] * 9]
+
+
+def test_scores_of_a_first_pass_choose_by_absolute_position():
+    placement = place(SEGMENTS, S, reserve_tokens=20)
+    scores = np.zeros(154, np.float32)
+    scores[[1, 44, 45, 90, 106]] = 1  # 44 is a fresh token, computed anyway
+    linked = placement.link(Above(), scores)
+    assert linked.positions.tolist() == [1, *range(40, 45), 45, 90, 106, *range(145, 154)]
+    assert (linked.recomputed_tokens, linked.cached_tokens, linked.fresh_tokens) == (4, 136, 14)
+
+
+def test_a_first_pass_computes_the_fresh_tokens_and_reads_every_chunk():
+    placement = place(SEGMENTS, S, reserve_tokens=20)
+    first = placement.first_pass()
+    assert first.positions.tolist() == [*range(40, 45), *range(145, 154)]
+    assert [chunk.key for chunk in first.chunks] == ["a", "b"]
+    assert placement.question_tokens == 9
+
+
+def test_pages_are_bounded_before_scores_are_known_and_exact_without():
+    placement = place(SEGMENTS, S, reserve_tokens=20)
+    most = placement.most_private_pages(Above())
+    dice = np.random.Generator(np.random.PCG64(1))
+    for share in (0.0, 0.1, 0.5, 0.9):
+        scores = (dice.random(154) < share).astype(np.float32)
+        linked = placement.link(Above(), scores)
+        assert placement.first_pass().num_private_pages <= linked.num_private_pages <= most
+    assert placement.link(Above(), np.ones(154, np.float32)).num_private_pages == most
+    few = placement.most_private_pages(legolink(16))
+    assert few == placement.link(legolink(16)).num_private_pages < most
+
+
+def test_where_answers_go_on_and_what_they_take_does_not_depend_on_what_is_chosen():
+    placement = place(SEGMENTS, S, reserve_tokens=20)
+    links = [placement.link(policy) for policy in (nothing, everything, legolink(3))]
+    assert {(made.tail_position, num_own_pages(made, S)) for made in links} == {(145, 2)}
+
+
+def test_a_policy_that_needs_scores_is_never_asked_without():
+    with pytest.raises(ValueError, match="needs the scores of a first pass"):
+        link(SEGMENTS, Above(), S)
