@@ -17,9 +17,9 @@ from legokv.chunks.pool import ChunkCache, PagePool
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.answer import answers_to
 from legokv.engine.executor import Executor
-from legokv.engine.jobs import CompileJob, GenerateJob, Job
+from legokv.engine.jobs import CompileJob, GenerateJob, Guide, Job
 from legokv.engine.request import GenerateRequest, Token
-from legokv.link.link import link
+from legokv.link.link import place
 from legokv.step.batch import StepBatch
 
 PAGE_SIZE = 4
@@ -135,12 +135,18 @@ class World:
         used = self.cache.pool.num_used - idle
         return used, self.cache.num_leases, executor.num_running, executor.num_waiting
 
-    def ask(self, *segments: Chunk | Sequence[int], max_tokens: int = 3, **options: Any) -> Job:
+    def ask(
+        self,
+        *segments: Chunk | Sequence[int],
+        max_tokens: int = 3,
+        guide: Guide | None = None,
+        **options: Any,
+    ) -> Job:
         """Queue a request."""
         request = GenerateRequest(segments, max_tokens, link_tokens=2, **options)
-        linked = link(segments, request.policy, PAGE_SIZE, max(max_tokens - 1, 0))
+        placement = place(segments, PAGE_SIZE, max(max_tokens - 1, 0))
         answers = answers_to(request, lambda ids: "".join(map(chr, ids)), (0,))
-        return self.queue(GenerateJob(request, linked, answers, PAGE_SIZE, self.executor.metrics))
+        return self.queue(GenerateJob(request, placement, answers, self.executor.metrics, guide))
 
     def compile(self, chunk: Chunk) -> Job:
         """Queue a chunk to be compiled and kept."""

@@ -16,6 +16,7 @@ from legokv.engine.jobs import (
     CompileJob,
     EventSink,
     GenerateJob,
+    Guide,
     Job,
     JobEvent,
     Prefill,
@@ -33,7 +34,7 @@ from legokv.engine.request import (
 )
 from legokv.engine.sampling import SamplingOptions
 from legokv.errors import InvalidRequest, LegokvError
-from legokv.link.link import Segment, link, segment_len
+from legokv.link.link import Segment, place, segment_len
 from legokv.metrics import Sample
 from legokv.model.dtypes import Int32
 from legokv.stores.tiers import PinnedKeys
@@ -178,10 +179,16 @@ class Engine:
         """
         return self._tokens(self.submit(request))
 
-    def submit(self, request: GenerateRequest, events: EventSink | None = None) -> GenerateJob:
+    def submit(
+        self,
+        request: GenerateRequest,
+        events: EventSink | None = None,
+        guide: Guide | None = None,
+    ) -> GenerateJob:
         """Queue a request; what it can never have is refused here, the rest comes as events.
 
-        They go to the job's own queue, or to `events` from the thread that steps.
+        They go to the job's own queue, or to `events` from the thread that steps. A `guide`
+        chooses what is recomputed, in place of the request's mode.
         """
         submitted_at = time.monotonic()
         for segment in request.segments:
@@ -191,11 +198,9 @@ class Engine:
         check_context(prompt_tokens, request.max_tokens, self.facts.model)
         segments = self._naming.segments(request)
         reserve = max(request.max_tokens - 1, 0)
-        linked = link(segments, request.policy, self.facts.page_size, reserve)
+        placement = place(segments, self.facts.page_size, reserve)
         answers = answers_to(request, self.tokenizer.decode, self.facts.model.eos_token_ids)
-        job = GenerateJob(
-            request, linked, answers, self.facts.page_size, self.executor.metrics, events
-        )
+        job = GenerateJob(request, placement, answers, self.executor.metrics, guide, events)
         job.submitted_at = submitted_at
         self.executor.submit(job)
         return job

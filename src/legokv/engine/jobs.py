@@ -17,9 +17,10 @@ from legokv.engine.metrics import EngineMetrics
 from legokv.engine.request import Finished, GenerateRequest, Token, Usage
 from legokv.engine.transfer import Transfer
 from legokv.errors import Cancelled, LegokvError, TimedOut
-from legokv.link.link import Link, bind
+from legokv.link.link import Placement, bind
+from legokv.link.policy import Policy, Scores
 from legokv.step.sequence import TokenSequence, linked_sequence
-from legokv.step.tails import Tail, num_pages_for, tails_behind
+from legokv.step.tails import Tail, num_own_pages, tails_behind
 
 
 @dataclass(frozen=True)
@@ -149,30 +150,44 @@ class CompileJob(ChunkJob):
         self.events.put(Finished("stop", Usage(length, 0, 0, length, 1, compiled_tokens=length)))
 
 
+@dataclass(frozen=True)
+class Guide:
+    """A caller's own policy, and what gives its scores once the first pass is computed."""
+
+    policy: Policy
+    scores: Callable[[], Scores]
+
+
 class GenerateJob(Job):
-    """Link a prompt, then draw tokens until all answers to it have ended."""
+    """Link a prompt, then draw tokens until all answers to it have ended.
+
+    A guide's policy that needs scores chooses after a first pass over the granted pages. Until it
+    has chosen, the job holds pages for whatever it may choose.
+    """
 
     def __init__(
         self,
         request: GenerateRequest,
-        link: Link,
+        placement: Placement,
         answers: Sequence[Answer],
-        page_size: int,
         metrics: EngineMetrics,
+        guide: Guide | None = None,
         events: EventSink | None = None,
     ) -> None:
-        super().__init__(link.chunks, num_pages_for(link, page_size, len(answers)), events)
-        self.usage = Usage(
-            prompt_tokens=link.prompt_tokens,
-            cached_tokens=link.cached_tokens,
-            recomputed_tokens=link.recomputed_tokens,
-            fresh_tokens=link.fresh_tokens,
-            chunks_used=len(link.chunks),
-        )
+        policy = request.policy if guide is None else guide.policy
+        link = placement.first_pass() if policy.needs_scores else placement.link(policy)
+        own_pages = num_own_pages(link, placement.page_size)
+        num_pages = placement.most_private_pages(policy) + (len(answers) - 1) * own_pages
+        super().__init__(link.chunks, num_pages, events)
+        # What is still to choose, after the link at hand is computed.
+        self._guide = guide if policy.needs_scores else None
+        self.usage = Usage(0, 0, 0, 0, chunks_used=len(link.chunks))
         self._request = request
+        self._placement = placement
         self._link = link
+        self._count()
         self._answers = answers
-        self._page_size = page_size
+        self._page_size = placement.page_size
         self._going_on: list[tuple[Answer, Tail]] = []
         self._transfer: Transfer | None = None
         self._metrics = metrics
@@ -192,13 +207,33 @@ class GenerateJob(Job):
         assert self.grant is not None, "a job starts after it was granted its pages"
         self._started_at = time.monotonic()
         self.usage.compile_seconds = self._started_at - self._granted_at
-        chunk_pages = [resident.pages for resident in self.grant.residents]
-        bound = bind(self._link, chunk_pages, self.grant.private_pages, self._page_size)
+        self._transfer = transfer
+        self._bind(self.grant, transfer)
+        return True
+
+    def _bind(self, grant: Grant, transfer: Transfer) -> None:
+        """Make the link's sequence over the granted pages."""
+        pages = {resident.chunk.key: resident.pages for resident in grant.residents}
+        chunk_pages = [pages[chunk.key] for chunk in self._link.chunks]
+        bound = bind(self._link, chunk_pages, grant.private_pages, self._page_size)
         if bound.copy_sources:
             transfer.copy_pages(bound.copy_sources, bound.copy_targets)
-        self._transfer = transfer
         self.sequences = [linked_sequence(self._link, bound)]
-        return True
+
+    def _count(self) -> None:
+        self.usage.prompt_tokens = self._link.prompt_tokens
+        self.usage.cached_tokens = self._link.cached_tokens
+        self.usage.recomputed_tokens = self._link.recomputed_tokens
+        self.usage.fresh_tokens = self._link.fresh_tokens
+
+    def _choose(self, guide: Guide) -> None:
+        """The first pass is computed: link for good, by its scores."""
+        assert self.grant is not None, "a job chooses while it holds its pages"
+        assert self._transfer is not None, "a job chooses after it was started"
+        self._guide = None
+        self._link = self._placement.link(guide.policy, guide.scores())
+        self._count()
+        self._bind(self.grant, self._transfer)
 
     @property
     def _deadline(self) -> float:
@@ -218,6 +253,9 @@ class GenerateJob(Job):
         )
 
     def computed(self, sequence: TokenSequence, logits: Tensor) -> bool:
+        if self._guide is not None:
+            self._choose(self._guide)
+            return False
         if self.usage.time_to_first_token_seconds:
             drawing = [pair for pair in self._going_on if pair[1].sequence is sequence]
         else:

@@ -41,11 +41,6 @@ def num_own_pages(link: Link, page_size: int) -> int:
     return link.num_private_pages - link.tail_private - _num_full_pages(link, page_size)
 
 
-def num_pages_for(link: Link, page_size: int, num_answers: int) -> int:
-    """Private pages that a prompt and so many answers need together."""
-    return link.num_private_pages + (num_answers - 1) * num_own_pages(link, page_size)
-
-
 def tails_behind(
     link: Link,
     prompt: TokenSequence,
@@ -55,8 +50,9 @@ def tails_behind(
 ) -> Tails:
     """A tail for each answer behind `prompt`, which is all computed.
 
-    `private_pages` are as many as `num_pages_for` says. The first answer goes on in the prompt's
-    own pages, the others in copies of its last one if that is partly filled.
+    `private_pages` are the link's and `num_own_pages` more for each other answer. The first answer
+    goes on in the prompt's own pages, the others in copies of its last one if that is partly
+    filled.
     """
     own, num_full = num_own_pages(link, page_size), _num_full_pages(link, page_size)
     position = link.tail_position + num_full * page_size

@@ -1,12 +1,15 @@
 """The executor over a fake runner: errors end those they concern, and nobody else."""
 
 import errno
+from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from fake_runner import Fault, World, answer_to, chunk, events, tokens
 
-from legokv.engine.jobs import Finished
+from legokv.engine.jobs import Finished, Guide
 from legokv.engine.request import AnswerOptions, Token
 from legokv.engine.sampling import SamplingOptions
 from legokv.errors import LaunchRefused, StepFailed
@@ -336,4 +339,53 @@ def test_a_chunk_dropped_while_it_is_compiled_is_used_by_those_who_wait_for_it()
     world.executor.drop("key 1")
     world.finish()
     assert tokens(asking) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
+    assert world.held == NOTHING_HELD
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The `count` tokens of each chunk that the first pass scored highest."""
+
+    count: int
+    needs_scores: ClassVar[bool] = True
+
+    def choose(self, chunks, scores=None):
+        parts = [scores[c.position : c.position + c.num_tokens] for c in chunks]
+        return [np.sort(np.argsort(-part, kind="stable")[: self.count]) for part in parts]
+
+
+@pytest.mark.parametrize("num_answers", [1, 3])
+def test_a_policy_that_needs_scores_chooses_after_a_first_pass_over_its_pages(num_answers):
+    world, told = World(), []
+
+    def scores():
+        # The first pass is the last step that ran: the question alone, over cached keys.
+        told.append(world.runner.batches[-1].input_ids.tolist())
+        return np.arange(23, dtype=np.float32)
+
+    drawn = {
+        "sampling": SamplingOptions(temperature=1e-9, seed=3),
+        "answering": AnswerOptions(num_return_sequences=num_answers),
+    }
+    job = world.ask(chunk(1), chunk(2), QUESTION, guide=Guide(Scored(3), scores), **drawn)
+    world.finish()
+    assert told == [list(QUESTION)]
+    linked = next(b for b in world.runner.batches if 107 in b.input_ids and 9 in b.input_ids)
+    assert linked.input_ids.tolist() == [107, 108, 109, 207, 208, 209, *QUESTION]
+    ids = [*chunk(1).token_ids, *chunk(2).token_ids, *QUESTION]
+    assert sorted(tokens(job)) == sorted(num_answers * answer_to(ids, 3))
+    usage = job.usage
+    assert (usage.cached_tokens, usage.recomputed_tokens, usage.fresh_tokens) == (14, 6, 3)
+    assert world.held == NOTHING_HELD
+    assert world.answer(chunk(1), QUESTION) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
+
+
+def test_a_guide_that_fails_ends_its_request_alone():
+    world = World()
+    running = world.ask([1, 2], max_tokens=6)
+    guide = Guide(Scored(3), lambda: raising(KeyError("no scores")))
+    unlucky = world.ask(chunk(1), QUESTION, guide=guide)
+    world.finish()
+    assert str(over(unlucky)) == "a step failed: KeyError: 'no scores'"
+    assert tokens(running) == answer_to([1, 2], 6)
     assert world.held == NOTHING_HELD
