@@ -111,19 +111,19 @@ class DurableTier(HostTier):
 class World:
     """An executor, the runner, pool and tiers behind it, and jobs for it."""
 
-    def __init__(self, num_pages: int = 32, max_step_tokens: int = 64, **tiers: Any) -> None:
+    def __init__(self, num_pages: int = 32, max_step_tokens: int = 64, **given: Any) -> None:
         self.runner = FakeRunner(num_pages)
         self.cache = ChunkCache(PagePool(num_pages, PAGE_SIZE))
-        self.host = HostTier(Budget(tiers.get("host_bytes", 0)))
-        self.disk = DurableTier(Budget(tiers.get("disk_bytes", 0)))
+        self.host = HostTier(Budget(given.get("host_bytes", 0)))
+        self.disk = DurableTier(Budget(given.get("disk_bytes", 0)))
         kept = [tier for tier in (self.host, self.disk) if tier.stats().max_bytes]
-        self.tiers = LowerTiers(kept, tiers.get("stored_dtype", "model"))
+        self.tiers = LowerTiers(kept, given.get("stored_dtype", "model"))
         self.executor = Executor(
             self.runner,
             self.cache,
             self.tiers,
             max_step_tokens=max_step_tokens,
-            max_queue_requests=100,
+            max_queue_requests=given.get("max_queue_requests", 100),
             dummy_token_id=0,
         )
 

@@ -89,7 +89,8 @@ class Grant:
 
 
 class ChunkCache:
-    """Chunks in the pool, least recently used first. A leased or pinned chunk is never evicted.
+    """Chunks in the pool, least recently used first. A leased or pinned chunk is never evicted, and
+    one without KV has a lease.
 
     Filled past its `high_watermark` share, the pool evicts down to its `low_watermark` one; 1: no
     more than must leave.
@@ -189,7 +190,7 @@ class ChunkCache:
         evictable = [
             resident
             for key, resident in self._residents.items()
-            if resident.ready and not resident.leases and key not in protected
+            if not resident.leases and key not in protected
         ]
         candidates = [Candidate(r.chunk.key, len(r.pages)) for r in evictable]
         leaving = victims(candidates, wanted, needed)

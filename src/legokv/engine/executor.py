@@ -280,8 +280,6 @@ class Executor:
             # By identity: two residents are never the same for having the same fields.
             if job not in failed and any(r is gone for r in job.grant.residents for gone in lost):
                 failed.append(job)
-        for resident in lost:
-            self._cache.drop(resident.chunk.key)
         for job in failed:
             self._end(job)
             job.events.put(error)

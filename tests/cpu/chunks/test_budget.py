@@ -24,6 +24,10 @@ def test_the_first_that_free_enough_leave_and_no_more():
     assert [c.key for c in victims(candidates(10, 10, 10), 15, 5)] == ["0", "1"]
 
 
+def test_where_some_free_just_what_is_wanted_no_other_leaves():
+    assert [c.key for c in victims(candidates(10, 10, 10), 20, 5)] == ["0", "1"]
+
+
 def test_all_leave_where_that_is_less_than_wanted_but_enough():
     assert len(victims(candidates(10, 10), 50, 20)) == 2
 

@@ -12,7 +12,7 @@ from fake_runner import Fault, World, answer_to, chunk, events, tokens
 from legokv.engine.jobs import Finished, Guide
 from legokv.engine.request import AnswerOptions, Token
 from legokv.engine.sampling import SamplingOptions
-from legokv.errors import LaunchRefused, StepFailed
+from legokv.errors import Busy, Cancelled, LaunchRefused, PoolFull, StepFailed
 
 NOTHING_HELD = (0, 0, 0, 0)
 ERRORS = (
@@ -332,13 +332,16 @@ def test_a_chunk_dropped_while_it_is_read_is_read_to_the_end():
     assert world.held == NOTHING_HELD
 
 
-def test_a_chunk_dropped_while_it_is_compiled_is_used_by_those_who_wait_for_it():
+def test_a_chunk_dropped_while_it_is_compiled_is_used_by_all_who_ask_for_it():
     world = World(max_step_tokens=4)
-    asking = world.ask(chunk(1), QUESTION)
+    asking = [world.ask(chunk(1), QUESTION)]
     world.executor.step()
     world.executor.drop("key 1")
+    asking.append(world.ask(chunk(1), QUESTION))
     world.finish()
-    assert tokens(asking) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
+    expected = answer_to([*chunk(1).token_ids, *QUESTION], 3)
+    assert [tokens(one) for one in asking] == [expected] * 2
+    assert world.executor.counters.compiled_chunks == 1
     assert world.held == NOTHING_HELD
 
 
@@ -389,3 +392,36 @@ def test_a_guide_that_fails_ends_its_request_alone():
     assert str(over(unlucky)) == "a step failed: KeyError: 'no scores'"
     assert tokens(running) == answer_to([1, 2], 6)
     assert world.held == NOTHING_HELD
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 5])
+def test_a_cancelled_request_ends_wherever_it_stands_and_frees_what_it_held(steps):
+    world = World(num_pages=12, max_step_tokens=6)
+    cancelled = world.ask(chunk(1), QUESTION, max_tokens=20)
+    behind = world.ask([1] * 20, max_tokens=2)
+    for _ in range(steps):
+        world.executor.step()
+    cancelled.cancelled = True
+    world.finish()
+    assert isinstance(events(cancelled)[-1], Cancelled)
+    assert tokens(behind) == answer_to([1] * 20, 2)
+    assert world.held == NOTHING_HELD
+    assert cancelled.usage.generated_tokens < 20
+
+
+def test_what_the_pool_could_never_hold_is_refused_at_once_with_the_numbers():
+    world = World(num_pages=5)
+    with pytest.raises(PoolFull, match="needs 6 pages of 4 tokens, the pool has 5"):
+        world.ask(chunk(1), [5] * 8, max_tokens=3)
+    assert not world.executor.step()
+
+
+def test_a_full_queue_takes_no_more_requests_but_every_compile():
+    world = World(max_queue_requests=2)
+    waiting = [world.ask([1, n]) for n in (2, 3)]
+    with pytest.raises(Busy, match="the queue is full: 2 waiting, max_queue_requests allows 2"):
+        world.ask([1, 4])
+    compiling = world.compile(chunk(1))
+    world.finish()
+    assert [tokens(one) for one in waiting] == [answer_to([1, n], 3) for n in (2, 3)]
+    assert isinstance(events(compiling)[-1], Finished)

@@ -47,6 +47,7 @@ def test_min_p_keeps_what_is_at_least_that_share_as_likely_as_the_likeliest():
         [0, 4 / 7, 0, 3 / 7], abs=0.03
     )
     assert draw(SamplingOptions(1, min_p=0.76, seed=1))[1] == 1
+    assert draw(SamplingOptions(1, min_p=1.0, seed=1))[1] == 1
 
 
 def test_top_k_then_top_p_then_min_p_choose_among_what_the_one_before_left():

@@ -33,6 +33,16 @@ def test_linking_copies_nothing_when_link_tokens_fill_pages():
     ]
 
 
+def test_tokens_beside_each_other_share_their_pages():
+    linked = link([[5] * 3, [6] * 4, chunk("a", 16), [7]], nothing, S)
+    assert [(page.first_position, page.filled) for page in linked.pages] == [
+        (0, 7),
+        (7, 16),
+        (23, 1),
+    ]
+    assert linked.num_private_pages == 2
+
+
 def test_a_page_recomputed_in_part_is_copied_first():
     linked = link([chunk("a", 40), chunk("b", 40), [7] * 5], legolink(18), S)
     bound = bind(linked, [[10, 11, 12], [20, 21, 22]], [1, 2, 3], S)

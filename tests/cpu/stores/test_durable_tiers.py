@@ -6,6 +6,7 @@ from fakes import Clock
 from small_chunks import small_chunk, small_kv
 from stores import STORED_BYTES, DiskStore, RemoteStore, pin
 
+from legokv.chunks.stored_form import encode_chunk
 from legokv.errors import ChunkUnreadable
 
 
@@ -103,6 +104,22 @@ def test_quota_and_budget_are_both_kept_and_nobody_leaves_twice(store):
     assert (held(tier, "a"), held(tier, "b")) == ([1, 2], [2, 3])
     fill(tier, 1, namespace="c")
     assert (held(tier, "a"), held(tier, "b"), held(tier, "c")) == ([2], [2, 3], [1])
+    assert tier.stats().evictions == {"quota": 1, "budget": 1}
+    assert_whole(store, tier)
+
+
+def test_what_leaves_for_a_quota_is_not_counted_again_for_the_budget(store):
+    wide = torch.zeros(2, 2, 16, 1, 24)
+    wide_bytes = encode_chunk(
+        small_chunk(3, "b").key, small_chunk(3, "b").token_ids, wide
+    ).num_bytes
+    quota = STORED_BYTES + wide_bytes
+    tier = store.tier(quota + STORED_BYTES, quota=quota)
+    fill(tier, 1, namespace="b")
+    fill(tier, 1, 2, namespace="a")
+    fill(tier, 2, namespace="b")
+    assert tier.write(small_chunk(3, "b"), wide)
+    assert (held(tier, "a"), held(tier, "b")) == ([2], [2, 3])
     assert tier.stats().evictions == {"quota": 1, "budget": 1}
     assert_whole(store, tier)
 
