@@ -3,7 +3,8 @@
 out/venv/bin/python benchmarks/trip.py [--runs 5] [--walk]
 
 A change is a call into another file, or in another thread, than the call before it. The model is a
-tiny one with random weights: what is counted is the way, not the time.
+tiny one with random weights: what is counted is the way, not the time. The changes into the
+forward's own rooms grow with the model's layers, so they are told apart from the way around it.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from legokv.serving.log import RequestLine  # noqa: E402
 from legokv.serving.messages import decode_events, encode_command  # noqa: E402
 from legokv.serving.settings import Settings  # noqa: E402
 
+FORWARD = ("runners/", "model/", "kernels/", "ops/")
 LIBRARY = str(ROOT / "src" / "legokv") + "/"
 QUIET_SECONDS = 0.2
 FURTHER = 20
@@ -55,11 +57,30 @@ class Trip:
 
     @property
     def changes(self) -> int:
-        return sum(one != other for one, other in zip(self.calls, self.calls[1:], strict=False))
+        return len(self._entered)
+
+    @property
+    def in_forward(self) -> int:
+        """Changes into a file of the forward, from another of its files or from outside."""
+        return sum(file.startswith(FORWARD) for file in self._entered)
+
+    @property
+    def outside(self) -> int:
+        return self.changes - self.in_forward
+
+    @property
+    def files_outside(self) -> int:
+        return len({file for _, file in self.calls if not file.startswith(FORWARD)})
 
     @property
     def threads(self) -> int:
         return len({thread for thread, _ in self.calls})
+
+    @property
+    def _entered(self) -> list[str]:
+        """The file of each change, in order."""
+        pairs = zip(self.calls, self.calls[1:], strict=False)
+        return [other[1] for one, other in pairs if one != other]
 
 
 class Recorder:
@@ -132,13 +153,18 @@ def report(trips: dict[str, list[Trip]]) -> None:
     def median(name: str, what: str) -> float:
         return statistics.median(getattr(trip, what) for trip in trips[name])
 
-    whats = ("files", "num_calls", "changes", "threads")
-    rows = [(name, *(median(name, what) for what in whats)) for name in (NAMES[0], NAMES[2])]
-    more = [(median(NAMES[1], what) - median(NAMES[0], what)) / FURTHER for what in whats[1:]]
-    rows.insert(1, ("each further token", median(NAMES[1], "files"), *more))
-    print(f"{'':32}{'files':>8}{'calls':>8}{'changes':>9}{'threads':>9}")
-    for name, files, calls, changes, threads in rows:
-        print(f"{name:32}{files:8.0f}{calls:8.0f}{changes:9.1f}{threads:9.1f}")
+    counted = ("num_calls", "changes", "in_forward", "outside", "threads")
+    rows = [
+        (name, *(median(name, what) for what in ("files", "files_outside", *counted)))
+        for name in NAMES
+    ]
+    more = [(median(NAMES[1], what) - median(NAMES[0], what)) / FURTHER for what in counted]
+    rows[1] = ("each further token", *rows[1][1:3], *more)
+    columns = ("files", "outside", "calls", "changes", "forward", "outside", "threads")
+    print(" " * 26 + "".join(f"{column:>9}" for column in columns))
+    for name, *numbers in rows:
+        print(f"{name:26}" + "".join(f"{number:9.1f}" for number in numbers))
+    print(f"forward: changes into a file of {', '.join(FORWARD)}; outside: all but these")
 
 
 def walk(trip: Trip) -> None:
