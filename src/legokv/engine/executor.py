@@ -17,7 +17,7 @@ from legokv.chunks.pool import ChunkCache, Grant, Resident
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.jobs import FillJob, Job
 from legokv.engine.metrics import EngineMetrics
-from legokv.engine.schedule import Step, failure, finish_step, plan_step, run_step
+from legokv.engine.schedule import Turn, failure, plan_step, run_step
 from legokv.engine.transfer import Transfer
 from legokv.errors import Busy, PoolFull, StepFailed
 from legokv.runners import Runner
@@ -106,18 +106,16 @@ class Executor:
         self._drop_given_up()
         self._admit()
         self._start()
-        step = self._planned()
-        if step is None:
+        if not self._running:
             return bool(self._waiting or self._granted)
-        logits = self._logits(step)
-        if logits is None:
-            return True
-        self.counters.steps += 1
-        for turn, row in finish_step(step, logits, self.counters.steps):
-            with self._ending(turn.job):
+        for turn, row in self._computed():
+            try:
                 # Without a grant, another of its answers has ended it in this step.
                 if turn.job.grant is not None and turn.job.computed(turn.sequence, row):
                     self._end(turn.job)
+            except Exception as error:
+                log.exception("a request failed")
+                self._fail([turn.job], failure(error))
         return True
 
     def drop(self, key: str) -> None:
@@ -126,23 +124,22 @@ class Executor:
             self._cache.drop(key)
         self._transfer.drop(key)
 
-    def _planned(self) -> Step | None:
-        """The next step; None if there is nothing to compute, or what there was is ended."""
+    def _computed(self) -> list[tuple[Turn, Tensor]]:
+        """What the next step ended of the running jobs' sequences; nothing if it failed."""
         try:
-            return plan_step(self._running, self._max_step_tokens)
+            step = plan_step(self._running, self._max_step_tokens)
         except Exception as error:
             log.exception("a step could not be planned")
             self._fail(self._running, failure(error))
-            return None
-
-    def _logits(self, step: Step) -> Tensor | None:
-        """The step's logits; None if it failed and its jobs are ended."""
+            return []
         try:
-            return run_step(self._runner, step)
+            ended = run_step(self._runner, step, self.counters.steps + 1)
         except StepFailed as error:
             log.error("a step failed", exc_info=error.__cause__ or error)
             self._fail([turn.job for turn in step.turns], error)
-            return None
+            return []
+        self.counters.steps += 1
+        return ended
 
     def _drop_given_up(self) -> None:
         for job in [*self._waiting, *self._granted, *self._running]:

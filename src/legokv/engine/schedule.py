@@ -29,14 +29,12 @@ class Step:
     batch: StepBatch
 
 
-def plan_step(jobs: Sequence[Job], max_tokens: int) -> Step | None:
-    """The next step of at most `max_tokens` tokens; None if no job has anything to compute.
+def plan_step(jobs: Sequence[Job], max_tokens: int) -> Step:
+    """The next step of at most `max_tokens` tokens for jobs that all have something to compute.
 
     Who has gone longest without a turn comes first.
     """
     work = [(sequence, job) for job in jobs for sequence in job.sequences]
-    if not work:
-        return None
     # The sort is stable: of those who had their last turn together, the earlier job comes first.
     work.sort(key=lambda pair: pair[0].last_step)
     shares = share([sequence.num_left for sequence, _ in work], max_tokens)
@@ -48,8 +46,10 @@ def plan_step(jobs: Sequence[Job], max_tokens: int) -> Step | None:
     return Step(turns, step_batch([turn.sequence.next(turn.num_tokens) for turn in turns]))
 
 
-def run_step(runner: Runner, step: Step) -> Tensor:
-    """Logits float32 [B, V], a row for each turn; StepFailed with the cause for any error."""
+def run_step(runner: Runner, step: Step, number: int) -> list[tuple[Turn, Tensor]]:
+    """Compute the engine's step `number`: the turns that ended a sequence, each with its logits
+    float32 [V]. StepFailed with the cause for any error, and nothing counts as computed.
+    """
     try:
         logits = runner.run(step.batch)
     except Exception as error:
@@ -58,13 +58,6 @@ def run_step(runner: Runner, step: Step) -> Tensor:
         raise StepFailed(
             f"a step failed: {len(step.turns)} rows of logits are due, {len(logits)} came"
         )
-    return logits
-
-
-def finish_step(step: Step, logits: Tensor, number: int) -> list[tuple[Turn, Tensor]]:
-    """Note that step `number` was computed; the turns that ended a sequence, each with its logits
-    float32 [V].
-    """
     for turn in step.turns:
         turn.sequence.advance(turn.num_tokens, number)
     rows = zip(step.turns, logits, strict=True)

@@ -1,6 +1,6 @@
 """Tokens of one sequence on their way through the model: what is computed, what is next."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,9 +13,9 @@ from legokv.step.batch import Piece
 class TokenSequence:
     """Tokens to compute, ascending by position, over a page table that already lists their pages.
 
-    token_ids, positions, key_positions, slots: int32 [C]; table int32 [P, 4]; `num_done` of the
-    C tokens have been computed, the last of them in the engine's step `last_step`, or the sequence
-    began then.
+    token_ids, positions, key_positions, slots: int32 [C]; table int32 [P, 4]; the last `num_left`
+    of the C tokens are still to be computed. The last that was, was in the engine's step
+    `last_step`, or the sequence began then.
     """
 
     token_ids: Int32
@@ -23,16 +23,16 @@ class TokenSequence:
     key_positions: Int32
     slots: Int32
     table: Int32
-    num_done: int = 0
     last_step: int = 0
+    num_left: int = field(init=False)
 
-    @property
-    def num_left(self) -> int:
-        return len(self.token_ids) - self.num_done
+    def __post_init__(self) -> None:
+        self.num_left = len(self.token_ids)
 
     def next(self, num_tokens: int) -> Piece:
         """The next `num_tokens` tokens; `advance` says they were computed."""
-        part = slice(self.num_done, self.num_done + num_tokens)
+        start = len(self.token_ids) - self.num_left
+        part = slice(start, start + num_tokens)
         return Piece(
             self.token_ids[part],
             self.positions[part],
@@ -42,7 +42,7 @@ class TokenSequence:
         )
 
     def advance(self, num_tokens: int, step: int) -> None:
-        self.num_done += num_tokens
+        self.num_left -= num_tokens
         self.last_step = step
 
     def follow_with(self, token_id: int, position: int, slot: int) -> None:
@@ -50,7 +50,7 @@ class TokenSequence:
         self.token_ids, self.positions, self.key_positions, self.slots = (
             np.array([value], np.int32) for value in (token_id, position, position, slot)
         )
-        self.num_done = 0
+        self.num_left = 1
 
 
 def linked_sequence(link: Link, bound: BoundLink) -> TokenSequence:
