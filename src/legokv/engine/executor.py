@@ -142,9 +142,10 @@ class Executor:
         return ended
 
     def _drop_given_up(self) -> None:
+        now = time.monotonic()
         for job in [*self._waiting, *self._granted, *self._running]:
-            error = job.given_up()
-            if error is not None:
+            if job.cancelled or now - job.submitted_at >= job.patience_seconds:
+                error = job.given_up()
                 self._end(job)
                 job.events.put(error)
 

@@ -58,10 +58,13 @@ class Job:
     The executor admits it when there are pages, starts it when its chunks are in the pool, and
     hands it the logits of its `sequences` until it is over. A job that `waits_in_line` counts
     against the queue's limit. One that is `filling` a resident computes that chunk for others.
+    A job that was `cancelled`, or has not begun to answer `patience_seconds` after it was
+    submitted, is given up before its next step.
     """
 
     waits_in_line = True
     filling: Resident | None = None
+    patience_seconds = math.inf
 
     def __init__(
         self, chunks: tuple[Chunk, ...], num_private_pages: int, events: EventSink | None = None
@@ -92,9 +95,9 @@ class Job:
         """All of `sequence` is computed, `logits` float32 [V] its last: True if the job is over."""
         raise NotImplementedError
 
-    def given_up(self) -> LegokvError | None:
-        """The error that ends the job before its next step; None if it is to go on."""
-        return Cancelled("the request was cancelled") if self.cancelled else None
+    def given_up(self) -> LegokvError:
+        """The error that ends the job when it is given up."""
+        return Cancelled("the request was cancelled")
 
 
 class FillJob(Job):
@@ -182,6 +185,9 @@ class GenerateJob(Job):
         # What is still to choose, after the link at hand is computed.
         self._guide = guide if policy.needs_scores else None
         self.usage = Usage(0, 0, 0, 0, chunks_used=len(link.chunks))
+        limit = request.answering.timeout_seconds
+        self._timeout_seconds = math.inf if limit is None else limit
+        self.patience_seconds = self._timeout_seconds
         self._request = request
         self._placement = placement
         self._link = link
@@ -235,20 +241,13 @@ class GenerateJob(Job):
         self._count()
         self._bind(self.grant, self._transfer)
 
-    @property
-    def _deadline(self) -> float:
-        """When an answer that has not ended is late, by time.monotonic."""
-        seconds = self._request.answering.timeout_seconds
-        return math.inf if seconds is None else self.submitted_at + seconds
-
-    def given_up(self) -> LegokvError | None:
-        cancelled = super().given_up()
-        if cancelled or self.usage.generated_tokens or time.monotonic() < self._deadline:
-            return cancelled
+    def given_up(self) -> LegokvError:
+        if self.cancelled:
+            return super().given_up()
         doing = "it waited for pages" if self.grant is None else "the prompt was under way"
         return TimedOut(
             f"no token of the answer to {self.usage.prompt_tokens} prompt tokens within "
-            f"timeout_seconds {self._request.answering.timeout_seconds:g}: {doing}; "
+            f"timeout_seconds {self._timeout_seconds:g}: {doing}; "
             "allow more, or ask when less is under way"
         )
 
@@ -263,11 +262,10 @@ class GenerateJob(Job):
             if self._request.max_tokens == 0:
                 self.events.put(Prefill(logits, self.usage))
                 return True
-            drawing = self._going_on = self._begun(sequence)
+            drawing = self._begun(sequence)
+            self._go_on_with(drawing)
         for answer, tail in drawing:
             self._draw(answer, tail, logits)
-        self._going_on = [pair for pair in self._going_on if pair[0].finish_reason is None]
-        self.sequences = [tail.sequence for _, tail in self._going_on]
         return not self._going_on
 
     def _prompt_computed(self) -> None:
@@ -292,11 +290,20 @@ class GenerateJob(Job):
         if answer.num_tokens:
             self._metrics.inter_token.observe(now - answer.drawn_at)
         answer.drawn_at = now
-        token = answer.next(logits.numpy(), late=now >= self._deadline)
+        token = answer.next(logits.numpy(), late=now - self.submitted_at >= self._timeout_seconds)
+        self.patience_seconds = math.inf
         self.usage.generated_tokens += 1
-        self._metrics.generated(1)
+        self._metrics.generated_tokens += 1
         self.events.put(token)
         if token.finish_reason is None:
-            tail.follow_with(token.id, self.usage.prompt_tokens + answer.num_tokens - 1)
-        elif all(other.finish_reason is not None for other in self._answers):
+            number = answer.num_tokens - 1
+            position = self.usage.prompt_tokens + number
+            tail.sequence.follow_with(token.id, position, int(tail.slots[number]))
+            return
+        self._go_on_with([pair for pair in self._going_on if pair[0] is not answer])
+        if not self._going_on:
             self.events.put(Finished(token.finish_reason, self.usage))
+
+    def _go_on_with(self, answers: list[tuple[Answer, Tail]]) -> None:
+        self._going_on = answers
+        self.sequences = [tail.sequence for _, tail in answers]

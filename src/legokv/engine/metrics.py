@@ -29,7 +29,10 @@ _FAILED_READ_REASONS = [reason for reason in get_args(UnreadableReason) if reaso
 
 
 class EngineMetrics:
-    """Counts and times since the start. Written by whoever steps, read by any thread."""
+    """Counts and times since the start. Written by whoever steps, read by any thread.
+
+    `generated_tokens` are those drawn for all answers.
+    """
 
     def __init__(self) -> None:
         self.queue = Histogram(
@@ -45,7 +48,7 @@ class EngineMetrics:
             "legokv_inter_token_latency_seconds", "From one token of an answer to its next"
         )
         self._prompt_tokens = {"cached": 0, "recomputed": 0, "fresh": 0}
-        self._generated_tokens = 0
+        self.generated_tokens = 0
 
     def linked(self, usage: Usage) -> None:
         """A request has its first logits; `usage` says whence its prompt's KV came, and when."""
@@ -54,17 +57,13 @@ class EngineMetrics:
         self._prompt_tokens["recomputed"] += usage.recomputed_tokens
         self._prompt_tokens["fresh"] += usage.fresh_tokens
 
-    def generated(self, num_tokens: int) -> None:
-        """Tokens of an answer were drawn."""
-        self._generated_tokens += num_tokens
-
     def samples(self) -> Iterator[Sample]:
         """All that was counted and timed; zeros before anything was."""
         for histogram in (self.queue, self.compile, self.link, self.inter_token):
             yield from histogram.samples()
         for source, number in self._prompt_tokens.items():
             yield Sample(PROMPT_TOKENS, (("source", source),), number)
-        yield Sample(GENERATED_TOKENS, (), self._generated_tokens)
+        yield Sample(GENERATED_TOKENS, (), self.generated_tokens)
 
 
 def tier_samples(tiers: Iterable[TierStats]) -> Iterator[Sample]:

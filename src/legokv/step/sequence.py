@@ -1,5 +1,6 @@
 """Tokens of one sequence on their way through the model: what is computed, what is next."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,14 +79,15 @@ def chunk_sequence(
     table += [(page, 0, len(dummies) + n * page_size, page_size) for n, page in enumerate(pages)]
     slots = np.concatenate(
         [
-            _slots(dummy_pages, len(dummies), page_size),
-            _slots(pages, len(token_ids), page_size),
+            page_slots(dummy_pages, len(dummies), page_size),
+            page_slots(pages, len(token_ids), page_size),
         ]
     )
     return TokenSequence(ids, positions, positions, slots, np.array(table, np.int32))
 
 
-def _slots(pages: list[int], num_tokens: int, page_size: int) -> Int32:
+def page_slots(pages: Sequence[int], num_tokens: int, page_size: int) -> Int32:
+    """Where the first `num_tokens` tokens in these pages lie: int32 [n]."""
     index = np.arange(num_tokens)
     numbers = np.array(pages, np.int32)[index // page_size]
     return np.asarray(numbers * page_size + index % page_size, np.int32)

@@ -1,27 +1,20 @@
 """Where answers' tokens go: behind one prompt that all read, each in pages of its own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 
 from legokv.link.link import Link
-from legokv.step.sequence import TokenSequence
+from legokv.model.dtypes import Int32
+from legokv.step.sequence import TokenSequence, page_slots
 
 
 @dataclass(frozen=True)
 class Tail:
-    """The end of one answer's sequence; slot 0 of its first page is position `first_position`."""
+    """The end of one answer's sequence: its token number n, from 0, goes to `slots[n]`, int32."""
 
     sequence: TokenSequence
-    pages: Sequence[int]
-    first_position: int
-    page_size: int
-
-    def follow_with(self, token_id: int, position: int) -> None:
-        """One more token to compute; all before it are computed."""
-        offset = position - self.first_position
-        page = self.pages[offset // self.page_size]
-        slot = page * self.page_size + offset % self.page_size
-        self.sequence.follow_with(token_id, position, slot)
+    slots: Int32
 
 
 @dataclass(frozen=True)
@@ -55,18 +48,24 @@ def tails_behind(
     filled.
     """
     own, num_full = num_own_pages(link, page_size), _num_full_pages(link, page_size)
-    position = link.tail_position + num_full * page_size
+    # So many slots of the first page are the prompt's.
+    filled = link.prompt_tokens - link.tail_position - num_full * page_size
+
+    def tail(sequence: TokenSequence, pages: Sequence[int]) -> Tail:
+        return Tail(sequence, page_slots(pages, len(pages) * page_size, page_size)[filled:])
+
     first = private_pages[link.tail_private + num_full : link.num_private_pages]
-    tails = [Tail(prompt, first, position, page_size)]
+    tails, copies = [tail(prompt, first)], []
     for number in range(num_answers - 1):
         start = link.num_private_pages + number * own
         pages = private_pages[start : start + own]
-        table = prompt.table.copy()
-        table[len(table) - own :, 0] = pages
-        tails.append(Tail(replace(prompt, table=table), pages, position, page_size))
-    to_copy = tails[1:] if own and position < link.prompt_tokens else []
-    sources = [first[0] for _ in to_copy]
-    return Tails(tuple(tails), sources, [tail.pages[0] for tail in to_copy])
+        forked = copy(prompt)
+        forked.table = prompt.table.copy()
+        forked.table[len(forked.table) - own :, 0] = pages
+        tails.append(tail(forked, pages))
+        if own and filled:
+            copies.append(pages[0])
+    return Tails(tuple(tails), [first[0] for _ in copies], copies)
 
 
 def _num_full_pages(link: Link, page_size: int) -> int:
