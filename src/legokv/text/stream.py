@@ -29,10 +29,9 @@ class TextStream:
         A stop word that begins in a token pushed with `may_stop` false is text like any other.
         """
         self._ids.append(token_id)
-        new = self._new_text()
-        if new.endswith(REPLACEMENT):
-            return ""
-        self._accept()
+        new = self._new_text(whole=True)
+        if not (new and self._stop_words):
+            return new
         self._held += new
         return self._release() if may_stop else self._release_all()
 
@@ -40,18 +39,23 @@ class TextStream:
         """The text still held back, with an unfinished character as U+FFFD."""
         if self.stopped:
             return ""
-        rest, self._held = self._held + self._new_text(), ""
-        self._accept()
+        rest, self._held = self._held, ""
+        if self._decoded_ids < len(self._ids):
+            rest += self._new_text(whole=False)
         return rest
 
-    def _new_text(self) -> str:
-        # Tokenizers treat a first token otherwise than a later one, so a few are decoded again.
-        before = self._decode(self._ids[self._context_start : self._decoded_ids])
-        return self._decode(self._ids[self._context_start :])[len(before) :]
+    def _new_text(self, *, whole: bool) -> str:
+        """The text of the tokens since the last; if it shall be `whole`, none of a part character.
 
-    def _accept(self) -> None:
+        Tokenizers treat a first token otherwise than a later one, so a few are decoded again.
+        """
+        before = self._decode(self._ids[self._context_start : self._decoded_ids])
+        new = self._decode(self._ids[self._context_start :])[len(before) :]
+        if whole and new.endswith(REPLACEMENT):
+            return ""
         self._context_start = max(0, self._decoded_ids - 4)
         self._decoded_ids = len(self._ids)
+        return new
 
     def _release_all(self) -> str:
         text, self._held = self._held, ""
