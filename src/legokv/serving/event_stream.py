@@ -5,7 +5,6 @@ connection: lines of JSON. Triton's own call between models takes one reply only
 for each token would cost 54 changes of file, a thread and a millisecond.
 """
 
-import json
 import os
 import queue
 import socket
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from legokv.errors import InvalidRequest, LegokvError, ServerError
-from legokv.serving.messages import Event, decode_events, encode_events, failed
+from legokv.serving.messages import Event, decode_line, encode_line, failed
 
 FOLDER_VARIABLE = "_LEGOKV_FOLDER"
 """Names the environment's folder for sockets; without it they are in the system's for temporary
@@ -72,19 +71,14 @@ class EventInbox:
         """Hand out what one engine sends, until it is gone; then all it owed has failed."""
         with connection, suppress(OSError):
             for line in connection.makefile("rb"):
-                # A tab stands in no JSON text as itself.
-                request_id, _, events = line.partition(b"\t")
-                self._hand_out(json.loads(request_id), events)
+                request_id, event = decode_line(line)
+                expected = self._expected.get(request_id)
+                if expected is not None:
+                    expected.put(event)
         self._open.discard(connection)
         lost = failed(LegokvError("the engine's process ended before the answer did"))
         for waiting in list(self._expected.values()):
             waiting.put(lost)
-
-    def _hand_out(self, request_id: str, body: bytes) -> None:
-        expected = self._expected.get(request_id)
-        if expected is not None:
-            for event in decode_events(body):
-                expected.put(event)
 
 
 class EventOutlet:
@@ -110,15 +104,11 @@ class EventOutlet:
     def _send_all(self) -> None:
         with self._connection, suppress(OSError):
             while True:
-                self._connection.sendall(self._waiting())
+                lines = [encode_line(*self._events.get())]
+                while not self._events.empty() and len(lines) < _MAX_LINES:
+                    lines.append(encode_line(*self._events.get()))
+                self._connection.sendall(b"".join(lines))
         self._lost()
-
-    def _waiting(self) -> bytes:
-        """The lines of all events that wait, at least one."""
-        lines = [_line(*self._events.get())]
-        while not self._events.empty() and len(lines) < _MAX_LINES:
-            lines.append(_line(*self._events.get()))
-        return b"".join(lines)
 
 
 def _listening(address: str) -> socket.socket:
@@ -143,7 +133,3 @@ def _connected(address: str) -> socket.socket:
         connection.close()
         raise InvalidRequest(f"no events can be sent to {address[:120]!r}: {error}") from None
     return connection
-
-
-def _line(request_id: str, event: Event) -> bytes:
-    return b"%s\t%s\n" % (json.dumps(request_id).encode(), encode_events([event]))

@@ -116,7 +116,8 @@ class GenerateService:
         with self._inbox.expect(command.request_id) as events:
             for event in self._answered(command, events, is_cancelled):
                 if isinstance(event, Token):
-                    self._note_first(progress)
+                    if not progress.first_token:
+                        self._note_first(progress)
                     outputs = answers.add(event)
                     if outputs is not None:
                         yield Reply(outputs)
@@ -151,9 +152,8 @@ class GenerateService:
             (event,) = self._ask_engine(_without_ids(command, known))
 
     def _note_first(self, progress: _Progress) -> None:
-        if not progress.first_token:
-            progress.first_token = time.monotonic()
-            self._first_tokens.observe(progress.first_token - progress.started)
+        progress.first_token = time.monotonic()
+        self._first_tokens.observe(progress.first_token - progress.started)
 
     def _command(self, question: Question, request_id: str) -> Generate:
         chunks = [

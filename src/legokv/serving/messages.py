@@ -133,6 +133,21 @@ def decode_events(body: bytes) -> tuple[Event, ...]:
     return _decoded(lambda: tuple(_made(item, _EVENTS) for item in json.loads(body)), "events")
 
 
+def encode_line(request_id: str, event: Event) -> bytes:
+    """An event of one request's as a line of JSON."""
+    return _json([request_id, _tagged(event)]) + b"\n"
+
+
+def decode_line(line: bytes) -> tuple[str, Event]:
+    """The request and its event in a line; InvalidRequest if it is anything else."""
+
+    def both() -> tuple[str, Event]:
+        request_id, fields = json.loads(line)
+        return request_id, _made(fields, _EVENTS)
+
+    return _decoded(both, "a line with an event")
+
+
 def failed(error: LegokvError) -> Failed:
     """The event that carries an error to another process."""
     return Failed(type(error).__name__, str(error))

@@ -21,8 +21,10 @@ from legokv.serving.messages import (
     Warm,
     decode_command,
     decode_events,
+    decode_line,
     encode_command,
     encode_events,
+    encode_line,
     error_of,
     failed,
 )
@@ -64,6 +66,20 @@ def test_a_command_arrives_as_it_was_sent(command: Command) -> None:
 def test_events_arrive_as_they_were_sent_and_in_order() -> None:
     assert decode_events(encode_events(EVENTS)) == EVENTS
     assert decode_events(encode_events([])) == ()
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_an_event_arrives_in_one_line_with_its_request(event: Event) -> None:
+    request_id = 'a\n\t"é'
+    line = encode_line(request_id, event)
+    assert line.index(b"\n") == len(line) - 1
+    assert decode_line(line) == (request_id, event)
+
+
+@pytest.mark.parametrize("line", [b"", b"\xff", b"{}", b'["a"]', b'["a",{"type":"Fly"}]'])
+def test_what_is_no_line_with_an_event_is_refused(line: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="not a line with an event"):
+        decode_line(line)
 
 
 @pytest.mark.parametrize(
