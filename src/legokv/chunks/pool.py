@@ -180,7 +180,7 @@ class ChunkCache:
 
     def _pages_of(self, chunk: Chunk) -> int:
         pages_for = self.pool.pages_for
-        return pages_for(chunk.num_tokens) + pages_for(chunk.dummy_tokens)
+        return pages_for(len(chunk.token_ids)) + pages_for(chunk.dummy_tokens)
 
     def _make_room(self, num_pages: int, keep: set[str]) -> tuple[Evicted, ...]:
         wanted, needed = self._budget.to_free(self.pool.num_used, num_pages)
@@ -210,7 +210,7 @@ class ChunkCache:
         return evicted
 
     def _place(self, chunk: Chunk) -> Resident:
-        pages = self.pool.take(self.pool.pages_for(chunk.num_tokens))
+        pages = self.pool.take(self.pool.pages_for(len(chunk.token_ids)))
         dummy_pages = self.pool.take(self.pool.pages_for(chunk.dummy_tokens))
         resident = Resident(chunk, pages, dummy_pages)
         self._residents[chunk.key] = resident

@@ -209,8 +209,9 @@ class Executor:
         """Load each new resident's KV, or begin to compile it."""
         try:
             # Before anything is written: the evicted chunks' KV is still in the new pages.
-            with _going_on("a chunk that left the pool was not kept"):
-                self._transfer.keep_evicted(grant.evicted)
+            if grant.evicted:
+                with _going_on("a chunk that left the pool was not kept"):
+                    self._transfer.keep_evicted(grant.evicted)
             for resident in grant.new:
                 with _going_on("a chunk could not be loaded and is compiled again"):
                     self.counters.loaded_chunks += self._transfer.load(resident)

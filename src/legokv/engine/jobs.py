@@ -126,7 +126,7 @@ class ChunkJob(Job):
         super().__init__((chunk,), 0)
 
     def start(self, transfer: Transfer) -> bool:
-        length = self.chunks[0].num_tokens
+        length = len(self.chunks[0].token_ids)
         self.events.put(Finished("stop", Usage(length, length, 0, 0, 1)))
         return False
 
@@ -149,7 +149,7 @@ class CompileJob(ChunkJob):
         return False
 
     def _finish(self) -> None:
-        length = self.chunks[0].num_tokens
+        length = len(self.chunks[0].token_ids)
         self.events.put(Finished("stop", Usage(length, 0, 0, length, 1, compiled_tokens=length)))
 
 
@@ -204,10 +204,12 @@ class GenerateJob(Job):
         self._granted_at = time.monotonic()
         self.usage.queue_seconds = self._granted_at - load_seconds - self.submitted_at
         self.usage.load_seconds = load_seconds
-        self._metrics.queue.observe(self.usage.queue_seconds)
         missing = {resident.chunk.key for resident in grant.residents if not resident.ready}
         self.usage.chunks_found = len(self.chunks) - len(missing)
-        self.usage.compiled_tokens = sum(c.num_tokens for c in self.chunks if c.key in missing)
+        self.usage.compiled_tokens = sum(
+            len(chunk.token_ids) for chunk in self.chunks if chunk.key in missing
+        )
+        self._metrics.queue.observe(self.usage.queue_seconds)
 
     def start(self, transfer: Transfer) -> bool:
         assert self.grant is not None, "a job starts after it was granted its pages"

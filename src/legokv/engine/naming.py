@@ -75,7 +75,7 @@ class NamedChunks:
         with self._changing:
             self._remove(chunk.key)
             self._chunks[chunk.key] = chunk
-            self._num_tokens += chunk.num_tokens
+            self._num_tokens += len(chunk.token_ids)
             while self._num_tokens > self._max_tokens and len(self._chunks) > 1:
                 self._remove(next(iter(self._chunks)))
 
@@ -96,4 +96,4 @@ class NamedChunks:
     def _remove(self, key: str) -> None:
         chunk = self._chunks.pop(key, None)
         if chunk is not None:
-            self._num_tokens -= chunk.num_tokens
+            self._num_tokens -= len(chunk.token_ids)

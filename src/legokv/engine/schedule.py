@@ -58,10 +58,12 @@ def run_step(runner: Runner, step: Step, number: int) -> list[tuple[Turn, Tensor
         raise StepFailed(
             f"a step failed: {len(step.turns)} rows of logits are due, {len(logits)} came"
         )
-    for turn in step.turns:
+    ended = []
+    for turn, row in zip(step.turns, logits, strict=True):
         turn.sequence.advance(turn.num_tokens, number)
-    rows = zip(step.turns, logits, strict=True)
-    return [(turn, row) for turn, row in rows if not turn.sequence.num_left]
+        if not turn.sequence.num_left:
+            ended.append((turn, row))
+    return ended
 
 
 def failure(error: Exception) -> StepFailed:

@@ -25,7 +25,8 @@ class Transfer:
 
     def prefetch(self, chunks: Sequence[Chunk]) -> Prefetch | None:
         """Begin to fetch what is not in the pool; None if there is nothing to fetch."""
-        return self._prefetcher.begin([c for c in chunks if self._cache.find(c.key) is None])
+        missing = [chunk for chunk in chunks if self._cache.find(chunk.key) is None]
+        return self._prefetcher.begin(missing) if missing else None
 
     def is_kept(self, chunk: Chunk) -> bool:
         """Whether the chunk is compiled and stored wherever it shall be."""
@@ -69,5 +70,5 @@ class Transfer:
 
     def _stored(self, chunk: Chunk, pages: Sequence[int]) -> StoredKv:
         """What is in a chunk's pages, as the tiers keep it."""
-        kv = self._runner.export_pages(pages, chunk.num_tokens)
+        kv = self._runner.export_pages(pages, len(chunk.token_ids))
         return to_stored(kv, self._tiers.stored_dtype)

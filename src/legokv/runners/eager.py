@@ -50,8 +50,9 @@ class EagerRunner:
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> Tensor:
         ids, rows = self._on_device(batch.input_ids), self._on_device(batch.logit_rows)
-        with self.attention.step(batch, self.pools) as attend:
-            logits: Tensor = self.decoder(ids, rows, self.pools, attend)[0]
+        pools = self._store.pools
+        with self.attention.step(batch, pools) as attend:
+            logits: Tensor = self.decoder(ids, rows, pools, attend)[0]
         return logits.cpu()
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
