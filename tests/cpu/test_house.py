@@ -145,3 +145,28 @@ def node_of(parts: tuple[str, ...]) -> str:
     room = room_of(parts)
     chooses = len(parts) > 1 and room == parts[0] and parts[1] in CHOOSERS.get(room, ())
     return f"{room}, choosers" if chooses else room
+
+
+# A thing is called by a noun: these say only that something was done to it.
+PARTICIPLES = {"found", "given", "taken", "said", "known", "wanted", "spoken", "shown", "told"}
+
+
+def participles(source: str) -> list[str]:
+    """Variables and arguments that are called by a participle, "line: name"."""
+    named = []
+    for node in ast.walk(ast.parse(source)):
+        stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        name = node.id if stored else node.arg if isinstance(node, ast.arg) else ""
+        if name in PARTICIPLES:
+            named.append(f"{node.lineno}: {name}")
+    return named
+
+
+def test_things_are_called_by_nouns() -> None:
+    named = {
+        f"{file.relative_to(PACKAGE)}:{line}"
+        for file in modules()
+        for line in participles(file.read_text())
+    }
+    assert named == set()
+    assert participles("def f(given):\n    found = given\n") == ["1: given", "2: found"]

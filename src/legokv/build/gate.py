@@ -84,8 +84,8 @@ class GateRun:
 
 def _difference(full: Sequence[Tensor], linked: Sequence[Tensor]) -> float | None:
     """The largest difference in standard deviations of its prompt's full logits."""
-    expected, found = (torch.stack(list(logits)) for logits in (full, linked))
-    return _finite(((found - expected).abs().amax(-1) / expected.std(-1)).max())
+    expected, actual = (torch.stack(list(logits)) for logits in (full, linked))
+    return _finite(((actual - expected).abs().amax(-1) / expected.std(-1)).max())
 
 
 def _kl(full: Sequence[Tensor], linked: Sequence[Tensor]) -> float | None:

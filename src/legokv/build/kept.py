@@ -17,8 +17,8 @@ def is_up_to_date(
     folder: Path, facts: EngineFacts, names: Collection[str], *, keep_failed: bool
 ) -> bool:
     """Whether `folder` is the engine of `facts` with the products of these `names`, checked."""
-    found = _found(folder)
-    return found is not None and _is_sound(found, names, keep_failed) and _bare(found) == facts
+    before = _found(folder)
+    return before is not None and _is_sound(before, names, keep_failed) and _bare(before) == facts
 
 
 def kept_plan(
@@ -34,16 +34,16 @@ def kept_plan(
     None if there is no plan, or facts' own backend built it; if it was built for other limits
     (where that backend builds plans, too), or if there is a GPU and the plan can't run on it.
     """
-    found = _found(folder)
-    if found is None or found.plan is None or not _is_sound(found, names, keep_failed):
+    before = _found(folder)
+    if before is None or before.plan is None or not _is_sound(before, names, keep_failed):
         return None
-    if found.plan.flavour == facts.backend:
+    if before.plan.flavour == facts.backend:
         return None  # what `is_up_to_date` judges, by the plugins of the present sources too
-    if replace(_bare(found), plan=None, backend=facts.backend) != facts:
+    if replace(_bare(before), plan=None, backend=facts.backend) != facts:
         return None
-    if not _has_limits(found.plan, facts, limits) or not _may_run(folder, found.plan):
+    if not _has_limits(before.plan, facts, limits) or not _may_run(folder, before.plan):
         return None
-    return f"{folder} has {_plan(found.plan)}"
+    return f"{folder} has {_plan(before.plan)}"
 
 
 def replacement(folder: Path, facts: EngineFacts) -> str:
@@ -86,13 +86,13 @@ def _found(folder: Path) -> EngineFacts | None:
         return None
 
 
-def _is_sound(found: EngineFacts, names: Collection[str], keep_failed: bool) -> bool:
-    has_all = {file.name for file in found.produced}.issuperset(names)
-    return has_all and found.gate is not None and (found.gate.passed or keep_failed)
+def _is_sound(facts: EngineFacts, names: Collection[str], keep_failed: bool) -> bool:
+    has_all = {file.name for file in facts.produced}.issuperset(names)
+    return has_all and facts.gate is not None and (facts.gate.passed or keep_failed)
 
 
-def _bare(found: EngineFacts) -> EngineFacts:
-    return replace(found, produced=(), gate=None)
+def _bare(facts: EngineFacts) -> EngineFacts:
+    return replace(facts, produced=(), gate=None)
 
 
 def _has_limits(plan: PlanFacts, facts: EngineFacts, limits: PlanLimits) -> bool:

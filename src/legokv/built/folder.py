@@ -145,11 +145,11 @@ def _engine_json(path: Path) -> dict[str, Any]:
 
 def _build_command(path: Path, data: object) -> str:
     """What builds the folder's engine again, with those of its settings that every format has."""
-    known = data if isinstance(data, dict) else {}
+    fields = data if isinstance(data, dict) else {}
     words = ["build/build_engine.py", "--checkpoint", str(path), "--output", str(path)]
     for name in ("name", "dtype", "page_size", "backend"):
-        if name in known:
-            words += [f"--{name.replace('_', '-')}", str(known[name])]
+        if name in fields:
+            words += [f"--{name.replace('_', '-')}", str(fields[name])]
     return shlex.join(words)
 
 
@@ -174,10 +174,10 @@ def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
 def _check_file(file: Path, size_bytes: int) -> None:
     if not file.is_file():
         raise EngineMismatch(f"{FACTS_FILE} names {file.name}, {file} does not exist")
-    found = file.stat().st_size
-    if found != size_bytes:
+    num_bytes = file.stat().st_size
+    if num_bytes != size_bytes:
         raise EngineMismatch(
-            f"{file} has {found} bytes, {FACTS_FILE} says {size_bytes}: build the engine again"
+            f"{file} has {num_bytes} bytes, {FACTS_FILE} says {size_bytes}: build the engine again"
         )
 
 

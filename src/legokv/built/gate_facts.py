@@ -31,8 +31,8 @@ class GateFacts:
     @property
     def passed(self) -> bool:
         """Whether both differences are numbers within the tolerance."""
-        found = (self.recomputed_difference, self.one_chunk_difference)
-        return all(value is not None and value <= self.tolerance for value in found)
+        differences = (self.recomputed_difference, self.one_chunk_difference)
+        return all(value is not None and value <= self.tolerance for value in differences)
 
     def __str__(self) -> str:
         return (

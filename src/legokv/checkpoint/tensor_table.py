@@ -104,7 +104,7 @@ def _stored_tensor(name: str, entry: Any, file: Path, data_start: int) -> Stored
         start, end = (data_start + int(offset) for offset in entry["data_offsets"])
     except (KeyError, TypeError, ValueError):
         raise UnsupportedModel(f"{file}: the header's entry for {name} is damaged") from None
-    known = FLOAT_DTYPES.get(dtype)
-    if known is not None and end - start != prod(shape) * known.item_bytes:
+    float_dtype = FLOAT_DTYPES.get(dtype)
+    if float_dtype is not None and end - start != prod(shape) * float_dtype.item_bytes:
         raise UnsupportedModel(f"{file}: {name} has {end - start} bytes for {dtype} {list(shape)}")
     return StoredTensor(name, dtype, shape, file, start, end)

@@ -41,16 +41,16 @@ class Candidate:
 
 
 def victims(
-    candidates: Iterable[Candidate], wanted: int, needed: int
+    candidates: Iterable[Candidate], target: int, needed: int
 ) -> tuple[Candidate, ...] | None:
-    """The first candidates that together free what is wanted, or all if they free what is needed.
+    """The first candidates that together free the target, or all if they free what is needed.
 
     None, and nobody has to go, if even all of them free too little.
     """
     chosen: list[Candidate] = []
     freed = 0
     for candidate in candidates:
-        if freed >= wanted:
+        if freed >= target:
             break
         chosen.append(candidate)
         freed += candidate.size

@@ -59,7 +59,7 @@ class KvLayout:
 
 def token_bytes(config: ModelConfig, kv_dtype: str, stored_dtype: str) -> int:
     """What one token's KV of a model takes, stored, its chunk's header aside."""
-    name = next(name for name, known in FLOAT_DTYPES.items() if known.name == kv_dtype)
+    name = next(name for name, dtype in FLOAT_DTYPES.items() if dtype.name == kv_dtype)
     shape = (config.num_layers, 2, 1, config.num_kv_heads, config.head_size)
     return KvLayout(name, shape, stored_dtype == "int8").num_bytes
 

@@ -121,13 +121,13 @@ class HostTier:
         return kv is not None
 
     def _make_room(self, incoming_bytes: int, pinned: frozenset[str]) -> bool:
-        wanted, needed = self._budget.to_free(self._num_bytes, incoming_bytes)
+        target, needed = self._budget.to_free(self._num_bytes, incoming_bytes)
         if incoming_bytes > self._budget.limit:
             return False
         stay = self._leased() | pinned
         leaving = victims(
             (Candidate(key, kv.nbytes) for key, kv in self._kept.items() if key not in stay),
-            wanted,
+            target,
             needed,
         )
         if leaving is None:

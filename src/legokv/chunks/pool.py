@@ -183,8 +183,8 @@ class ChunkCache:
         return pages_for(len(chunk.token_ids)) + pages_for(chunk.dummy_tokens)
 
     def _make_room(self, num_pages: int, keep: set[str]) -> tuple[Evicted, ...]:
-        wanted, needed = self._budget.to_free(self.pool.num_used, num_pages)
-        if not wanted:
+        target, needed = self._budget.to_free(self.pool.num_used, num_pages)
+        if not target:
             return ()
         protected = keep | set(self._pinned_keys())
         evictable = [
@@ -193,7 +193,7 @@ class ChunkCache:
             if not resident.leases and key not in protected
         ]
         candidates = [Candidate(r.chunk.key, len(r.pages)) for r in evictable]
-        leaving = victims(candidates, wanted, needed)
+        leaving = victims(candidates, target, needed)
         if leaving is None:
             available = self.pool.num_free + sum(candidate.size for candidate in candidates)
             raise PoolFull(

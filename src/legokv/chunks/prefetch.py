@@ -52,5 +52,5 @@ class Prefetcher:
 
     def begin(self, chunks: Sequence[Chunk]) -> Prefetch | None:
         """The prefetch of those chunks that a slow tier has; None if there are none."""
-        wanted = [chunk for chunk in chunks if self._tiers.fetchable(chunk)]
-        return Prefetch(self._tiers, wanted, self._thread) if wanted else None
+        missing = [chunk for chunk in chunks if self._tiers.fetchable(chunk)]
+        return Prefetch(self._tiers, missing, self._thread) if missing else None

@@ -78,10 +78,10 @@ class LowerTiers:
         False where there is no such tier.
         """
         places = [number for number, tier in enumerate(self.tiers) if tier.name == name]
-        wanted = self.tiers[: places[0] + 1] if places else ()
-        if wanted and not any(self._has(tier, chunk) for tier in wanted):
+        upper = self.tiers[: places[0] + 1] if places else ()
+        if upper and not any(self._has(tier, chunk) for tier in upper):
             self.read(chunk)
-        return any(self._has(tier, chunk) for tier in wanted)
+        return any(self._has(tier, chunk) for tier in upper)
 
     def takes_compiled(self, chunk: Chunk) -> bool:
         """Whether a tier wants the chunk as soon as it is compiled; `keep` is worth a copy then."""

@@ -35,8 +35,8 @@ def run_cache_command(parsed: argparse.Namespace) -> int:
         check_is_cache(settings, facts)
     cache = open_cache(settings, facts)
     with closing(cache.registry):
-        status, said = _COMMANDS[parsed.cache_command](cache, parsed)
-    _print({"cache": str(settings.registry_path(facts).parent), **said}, parsed.format)
+        status, outcome = _COMMANDS[parsed.cache_command](cache, parsed)
+    _print({"cache": str(settings.registry_path(facts).parent), **outcome}, parsed.format)
     return status
 
 
@@ -107,18 +107,18 @@ def _verify(cache: OpenCache, parsed: argparse.Namespace) -> tuple[int, Facts]:
 
 def _clear(cache: OpenCache, parsed: argparse.Namespace) -> tuple[int, Facts]:
     """Chunks that a server reads just now go when it has done so."""
-    wanted = _namespaces(cache, parsed)
+    namespaces = _namespaces(cache, parsed)
     deleted = 0
     if parsed.documents:
-        for document in list(documents_of(cache.registry, wanted)):
+        for document in list(documents_of(cache.registry, namespaces)):
             cache.registry.delete(document.namespace, document.id)
             deleted += 1
-    before = _stored_in(cache, wanted)
+    before = _stored_in(cache, namespaces)
     with _bytes_bar(sum(row.num_bytes for _, row in before), "clear") as bar:
         for tier, row in before:
             tier.remove(row.key)
             bar.update(row.num_bytes)
-    after = _stored_in(cache, wanted)
+    after = _stored_in(cache, namespaces)
     return 0, {
         "deleted_documents": deleted,
         "removed_chunks": len(before) - len(after),
@@ -134,10 +134,10 @@ def _stored_in(cache: OpenCache, namespaces: Collection[str]) -> list[tuple[Chun
 
 
 def _export(cache: OpenCache, parsed: argparse.Namespace) -> tuple[int, Facts]:
-    wanted = _namespaces(cache, parsed)
-    stored = {row.key: row.num_bytes for _, row in _stored_in(cache, wanted)}
+    namespaces = _namespaces(cache, parsed)
+    stored = {row.key: row.num_bytes for _, row in _stored_in(cache, namespaces)}
     with _bytes_bar(sum(stored.values()), "export") as bar:
-        exchanged = export_documents(cache.documents, parsed.file, wanted, bar.update)
+        exchanged = export_documents(cache.documents, parsed.file, namespaces, bar.update)
     return 0, {"file": str(parsed.file), **asdict(exchanged)}
 
 
@@ -150,13 +150,13 @@ def _import(cache: OpenCache, parsed: argparse.Namespace) -> tuple[int, Facts]:
 
 def _namespaces(cache: OpenCache, parsed: argparse.Namespace) -> tuple[str, ...]:
     """Those asked for, all unless told; NotFound for one of which nothing is kept."""
-    known = _all_namespaces(cache)
+    names = _all_namespaces(cache)
     if not parsed.namespace:
-        return known
+        return names
     for name in parsed.namespace:
-        if name not in known:
+        if name not in names:
             raise NotFound(
-                f"nothing is kept of the namespace '{name}'; there are {', '.join(known) or 'none'}"
+                f"nothing is kept of the namespace '{name}'; there are {', '.join(names) or 'none'}"
             )
     return tuple(dict.fromkeys(parsed.namespace))
 

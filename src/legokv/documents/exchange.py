@@ -76,8 +76,8 @@ def export_documents(
     cache: Cache, path: Path, namespaces: tuple[str, ...], done: Callable[[int], object]
 ) -> Exchanged:
     """Write the namespaces' documents and what is stored of their KV to one file."""
-    found = documents_of(cache.registry, namespaces)
-    manifest = Manifest(cache.fingerprint, tuple(_archived(cache, item) for item in found))
+    registered = documents_of(cache.registry, namespaces)
+    manifest = Manifest(cache.fingerprint, tuple(_archived(cache, item) for item in registered))
     chunks = write_archive(path, manifest, _contents(cache, manifest.keys), done)
     return Exchanged(len(manifest.documents), chunks, len(manifest.keys) - chunks)
 

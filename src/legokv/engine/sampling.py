@@ -184,13 +184,13 @@ def _num_reaching(weights: NDArray[np.float64], share: float) -> int:
 
     Looked for among a few of them first: a model's likeliest tokens mostly have it.
     """
-    wanted = share * weights.sum()
+    threshold = share * weights.sum()
     looked_at = min(_FEW_TOKENS, len(weights))
     while True:
         some = np.partition(weights, -looked_at)[-looked_at:]
         shares = np.cumsum(np.sort(some)[::-1])
-        if shares[-1] >= wanted or looked_at == len(weights):
-            return min(int(np.searchsorted(shares, wanted)) + 1, looked_at)
+        if shares[-1] >= threshold or looked_at == len(weights):
+            return min(int(np.searchsorted(shares, threshold)) + 1, looked_at)
         looked_at = min(16 * looked_at, len(weights))
 
 

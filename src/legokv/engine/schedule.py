@@ -74,22 +74,22 @@ def failure(error: Exception) -> StepFailed:
     return StepFailed(": ".join(["a step failed", type(error).__name__, *line]))
 
 
-def share(wanted: Sequence[int], budget: int) -> list[int]:
+def share(demands: Sequence[int], budget: int) -> list[int]:
     """Tokens each of the waiting sequences may compute in this step, at most what it wants.
 
-    `wanted`, each 1 or more, is in the order of the sequences' last turns, the longest ago first.
+    `demands`, each 1 or more, is in the order of the sequences' last turns, the longest ago first.
     Everyone has an equal share; what short ones leave goes to the longer. So a decode step or a
     short question never waits for a long compile, and a long compile gets all that is left. With
     no more budget than sequences each gets one token, and whoever gets none is first next time:
     nobody waits more than ceil(sequences / budget) steps for a turn.
     """
-    if len(wanted) >= budget:
-        return [1 if place < budget else 0 for place in range(len(wanted))]
-    shares = [0] * len(wanted)
+    if len(demands) >= budget:
+        return [1 if place < budget else 0 for place in range(len(demands))]
+    shares = [0] * len(demands)
     left = budget
-    order = sorted(range(len(wanted)), key=lambda number: wanted[number])
+    order = sorted(range(len(demands)), key=lambda number: demands[number])
     for place, number in enumerate(order):
         equal = -(-left // (len(order) - place))
-        shares[number] = min(wanted[number], equal, left)
+        shares[number] = min(demands[number], equal, left)
         left -= shares[number]
     return shares

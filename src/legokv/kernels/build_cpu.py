@@ -54,30 +54,30 @@ class NativeBuild:
 
     def _source_files(self) -> set[Path]:
         """All of plugins/cpu, and what it includes from elsewhere in plugins/."""
-        found: set[Path] = set()
+        files: set[Path] = set()
         left = [self.source / "status.cpp", *(self.source / "cpu").rglob("*.*")]
         while left:
             file = left.pop()
-            if file in found:
+            if file in files:
                 continue
-            found.add(file)
+            files.add(file)
             for name in _INCLUDE.findall(file.read_text(encoding="utf-8")):
                 candidates = (self.source / name, self.source / "include" / name)
                 left += [path for path in candidates if path.is_file()]
-        return found
+        return files
 
 
 def find_compiler() -> Path:
     """$CXX, else g++ or c++ on PATH; NativeLibraryMissing if there is none, or $CXX is none."""
     named = os.environ.get("CXX")
-    found = shutil.which(named) if named else shutil.which("g++") or shutil.which("c++")
-    if named and found is None:
+    program = shutil.which(named) if named else shutil.which("g++") or shutil.which("c++")
+    if named and program is None:
         raise NativeLibraryMissing(
             f"CXX={named} is no program: name a C++ compiler, without options, or unset it"
         )
-    if found is None:
+    if program is None:
         raise NativeLibraryMissing("no C++ compiler: install g++, or choose attention 'torch'")
-    return Path(found)
+    return Path(program)
 
 
 def find_native_library(build: NativeBuild | None = None) -> Path:

@@ -77,10 +77,10 @@ def _cmake(
     places = {"CMAKE_HOME_DIRECTORY": build.source, "CMAKE_CACHEFILE_DIR": folder}
     if _COMPILER in options:
         places[_COMPILER] = Path(options[_COMPILER])
-    given = [f"-D{name}={value}" for name, value in options.items()]
+    definitions = [f"-D{name}={value}" for name, value in options.items()]
     with _alone_in(folder, say):
         drop_foreign_cache(folder, places, say)
-        configure = [cmake, "-S", str(build.source), "-B", str(folder), *given]
+        configure = [cmake, "-S", str(build.source), "-B", str(folder), *definitions]
         _run([*configure, f"-DLEGOKV_VERSION={VERSION}"], folder, say)
         compile_target = [cmake, "--build", str(folder), "--target", target]
         _run([*compile_target, "--parallel", str(build.jobs)], folder, say)

@@ -34,10 +34,10 @@ HEADER = "NvInferRuntime.h"
 def find_cmake() -> Path:
     """CMake of this environment, or the machine's."""
     own = Path(sysconfig.get_path("scripts")) / "cmake"
-    found = str(own) if own.is_file() else shutil.which("cmake")
-    if found is None:
+    program = str(own) if own.is_file() else shutil.which("cmake")
+    if program is None:
         raise ToolchainMissing("no cmake: pip install cmake, or the system's package")
-    return Path(found)
+    return Path(program)
 
 
 def find_nvcc() -> Path | None:
@@ -46,13 +46,13 @@ def find_nvcc() -> Path | None:
     ToolMisnamed if $CUDACXX is set and no program.
     """
     named = os.environ.get("CUDACXX")
-    found = shutil.which(named) if named else shutil.which("nvcc") or shutil.which(USUAL_NVCC)
-    if named and found is None:
+    program = shutil.which(named) if named else shutil.which("nvcc") or shutil.which(USUAL_NVCC)
+    if named and program is None:
         raise ToolMisnamed(
             f"CUDACXX={named} is no program: name nvcc's path, without options, or unset it and "
             f"PATH, {USUAL_NVCC} and PyPI's wheels are tried"
         )
-    return Path(found) if found else None
+    return Path(program) if program else None
 
 
 def nvcc_or_wheels(folder: Path, say: Say) -> Path:
@@ -94,10 +94,10 @@ def tensorrt_headers(folder: Path, say: Say) -> Path:
 
 def unpack_headers(wheel: Path) -> None:
     """Unpack the wheel's headers beside it; another wheel is removed: ToolchainMissing."""
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != HEADERS_SHA256:
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != HEADERS_SHA256:
         wheel.unlink()
-        raise ToolchainMissing(f"{wheel.name} has SHA-256 {found}, expected {HEADERS_SHA256}")
+        raise ToolchainMissing(f"{wheel.name} has SHA-256 {digest}, expected {HEADERS_SHA256}")
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.namelist():
             if member.startswith(HEADERS_FOLDER):

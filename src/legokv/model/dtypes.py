@@ -22,7 +22,7 @@ FLOAT_DTYPES = {
     "F16": FloatDtype("float16", 2),
     "F32": FloatDtype("float32", 4),
 }
-DTYPES = tuple(known.name for known in FLOAT_DTYPES.values())
+DTYPES = tuple(dtype.name for dtype in FLOAT_DTYPES.values())
 
 
 @dataclass(frozen=True)

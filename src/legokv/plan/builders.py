@@ -148,8 +148,8 @@ def write_whole(path: Path, content: Any) -> int:
 def _load_plugins(trt: Any, library: str) -> None:
     registry = trt.get_plugin_registry()
     loaded = registry.load_library(library)
-    found = [c.name for c in registry.all_creators if c.plugin_namespace == PLUGIN_NAMESPACE]
-    if loaded is None or not found:
+    creators = [c.name for c in registry.all_creators if c.plugin_namespace == PLUGIN_NAMESPACE]
+    if loaded is None or not creators:
         raise PlanBuildFailed(
             f"{library} gave TensorRT no plugins: build it again with build/build_plugins.py"
         )
@@ -164,8 +164,8 @@ def _parse(objects: PlanBuilder, model_file: str) -> None:
 
 def _add_profile(objects: PlanBuilder, ranges: Iterable[InputRange]) -> None:
     profile = objects.builder.create_optimization_profile()
-    for given in ranges:
-        profile.set_shape(given.name, given.least, given.usual, given.most)
+    for item in ranges:
+        profile.set_shape(item.name, item.least, item.usual, item.most)
     if objects.config.add_optimization_profile(profile) < 0:
         raise PlanBuildFailed(f"TensorRT refused the profile {list(ranges)}")
 

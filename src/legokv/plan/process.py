@@ -38,12 +38,12 @@ def build_plan(request: PlanRequest, say: Say) -> PlanSummary:
         process.stdin.close()
         last = _show(map(json.loads, process.stdout), say)
         status = process.wait()
-        said = last_lines()
+        output = last_lines()
     if "summary" in last:
         return PlanSummary(**last["summary"])
     reason = last.get("error") or _death(status)
-    words = "; it had said:" if said else "; it had said nothing"
-    raise PlanBuildFailed("\n".join([f"{request.backend}: {reason}{words}", *said]))
+    words = "; it had said:" if output else "; it had said nothing"
+    raise PlanBuildFailed("\n".join([f"{request.backend}: {reason}{words}", *output]))
 
 
 @contextmanager

@@ -168,7 +168,7 @@ class KernelForm:
         def attend(
             layer: int, q: Tensor, k: Tensor, v: Tensor, pool: Tensor
         ) -> tuple[Tensor, Tensor]:
-            q, k, v = (given.contiguous() for given in (q, k, v))
+            q, k, v = (tensor.contiguous() for tensor in (q, k, v))
             arguments = attention_arguments(q, k, v, pool, tables[layer])
             out = torch.empty_like(q)
             workspace = self._workspace_of(self._launchers.workspace_bytes(arguments))

@@ -143,5 +143,5 @@ def _kernels(folder: Path) -> Path:
 
 def _library(folder: Path) -> Path | None:
     """The compiled plugins: the engine's own, else those of this checkout."""
-    found = (path for path in (folder / LIBRARY_NAME, BUILT_LIBRARY) if path.is_file())
-    return next(found, None)
+    libraries = (path for path in (folder / LIBRARY_NAME, BUILT_LIBRARY) if path.is_file())
+    return next(libraries, None)

@@ -55,8 +55,8 @@ def answer(replies: Iterable[Reply], responder: Responder, line: RequestLine | N
         # leave the request open for ever.
         fault_id = uuid.uuid4().hex[:12]
         log.exception("fault %s in a request", fault_id)
-        told = f"an internal error; the server's log has it as {fault_id}"
-        _fail(responder, line, LegokvError(told))
+        sentence = f"an internal error; the server's log has it as {fault_id}"
+        _fail(responder, line, LegokvError(sentence))
 
 
 def _fail(responder: Responder, line: RequestLine | None, error: LegokvError) -> None:

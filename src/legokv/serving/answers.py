@@ -42,8 +42,8 @@ class AnswersSoFar:
             return None
         if not token.text and not tokens:
             return None
-        told = {"token_log_probs": _json(tokens)} if self._has_log_probs else {}
-        return {"text_output": token.text, "sequence_index": token.sequence_index, **told}
+        with_log_probs = {"token_log_probs": _json(tokens)} if self._has_log_probs else {}
+        return {"text_output": token.text, "sequence_index": token.sequence_index, **with_log_probs}
 
     def outputs(self) -> dict[str, object]:
         """The last reply's outputs: an answer's value, or a list with one for each of several."""

@@ -83,18 +83,18 @@ class DocumentService:
 
     def reply(self, request: object) -> Result:
         """The reply to one request, an object with an `operation`; expired pins go first."""
-        known = fields.require_object(request)
-        operation = fields.text(known, "operation")
+        arguments = fields.require_object(request)
+        operation = fields.text(arguments, "operation")
         if operation not in self._operations:
             raise InvalidRequest(
                 f"unknown operation {operation[:80]!r}; known are {', '.join(self._operations)}"
             )
         self._registry.sweep()
-        return self._operations[operation](known)
+        return self._operations[operation](arguments)
 
     def _create(self, request: Request) -> Result:
-        known = ("text", "name", "ttl_seconds", "pinned", "wait", "warm")
-        namespace = _namespace(request, known)
+        names = ("text", "name", "ttl_seconds", "pinned", "wait", "warm")
+        namespace = _namespace(request, names)
         changes = _changes(request)
         wait = fields.flag(request, "wait", default=True)
         warm = fields.optional_choice(request, "warm", WARM_TIERS)
@@ -179,9 +179,9 @@ class DocumentService:
         return {"deleted": document_id, "dropped_chunks": len(unnamed)}
 
 
-def _namespace(request: Request, known: tuple[str, ...]) -> str:
+def _namespace(request: Request, names: tuple[str, ...]) -> str:
     """The request's namespace, once all its fields are known ones."""
-    fields.refuse_unknown(request, ("operation", "namespace", *known))
+    fields.refuse_unknown(request, ("operation", "namespace", *names))
     if "namespace" not in request:
         return DEFAULT_NAMESPACE
     return check_namespace(fields.text(request, "namespace"))
@@ -220,12 +220,12 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
 
 
 def document_replies(
-    service: DocumentService, given: Mapping[str, object], line: RequestLine
+    service: DocumentService, values: Mapping[str, object], line: RequestLine
 ) -> Iterator[Reply]:
     """The one reply to a request whose only field is `request`, JSON in UTF-8."""
     line.check_id()
-    fields.refuse_unknown(given, ("request",))
-    body = given.get("request")
+    fields.refuse_unknown(values, ("request",))
+    body = values.get("request")
     if not isinstance(body, bytes):
         raise InvalidRequest("'request' is missing: a JSON object as text")
     request = fields.parse_request(body)

@@ -33,12 +33,12 @@ def require_object(request: object) -> Request:
     return request
 
 
-def refuse_unknown(request: Request, known: Collection[str]) -> None:
+def refuse_unknown(request: Request, names: Collection[str]) -> None:
     """InvalidRequest that names the first field not among the known ones, and those."""
     for name in request:
-        if name not in known:
+        if name not in names:
             raise InvalidRequest(
-                f"unknown field {str(name)[:80]!r}; known are {', '.join(sorted(known))}"
+                f"unknown field {str(name)[:80]!r}; known are {', '.join(sorted(names))}"
             )
 
 

@@ -145,11 +145,11 @@ class GenerateService:
 
     def _begin(self, command: Generate) -> None:
         """Have the engine begin; token ids go along only of the chunks that it does not know."""
-        known = {piece.key for piece in command.segments if piece.key is not None}
-        (event,) = self._ask_engine(_without_ids(command, known))
+        by_key = {piece.key for piece in command.segments if piece.key is not None}
+        (event,) = self._ask_engine(_without_ids(command, by_key))
         while isinstance(event, Unknown):
-            known.difference_update(event.keys)
-            (event,) = self._ask_engine(_without_ids(command, known))
+            by_key.difference_update(event.keys)
+            (event,) = self._ask_engine(_without_ids(command, by_key))
 
     def _note_first(self, progress: _Progress) -> None:
         progress.first_token = time.monotonic()

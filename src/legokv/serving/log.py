@@ -41,8 +41,8 @@ class RequestLine:
 
     def answered(self, values: Mapping[str, object]) -> None:
         """The request ended with a reply of these values; its counts and times are written."""
-        told = {n: v for n, v in values.items() if n in _LOGGED or n.endswith(_LOGGED_ENDINGS)}
-        self._write(logging.INFO, told)
+        facts = {n: v for n, v in values.items() if n in _LOGGED or n.endswith(_LOGGED_ENDINGS)}
+        self._write(logging.INFO, facts)
 
     def failed(self, error: LegokvError) -> None:
         """The request ended with an error; a fault of the server's is at level "error"."""

@@ -63,29 +63,33 @@ class Question:
     answering: AnswerOptions
 
 
-def question_from_fields(given: Mapping[str, object], settings: Settings) -> Question:
+def question_from_fields(values: Mapping[str, object], settings: Settings) -> Question:
     """The question in a request's fields, texts as UTF-8 bytes; InvalidRequest says what is wrong.
 
     Only text_input must be there. Unknown fields are refused by name.
     """
-    fields.refuse_unknown(given, INPUT_NAMES)
-    known = {name: _decoded(name, value) for name, value in given.items()}
+    fields.refuse_unknown(values, INPUT_NAMES)
+    arguments = {name: _decoded(name, value) for name, value in values.items()}
     return Question(
-        text=_bounded_text(known, "text_input", settings),
-        document_ids=_document_ids(known, settings),
-        namespace=check_namespace(fields.optional_text(known, "namespace") or DEFAULT_NAMESPACE),
-        system_text=_bounded_text(known, "system_text", settings)
-        if "system_text" in known
-        else None,
-        mode=_mode(known),
-        link_tokens=fields.whole_number(
-            known, "link_tokens", default=LINK_TOKENS, low=0, high=fields.MAX_INT32
+        text=_bounded_text(arguments, "text_input", settings),
+        document_ids=_document_ids(arguments, settings),
+        namespace=check_namespace(
+            fields.optional_text(arguments, "namespace") or DEFAULT_NAMESPACE
         ),
-        max_tokens=fields.optional_whole_number(known, "max_tokens", low=1, high=fields.MAX_INT32),
-        stop_words=_stop_words(known),
-        sampling=sampling_options(known),
-        stream=fields.flag(known, "stream", default=False),
-        answering=answer_options(known, settings.default_timeout_seconds),
+        system_text=_bounded_text(arguments, "system_text", settings)
+        if "system_text" in arguments
+        else None,
+        mode=_mode(arguments),
+        link_tokens=fields.whole_number(
+            arguments, "link_tokens", default=LINK_TOKENS, low=0, high=fields.MAX_INT32
+        ),
+        max_tokens=fields.optional_whole_number(
+            arguments, "max_tokens", low=1, high=fields.MAX_INT32
+        ),
+        stop_words=_stop_words(arguments),
+        sampling=sampling_options(arguments),
+        stream=fields.flag(arguments, "stream", default=False),
+        answering=answer_options(arguments, settings.default_timeout_seconds),
     )
 
 
@@ -104,8 +108,8 @@ def _decoded(name: str, value: object) -> object:
         ) from None
 
 
-def _bounded_text(known: fields.Request, name: str, settings: Settings) -> str:
-    text = fields.text(known, name)
+def _bounded_text(arguments: fields.Request, name: str, settings: Settings) -> str:
+    text = fields.text(arguments, name)
     num_bytes = len(text.encode())
     if num_bytes > settings.max_question_bytes:
         raise InvalidRequest(
@@ -114,8 +118,8 @@ def _bounded_text(known: fields.Request, name: str, settings: Settings) -> str:
     return text
 
 
-def _document_ids(known: fields.Request, settings: Settings) -> tuple[str, ...]:
-    ids = tuple(known.get("document_ids", ()))
+def _document_ids(arguments: fields.Request, settings: Settings) -> tuple[str, ...]:
+    ids = tuple(arguments.get("document_ids", ()))
     if len(ids) > settings.max_documents:
         raise InvalidRequest(
             f"'document_ids' names {len(ids)} documents, at most {settings.max_documents} are taken"
@@ -123,17 +127,17 @@ def _document_ids(known: fields.Request, settings: Settings) -> tuple[str, ...]:
     return ids
 
 
-def _mode(known: fields.Request) -> str:
-    mode = fields.text(known, "mode") if "mode" in known else MODES[0]
+def _mode(arguments: fields.Request) -> str:
+    mode = fields.text(arguments, "mode") if "mode" in arguments else MODES[0]
     if mode not in MODES:
         raise InvalidRequest(f"'mode' is one of {', '.join(MODES)}, not {mode[:80]!r}")
-    if mode != MODES[0] and "link_tokens" in known:
+    if mode != MODES[0] and "link_tokens" in arguments:
         raise InvalidRequest(f"'link_tokens' belongs to mode {MODES[0]}, the request has {mode}")
     return mode
 
 
-def _stop_words(known: fields.Request) -> tuple[str, ...]:
-    words = tuple(known.get("stop_words", ()))
+def _stop_words(arguments: fields.Request) -> tuple[str, ...]:
+    words = tuple(arguments.get("stop_words", ()))
     if "" in words:
         raise InvalidRequest(f"stop word {words.index('') + 1} of {len(words)} is empty")
     return words
@@ -142,38 +146,40 @@ def _stop_words(known: fields.Request) -> tuple[str, ...]:
 """As TensorRT-LLM's Triton models call them, where they have them."""
 
 
-def sampling_options(known: fields.Request) -> SamplingOptions:
+def sampling_options(arguments: fields.Request) -> SamplingOptions:
     """Greedy unless something asks for a draw: a temperature, or another at temperature 1 then.
 
     A default that is sent asks for nothing: many clients send them all.
     """
-    top_k = fields.whole_number(known, "top_k", default=0, low=0, high=fields.MAX_INT32)
-    top_p = fields.number(known, "top_p", default=1.0)
-    min_p = fields.number(known, "min_p", default=0.0)
-    draws = (top_k, top_p, min_p, known.get("num_return_sequences", 1)) != (0, 1.0, 0.0, 1)
+    top_k = fields.whole_number(arguments, "top_k", default=0, low=0, high=fields.MAX_INT32)
+    top_p = fields.number(arguments, "top_p", default=1.0)
+    min_p = fields.number(arguments, "min_p", default=0.0)
+    draws = (top_k, top_p, min_p, arguments.get("num_return_sequences", 1)) != (0, 1.0, 0.0, 1)
     return SamplingOptions(
-        temperature=fields.number(known, "temperature", default=1.0 if draws else 0.0),
+        temperature=fields.number(arguments, "temperature", default=1.0 if draws else 0.0),
         top_k=top_k,
         top_p=top_p,
-        seed=fields.optional_whole_number(known, "seed", low=0, high=fields.MAX_UINT64),
+        seed=fields.optional_whole_number(arguments, "seed", low=0, high=fields.MAX_UINT64),
         min_p=min_p,
-        repetition_penalty=fields.number(known, "repetition_penalty", default=1.0),
-        presence_penalty=fields.number(known, "presence_penalty", default=0.0),
-        frequency_penalty=fields.number(known, "frequency_penalty", default=0.0),
+        repetition_penalty=fields.number(arguments, "repetition_penalty", default=1.0),
+        presence_penalty=fields.number(arguments, "presence_penalty", default=0.0),
+        frequency_penalty=fields.number(arguments, "frequency_penalty", default=0.0),
     )
 
 
-def answer_options(known: fields.Request, default_timeout_seconds: float) -> AnswerOptions:
+def answer_options(arguments: fields.Request, default_timeout_seconds: float) -> AnswerOptions:
     """What is wanted of the answers; the server's time limit unless the request has its own."""
     most = fields.MAX_INT32
     return AnswerOptions(
-        min_tokens=fields.whole_number(known, "min_tokens", default=0, low=0, high=most),
+        min_tokens=fields.whole_number(arguments, "min_tokens", default=0, low=0, high=most),
         num_return_sequences=fields.whole_number(
-            known, "num_return_sequences", default=1, low=1, high=MAX_RETURN_SEQUENCES
+            arguments, "num_return_sequences", default=1, low=1, high=MAX_RETURN_SEQUENCES
         ),
-        return_log_probs=fields.flag(known, "return_log_probs", default=False),
+        return_log_probs=fields.flag(arguments, "return_log_probs", default=False),
         num_top_log_probs=fields.whole_number(
-            known, "num_top_log_probs", default=0, low=0, high=MAX_TOP_LOG_PROBS
+            arguments, "num_top_log_probs", default=0, low=0, high=MAX_TOP_LOG_PROBS
         ),
-        timeout_seconds=fields.number(known, "timeout_seconds", default=default_timeout_seconds),
+        timeout_seconds=fields.number(
+            arguments, "timeout_seconds", default=default_timeout_seconds
+        ),
     )

@@ -43,12 +43,12 @@ def settings_from(
     InvalidRequest that names a setting unknown in any of them, or a value of the wrong kind.
     """
     values: dict[str, Any] = {}
-    for source, given in (
+    for source, named in (
         (str(file), {} if file is None else _read_toml(file)),
         ("the environment", _prefixed(environment)),
         ("the command line", flags),
     ):
-        for name, value in given.items():
+        for name, value in named.items():
             values[name] = _converted(name, value, source)
     if "engine" not in values:
         raise InvalidRequest("no engine folder given: pass --engine DIR")

@@ -55,9 +55,9 @@ def visible(table: Int32, last_position: int) -> Int32:
     """
     filled = np.minimum(table[:, 3], last_position + 1 - table[:, 2])
     seen = filled > 0
-    shown = table[seen]
-    shown[:, 3] = filled[seen]
-    return shown
+    rows = table[seen]
+    rows[:, 3] = filled[seen]
+    return rows
 
 
 def step_batch(pieces: Sequence[Piece]) -> StepBatch:

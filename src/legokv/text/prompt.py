@@ -121,8 +121,8 @@ def _plain_format(bos_token_id: int | None) -> PromptFormat:
 def _frame(rendered: str, marks: tuple[str, ...]) -> Frame:
     parts = []
     for mark in marks:
-        part, found, rendered = rendered.partition(mark)
-        if not found or mark in rendered:
+        part, separator, rendered = rendered.partition(mark)
+        if not separator or mark in rendered:
             raise UnsupportedModel(
                 "the chat template does not write system text, documents and question once each "
                 f"and in this order: {mark!r} is misplaced"

@@ -62,10 +62,10 @@ class TextStream:
         return text
 
     def _release(self) -> str:
-        found = [at for at in map(self._held.find, self._stop_words) if at >= 0]
-        if found:
+        places = [at for at in map(self._held.find, self._stop_words) if at >= 0]
+        if places:
             self.stopped = True
-            text, self._held = self._held[: min(found)], ""
+            text, self._held = self._held[: min(places)], ""
             return text
         keep = max((self._overlap(word) for word in self._stop_words), default=0)
         text, self._held = (

@@ -30,11 +30,11 @@ class TritonInstall:
 
 def find_triton() -> TritonInstall:
     """The server inside nvidia-pytriton's wheel; ServerError with the next step if unusable."""
-    found = importlib.util.find_spec("pytriton")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
         raise ServerError("nvidia-pytriton is not installed: pip install 'legokv[server]'")
     _check_numpy(metadata.version("numpy"))
-    package = Path(found.origin).parent
+    package = Path(spec.origin).parent
     root = package / "tritonserver"
     stub = root / "python_backend_stubs" / _PYTHON / _STUB
     if not stub.is_file():

@@ -28,12 +28,12 @@ class Tensors:
 
     def fields(self, request: Any) -> dict[str, object]:
         """Its inputs by name, text as bytes, and its parameters beside them, but for its id."""
-        given = _parameters(request)
-        given.pop(_ID, None)
+        values_by_name = _parameters(request)
+        values_by_name.pop(_ID, None)
         for tensor in request.inputs():
             values = tensor.as_numpy().reshape(-1).tolist()
-            given[tensor.name()] = values if tensor.name() in self._lists else values[0]
-        return given
+            values_by_name[tensor.name()] = values if tensor.name() in self._lists else values[0]
+        return values_by_name
 
     def request_id(self, request: Any) -> str:
         """The id its client gave the request, "" for none."""

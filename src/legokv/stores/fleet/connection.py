@@ -63,10 +63,10 @@ class Connection:
         self, script: Script, operation: str, arguments: Mapping[str, object], *blobs: bytes
     ) -> list[Any]:
         """The reply of one operation: a list whose first item says how it went."""
-        given = self.script_arguments(operation, arguments, *blobs)
+        values = self.script_arguments(operation, arguments, *blobs)
         with self.asking() as client:
             call = client.register_script(script.text)
-            reply: list[Any] = call(keys=[self.prefix], args=given)
+            reply: list[Any] = call(keys=[self.prefix], args=values)
             return reply
 
     def script_arguments(

@@ -88,7 +88,7 @@ class RedisRegistry:
     def chunks(self, namespace: str, document_id: str) -> tuple[StoredChunk, ...]:
         """The chunks in order; NotFound if the namespace has no such document."""
         try:
-            _, *found = self._ask("chunks", namespace, document_id)
+            _, *parts = self._ask("chunks", namespace, document_id)
         except NotFound:
             self._recall.forget(namespace, document_id)
             raise
@@ -100,7 +100,7 @@ class RedisRegistry:
             return remembered
         chunks = tuple(
             StoredChunk(tokens_from_blob(blob), None if key is None else key.decode())
-            for blob, key in zip(found[::2], found[1::2], strict=True)
+            for blob, key in zip(parts[::2], parts[1::2], strict=True)
         )
         self._recall.note(namespace, document_id, chunks)
         return chunks
@@ -109,18 +109,18 @@ class RedisRegistry:
         self, namespace: str, *, after: int = 0, limit: int = 100, name: str | None = None
     ) -> DocumentPage:
         """Up to `limit` documents in order of registration, those called `name` if it is given."""
-        _, shown = self._run(
+        _, items = self._run(
             "page", {"namespace": namespace, "after": after, "limit": limit, "name": name}
         )
-        found = [to_document(item) for item in shown]
-        documents = tuple(document for _, document in found[:limit])
-        return DocumentPage(documents, found[limit - 1][0] if len(found) > limit else None)
+        numbered = [to_document(item) for item in items]
+        documents = tuple(document for _, document in numbered[:limit])
+        return DocumentPage(documents, numbered[limit - 1][0] if len(numbered) > limit else None)
 
     def namespaces(self) -> tuple[str, ...]:
         """All namespaces that have documents, sorted."""
         with self.connection.asking() as client:
-            found: Any = client.smembers(f"{self.connection.prefix}namespaces")
-        return tuple(sorted(namespace.decode() for namespace in found))
+            names: Any = client.smembers(f"{self.connection.prefix}namespaces")
+        return tuple(sorted(namespace.decode() for namespace in names))
 
     def update(
         self, namespace: str, document_id: str, changes: Changes, max_pinned_tokens: int
@@ -167,8 +167,8 @@ class RedisRegistry:
         """Those of the keys that some document's chunks carry, each with its namespace."""
         asked = list(keys)
         _, *namespaces = self._run("named", {"keys": asked})
-        found = zip(asked, namespaces, strict=True)
-        return {key: namespace.decode() for key, namespace in found if namespace}
+        pairs = zip(asked, namespaces, strict=True)
+        return {key: namespace.decode() for key, namespace in pairs if namespace}
 
     def take_claim(self, namespace: str, document_id: str, seconds: float) -> Claim | None:
         """The right to compile the document; None if there is nothing to do or another has it."""

@@ -46,9 +46,9 @@ def _num_tokens(chunks: tuple[StoredChunk, ...]) -> int:
     return sum(len(chunk.token_ids) for chunk in chunks)
 
 
-def to_document(shown: list[Any]) -> tuple[int, Document]:
+def to_document(item: list[Any]) -> tuple[int, Document]:
     """The document's number and the document."""
-    number, compiled_chunks, *pairs = shown
+    number, compiled_chunks, *pairs = item
     fields = {
         name.decode(): value.decode() for name, value in zip(pairs[::2], pairs[1::2], strict=True)
     }

@@ -82,8 +82,8 @@ class RemoteTier:
     def keys(self) -> set[str]:
         """Keys of all bytes that are kept, whether the index names them or not."""
         with self._connection.asking() as client:
-            found = client.scan_iter(match=self._place("*"))
-            return {name.decode().removeprefix(self._place("")) for name in found}
+            names = client.scan_iter(match=self._place("*"))
+            return {name.decode().removeprefix(self._place("")) for name in names}
 
     def rows(self) -> tuple[StoredRow, ...]:
         """What the index names, in no order."""
@@ -107,17 +107,17 @@ class RemoteTier:
             self._counts.add("refused")
             return False
         try:
-            said, *numbers = self._send(key, namespace, encoded)
+            outcome, *numbers = self._send(key, namespace, encoded)
         except CacheUnavailable:
             self._counts.add("failed_writes")
             raise
-        if said == b"short":
+        if outcome == b"short":
             self._counts.add("failed_writes")
             raise CacheUnavailable(
                 f"chunk {key[:12]} was not stored: {numbers[0]} of {encoded.num_bytes} bytes "
                 f"arrived at {self._connection.shown_url}"
             )
-        if said == b"refused":
+        if outcome == b"refused":
             self._counts.add("refused")
             return False
         self._counts.add_evictions("quota", int(numbers[0]))
@@ -192,8 +192,8 @@ class RemoteTier:
             return reply
 
     def _run(self, operation: str, arguments: Mapping[str, object]) -> list[Any]:
-        given = {"max_lease_seconds": MAX_LEASE_SECONDS, **arguments}
-        return self._connection.run(self._script, operation, given)
+        values = {"max_lease_seconds": MAX_LEASE_SECONDS, **arguments}
+        return self._connection.run(self._script, operation, values)
 
     def _uses(self) -> list[str]:
         with self._used_lock:

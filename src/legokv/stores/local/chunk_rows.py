@@ -109,12 +109,12 @@ class StoredChunks:
     def rows(self) -> tuple[StoredRow, ...]:
         """All rows, least recently used first."""
         with self._database.snapshot() as sql:
-            found = sql.execute(
+            cursor = sql.execute(
                 "SELECT key, namespace, num_bytes, dropped FROM stored_chunks ORDER BY used"
             )
             return tuple(
                 StoredRow(key, namespace, num_bytes, bool(dropped))
-                for key, namespace, num_bytes, dropped in found
+                for key, namespace, num_bytes, dropped in cursor
             )
 
     def totals(self) -> tuple[int, int, int]:
@@ -128,10 +128,10 @@ class StoredChunks:
     @contextmanager
     def _ended(self, sql: sqlite3.Connection) -> Iterator[tuple[str, ...]]:
         end_overdue_leases(sql, self._database.now())
-        found = sql.execute(
+        rows = sql.execute(
             f"SELECT key FROM stored_chunks WHERE dropped AND key NOT IN ({LEASED_KEYS})"
         )
-        free = tuple(key for (key,) in found)
+        free = tuple(key for (key,) in rows)
         yield free
         _delete(sql, free)
 

@@ -17,10 +17,10 @@ FROM documents
 
 def find(sql: sqlite3.Connection, namespace: str, document_id: str) -> sqlite3.Row | None:
     """The document's row, expired or not."""
-    found: sqlite3.Row | None = sql.execute(
+    row: sqlite3.Row | None = sql.execute(
         f"{_DOCUMENT} WHERE namespace = ? AND id = ?", (namespace, document_id)
     ).fetchone()
-    return found
+    return row
 
 
 def require(sql: sqlite3.Connection, namespace: str, document_id: str) -> sqlite3.Row:
@@ -38,8 +38,8 @@ def is_expired(row: sqlite3.Row, now: float) -> bool:
 
 def expired_pins(sql: sqlite3.Connection, now: float) -> list[int]:
     """Numbers of the pinned documents whose time is over."""
-    found = sql.execute("SELECT number FROM documents WHERE pinned AND expires_at <= ?", (now,))
-    return [number for (number,) in found]
+    rows = sql.execute("SELECT number FROM documents WHERE pinned AND expires_at <= ?", (now,))
+    return [number for (number,) in rows]
 
 
 def expiries_set_ahead(sql: sqlite3.Connection, now: float) -> list[tuple[int, float]]:
@@ -47,10 +47,10 @@ def expiries_set_ahead(sql: sqlite3.Connection, now: float) -> list[tuple[int, f
 
     It was set before the clock was set back.
     """
-    found = sql.execute(
+    rows = sql.execute(
         "SELECT number, ttl_seconds FROM documents WHERE expires_at > ? + ttl_seconds", (now,)
     )
-    return [(number, ttl) for number, ttl in found]
+    return [(number, ttl) for number, ttl in rows]
 
 
 def insert(sql: sqlite3.Connection, new: NewDocument, now: float) -> int:
@@ -133,7 +133,7 @@ def unnamed(sql: sqlite3.Connection, keys: Iterable[str]) -> tuple[str, ...]:
 
 def named(sql: sqlite3.Connection, keys: Iterable[str]) -> dict[str, str]:
     """Those of the keys that some chunk carries, each with its namespace."""
-    found: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for key in keys:
         row = sql.execute(
             "SELECT namespace FROM chunks JOIN documents ON document = number"
@@ -141,8 +141,8 @@ def named(sql: sqlite3.Connection, keys: Iterable[str]) -> dict[str, str]:
             (key,),
         ).fetchone()
         if row is not None:
-            found[key] = row["namespace"]
-    return found
+            owners[key] = row["namespace"]
+    return owners
 
 
 def _carried(sql: sqlite3.Connection, keys: Iterable[str]) -> Iterator[str]:

@@ -87,17 +87,17 @@ def room_for(
 def surplus(sql: sqlite3.Connection, budget: Budget, stay: Collection[str]) -> Room:
     """Who leaves because the budget is smaller than what is stored; as many as may."""
     nobody = StoredRow("", "", 0)
-    wanted, _ = budget.to_free(_used(sql, nobody, None), 0)
-    candidates = _evictable(sql, nobody, stay, None) if wanted else ()
-    return Room(True, (), victims(candidates, wanted, 0) or ())
+    target, _ = budget.to_free(_used(sql, nobody, None), 0)
+    candidates = _evictable(sql, nobody, stay, None) if target else ()
+    return Room(True, (), victims(candidates, target, 0) or ())
 
 
 def _over_quota(
     sql: sqlite3.Connection, row: StoredRow, quota: Budget, stay: Collection[str]
 ) -> tuple[Candidate, ...] | None:
-    wanted, needed = quota.to_free(_used(sql, row, row.namespace), row.num_bytes)
-    own = _evictable(sql, row, stay, row.namespace) if wanted else ()
-    return victims(own, wanted, needed)
+    target, needed = quota.to_free(_used(sql, row, row.namespace), row.num_bytes)
+    own = _evictable(sql, row, stay, row.namespace) if target else ()
+    return victims(own, target, needed)
 
 
 def _over_budget(
@@ -108,9 +108,9 @@ def _over_budget(
     gone: tuple[Candidate, ...],
 ) -> tuple[Candidate, ...] | None:
     used = _used(sql, row, None) - sum(candidate.size for candidate in gone)
-    wanted, needed = budget.to_free(used, row.num_bytes)
-    candidates = _evictable(sql, row, stay, None) if wanted else ()
-    return victims((c for c in candidates if c not in gone), wanted, needed)
+    target, needed = budget.to_free(used, row.num_bytes)
+    candidates = _evictable(sql, row, stay, None) if target else ()
+    return victims((c for c in candidates if c not in gone), target, needed)
 
 
 def _used(sql: sqlite3.Connection, row: StoredRow, namespace: str | None) -> int:
@@ -125,10 +125,10 @@ def _used(sql: sqlite3.Connection, row: StoredRow, namespace: str | None) -> int
 def _evictable(
     sql: sqlite3.Connection, row: StoredRow, stay: Collection[str], namespace: str | None
 ) -> tuple[Candidate, ...]:
-    found = sql.execute(
+    cursor = sql.execute(
         "SELECT key, num_bytes FROM stored_chunks"
         " WHERE key != ? AND namespace = coalesce(?, namespace)"
         f" AND key NOT IN ({LEASED_KEYS}) ORDER BY dropped DESC, used",
         (row.key, namespace),
     )
-    return tuple(Candidate(key, num_bytes) for key, num_bytes in found if key not in stay)
+    return tuple(Candidate(key, num_bytes) for key, num_bytes in cursor if key not in stay)

@@ -100,11 +100,11 @@ class Registry:
         """The chunks in order; NotFound if the namespace has no such document."""
         with self.database.snapshot() as sql:
             row = document_rows.require(sql, namespace, document_id)
-            found = sql.execute(
+            rows = sql.execute(
                 "SELECT token_ids, key FROM chunks WHERE document = ? ORDER BY position",
                 (row["number"],),
             )
-            return tuple(StoredChunk(tokens_from_blob(blob), key) for blob, key in found)
+            return tuple(StoredChunk(tokens_from_blob(blob), key) for blob, key in rows)
 
     def page(
         self, namespace: str, *, after: int = 0, limit: int = 100, name: str | None = None
@@ -114,8 +114,8 @@ class Registry:
         `after` is a page's `next_after`; documents registered or deleted meanwhile shift nothing.
         """
         with self.database.snapshot() as sql:
-            found = document_rows.page(sql, namespace, after, name)
-            first, more = found.fetchmany(limit), found.fetchone() is not None
+            rows = document_rows.page(sql, namespace, after, name)
+            first, more = rows.fetchmany(limit), rows.fetchone() is not None
         return DocumentPage(
             tuple(map(document_rows.to_document, first)), first[-1]["number"] if more else None
         )
@@ -123,8 +123,8 @@ class Registry:
     def namespaces(self) -> tuple[str, ...]:
         """All namespaces that have documents, sorted."""
         with self.database.snapshot() as sql:
-            found = sql.execute("SELECT DISTINCT namespace FROM documents ORDER BY namespace")
-            return tuple(namespace for (namespace,) in found)
+            rows = sql.execute("SELECT DISTINCT namespace FROM documents ORDER BY namespace")
+            return tuple(namespace for (namespace,) in rows)
 
     def update(
         self, namespace: str, document_id: str, changes: Changes, max_pinned_tokens: int
@@ -176,12 +176,12 @@ class Registry:
     def pinned_chunk_keys(self) -> frozenset[str]:
         """Keys of the compiled chunks of pinned documents, in all namespaces."""
         with self.database.snapshot() as sql:
-            found = sql.execute(
+            rows = sql.execute(
                 "SELECT DISTINCT key FROM chunks JOIN documents ON document = number"
                 " WHERE pinned AND key IS NOT NULL AND coalesce(expires_at > ?, 1)",
                 (self.database.now(),),
             )
-            return frozenset(key for (key,) in found)
+            return frozenset(key for (key,) in rows)
 
     def unnamed(self, keys: Iterable[str]) -> tuple[str, ...]:
         """Those of the keys that no document's chunks carry."""
