@@ -7,8 +7,7 @@ from torch import nn
 
 from legokv.checkpoint import load_weights, read_model_config
 from legokv.model.decoder import decoder_from_weights
-from legokv.runners.packed_weights import PackedLinear, pack_decoder
-from legokv.runners.row_counts import sums_of_nothing
+from legokv.runners.packed_weights import PackedLinear, pack_decoder, sums_of_nothing
 
 
 @pytest.fixture
