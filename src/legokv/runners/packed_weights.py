@@ -92,7 +92,9 @@ class PackedLinear(nn.Module):
         super().__init__()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), LAYOUT_ROWS)
         self._bias = bias
-        self._shape = tuple(weight.shape)
+        self._shape = (weight.shape[0], weight.shape[1])
+        # Now, since it takes a moment: no request waits for it.
+        row_counts(self._shape, bias is not None, torch.get_num_threads())
 
     def forward(self, x: Tensor) -> Tensor:
         counts = row_counts(self._shape, self._bias is not None, torch.get_num_threads())
