@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,14 +62,33 @@ def chunk_key(
     is the number of dummy tokens the chunk was compiled behind (LegoLink-0); chunks compiled with
     and without never meet.
     """
-    digest = hashlib.sha256()
+    return chunk_keys(fingerprint, kv_dtype, namespace, [token_ids], dummy_tokens)[0]
+
+
+def chunk_keys(
+    fingerprint: str,
+    kv_dtype: str,
+    namespace: str,
+    spans: Iterable[TokenIds],
+    dummy_tokens: int = 0,
+) -> list[str]:
+    """The `chunk_key` of each span of token ids."""
     version, dummies = str(CHUNK_FORMAT_VERSION), str(dummy_tokens)
-    texts = ("legokv chunk", version, fingerprint, kv_dtype, namespace, dummies)
-    for part in (*(text.encode() for text in texts), token_blob(token_ids)):
-        # Each part behind its length: no two lists of parts have the same encoding.
-        digest.update(struct.pack("<Q", len(part)))
-        digest.update(part)
-    return digest.hexdigest()
+    shared = hashlib.sha256()
+    for text in ("legokv chunk", version, fingerprint, kv_dtype, namespace, dummies):
+        _add_part(shared, text.encode())
+    keys = []
+    for token_ids in spans:
+        digest = shared.copy()
+        _add_part(digest, token_blob(token_ids))
+        keys.append(digest.hexdigest())
+    return keys
+
+
+def _add_part(digest: "hashlib._Hash", part: bytes) -> None:
+    # Each part behind its length: no two lists of parts have the same encoding.
+    digest.update(struct.pack("<Q", len(part)))
+    digest.update(part)
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,11 @@ from legokv.engine.request import (
     Finished,
     GenerateRequest,
     Token,
-    check_context,
-    check_token_ids,
+    check_prompt,
 )
 from legokv.engine.sampling import SamplingOptions
 from legokv.errors import InvalidRequest, LegokvError
-from legokv.link.link import Segment, place, segment_len
+from legokv.link.link import Segment, place
 from legokv.metrics import Sample
 from legokv.model.dtypes import Int32
 from legokv.stores.tiers import PinnedKeys
@@ -191,11 +190,8 @@ class Engine:
         chooses what is recomputed, in place of the request's mode.
         """
         submitted_at = time.monotonic()
-        for segment in request.segments:
-            check_token_ids(segment, self.facts.model)
         # Before linking, which lists a page for every token there may be.
-        prompt_tokens = sum(map(segment_len, request.segments))
-        check_context(prompt_tokens, request.max_tokens, self.facts.model)
+        check_prompt(request.segments, request.max_tokens, self.facts.model)
         segments = self._naming.segments(request)
         reserve = max(request.max_tokens - 1, 0)
         placement = place(segments, self.facts.page_size, reserve)

@@ -1,16 +1,15 @@
 """Which chunk a span of token ids is for one engine, and which a key names. No KV here."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from legokv.built.folder import EngineFacts
 from legokv.built.settings import EngineSettings
-from legokv.chunks.chunk import Chunk, chunk_key, kv_dtype_name
-from legokv.engine.request import DUMMY_TOKENS, GenerateRequest, check_context, check_token_ids
-from legokv.errors import InvalidRequest
+from legokv.chunks.chunk import Chunk, chunk_keys, kv_dtype_name
+from legokv.engine.request import DUMMY_TOKENS, GenerateRequest, check_chunks
 from legokv.link.link import Segment
 from legokv.model.dtypes import Int32
 
@@ -32,12 +31,15 @@ class ChunkNaming:
         self, token_ids: Sequence[int] | Int32, namespace: str, *, persistent: bool = True
     ) -> Chunk:
         """The chunk of these ids; InvalidRequest for none, too many, or one that is no token."""
-        check_token_ids(token_ids, self.facts.model)
+        check_chunks([token_ids], self.facts.model)
         ids = tuple(np.asarray(token_ids, np.int32).tolist())
-        if not ids:
-            raise InvalidRequest("a chunk has 0 tokens; it needs at least one")
-        check_context(len(ids), 0, self.facts.model)
-        return Chunk(self._key(ids, namespace, 0), namespace, ids, persistent=persistent)
+        (key,) = self._keys([ids], namespace)
+        return Chunk(key, namespace, ids, persistent=persistent)
+
+    def keys(self, spans: Sequence[Sequence[int]], namespace: str) -> list[str]:
+        """The keys of these spans' chunks; InvalidRequest as `chunk` has it."""
+        check_chunks(spans, self.facts.model)
+        return self._keys(spans, namespace)
 
     def segments(self, request: GenerateRequest) -> list[Segment]:
         """The request's, for LegoLink-0 with chunks compiled behind dummies but at the start."""
@@ -49,12 +51,14 @@ class ChunkNaming:
         ]
 
     def _behind_dummies(self, chunk: Chunk) -> Chunk:
-        key = self._key(chunk.token_ids, chunk.namespace, DUMMY_TOKENS)
+        (key,) = self._keys([chunk.token_ids], chunk.namespace, DUMMY_TOKENS)
         return replace(chunk, key=key, dummy_tokens=DUMMY_TOKENS, persistent=False)
 
-    def _key(self, token_ids: tuple[int, ...], namespace: str, dummy_tokens: int) -> str:
+    def _keys(
+        self, spans: Sequence[Sequence[int]], namespace: str, dummy_tokens: int = 0
+    ) -> list[str]:
         dtype = kv_dtype_name(self.facts.dtypes.kv, self.stored_dtype)
-        return chunk_key(self.facts.fingerprint, dtype, namespace, token_ids, dummy_tokens)
+        return chunk_keys(self.facts.fingerprint, dtype, namespace, spans, dummy_tokens)
 
 
 class NamedChunks:
@@ -79,14 +83,18 @@ class NamedChunks:
             while self._num_tokens > self._max_tokens and len(self._chunks) > 1:
                 self._remove(next(iter(self._chunks)))
 
-    def get(self, key: str, namespace: str) -> Chunk | None:
-        """The chunk of that key; None for one that is not known, or of another namespace."""
+    def find(self, keys: Iterable[str], namespace: str) -> dict[str, Chunk]:
+        """The chunks of these keys that are known, and of that namespace."""
         with self._changing:
-            chunk = self._chunks.get(key)
-            if chunk is None or chunk.namespace != namespace:
-                return None
-            self._chunks[key] = self._chunks.pop(key)
-            return chunk
+            known = {
+                key: self._chunks[key]
+                for key in keys
+                if key in self._chunks and self._chunks[key].namespace == namespace
+            }
+            for key, chunk in known.items():
+                del self._chunks[key]
+                self._chunks[key] = chunk
+            return known
 
     def forget(self, key: str) -> None:
         """Keep the chunk no more, if it is there."""

@@ -1,10 +1,10 @@
 """What a caller asks of the engine and what it is told: plain data, checked before it runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from legokv.chunks.chunk import Chunk
+from legokv.chunks.chunk import Chunk, TokenIds
 from legokv.engine.sampling import SamplingOptions, TokenLogProbs
 from legokv.errors import InvalidRequest
 from legokv.link.link import Segment
@@ -131,13 +131,29 @@ def check_context(num_tokens: int, max_tokens: int, config: ModelConfig) -> None
         )
 
 
-def check_token_ids(segment: Segment, config: ModelConfig) -> None:
-    """InvalidRequest if a segment names a token that the vocabulary does not have."""
-    ids = segment.token_ids if isinstance(segment, Chunk) else segment
+def check_token_ids(ids: TokenIds, config: ModelConfig) -> None:
+    """InvalidRequest for an id of a token that the vocabulary does not have."""
     if len(ids) and not (min(ids) >= 0 and max(ids) < config.vocab_size):
         raise InvalidRequest(
             f"token ids lie between 0 and {config.vocab_size - 1}, not {min(ids)} to {max(ids)}"
         )
+
+
+def check_chunks(spans: Iterable[TokenIds], config: ModelConfig) -> None:
+    """InvalidRequest for a span without tokens, past the context, or with one that is no token."""
+    for ids in spans:
+        check_token_ids(ids, config)
+        if not len(ids):
+            raise InvalidRequest("a chunk has 0 tokens; it needs at least one")
+        check_context(len(ids), 0, config)
+
+
+def check_prompt(segments: Sequence[Segment], max_tokens: int, config: ModelConfig) -> None:
+    """InvalidRequest for what is no token, or a prompt and an answer past the model's context."""
+    spans = [segment.token_ids if isinstance(segment, Chunk) else segment for segment in segments]
+    for ids in spans:
+        check_token_ids(ids, config)
+    check_context(sum(map(len, spans)), max_tokens, config)
 
 
 @dataclass

@@ -18,11 +18,6 @@ from legokv.model.dtypes import Int32
 Segment = Chunk | Sequence[int] | Int32
 
 
-def segment_len(segment: Segment) -> int:
-    """How many tokens a segment has."""
-    return segment.num_tokens if isinstance(segment, Chunk) else len(segment)
-
-
 @dataclass(frozen=True)
 class TablePage:
     """One page a request sees: `page` of chunk number `chunk`, or private page number `private`.

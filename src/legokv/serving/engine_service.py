@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from legokv.built.folder import read_engine_folder
@@ -108,26 +108,21 @@ class EngineService:
         return [Done()]
 
     def _generate(self, command: Generate) -> Event:
-        chunks: dict[str, Chunk] = {}
-        unknown: list[str] = []
-        for piece in command.segments:
-            if piece.key is None or piece.key in chunks:
-                continue
-            chunk = self._chunk(piece.key, piece, command.namespace)
-            if chunk is None:
-                unknown.append(piece.key)
-            else:
-                chunks[piece.key] = chunk
+        keyed = {p.key: p.token_ids for p in command.segments if p.key is not None}
+        told = {key: token_ids for key, token_ids in keyed.items() if len(token_ids)}
+        asked = [key for key in keyed if key not in told]
+        chunks = self._named.find(asked, command.namespace)
+        for key, token_ids in told.items():
+            chunks[key] = self._learned(key, token_ids, command.namespace)
+        unknown = [key for key in asked if key not in chunks]
         if unknown:
-            return Unknown(tuple(dict.fromkeys(unknown)))
+            return Unknown(tuple(unknown))
         self._begin(command, chunks)
         return Done()
 
-    def _chunk(self, key: str, piece: PromptSegment, namespace: str) -> Chunk | None:
-        """The chunk of that key, learned if its token ids came with it; None if it is not known."""
-        if not len(piece.token_ids):
-            return self._named.get(key, namespace)
-        chunk = self._engine.chunk(piece.token_ids, namespace)
+    def _learned(self, key: str, token_ids: Sequence[int], namespace: str) -> Chunk:
+        """The chunk of these ids, known by its key from now on; InvalidRequest for another key."""
+        chunk = self._engine.chunk(token_ids, namespace)
         if chunk.key != key:
             raise InvalidRequest(
                 f"these {chunk.num_tokens} tokens are chunk {chunk.key[:12]} of this engine, not "

@@ -180,12 +180,11 @@ class GenerateService:
 
     def _segments(self, prompt: Prompt, question: Question) -> tuple[PromptSegment, ...]:
         """The prompt's pieces. A head with a user's system text is not worth a file on disk."""
-        namespace, own_system = question.namespace, question.system_text is not None
-        head = [prompt.head_ids] if prompt.head_ids else []
-        chunks = [self._naming.chunk(ids, namespace, persistent=False) for ids in head]
-        pieces = [PromptSegment(c.token_ids, c.key, persistent=not own_system) for c in chunks]
-        for ids in prompt.document_chunks:
-            pieces.append(PromptSegment(ids, self._naming.chunk(ids, namespace).key))
+        spans = prompt.chunks
+        keys = self._naming.keys(spans, question.namespace)
+        pieces = [PromptSegment(ids, key) for ids, key in zip(spans, keys, strict=True)]
+        if prompt.head_ids and question.system_text is not None:
+            pieces[0] = replace(pieces[0], persistent=False)
         return (*pieces, PromptSegment(prompt.tail_ids))
 
     def _text_of(self, token_ids: Sequence[int]) -> str:
