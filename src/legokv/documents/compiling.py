@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from legokv.documents.document import Document, DocumentLimits, State
-from legokv.documents.protocol import Claim, DocumentRegistry
+from legokv.documents.protocol import Claim, CompiledChunk, DocumentRegistry
 from legokv.errors import Busy, CacheUnavailable, ClaimLost, InvalidRequest, LegokvError, PoolFull
 
 # `compile_chunk(namespace, token_ids)` compiles and keeps one chunk and gives its key.
@@ -49,8 +49,9 @@ class Compiler:
         """
         deadline = time.monotonic() + self._limits.wait_seconds
         while True:
-            self.compile_if_free(namespace, document_id)
-            document = self._registry.get(namespace, document_id)
+            document = self.compile_if_free(namespace, document_id)
+            if document is None:
+                document = self._registry.get(namespace, document_id)
             if document.state in (State.READY, State.FAILED):
                 return document
             if time.monotonic() >= deadline:
@@ -61,24 +62,24 @@ class Compiler:
                 )
             time.sleep(POLL_SECONDS)
 
-    def compile_if_free(self, namespace: str, document_id: str) -> None:
-        """Compile the document unless it is done or another is at it.
+    def compile_if_free(self, namespace: str, document_id: str) -> Document | None:
+        """Compile the document: as it is then, or None if it is done or another is at it.
 
         A failure is noted in the registry; one that nobody foresaw is raised too. A document
         deleted meanwhile leaves nothing.
         """
         claim = self._registry.take_claim(namespace, document_id, self._limits.claim_seconds)
         if claim is None:
-            return
+            return None
         try:
-            self._compile(claim)
+            return self._compiled(claim)
         except ClaimLost:
-            return
+            return None
         except LegokvError as error:
             _log.warning("document %s was not compiled: %s", document_id, error)
-            self._fail(claim, str(error))
+            return self._failed(claim, str(error))
         except Exception as error:
-            self._fail(claim, f"{type(error).__name__}: {error}")
+            self._failed(claim, f"{type(error).__name__}: {error}")
             raise
 
     def warm(self, namespace: str, document_id: str, tier: str) -> int:
@@ -101,19 +102,21 @@ class Compiler:
         except LegokvError as error:
             _log.warning("%d chunks were not dropped: %s", len(keys), error)
 
-    def _compile(self, claim: Claim) -> None:
-        chunks = self._registry.chunks(claim.namespace, claim.document_id)
-        for position, chunk in enumerate(chunks):
-            if chunk.key is not None:
-                continue  # by an earlier holder that died or failed at a later chunk
-            key = self._compile_chunk(claim.namespace, chunk.token_ids)
+    def _compiled(self, claim: Claim) -> Document:
+        # The others are by an earlier holder that died or failed at a later chunk.
+        missing = [place for place, chunk in enumerate(claim.chunks) if chunk.key is None]
+        for place in missing:
+            key = self._compile_chunk(claim.namespace, claim.chunks[place].token_ids)
             try:
-                self._registry.record_chunk(claim, position, key)
+                if place == missing[-1]:
+                    return self._registry.finish_claim(claim, last=CompiledChunk(place, key))
+                self._registry.record_chunk(claim, place, key)
             except ClaimLost:
                 self.drop(self._registry.unnamed([key]))
                 raise
-        self._registry.finish_claim(claim)
+        return self._registry.finish_claim(claim)
 
-    def _fail(self, claim: Claim, reason: str) -> None:
+    def _failed(self, claim: Claim, reason: str) -> Document | None:
         with suppress(ClaimLost):
-            self._registry.finish_claim(claim, failure=reason)
+            return self._registry.finish_claim(claim, failure=reason)
+        return None

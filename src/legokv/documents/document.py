@@ -5,6 +5,7 @@ import hashlib
 import re
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypedDict
 
 from legokv.errors import InvalidRequest
@@ -54,12 +55,12 @@ class NewDocument:
     text: str
     chunks: tuple[TokenSpan, ...]
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The id its content gives it."""
         return document_id(self.namespace, self.text)
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """Tokens of all chunks."""
         return sum(map(len, self.chunks))

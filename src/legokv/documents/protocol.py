@@ -17,13 +17,25 @@ from legokv.errors import Busy, ClaimLost, InvalidRequest, NotFound
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to compile one document, and the duty to say how it ended."""
+    """The right to compile one document, and the duty to say how it ended.
+
+    `chunks` are the document's, in order; those with a key are compiled.
+    """
 
     namespace: str
     document_id: str
     number: int
     holder: str
     seconds: float
+    chunks: tuple[StoredChunk, ...]
+
+
+@dataclass(frozen=True)
+class CompiledChunk:
+    """The key of a document's chunk number `position`."""
+
+    position: int
+    key: str
 
 
 def claim_lost(claim: Claim) -> ClaimLost:
@@ -55,8 +67,8 @@ class DocumentRegistry(Protocol):
     def text(self, namespace: str, document_id: str) -> str:
         """Its normalised text."""
 
-    def chunks(self, namespace: str, document_id: str) -> tuple[StoredChunk, ...]:
-        """Its chunks in order."""
+    def chunks(self, namespace: str, *document_ids: str) -> tuple[StoredChunk, ...]:
+        """Their chunks in order, one document's behind another's."""
 
     def page(
         self, namespace: str, *, after: int = 0, limit: int = 100, name: str | None = None
@@ -98,8 +110,12 @@ class DocumentRegistry(Protocol):
     def record_chunk(self, claim: Claim, position: int, key: str) -> None:
         """Note a compiled chunk, and move the claim's deadline; ClaimLost, or nothing."""
 
-    def finish_claim(self, claim: Claim, failure: str | None = None) -> None:
-        """The document is ready, or failed for a reason; ClaimLost, or nothing."""
+    def finish_claim(
+        self, claim: Claim, failure: str | None = None, last: CompiledChunk | None = None
+    ) -> Document:
+        """The document, ready with its `last` chunk noted, or failed for a reason; or ClaimLost,
+        and nothing is noted.
+        """
 
     def close(self) -> None:
         """Let go of files and connections."""

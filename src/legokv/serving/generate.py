@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from legokv.built.folder import read_engine_folder
 from legokv.documents.protocol import DocumentRegistry
@@ -110,8 +111,8 @@ class GenerateService:
         command = self._command(question, line.request_id)
         progress.looked_up = time.monotonic()
         if question.document_ids:
-            used = (question.namespace, question.document_ids)
-            self._in_background(lambda: self._registry.touch(*used))
+            touch = self._registry.touch
+            self._in_background(partial(touch, question.namespace, question.document_ids))
         answers = AnswersSoFar(question, self._text_of)
         with self._inbox.expect(command.request_id) as events:
             for event in self._answered(command, events, is_cancelled):
@@ -156,13 +157,11 @@ class GenerateService:
         self._first_tokens.observe(progress.first_token - progress.started)
 
     def _command(self, question: Question, request_id: str) -> Generate:
-        chunks = [
-            chunk.token_ids
-            for document_id in question.document_ids
-            for chunk in self._registry.chunks(question.namespace, document_id)
-        ]
+        asked = question.document_ids
+        chunks = self._registry.chunks(question.namespace, *asked) if asked else ()
+        ids = [chunk.token_ids for chunk in chunks]
         prompt = build_prompt(
-            self._tokenizer, self._format, question.text, chunks, question.system_text
+            self._tokenizer, self._format, question.text, ids, question.system_text
         )
         return Generate(
             # Two clients may give the same id.

@@ -17,7 +17,8 @@ from registries import (  # noqa: F401 - fixtures
 from legokv.documents.document import (
     State,
 )
-from legokv.errors import ClaimLost, EngineMismatch
+from legokv.documents.protocol import CompiledChunk
+from legokv.errors import ClaimLost, EngineMismatch, NotFound
 from legokv.stores.local.database import STEPS
 from legokv.stores.local.registry import Registry
 
@@ -66,6 +67,46 @@ def test_one_claim_at_a_time_is_given(registry):
     assert registry.get("default", document.id).compiled_chunks == 1
     registry.finish_claim(claim)
     assert registry.take_claim("default", document.id, 60.0) is None
+
+
+def test_a_claim_has_the_chunks_and_ends_with_the_last_one_noted(registry, clock):
+    document = register(registry)
+    dead = registry.take_claim("default", document.id, 60.0)
+    registry.record_chunk(dead, 0, "k1")
+    clock.seconds += 60
+    heir = registry.take_claim("default", document.id, 60.0)
+    assert [[chunk.key for chunk in claim.chunks] for claim in (dead, heir)] == [
+        [None, None],
+        ["k1", None],
+    ]
+    assert heir.chunks == registry.chunks("default", document.id)
+    with pytest.raises(ClaimLost):
+        registry.finish_claim(dead, last=CompiledChunk(1, "late"))
+    assert registry.chunks("default", document.id) == heir.chunks
+    ended = registry.finish_claim(heir, last=CompiledChunk(1, "k2"))
+    assert ended == registry.get("default", document.id)
+    assert (ended.state, ended.compiled_chunks) == (State.READY, 2)
+    assert [chunk.key for chunk in registry.chunks("default", document.id)] == ["k1", "k2"]
+    assert set(registry.named(["k2", "late"])) == {"k2"}
+
+
+def test_a_claim_that_ends_in_failure_gives_the_failed_document(registry):
+    document = register(registry)
+    claim = registry.take_claim("default", document.id, 60.0)
+    ended = registry.finish_claim(claim, failure="the pool is full")
+    assert ended == registry.get("default", document.id)
+    assert (ended.state, ended.failure) == (State.FAILED, "the pool is full")
+
+
+def test_the_chunks_of_several_documents_are_one_behind_the_other(registry):
+    one, other = (register(registry, new(f"Text {n}.", chunks=((n,), (n, n)))) for n in (1, 2))
+    of_each = [registry.chunks("default", document.id) for document in (other, one)]
+    asked = (other.id, one.id, other.id)
+    assert registry.chunks("default", *asked) == (*of_each[0], *of_each[1], *of_each[0])
+    assert [chunk.token_ids for chunk in of_each[0]] == [(2,), (2, 2)]
+    assert registry.chunks("default") == ()
+    with pytest.raises(NotFound):
+        registry.chunks("default", one.id, "doc-none")
 
 
 def test_a_claim_past_its_deadline_is_taken_over_where_it_stood_and_its_holder_told(
@@ -138,6 +179,7 @@ import sys
 from pathlib import Path
 from legokv.documents.document import NewDocument
 from legokv.stores.local.registry import Registry
+from legokv.documents.protocol import CompiledChunk
 from legokv.stores.local.database import STEPS
 registry = Registry.open(Path(sys.argv[1]))
 for step in range(50):

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from legokv.chunks.chunk import token_blob, tokens_from_blob
+from legokv.chunks.chunk import token_blob
 from legokv.documents.document import (
     Changes,
     Document,
@@ -17,6 +17,7 @@ from legokv.documents.document import (
 )
 from legokv.documents.protocol import (
     Claim,
+    CompiledChunk,
     check_pin_fits,
     check_quota_fits,
     claim_lost,
@@ -24,7 +25,7 @@ from legokv.documents.protocol import (
 )
 from legokv.errors import CacheUnavailable, NotFound, StillUnavailable
 from legokv.stores.fleet.connection import Connection, Script
-from legokv.stores.fleet.replies import Recall, to_document
+from legokv.stores.fleet.replies import Recall, to_chunks, to_document
 
 _log = logging.getLogger(__name__)
 
@@ -85,8 +86,15 @@ class RedisRegistry:
         text: bytes = self._ask("text", namespace, document_id)[1]
         return text.decode()
 
-    def chunks(self, namespace: str, document_id: str) -> tuple[StoredChunk, ...]:
-        """The chunks in order; NotFound if the namespace has no such document."""
+    def chunks(self, namespace: str, *document_ids: str) -> tuple[StoredChunk, ...]:
+        """The chunks in order; NotFound for a document that is not in the namespace."""
+        return tuple(
+            chunk
+            for document_id in document_ids
+            for chunk in self._chunks_of(namespace, document_id)
+        )
+
+    def _chunks_of(self, namespace: str, document_id: str) -> tuple[StoredChunk, ...]:
         try:
             _, *parts = self._ask("chunks", namespace, document_id)
         except NotFound:
@@ -98,10 +106,7 @@ class RedisRegistry:
                 raise
             _say("a document is used as it was seen last", error)
             return remembered
-        chunks = tuple(
-            StoredChunk(tokens_from_blob(blob), None if key is None else key.decode())
-            for blob, key in zip(parts[::2], parts[1::2], strict=True)
-        )
+        chunks = to_chunks(parts)
         self._recall.note(namespace, document_id, chunks)
         return chunks
 
@@ -177,17 +182,21 @@ class RedisRegistry:
         reply = self._ask("take_claim", namespace, document_id, asked)
         if reply[0] == b"taken":
             return None
-        return Claim(namespace, document_id, int(reply[1]), holder, seconds)
+        number, *found = reply[1:]
+        return Claim(namespace, document_id, int(number), holder, seconds, to_chunks(found))
 
     def record_chunk(self, claim: Claim, position: int, key: str) -> None:
         """Note a compiled chunk and move the claim's deadline; ClaimLost, or nothing."""
         noted = {"position": position, "key": key, "seconds": claim.seconds}
         self._hold("record_chunk", claim, noted)
 
-    def finish_claim(self, claim: Claim, failure: str | None = None) -> None:
-        """The document is ready, or failed for a reason; ClaimLost, or nothing."""
+    def finish_claim(
+        self, claim: Claim, failure: str | None = None, last: CompiledChunk | None = None
+    ) -> Document:
+        """The document, ready or failed, its last chunk noted; ClaimLost, or nothing."""
         state = State.READY if failure is None else State.FAILED
-        self._hold("finish_claim", claim, {"state": state, "failure": failure})
+        ended = {"state": state, "failure": failure, "last": last and vars(last)}
+        return to_document(self._hold("finish_claim", claim, ended)[1])[1]
 
     def _run(self, operation: str, arguments: Mapping[str, object]) -> list[Any]:
         return self.connection.run(self._script, operation, arguments)
@@ -205,11 +214,12 @@ class RedisRegistry:
             raise unknown_document(namespace, document_id)
         return reply
 
-    def _hold(self, operation: str, claim: Claim, arguments: Mapping[str, object]) -> None:
+    def _hold(self, operation: str, claim: Claim, arguments: Mapping[str, object]) -> list[Any]:
         held = {"number": claim.number, "holder": claim.holder}
         reply = self._run(operation, {**held, **arguments})
         if reply[0] == b"lost":
             raise claim_lost(claim)
+        return reply
 
 
 def _say(what: str, error: CacheUnavailable) -> None:

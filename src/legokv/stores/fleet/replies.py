@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
+from legokv.chunks.chunk import tokens_from_blob
 from legokv.documents.document import Document, State, StoredChunk
 
 MAX_TOKENS = 4 * 2**20
@@ -44,6 +45,14 @@ class Recall:
 
 def _num_tokens(chunks: tuple[StoredChunk, ...]) -> int:
     return sum(len(chunk.token_ids) for chunk in chunks)
+
+
+def to_chunks(parts: list[Any]) -> tuple[StoredChunk, ...]:
+    """A document's chunks from their token ids and keys, one behind the other."""
+    return tuple(
+        StoredChunk(tokens_from_blob(blob), None if key is None else key.decode())
+        for blob, key in zip(parts[::2], parts[1::2], strict=True)
+    )
 
 
 def to_document(item: list[Any]) -> tuple[int, Document]:

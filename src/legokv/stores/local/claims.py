@@ -7,8 +7,8 @@ a holder that died stops doing so, and another takes the document over where it 
 import sqlite3
 import uuid
 
-from legokv.documents.document import State
-from legokv.documents.protocol import Claim, claim_lost
+from legokv.documents.document import Document, State
+from legokv.documents.protocol import Claim, CompiledChunk, claim_lost
 from legokv.stores.local import document_rows
 from legokv.stores.local.database import Database
 
@@ -29,40 +29,58 @@ def take_claim(
         left_behind = row["state"] == State.COMPILING and not holds
         if row["state"] != State.REGISTERED and not left_behind:
             return None
-        claim = Claim(namespace, document_id, row["number"], uuid.uuid4().hex, seconds)
+        number, holder = row["number"], uuid.uuid4().hex
         sql.execute(
             "UPDATE documents SET state = ?, claim = ?, claim_deadline = ? WHERE number = ?",
-            (State.COMPILING, claim.holder, now + seconds, claim.number),
+            (State.COMPILING, holder, now + seconds, number),
         )
-        return claim
+        found = document_rows.chunks(sql, namespace, [document_id])
+    chunks = document_rows.to_chunks(found)
+    return Claim(namespace, document_id, number, holder, seconds, chunks)
 
 
 def record_chunk(database: Database, claim: Claim, position: int, key: str) -> None:
     """Note that a chunk is compiled under `key`, and move the deadline; ClaimLost, or nothing."""
     with database.transaction() as sql:
         _require_held(sql, claim)
-        sql.execute(
-            "UPDATE chunks SET key = ? WHERE document = ? AND position = ?",
-            (key, claim.number, position),
-        )
-        # Deleted with an earlier document of the same content, and named again before it went.
-        sql.execute("UPDATE stored_chunks SET dropped = 0 WHERE key = ?", (key,))
+        _note(sql, claim, CompiledChunk(position, key))
         sql.execute(
             "UPDATE documents SET claim_deadline = ? WHERE number = ?",
             (database.now() + claim.seconds, claim.number),
         )
 
 
-def finish_claim(database: Database, claim: Claim, failure: str | None = None) -> None:
-    """End the claim: the document is ready, or failed for a reason; ClaimLost, or nothing."""
+def finish_claim(
+    database: Database,
+    claim: Claim,
+    failure: str | None = None,
+    last: CompiledChunk | None = None,
+) -> Document:
+    """End the claim: the document is ready, with its `last` chunk noted, or failed for a reason.
+
+    ClaimLost, or nothing.
+    """
     state = State.READY if failure is None else State.FAILED
     with database.transaction() as sql:
         _require_held(sql, claim)
+        if last is not None:
+            _note(sql, claim, last)
         sql.execute(
             "UPDATE documents SET state = ?, failure = ?, claim = NULL, claim_deadline = NULL"
             " WHERE number = ?",
             (state, failure, claim.number),
         )
+        row = document_rows.require(sql, claim.namespace, claim.document_id)
+        return document_rows.to_document(row)
+
+
+def _note(sql: sqlite3.Connection, claim: Claim, chunk: CompiledChunk) -> None:
+    sql.execute(
+        "UPDATE chunks SET key = ? WHERE document = ? AND position = ?",
+        (chunk.key, claim.number, chunk.position),
+    )
+    # Deleted with an earlier document of the same content, and named again before it went.
+    sql.execute("UPDATE stored_chunks SET dropped = 0 WHERE key = ?", (chunk.key,))
 
 
 def _require_held(sql: sqlite3.Connection, claim: Claim) -> None:

@@ -3,8 +3,15 @@
 import sqlite3
 from collections.abc import Iterable, Iterator
 
-from legokv.chunks.chunk import token_blob
-from legokv.documents.document import Changes, Document, NamespaceQuota, NewDocument, State
+from legokv.chunks.chunk import token_blob, tokens_from_blob
+from legokv.documents.document import (
+    Changes,
+    Document,
+    NamespaceQuota,
+    NewDocument,
+    State,
+    StoredChunk,
+)
 from legokv.documents.protocol import check_pin_fits, check_quota_fits, unknown_document
 
 _DOCUMENT = """
@@ -29,6 +36,28 @@ def require(sql: sqlite3.Connection, namespace: str, document_id: str) -> sqlite
     if row is None:
         raise unknown_document(namespace, document_id)
     return row
+
+
+def chunks(
+    sql: sqlite3.Connection, namespace: str, document_ids: Iterable[str]
+) -> list[sqlite3.Row]:
+    """(token_ids, key) of the documents' chunks; NotFound for a document that is not there."""
+    found: list[sqlite3.Row] = []
+    for document_id in document_ids:
+        rows = sql.execute(
+            "SELECT token_ids, key FROM documents JOIN chunks ON document = number"
+            " WHERE namespace = ? AND id = ? ORDER BY position",
+            (namespace, document_id),
+        ).fetchall()
+        if not rows:
+            require(sql, namespace, document_id)
+        found += rows
+    return found
+
+
+def to_chunks(rows: Iterable[sqlite3.Row]) -> tuple[StoredChunk, ...]:
+    """The rows of `chunks` as plain data."""
+    return tuple(StoredChunk(tokens_from_blob(blob), key) for blob, key in rows)
 
 
 def is_expired(row: sqlite3.Row, now: float) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from legokv.chunks.chunk import tokens_from_blob
 from legokv.documents.document import (
     Changes,
     Document,
@@ -16,7 +15,7 @@ from legokv.documents.document import (
     State,
     StoredChunk,
 )
-from legokv.documents.protocol import Claim
+from legokv.documents.protocol import Claim, CompiledChunk
 from legokv.errors import Busy, CacheUnavailable
 from legokv.stores.local import claims, document_rows
 from legokv.stores.local.database import Database
@@ -96,15 +95,11 @@ class Registry:
             text: str = document_rows.require(sql, namespace, document_id)["text"]
             return text
 
-    def chunks(self, namespace: str, document_id: str) -> tuple[StoredChunk, ...]:
-        """The chunks in order; NotFound if the namespace has no such document."""
+    def chunks(self, namespace: str, *document_ids: str) -> tuple[StoredChunk, ...]:
+        """The chunks in order, as of one moment; NotFound for a document that is not there."""
         with self.database.snapshot() as sql:
-            row = document_rows.require(sql, namespace, document_id)
-            rows = sql.execute(
-                "SELECT token_ids, key FROM chunks WHERE document = ? ORDER BY position",
-                (row["number"],),
-            )
-            return tuple(StoredChunk(tokens_from_blob(blob), key) for blob, key in rows)
+            rows = document_rows.chunks(sql, namespace, document_ids)
+        return document_rows.to_chunks(rows)
 
     def page(
         self, namespace: str, *, after: int = 0, limit: int = 100, name: str | None = None
@@ -141,11 +136,11 @@ class Registry:
     def touch(self, namespace: str, document_ids: Iterable[str]) -> None:
         """Note that these were used just now; unknown ids, or a full disk, are passed over."""
         now = self.database.now()
+        used = [(now, namespace, document_id) for document_id in document_ids]
         try:
             with self.database.transaction() as sql:
                 sql.executemany(
-                    "UPDATE documents SET last_used_at = ? WHERE namespace = ? AND id = ?",
-                    [(now, namespace, document_id) for document_id in document_ids],
+                    "UPDATE documents SET last_used_at = ? WHERE namespace = ? AND id = ?", used
                 )
         except (Busy, CacheUnavailable) as error:
             _log.warning("the use of documents was not noted: %s", error)
@@ -205,6 +200,8 @@ class Registry:
         """Note a compiled chunk and move the claim's deadline; ClaimLost, or nothing."""
         claims.record_chunk(self.database, claim, position, key)
 
-    def finish_claim(self, claim: Claim, failure: str | None = None) -> None:
-        """The document is ready, or failed for a reason; ClaimLost, or nothing."""
-        claims.finish_claim(self.database, claim, failure)
+    def finish_claim(
+        self, claim: Claim, failure: str | None = None, last: CompiledChunk | None = None
+    ) -> Document:
+        """The document, ready or failed, its last chunk noted; ClaimLost, or nothing."""
+        return claims.finish_claim(self.database, claim, failure, last)

@@ -145,17 +145,18 @@ function operations.text(a)
   return number and { 'ok', redis.call('GET', at('text/' .. number)) } or { 'missing' }
 end
 
-function operations.chunks(a)
-  local number = find(a)
-  if not number then
-    return { 'missing' }
-  end
-  local found = { 'ok' }
+-- `found` with the token ids and the key of each chunk behind it.
+local function with_chunks(found, number)
   for index, blob in ipairs(redis.call('LRANGE', at('tokens/' .. number), 0, -1)) do
     table.insert(found, blob)
     table.insert(found, redis.call('HGET', at('keys/' .. number), index - 1))
   end
   return found
+end
+
+function operations.chunks(a)
+  local number = find(a)
+  return number and with_chunks({ 'ok' }, number) or { 'missing' }
 end
 
 function operations.page(a)
@@ -283,17 +284,21 @@ function operations.take_claim(a)
   set(number, 'state', 'compiling')
   set(number, 'claim', a.holder)
   set(number, 'claim_deadline', seconds(now + a.seconds))
-  return { 'ok', number }
+  return with_chunks({ 'ok', number }, number)
+end
+
+local function note_chunk(number, position, key)
+  redis.call('HSET', at('keys/' .. number), position, key)
+  redis.call('SADD', at('carriers/' .. key), number)
+  -- Deleted with an earlier document of the same content, and named again before it went.
+  redis.call('SREM', at('dropped'), key)
 end
 
 function operations.record_chunk(a)
   if not holds(a) then
     return { 'lost' }
   end
-  redis.call('HSET', at('keys/' .. a.number), a.position, a.key)
-  redis.call('SADD', at('carriers/' .. a.key), a.number)
-  -- Deleted with an earlier document of the same content, and named again before it went.
-  redis.call('SREM', at('dropped'), a.key)
+  note_chunk(a.number, a.position, a.key)
   set(a.number, 'claim_deadline', seconds(now + a.seconds))
   return { 'ok' }
 end
@@ -302,12 +307,15 @@ function operations.finish_claim(a)
   if not holds(a) then
     return { 'lost' }
   end
+  if a.last ~= cjson.null then
+    note_chunk(a.number, a.last.position, a.last.key)
+  end
   unset(a.number, 'claim', 'claim_deadline', 'failure')
   set(a.number, 'state', a.state)
   if a.failure ~= cjson.null then
     set(a.number, 'failure', a.failure)
   end
-  return { 'ok' }
+  return { 'ok', shown(a.number) }
 end
 
 return operations[ARGV[2]](cjson.decode(ARGV[3]))
