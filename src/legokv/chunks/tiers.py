@@ -3,8 +3,9 @@
 import logging
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.header import StoredDtype
@@ -15,6 +16,9 @@ from legokv.errors import Busy, CacheUnavailable, ChunkUnreadable, StillUnavaila
 from legokv.metrics import Histogram
 
 LEASE_SECONDS = 120.0
+
+Asked = ParamSpec("Asked")
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ class LowerTiers:
     def is_kept(self, chunk: Chunk) -> bool:
         """Whether all that shall be done to keep a compiled chunk is done."""
         durable = any(tier.durable for tier in self.tiers)
-        return durable and chunk.persistent and not self.takes_compiled(chunk)
+        return durable and chunk.persistent and not self.lacking(chunk)
 
     def read(self, chunk: Chunk) -> StoredKv | None:
         """The chunk's KV from the fastest tier that has it whole; None if none has.
@@ -51,10 +55,10 @@ class LowerTiers:
         It is put into the faster tiers as well, and damaged copies of it are removed.
         """
         for number, tier in enumerate(self.tiers):
-            kv = self._read(tier, chunk)
+            kv = _passing_over(tier, self._read, tier, chunk)
             if kv is not None:
                 for faster in self.tiers[:number]:
-                    self._write(faster, chunk, kv)
+                    _passing_over(faster, faster.write, chunk, kv)
                 return kv
         return None
 
@@ -83,16 +87,16 @@ class LowerTiers:
             self.read(chunk)
         return any(self._has(tier, chunk) for tier in upper)
 
-    def takes_compiled(self, chunk: Chunk) -> bool:
-        """Whether a tier wants the chunk as soon as it is compiled; `keep` is worth a copy then."""
-        lacking = [tier for tier in self.tiers if tier.durable and not self._has(tier, chunk)]
-        return chunk.persistent and bool(lacking)
+    def lacking(self, chunk: Chunk) -> list[ChunkTier]:
+        """The tiers that are to keep the chunk once it is compiled, and do not have it."""
+        if not chunk.persistent:
+            return []
+        return [tier for tier in self.tiers if tier.durable and not self._has(tier, chunk)]
 
-    def keep(self, chunk: Chunk, kv: StoredKv) -> None:
-        """Store a compiled chunk in every durable tier that lacks it."""
-        for tier in self.tiers:
-            if tier.durable and not self._has(tier, chunk):
-                self._write(tier, chunk, kv)
+    def keep(self, chunk: Chunk, kv: StoredKv, lacking: Iterable[ChunkTier]) -> None:
+        """Store a compiled chunk in the tiers that are `lacking` it."""
+        for tier in lacking:
+            _passing_over(tier, tier.write, chunk, kv)
 
     def takes_evicted(self, chunk: Chunk) -> bool:
         """Whether a tier wants what leaves the pool; `keep_evicted` is then worth a copy."""
@@ -101,19 +105,17 @@ class LowerTiers:
     def keep_evicted(self, chunk: Chunk, kv: StoredKv) -> None:
         """Hold on to a chunk that left the pool."""
         for tier in self._ready_tiers():
-            self._write(tier, chunk, kv)
+            _passing_over(tier, tier.write, chunk, kv)
 
     def remove(self, key: str) -> None:
         """Let the chunk go everywhere, from a tier that leases it when that lease ends."""
         for tier in self.tiers:
-            with _passing_over(tier):
-                tier.remove(key)
+            _passing_over(tier, tier.remove, key)
 
     def touch(self, keys: Collection[str]) -> None:
         """Note that these chunks were used, also by a request that found them in the pool."""
         for tier in self.tiers:
-            with _passing_over(tier):
-                tier.touch(keys)
+            _passing_over(tier, tier.touch, keys)
 
     @contextmanager
     def leased(self, keys: Collection[str], seconds: float = LEASE_SECONDS) -> Iterator[None]:
@@ -121,13 +123,11 @@ class LowerTiers:
         holder = uuid.uuid4().hex
         try:
             for tier in self.tiers:
-                with _passing_over(tier):
-                    tier.lease(holder, keys, seconds)
+                _passing_over(tier, tier.lease, holder, keys, seconds)
             yield
         finally:
             for tier in self.tiers:
-                with _passing_over(tier):
-                    tier.release(holder)
+                _passing_over(tier, tier.release, holder)
 
     def stats(self) -> tuple[TierStats, ...]:
         """The state of each tier, fastest first."""
@@ -137,33 +137,28 @@ class LowerTiers:
         return [tier for tier in self.tiers if not tier.durable]
 
     def _has(self, tier: ChunkTier, chunk: Chunk) -> bool:
-        with _passing_over(tier):
-            return tier.has(chunk.key)
-        return False
+        return bool(_passing_over(tier, tier.has, chunk.key))
 
     def _read(self, tier: ChunkTier, chunk: Chunk) -> StoredKv | None:
-        with _passing_over(tier):
-            started = time.monotonic()
-            try:
-                kv = tier.read(chunk)
-                self.load_times[tier.name].observe(time.monotonic() - started)
-                return kv
-            except ChunkUnreadable as error:
-                if tier.has(chunk.key):
-                    log.warning("a chunk is compiled or fetched again: %s", error)
-                    tier.discard(chunk.key)
-        return None
-
-    def _write(self, tier: ChunkTier, chunk: Chunk, kv: StoredKv) -> None:
-        with _passing_over(tier):
-            tier.write(chunk, kv)
+        started = time.monotonic()
+        try:
+            kv = tier.read(chunk)
+        except ChunkUnreadable as error:
+            if error.reason != "missing" and tier.has(chunk.key):
+                log.warning("a chunk is compiled or fetched again: %s", error)
+                tier.discard(chunk.key)
+            return None
+        self.load_times[tier.name].observe(time.monotonic() - started)
+        return kv
 
 
-@contextmanager
-def _passing_over(tier: ChunkTier) -> Iterator[None]:
-    """Go on without a tier that cannot be used now; its log line says why."""
+def _passing_over(
+    tier: ChunkTier, ask: Callable[Asked, T], *args: Asked.args, **kwargs: Asked.kwargs
+) -> T | None:
+    """What a tier gives; None from one that cannot be used now, and its log line says why."""
     try:
-        yield
+        return ask(*args, **kwargs)
     except (CacheUnavailable, Busy) as error:
         level = logging.DEBUG if isinstance(error, StillUnavailable) else logging.WARNING
         log.log(level, "going on without the %s tier: %s", tier.name, error)
+        return None

@@ -50,8 +50,9 @@ class Transfer:
     def store(self, resident: Resident) -> None:
         """Keep a resident's KV wherever it shall be and is not."""
         chunk = resident.chunk
-        if self._tiers.takes_compiled(chunk):
-            self._tiers.keep(chunk, self._stored(chunk, resident.pages))
+        lacking = self._tiers.lacking(chunk)
+        if lacking:
+            self._tiers.keep(chunk, self._stored(chunk, resident.pages), lacking)
 
     def keep_evicted(self, evicted: Sequence[Evicted]) -> None:
         """Hold on to what left the pool; to be called before its pages are written to."""

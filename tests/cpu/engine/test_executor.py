@@ -180,6 +180,17 @@ def test_of_two_chunks_the_one_that_loads_is_not_compiled():
     assert world.executor.counters.loaded_chunks == 1
 
 
+def test_a_tier_is_asked_for_a_chunk_once_before_it_is_compiled_and_once_before_it_is_stored():
+    world, asked = World(host_bytes=10_000, disk_bytes=10_000), []
+    for tier in (world.host, world.disk):
+        has = tier.has
+        tier.has = lambda key, has=has, name=tier.name: asked.append(name) or has(key)
+    world.answer(chunk(1), QUESTION)
+    # Before the request waits: whether it is fetched; before the KV is copied: whether to keep it.
+    assert sorted(asked) == ["disk", "disk", "host"]
+    assert world.disk.stats().writes == 1
+
+
 def test_a_chunk_that_could_not_be_kept_on_its_way_out_disturbs_nobody(caplog):
     world = World(num_pages=6, host_bytes=10_000)
     world.answer(chunk(1), QUESTION)

@@ -46,15 +46,17 @@ class StoredChunks:
     @contextmanager
     def keep(self, row: StoredRow) -> Iterator[Room]:
         """Note a chunk that is about to be stored, if there is room; the block removes others."""
+        with self._database.transaction() as sql:
+            room = self._room(sql, row, ())
+            if not room.leaving:  # so it does not matter who has to stay
+                yield room
+                self._note(sql, row, room)
+                return
         stay = self._pinned_keys()  # before the transaction: it may ask the same database
         with self._database.transaction() as sql:
-            self._flush_uses(sql)
-            end_overdue_leases(sql, self._database.now())
-            room = room_for(sql, row, self.limits, stay)
+            room = self._room(sql, row, stay)
             yield room
-            _delete(sql, room.leaving)
-            if room.kept:
-                _upsert(sql, row)
+            self._note(sql, row, room)
 
     @contextmanager
     def trim(self) -> Iterator[Room]:
@@ -124,6 +126,16 @@ class StoredChunks:
                 "SELECT count(*), coalesce(sum(num_bytes), 0) FROM stored_chunks"
             ).fetchone()
             return int(number), int(num_bytes), count_leases(sql, self._database.now())
+
+    def _room(self, sql: sqlite3.Connection, row: StoredRow, stay: Collection[str]) -> Room:
+        self._flush_uses(sql)
+        end_overdue_leases(sql, self._database.now())
+        return room_for(sql, row, self.limits, stay)
+
+    def _note(self, sql: sqlite3.Connection, row: StoredRow, room: Room) -> None:
+        _delete(sql, room.leaving)
+        if room.kept:
+            _upsert(sql, row)
 
     @contextmanager
     def _ended(self, sql: sqlite3.Connection) -> Iterator[tuple[str, ...]]:

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 from legokv.chunks.budget import Budget, Candidate, victims
 from legokv.chunks.tier import MAX_LEASE_SECONDS, StoredRow
@@ -61,7 +62,7 @@ class Room:
     over_quota: tuple[Candidate, ...] = ()
     over_budget: tuple[Candidate, ...] = ()
 
-    @property
+    @cached_property
     def leaving(self) -> tuple[str, ...]:
         return tuple(candidate.key for candidate in (*self.over_quota, *self.over_budget))
 

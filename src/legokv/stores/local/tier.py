@@ -118,7 +118,8 @@ class DiskTier:
         with self.folder.writing():
             with self.stored.keep(row) as room:
                 self._remove_files(room.leaving)
-            self._count_evictions(room)
+            if room.leaving:
+                self._count_evictions(room)
             if not room.kept:
                 return False
             try:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from paths import TESTS
-from small_chunks import small_chunk, small_disk_tier, small_kv
+from small_chunks import file_bytes, small_chunk, small_disk_tier, small_kv
 
 from legokv.errors import CacheUnavailable, ChunkUnreadable
 
@@ -34,6 +34,20 @@ def test_a_folder_that_vanished_is_made_again(tmp_path):
     assert_files_are_rows(tier)
 
 
+def test_who_is_pinned_is_asked_only_when_some_must_leave(tmp_path):
+    asked = []
+
+    def pinned():
+        asked.append(None)
+        return {small_chunk(1).key}
+
+    tier = small_disk_tier(tmp_path, disk_bytes=2 * file_bytes(tmp_path), pinned=pinned)
+    assert (fill(tier, 1, 2, 2), asked) == ([True] * 3, [])
+    assert (fill(tier, 3), asked) == ([True], [None])
+    assert held(tier) == [1, 3]
+    assert_files_are_rows(tier)
+
+
 def test_a_file_in_the_folder_s_place_is_an_error_that_names_it(tmp_path):
     (tmp_path / "chunks").write_text("in the way")
     with pytest.raises(CacheUnavailable, match=r"chunk .* of \d+ bytes was not stored: .*chunks"):
@@ -50,7 +64,7 @@ def run_elsewhere(code, *arguments, prefix=()):
 _WRITE = """
 import os, sys
 from pathlib import Path
-from small_chunks import small_chunk, small_disk_tier, small_kv
+from small_chunks import file_bytes, small_chunk, small_disk_tier, small_kv
 from legokv.errors import CacheUnavailable
 root = Path(sys.argv[1])
 tier = small_disk_tier(root)
