@@ -84,17 +84,17 @@ class NamedChunks:
                 self._remove(next(iter(self._chunks)))
 
     def find(self, keys: Iterable[str], namespace: str) -> dict[str, Chunk]:
-        """The chunks of these keys that are known, and of that namespace."""
+        """The chunks of these keys that are chunks, and of that namespace."""
         with self._changing:
-            known = {
+            chunks = {
                 key: self._chunks[key]
                 for key in keys
                 if key in self._chunks and self._chunks[key].namespace == namespace
             }
-            for key, chunk in known.items():
+            for key, chunk in chunks.items():
                 del self._chunks[key]
                 self._chunks[key] = chunk
-            return known
+            return chunks
 
     def forget(self, key: str) -> None:
         """Keep the chunk no more, if it is there."""

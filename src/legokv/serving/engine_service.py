@@ -109,10 +109,10 @@ class EngineService:
 
     def _generate(self, command: Generate) -> Event:
         keyed = {p.key: p.token_ids for p in command.segments if p.key is not None}
-        told = {key: token_ids for key, token_ids in keyed.items() if len(token_ids)}
-        asked = [key for key in keyed if key not in told]
+        named = {key: token_ids for key, token_ids in keyed.items() if len(token_ids)}
+        asked = [key for key in keyed if key not in named]
         chunks = self._named.find(asked, command.namespace)
-        for key, token_ids in told.items():
+        for key, token_ids in named.items():
             chunks[key] = self._learned(key, token_ids, command.namespace)
         unknown = [key for key in asked if key not in chunks]
         if unknown:

@@ -116,6 +116,9 @@ def test_using_documents_is_noted(registry, clock):
     clock.seconds += 5
     registry.touch("default", [document.id, "doc-unknown"])
     assert registry.get("default", document.id).last_used_at == 1005.0
+    clock.seconds += 5
+    registry.touch("other", [document.id])
+    assert registry.get("default", document.id).last_used_at == 1005.0
 
 
 def test_a_failed_document_says_why_and_registering_it_again_lets_it_be_compiled_again(registry):

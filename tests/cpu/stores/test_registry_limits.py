@@ -39,12 +39,13 @@ def test_an_expired_pin_does_not_count_against_the_cap(registry, clock):
     assert registry.register(other, {"pinned": True}, 10)[0].pinned
 
 
+@pytest.mark.parametrize("seconds", [60, 61])
 def test_registering_an_expired_document_keeps_its_chunks_and_takes_its_expiry_away(
-    registry, clock
+    registry, clock, seconds
 ):
     old = register(registry, ttl_seconds=60.0, pinned=True)
     compile_all(registry, old, ["k1", "k2"])
-    clock.seconds += 61
+    clock.seconds += seconds
     document, made = registry.register(new(), {}, CAP)
     assert not made
     assert (document.state, document.expires_at, document.pinned) == (State.READY, None, False)

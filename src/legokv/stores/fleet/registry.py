@@ -182,8 +182,8 @@ class RedisRegistry:
         reply = self._ask("take_claim", namespace, document_id, asked)
         if reply[0] == b"taken":
             return None
-        number, *found = reply[1:]
-        return Claim(namespace, document_id, int(number), holder, seconds, to_chunks(found))
+        number, *parts = reply[1:]
+        return Claim(namespace, document_id, int(number), holder, seconds, to_chunks(parts))
 
     def record_chunk(self, claim: Claim, position: int, key: str) -> None:
         """Note a compiled chunk and move the claim's deadline; ClaimLost, or nothing."""

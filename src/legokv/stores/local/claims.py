@@ -34,8 +34,8 @@ def take_claim(
             "UPDATE documents SET state = ?, claim = ?, claim_deadline = ? WHERE number = ?",
             (State.COMPILING, holder, now + seconds, number),
         )
-        found = document_rows.chunks(sql, namespace, [document_id])
-    chunks = document_rows.to_chunks(found)
+        rows = document_rows.chunks(sql, namespace, [document_id])
+    chunks = document_rows.to_chunks(rows)
     return Claim(namespace, document_id, number, holder, seconds, chunks)
 
 

@@ -42,7 +42,7 @@ def chunks(
     sql: sqlite3.Connection, namespace: str, document_ids: Iterable[str]
 ) -> list[sqlite3.Row]:
     """(token_ids, key) of the documents' chunks; NotFound for a document that is not there."""
-    found: list[sqlite3.Row] = []
+    all_rows: list[sqlite3.Row] = []
     for document_id in document_ids:
         rows = sql.execute(
             "SELECT token_ids, key FROM documents JOIN chunks ON document = number"
@@ -51,8 +51,8 @@ def chunks(
         ).fetchall()
         if not rows:
             require(sql, namespace, document_id)
-        found += rows
-    return found
+        all_rows += rows
+    return all_rows
 
 
 def to_chunks(rows: Iterable[sqlite3.Row]) -> tuple[StoredChunk, ...]:
