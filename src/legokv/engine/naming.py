@@ -84,7 +84,7 @@ class NamedChunks:
                 self._remove(next(iter(self._chunks)))
 
     def find(self, keys: Iterable[str], namespace: str) -> dict[str, Chunk]:
-        """The chunks of these keys that are chunks, and of that namespace."""
+        """The chunks of these keys that are known, and of that namespace."""
         with self._changing:
             chunks = {
                 key: self._chunks[key]
