@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from paths import ROOT
 from recorded_facts import pytest_terminal_summary  # noqa: F401 - the hook
 from redis_server import redis_running
@@ -42,6 +43,14 @@ def tiny_engine_folder(
         return built[name]
 
     return folder
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

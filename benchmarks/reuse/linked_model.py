@@ -47,7 +47,7 @@ class WatchedForm:
     """A form of attention whose steps go through `watch` while there is one."""
 
     def __init__(self, form: AttentionForm) -> None:
-        self.description = form.description
+        self.description, self.library = form.description, form.library
         self.kv_import = form.kv_import
         self.watch: Watch | None = None
         self._form = form

@@ -1,7 +1,9 @@
-// The CPU library's plain C interface: a step is begun once, then attended layer by layer.
+// The CPU library's plain C interface: a step is begun once, then attended layer by layer; and
+// linear layers for processors with tiles.
 //
 // Legend of shapes: T tokens, B sequences, P rows of a page table, N pool pages, S page size,
-// H query heads, G KV heads, D head size, M imported pages.
+// H query heads, G KV heads, D head size, M imported pages; of a linear layer T rows, N columns of
+// the result, K products in each sum.
 #pragma once
 
 #include <stdint.h>
@@ -57,6 +59,23 @@ struct LegokvCpuLayer {
   int64_t v_stride;
 };
 
+// What multiplies 32 products of 16 rows and 16 columns at once. Their sums have the same bits: a
+// machine without the processor's tiles can test all that is done around them.
+enum LegokvTiles { LEGOKV_SOFTWARE_TILES = 0, LEGOKV_AMX_TILES = 1 };
+
+// A linear layer over bfloat16 rows. A result's products are summed in one order, whatever T is.
+struct LegokvCpuLinear {
+  const void* x;       // [T, K]
+  const void* weight;  // [N, K], as legokv_cpu_pack_weight left it
+  const float* bias;   // [N], or null
+  void* out;           // [T, N]
+  int64_t num_rows;
+  int32_t num_columns;
+  int32_t num_products;  // a multiple of 32
+  int32_t tiles;         // a LegokvTiles
+  int32_t num_threads;
+};
+
 // A step for the next three; null if it is refused. One thread at a time may use it.
 void* legokv_cpu_begin(const struct LegokvCpuStep* step);
 
@@ -71,6 +90,19 @@ void legokv_cpu_end(void* begun);
 
 // Puts M stored pages into the pool. Returns a LegokvStatus.
 int legokv_cpu_kv_import(const struct LegokvKvImport* import, int num_threads);
+
+// Elements of a packed weight [N, K], 64-aligned; 0 where K is no multiple of 32.
+int64_t legokv_cpu_packed_elements(int32_t num_columns, int32_t num_products);
+
+// Lays a bfloat16 weight [N, K] out for the tiles. Returns a LegokvStatus.
+int legokv_cpu_pack_weight(const void* weight, int32_t num_columns, int32_t num_products,
+                           void* packed);
+
+// Returns a LegokvStatus.
+int legokv_cpu_multiply(const struct LegokvCpuLinear* linear);
+
+// Whether this library and this processor have a LegokvTiles.
+int legokv_cpu_has_tiles(int tiles);
 
 // Whether this library and this processor have a LegokvInstructionSet.
 int legokv_cpu_has(int instruction_set);

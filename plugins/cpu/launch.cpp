@@ -4,6 +4,7 @@
 #include "cpu/check_step.h"
 #include "cpu/cpu_launchers.h"
 #include "cpu/kv_import.h"
+#include "cpu/linear.h"
 #include "cpu/step.h"
 #include "legokv/export.h"
 
@@ -50,6 +51,21 @@ LEGOKV_EXPORT void legokv_cpu_end(void* begun) { delete static_cast<legokv::cpu:
 LEGOKV_EXPORT int legokv_cpu_kv_import(const LegokvKvImport* import, int num_threads) {
   return static_cast<int>(legokv::cpu::import_pages(*import, num_threads));
 }
+
+LEGOKV_EXPORT int64_t legokv_cpu_packed_elements(int32_t num_columns, int32_t num_products) {
+  return legokv::cpu::packed_elements(num_columns, num_products);
+}
+
+LEGOKV_EXPORT int legokv_cpu_pack_weight(const void* weight, int32_t num_columns,
+                                         int32_t num_products, void* packed) {
+  return static_cast<int>(legokv::cpu::pack_weight(weight, num_columns, num_products, packed));
+}
+
+LEGOKV_EXPORT int legokv_cpu_multiply(const LegokvCpuLinear* linear) {
+  return static_cast<int>(legokv::cpu::multiply(*linear));
+}
+
+LEGOKV_EXPORT int legokv_cpu_has_tiles(int tiles) { return legokv::cpu::has_tiles(tiles) ? 1 : 0; }
 
 LEGOKV_EXPORT int legokv_cpu_has(int instruction_set) {
   return legokv::cpu::has_instruction_set(instruction_set) ? 1 : 0;

@@ -10,6 +10,7 @@ from paths import PLUGINS
 
 from legokv.kernels.cpu import InstructionSet, LayerArguments, StepArguments
 from legokv.kernels.gpu import AttentionArguments, KvImportArguments, Regime
+from legokv.kernels.linear import LinearArguments, Tiles
 
 CPU, CUDA = PLUGINS / "cpu" / "cpu_launchers.h", PLUGINS / "include" / "legokv" / "launchers.h"
 TYPES = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
@@ -31,6 +32,7 @@ def fields_of(header: Path, name: str) -> list[tuple[str, type]]:
     [
         (CPU, "LegokvCpuStep", StepArguments),
         (CPU, "LegokvCpuLayer", LayerArguments),
+        (CPU, "LegokvCpuLinear", LinearArguments),
         (CUDA, "LegokvKvImport", KvImportArguments),
         (CUDA, "LegokvLegolinkAttention", AttentionArguments),
     ],
@@ -43,9 +45,15 @@ def test_a_structure_has_the_header_s_fields_of_its_types(
 
 @pytest.mark.parametrize(
     ("header", "name", "numbers"),
-    [(CPU, "LegokvInstructionSet", InstructionSet), (CUDA, "LegokvRegime", Regime)],
+    [
+        (CPU, "LegokvInstructionSet", InstructionSet),
+        (CPU, "LegokvTiles", Tiles),
+        (CUDA, "LegokvRegime", Regime),
+    ],
 )
 def test_a_choice_has_the_header_s_numbers(header: Path, name: str, numbers: type[IntEnum]) -> None:
     (body,) = re.findall(rf"enum {name} \{{(.*?)\}};", code_of(header), re.DOTALL)
     found = re.findall(r"LEGOKV_(\w+) = (\d+)", body)
-    assert found == [(each.name, str(each.value)) for each in numbers]
+    assert [(each.removesuffix("_TILES"), number) for each, number in found] == [
+        (each.name, str(each.value)) for each in numbers
+    ]

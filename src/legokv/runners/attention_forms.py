@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Protocol, TypeVar, assert_never
 
 import torch
@@ -30,9 +31,13 @@ log = logging.getLogger(__name__)
 
 
 class AttentionForm(Protocol):
-    """One way to do the two ops in place; `description` says which, for logs and reports."""
+    """One way to do the two ops in place; `description` says which, for logs and reports.
+
+    `library` is where the CPU library lies that it uses, if it does.
+    """
 
     description: str
+    library: Path | None
 
     def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> AbstractContextManager[Attention]:
         """The attention of a step's layers, over pools [N, 2, S, G, D] all of one shape."""
@@ -81,6 +86,7 @@ class TorchForm:
     """Pages gathered, tiles by torch's fused attention."""
 
     description = "torch"
+    library: Path | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         self._rotations = rotations_of(config)
@@ -117,6 +123,7 @@ class NativeForm:
                 "choose attention 'torch'"
             )
         self.description = f"native, {calls.best(dtype).name.lower()}"
+        self.library: Path | None = calls.path
         self._calls = calls
         self._rotations = rotations_of(config)
         self._num_heads = config.num_heads
@@ -156,6 +163,7 @@ class KernelForm:
 
     def __init__(self, launchers: Launchers, config: ModelConfig, device: torch.device) -> None:
         self.description = f"kernels, {device.type}"
+        self.library: Path | None = None
         self._launchers = launchers
         self._rotations = rotations_of(config, device)
         self._workspace = torch.empty(0, dtype=torch.uint8, device=device)

@@ -38,7 +38,7 @@ class EagerRunner:
         on_device = {name: weight.to(device) for name, weight in weights.items()}
         self.decoder = decoder_from_weights(config, on_device)
         if device.type == "cpu":
-            pack_decoder(self.decoder)
+            pack_decoder(self.decoder, attention.library)
         dtypes = Dtypes.same(str(self.decoder.embed.weight.dtype).removeprefix("torch."))
         self._store = PageStore(graph_shape(config, dtypes, page_size), num_pages, device)
 

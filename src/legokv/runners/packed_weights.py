@@ -1,18 +1,24 @@
-"""bfloat16 weights kept as oneDNN's kernels read them, instead of repacked by every step.
+"""bfloat16 weights kept as the kernels read them, instead of repacked by every step.
 
-oneDNN cuts the sum of a result's products by the number of rows, the processor and the number of
-threads, and a sum cut elsewhere is rounded elsewhere. So each number of rows is tried once a shape,
-and a step's rows are padded or parted to numbers that agree bit by bit.
+A row has the same bits in any company. Where the processor has AMX, our own kernel sums a result's
+products in one order. Elsewhere oneDNN multiplies: it cuts that sum by the number of rows, the
+processor and the number of threads, and a sum cut elsewhere is rounded elsewhere. So each number of
+rows is tried once a shape, and a step's rows are padded or parted to numbers that agree.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from legokv.kernels.linear import LinearCalls, TiledLinear, Tiles
 from legokv.model.decoder import Decoder
+
+log = logging.getLogger(__name__)
 
 # The layout that oneDNN chooses for a lone row: its kernels with AMX cut no sum that fits a core's
 # cache, and up to some number of rows. For that of 8 rows and more they cut by the first cache.
@@ -82,7 +88,7 @@ def sums_of_nothing(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 class PackedLinear(nn.Module):
-    """nn.Linear's result from a weight packed once, by the op that torch's own compiler uses.
+    """nn.Linear's result from a weight packed once, by oneDNN through torch's own compiler's op.
 
     A row's result has the same bits however many rows are computed with it: what else is in a step
     moves no sequence's logits. So only some numbers of rows are ever given to oneDNN.
@@ -112,23 +118,42 @@ class PackedLinear(nn.Module):
         return out[: len(x)]
 
 
-def pack_decoder(decoder: Decoder) -> None:
+def pack_decoder(decoder: Decoder, library: Path | None = None) -> None:
     """Replace the decoder's bfloat16 layers by packed ones, the head too.
 
-    A head tied to the embedding takes its size once more, since rows of the embedding are still
-    looked up. Other types stay: float32 goes to another library, which does not gain by it. So does
-    all where torch has no oneDNN, or one without bfloat16 for this processor.
+    With AMX the CPU `library` multiplies what it takes, else oneDNN does. A head tied to the
+    embedding takes its size once more, since rows of the embedding are still looked up. Other types
+    stay: float32 goes to another library, which does not gain by it. So does all where neither is
+    there, or no oneDNN with bfloat16 for this processor.
     """
-    if not (torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    calls = None if library is None else LinearCalls(library)
+    if calls is not None and not calls.has(Tiles.AMX):
+        calls = None
+    _pack_linear_layers(decoder, calls)
+    if decoder.embed.weight.dtype != torch.bfloat16:
         return
-    _pack_linear_layers(decoder)
-    if decoder.head is None and decoder.embed.weight.dtype == torch.bfloat16:
-        decoder.head = PackedLinear(decoder.embed.weight)
+    log.info("bfloat16 layers: %s", "torch" if calls is None else "native, AMX")
+    if decoder.head is None:
+        decoder.head = _packed(calls, decoder.embed.weight, None)
 
 
-def _pack_linear_layers(module: nn.Module) -> None:
+def _pack_linear_layers(module: nn.Module, calls: LinearCalls | None) -> None:
     for name, child in module.named_children():
-        if isinstance(child, nn.Linear) and child.weight.dtype == torch.bfloat16:
-            setattr(module, name, PackedLinear(child.weight, child.bias))
-        else:
-            _pack_linear_layers(child)
+        if not isinstance(child, nn.Linear):
+            _pack_linear_layers(child, calls)
+            continue
+        packed = _packed(calls, child.weight, child.bias)
+        if packed is not None:
+            setattr(module, name, packed)
+
+
+def _packed(
+    calls: LinearCalls | None, weight: Tensor, bias: Tensor | None
+) -> TiledLinear | PackedLinear | None:
+    if weight.dtype != torch.bfloat16:
+        return None
+    if calls is not None and calls.takes(weight):
+        return TiledLinear(calls, weight, bias)
+    if torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return PackedLinear(weight, bias)
+    return None

@@ -10,14 +10,6 @@ from legokv.model.decoder import decoder_from_weights
 from legokv.runners.packed_weights import PackedLinear, pack_decoder, sums_of_nothing
 
 
-@pytest.fixture
-def threads():
-    """Sets torch's number of threads, for one test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("rows", [1, 3, 64, 300])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.inference_mode()
@@ -49,8 +41,8 @@ def test_a_row_s_result_has_the_same_bits_alone_and_among_others(width):
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("shape", [(576, 1536), (960, 576)])
 @torch.inference_mode()
-def test_any_number_of_rows_gives_a_row_the_same_bits(shape, num_threads, threads):
-    threads(num_threads)
+def test_any_number_of_rows_gives_a_row_the_same_bits(shape, num_threads, torch_threads):
+    torch_threads(num_threads)
     generator = torch.Generator().manual_seed(2)
     layer = PackedLinear(torch.randn(shape, generator=generator).bfloat16() * 0.05)
     x = torch.randn(700, shape[1], generator=generator).bfloat16()

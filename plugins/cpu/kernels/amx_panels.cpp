@@ -1,0 +1,136 @@
+// Products by the processor's tiles: AMX, 8 registers of 16 rows of 64 bytes.
+#include <immintrin.h>
+
+#include "cpu/kernels/multiply_group.h"
+
+namespace legokv::cpu {
+namespace {
+
+// Four tiles of sums, two of x below each other, two of the weight side by side.
+class AmxTiles {
+ public:
+  AmxTiles() = default;
+  AmxTiles(const AmxTiles&) = delete;
+  AmxTiles& operator=(const AmxTiles&) = delete;
+  ~AmxTiles() { _tile_release(); }
+
+  void multiply(const LinearBlock& block) {
+    configure(block.num_rows);
+    if (block.num_rows > kTileRows) {
+      block.keep_x ? multiply_rows<true, true>(block) : multiply_rows<true, false>(block);
+    } else {
+      block.keep_x ? multiply_rows<false, true>(block) : multiply_rows<false, false>(block);
+    }
+  }
+
+ private:
+  struct alignas(64) Configuration {
+    uint8_t palette = 1;
+    uint8_t start_row = 0;
+    uint8_t reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+  };
+
+  void configure(int num_rows) {
+    if (num_rows == num_rows_) return;
+    num_rows_ = num_rows;
+    const int upper = num_rows < kTileRows ? num_rows : kTileRows;
+    // A tile of no rows is not allowed; it is not used then.
+    const int lower = num_rows > kTileRows ? num_rows - kTileRows : 1;
+    const int rows[8] = {upper, upper, lower, lower, upper, lower, kTileRows, kTileRows};
+    Configuration configuration;
+    for (int tile = 0; tile < 8; ++tile) {
+      configuration.row_bytes[tile] = 64;
+      configuration.rows[tile] = static_cast<uint8_t>(rows[tile]);
+    }
+    _tile_loadconfig(&configuration);
+  }
+
+  template <bool kTwo>
+  static void begin(const LinearBlock& block) {
+    constexpr int kStride = kPanelColumns * sizeof(float);
+    if (block.add) {
+      _tile_loadd(0, block.sums, kStride);
+      _tile_loadd(1, block.sums + kTileColumns, kStride);
+      if constexpr (kTwo) {
+        _tile_loadd(2, block.sums + kTileRows * kPanelColumns, kStride);
+        _tile_loadd(3, block.sums + kTileRows * kPanelColumns + kTileColumns, kStride);
+      }
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+  }
+
+  template <bool kTwo>
+  static void end(const LinearBlock& block) {
+    constexpr int kStride = kPanelColumns * sizeof(float);
+    _tile_stored(0, block.sums, kStride);
+    _tile_stored(1, block.sums + kTileColumns, kStride);
+    if constexpr (kTwo) {
+      _tile_stored(2, block.sums + kTileRows * kPanelColumns, kStride);
+      _tile_stored(3, block.sums + kTileRows * kPanelColumns + kTileColumns, kStride);
+    }
+  }
+
+  static const char* fetch(const char* from, int num_lines) {
+    for (int line = 0; line < num_lines; ++line, from += 64) _mm_prefetch(from, _MM_HINT_T1);
+    return from;
+  }
+
+  // What the first cache need not keep is streamed past it. Compilers want tiles by number.
+  template <bool kTwo, bool kKeepX>
+  static void load_x(const char* x, int64_t row_bytes) {
+    const char* lower = x + kTileRows * row_bytes;
+    if constexpr (kKeepX) {
+      _tile_loadd(4, x, row_bytes);
+      if constexpr (kTwo) _tile_loadd(5, lower, row_bytes);
+    } else {
+      _tile_stream_loadd(4, x, row_bytes);
+      if constexpr (kTwo) _tile_stream_loadd(5, lower, row_bytes);
+    }
+  }
+
+  template <bool kKeep>
+  static void load_weight(const bfloat16* weight) {
+    if constexpr (kKeep) {
+      _tile_loadd(6, weight, 64);
+      _tile_loadd(7, weight + kStepElements / 2, 64);
+    } else {
+      _tile_stream_loadd(6, weight, 64);
+      _tile_stream_loadd(7, weight + kStepElements / 2, 64);
+    }
+  }
+
+  template <bool kTwo, bool kKeepX>
+  static void multiply_rows(const LinearBlock& block) {
+    begin<kTwo>(block);
+    const int64_t row_bytes = block.row_bytes;
+    const auto* x = reinterpret_cast<const char*>(block.x);
+    const char *weight_ahead = block.weight_ahead.from, *x_ahead = block.x_ahead.from;
+    for (int step = 0; step < block.num_steps; ++step, x += 64) {
+      weight_ahead = fetch(weight_ahead, block.weight_ahead.lines);
+      x_ahead = fetch(x_ahead, block.x_ahead.lines);
+      load_weight<!kKeepX>(block.weight + step * kStepElements);
+      load_x<kTwo, kKeepX>(x, row_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (kTwo) {
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    end<kTwo>(block);
+  }
+
+  int num_rows_ = 0;
+};
+
+}  // namespace
+
+void multiply_by_amx(const LinearGroup& group) { GroupProduct<AmxTiles>(group).run(); }
+
+}  // namespace legokv::cpu

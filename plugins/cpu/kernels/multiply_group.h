@@ -1,0 +1,149 @@
+// The order in which a group is multiplied: blocks of rows, parts of sums, panels of the weight.
+//
+// A sum goes on where its last part left it, so the order serves speed alone and moves no bit.
+#pragma once
+
+#include "cpu/kernels/conversions.h"
+#include "cpu/kernels/linear_group.h"
+
+namespace legokv::cpu {
+namespace {
+
+// Steps of a part: so much of a block's rows, or of a panel, stays in the first cache.
+constexpr int kPartSteps = 18;
+// Panels that meet a block of rows one after another: so much of the weight stays in the second.
+constexpr int kMostPanels = 8;
+// Cache lines of a panel's step, and of a block's rows.
+constexpr int kStepLines = kStepElements * sizeof(bfloat16) / 64;
+
+// What is read later: so many cache lines of it are fetched at each step.
+struct Ahead {
+  const char* from;
+  int lines;
+};
+
+// Up to 32 rows against a panel's 32 columns, in some steps.
+struct LinearBlock {
+  const bfloat16* x;
+  int64_t row_bytes;
+  int num_rows;
+  const bfloat16* weight;
+  int num_steps;
+  float* sums;  // [kBlockRows, kPanelColumns], 64-aligned
+  bool add;     // to the sums; else they are replaced
+  bool keep_x;  // in the first cache, for the next panel; else the panel, for the next rows
+  Ahead weight_ahead;
+  Ahead x_ahead;
+};
+
+// Tiles::multiply does a block; rows of its sums past num_rows may change.
+template <typename Tiles>
+class GroupProduct {
+ public:
+  explicit GroupProduct(const LinearGroup& group)
+      : group_(group),
+        num_steps_(group.num_products / kStepProducts),
+        num_panels_((group.num_columns + kPanelColumns - 1) / kPanelColumns),
+        num_blocks_((group.num_rows + kBlockRows - 1) / kBlockRows),
+        num_parts_(num_blocks_ == 1 ? 1 : (num_steps_ + kPartSteps - 1) / kPartSteps),
+        // For few rows the panels are what takes time to arrive.
+        panels_at_once_(clamp(num_blocks_ / 2, 1, kMostPanels)) {}
+
+  void run() {
+    for (int first = 0; first < num_panels_; first += panels_at_once_) {
+      const int num_panels = clamp(num_panels_ - first, 1, panels_at_once_);
+      for (int64_t block = 0; block < num_blocks_; ++block) {
+        for (int part = 0; part < num_parts_; ++part) {
+          for (int i = 0; i < num_panels; ++i) multiply(block, part, {first, num_panels}, i);
+        }
+      }
+    }
+  }
+
+ private:
+  struct Panels {
+    int first;
+    int count;
+  };
+
+  static int clamp(int64_t value, int least, int most) {
+    return static_cast<int>(value < least ? least : value < most ? value : most);
+  }
+
+  int first_step(int part) const { return num_steps_ * part / num_parts_; }
+
+  const bfloat16* weight_of(int panel, int step) const {
+    return group_.weight + (int64_t{panel} * num_steps_ + step) * kStepElements;
+  }
+
+  const bfloat16* rows_of(int64_t block) const {
+    return group_.x + block * kBlockRows * group_.num_products;
+  }
+
+  // The panels after these, spread over their blocks.
+  Ahead weight_ahead(int64_t block, int step, int num_steps, int panel) const {
+    const int next = panel + panels_at_once_;
+    if (next >= num_panels_) return {nullptr, 0};
+    const int lines = static_cast<int>((kStepLines + num_blocks_ - 1) / num_blocks_);
+    const auto* from = reinterpret_cast<const char*>(weight_of(next, step));
+    return {from + block * num_steps * lines * 64, lines};
+  }
+
+  // The next block's rows, spread over this one's panels.
+  Ahead x_ahead(int64_t block, int step, int num_steps, const Panels& panels, int i) const {
+    const int lines = panels.count < kMostPanels / 2 ? 0 : kStepLines / panels.count;
+    if (lines == 0 || block + 1 == num_blocks_) return {nullptr, 0};
+    const auto* from = reinterpret_cast<const char*>(rows_of(block + 1));
+    return {from + (int64_t{step} * panels.count + i * num_steps) * lines * 64, lines};
+  }
+
+  void multiply(int64_t block, int part, const Panels& panels, int i) {
+    const int panel = panels.first + i;
+    const int num_rows = clamp(group_.num_rows - block * kBlockRows, 1, kBlockRows);
+    const int step = first_step(part), num_steps = first_step(part + 1) - step;
+    tiles_.multiply(
+        {rows_of(block) + step * kStepProducts, group_.num_products * int64_t{sizeof(bfloat16)},
+         num_rows, weight_of(panel, step), num_steps, sums_[i], part > 0,
+         panels.count > 1 || num_blocks_ == 1, weight_ahead(block, step, num_steps, panel),
+         x_ahead(block, step, num_steps, panels, i)});
+    if (part + 1 == num_parts_) store(block * kBlockRows, num_rows, panel, sums_[i]);
+  }
+
+  void store(int64_t first_row, int num_rows, int panel, const float* sums) const {
+    const int first_column = panel * kPanelColumns;
+    const int num_columns = clamp(group_.num_columns - first_column, 1, kPanelColumns);
+    float bias[kPanelColumns] = {};
+    if (group_.bias != nullptr) {
+      memcpy(bias, group_.bias + first_column, num_columns * sizeof(float));
+    }
+    bfloat16* out = group_.out + first_row * group_.out_stride + first_column;
+    for (int row = 0; row < num_rows; ++row, sums += kPanelColumns, out += group_.out_stride) {
+      if (num_columns == kPanelColumns) {
+        round(sums, bias, out);
+      } else {
+        bfloat16 results[kPanelColumns];
+        round(sums, bias, results);
+        memcpy(out, results, num_columns * sizeof(bfloat16));
+      }
+    }
+  }
+
+  static void round(const float* sums, const float* bias, bfloat16* results) {
+    for (int i = 0; i < kPanelColumns; i += kLanes) {
+      store_floats<kLanes>(results + i,
+                           load_vector<Floats>(sums + i) + load_vector<Floats>(bias + i));
+    }
+  }
+
+  const LinearGroup& group_;
+  const int num_steps_;
+  const int num_panels_;
+  const int64_t num_blocks_;
+  const int num_parts_;
+  const int panels_at_once_;
+  Tiles tiles_;
+  alignas(64) float sums_[kMostPanels][kBlockRows * kPanelColumns];
+};
+
+}  // namespace
+}  // namespace legokv::cpu

@@ -1,0 +1,17 @@
+// Linear layers by tiles: weights packed once, rows and columns shared among the threads.
+#pragma once
+
+#include "cpu/cpu_launchers.h"
+#include "legokv/status.h"
+
+namespace legokv::cpu {
+
+bool has_tiles(int tiles);
+
+int64_t packed_elements(int32_t num_columns, int32_t num_products);
+
+Status pack_weight(const void* weight, int32_t num_columns, int32_t num_products, void* packed);
+
+Status multiply(const LegokvCpuLinear& linear);
+
+}  // namespace legokv::cpu
