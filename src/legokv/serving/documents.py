@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from legokv.built.folder import read_engine_folder
 from legokv.documents.compiling import Compiler
@@ -38,6 +39,34 @@ MAX_PAGE_LEN = 1000
 WARM_TIERS = ("pool", "host", "disk")
 NUM_BACKGROUND_THREADS = 4
 """Documents compiled at a time that nobody waits for."""
+
+_OF_ALL: dict[str, fields.Reader] = {
+    "operation": fields.text,
+    "namespace": fields.if_given(fields.text),
+}
+_OF_CHANGES: dict[str, fields.Reader] = {
+    "name": partial(fields.optional_text, max_len=MAX_NAME_LEN),
+    "ttl_seconds": fields.optional_seconds,
+    "pinned": fields.flag,
+}
+_FIELDS: dict[str, dict[str, fields.Reader]] = {
+    "create": {
+        **_OF_ALL,
+        **_OF_CHANGES,
+        "wait": partial(fields.flag, default=True),
+        "warm": partial(fields.optional_choice, choices=WARM_TIERS),
+        "text": fields.text,
+    },
+    "get": {**_OF_ALL, "id": fields.text, "wait": fields.flag, "text": fields.flag},
+    "list": {
+        **_OF_ALL,
+        "after": partial(fields.whole_number, low=0, high=2**63 - 1),
+        "limit": partial(fields.whole_number, default=100, low=1, high=MAX_PAGE_LEN),
+        "name": partial(fields.optional_text, max_len=MAX_NAME_LEN),
+    },
+    "update": {**_OF_ALL, "id": fields.text, **_OF_CHANGES},
+    "delete": {**_OF_ALL, "id": fields.text},
+}
 
 Result = dict[str, Any]
 RunInBackground = Callable[[Callable[[], object]], object]
@@ -73,7 +102,7 @@ class DocumentService:
         self._compiler = compiler
         self._limits = limits
         self._run_in_background = run_in_background or Background(NUM_BACKGROUND_THREADS)
-        self._operations: dict[str, Callable[[Request], Result]] = {
+        self._operations: dict[str, Callable[[Request, Request], Result]] = {
             "create": self._create,
             "get": self._get,
             "list": self._list,
@@ -89,20 +118,19 @@ class DocumentService:
             raise InvalidRequest(
                 f"unknown operation {operation[:80]!r}; known are {', '.join(self._operations)}"
             )
+        values = fields.read(arguments, _FIELDS[operation])
         self._registry.sweep()
-        return self._operations[operation](arguments)
+        return self._operations[operation](arguments, values)
 
-    def _create(self, request: Request) -> Result:
-        names = ("text", "name", "ttl_seconds", "pinned", "wait", "warm")
-        namespace = _namespace(request, names)
-        changes = _changes(request)
-        wait = fields.flag(request, "wait", default=True)
-        warm = fields.optional_choice(request, "warm", WARM_TIERS)
-        new = self._new_document(namespace, fields.text(request, "text"))
+    def _create(self, request: Request, values: Request) -> Result:
+        namespace, warm = _namespace(values), values["warm"]
         document, created = self._registry.register(
-            new, changes, self._limits.max_pinned_tokens, self._limits.namespace_quota
+            self._new_document(namespace, values["text"]),
+            _changes(request, values),
+            self._limits.max_pinned_tokens,
+            self._limits.namespace_quota,
         )
-        if not wait:
+        if not values["wait"]:
             self._run_in_background(lambda: self._compile_and_warm(namespace, document.id, warm))
             return {"document": dataclasses.asdict(document), "created": created}
         document = self._compiler.bring_to_ready(namespace, document.id)
@@ -135,67 +163,48 @@ class DocumentService:
         chunks = cut(ids, self._limits.max_chunk_tokens, self._codec)
         return NewDocument(namespace, text, chunks)
 
-    def _get(self, request: Request) -> Result:
-        namespace = _namespace(request, ("id", "wait", "text"))
-        document_id = fields.text(request, "id")
-        wait = fields.flag(request, "wait", default=False)
-        with_text = fields.flag(request, "text", default=False)
-        if wait:
+    def _get(self, request: Request, values: Request) -> Result:
+        namespace, document_id = _namespace(values), values["id"]
+        if values["wait"]:
             document = self._compiler.bring_to_ready(namespace, document_id)
         else:
             document = self._registry.get(namespace, document_id)
         reply: Result = {"document": dataclasses.asdict(document)}
-        if with_text:
+        if values["text"]:
             reply["text"] = self._registry.text(namespace, document_id)
         return reply
 
-    def _list(self, request: Request) -> Result:
-        namespace = _namespace(request, ("limit", "after", "name"))
+    def _list(self, request: Request, values: Request) -> Result:
         page = self._registry.page(
-            namespace,
-            after=fields.whole_number(request, "after", default=0, low=0, high=2**63 - 1),
-            limit=fields.whole_number(request, "limit", default=100, low=1, high=MAX_PAGE_LEN),
-            name=fields.optional_text(request, "name", max_len=MAX_NAME_LEN),
+            _namespace(values), after=values["after"], limit=values["limit"], name=values["name"]
         )
         documents = [dataclasses.asdict(document) for document in page.documents]
         return {"documents": documents, "next_after": page.next_after}
 
-    def _update(self, request: Request) -> Result:
-        namespace = _namespace(request, ("id", "name", "ttl_seconds", "pinned"))
-        document_id = fields.text(request, "id")
-        changes = _changes(request)
+    def _update(self, request: Request, values: Request) -> Result:
+        changes = _changes(request, values)
         if not changes:
             raise InvalidRequest("nothing to update: give 'name', 'ttl_seconds' or 'pinned'")
         document = self._registry.update(
-            namespace, document_id, changes, self._limits.max_pinned_tokens
+            _namespace(values), values["id"], changes, self._limits.max_pinned_tokens
         )
         return {"document": dataclasses.asdict(document)}
 
-    def _delete(self, request: Request) -> Result:
-        namespace = _namespace(request, ("id",))
-        document_id = fields.text(request, "id")
-        unnamed = self._registry.delete(namespace, document_id)
+    def _delete(self, request: Request, values: Request) -> Result:
+        document_id = values["id"]
+        unnamed = self._registry.delete(_namespace(values), document_id)
         self._compiler.drop(unnamed)
         return {"deleted": document_id, "dropped_chunks": len(unnamed)}
 
 
-def _namespace(request: Request, names: tuple[str, ...]) -> str:
-    """The request's namespace, once all its fields are known ones."""
-    fields.refuse_unknown(request, ("operation", "namespace", *names))
-    if "namespace" not in request:
-        return DEFAULT_NAMESPACE
-    return check_namespace(fields.text(request, "namespace"))
+def _namespace(values: Request) -> str:
+    namespace = values["namespace"]
+    return DEFAULT_NAMESPACE if namespace is None else check_namespace(namespace)
 
 
-def _changes(request: Request) -> Changes:
-    changes: Changes = {}
-    if "name" in request:
-        changes["name"] = fields.optional_text(request, "name", max_len=MAX_NAME_LEN)
-    if "ttl_seconds" in request:
-        changes["ttl_seconds"] = fields.optional_seconds(request, "ttl_seconds")
-    if "pinned" in request:
-        changes["pinned"] = fields.flag(request, "pinned", default=False)
-    return changes
+def _changes(request: Request, values: Request) -> Changes:
+    """What of a document the request names; a null is a change too."""
+    return cast(Changes, {name: values[name] for name in _OF_CHANGES if name in request})
 
 
 def open_document_service(settings: Settings, ask_engine: AskEngine) -> DocumentService:
@@ -220,12 +229,12 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
 
 
 def document_replies(
-    service: DocumentService, values: Mapping[str, object], line: RequestLine
+    service: DocumentService, payload: Mapping[str, object], line: RequestLine
 ) -> Iterator[Reply]:
     """The one reply to a request whose only field is `request`, JSON in UTF-8."""
     line.check_id()
-    fields.refuse_unknown(values, ("request",))
-    body = values.get("request")
+    fields.refuse_unknown(payload, ("request",))
+    body = payload.get("request")
     if not isinstance(body, bytes):
         raise InvalidRequest("'request' is missing: a JSON object as text")
     request = fields.parse_request(body)

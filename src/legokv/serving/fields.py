@@ -1,12 +1,16 @@
-"""Reading a JSON request: each function gives a value of the right type or says why not."""
+"""Reading a request's fields by a table: each reader gives a value of the right type or says why
+not.
+"""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from legokv.errors import InvalidRequest
 
 Request = Mapping[str, Any]
+# `reader(request, name)` gives the value of the field `name`.
+Reader = Callable[[Request, str], Any]
 
 MAX_INT32 = 2**31 - 1
 MAX_UINT64 = 2**64 - 1
@@ -31,6 +35,40 @@ def require_object(request: object) -> Request:
     if not isinstance(request, Mapping):
         raise InvalidRequest(f"a request is a JSON object, not {_kind(request)}")
     return request
+
+
+def read(request: Request, readers: Mapping[str, Reader]) -> dict[str, Any]:
+    """Every field that has a reader; InvalidRequest for any other, and as the readers have it."""
+    refuse_unknown(request, readers)
+    return {name: reader(request, name) for name, reader in readers.items()}
+
+
+def if_given(reader: Reader) -> Reader:
+    """Reads a field that may be absent, and is None then."""
+
+    def read_if_given(request: Request, name: str) -> Any:
+        return reader(request, name) if name in request else None
+
+    return read_if_given
+
+
+def decoded(values: Mapping[str, object]) -> Request:
+    """The fields with bytes read as UTF-8, also inside a list; InvalidRequest if they are not."""
+    return {name: _decoded(name, value) for name, value in values.items()}
+
+
+def _decoded(name: str, value: object) -> object:
+    if isinstance(value, list):
+        return [_decoded(name, item) for item in value]
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"{name!r} is not UTF-8: byte 0x{value[error.start]:02x} at offset {error.start} "
+            f"of {len(value)}"
+        ) from None
 
 
 def refuse_unknown(request: Request, names: Collection[str]) -> None:
@@ -65,6 +103,11 @@ def optional_text(request: Request, name: str, *, max_len: int | None = None) ->
     return None if request.get(name) is None else text(request, name, max_len=max_len)
 
 
+def texts(request: Request, name: str) -> tuple[str, ...]:
+    """The texts of a list, none where it is absent."""
+    return tuple(request.get(name, ()))
+
+
 def optional_choice(request: Request, name: str, choices: Collection[str]) -> str | None:
     """One of the choices, or None where it is absent or null."""
     value = optional_text(request, name)
@@ -73,7 +116,7 @@ def optional_choice(request: Request, name: str, choices: Collection[str]) -> st
     return value
 
 
-def flag(request: Request, name: str, *, default: bool) -> bool:
+def flag(request: Request, name: str, *, default: bool = False) -> bool:
     """true or false."""
     value = request.get(name, default)
     if not isinstance(value, bool):
@@ -81,7 +124,7 @@ def flag(request: Request, name: str, *, default: bool) -> bool:
     return value
 
 
-def whole_number(request: Request, name: str, *, default: int, low: int, high: int) -> int:
+def whole_number(request: Request, name: str, *, default: int = 0, low: int, high: int) -> int:
     """A whole number from `low` to `high`."""
     value = request.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -91,14 +134,7 @@ def whole_number(request: Request, name: str, *, default: int, low: int, high: i
     return value
 
 
-def optional_whole_number(request: Request, name: str, *, low: int, high: int) -> int | None:
-    """A whole number from `low` to `high`, or None where it is absent."""
-    if name not in request:
-        return None
-    return whole_number(request, name, default=low, low=low, high=high)
-
-
-def number(request: Request, name: str, *, default: float) -> float:
+def number(request: Request, name: str, *, default: float = 0.0) -> float:
     """A number, whole or not."""
     value = request.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
