@@ -65,22 +65,22 @@ def test_a_damaged_copy_is_removed_and_the_next_tier_asked(tiers, three, monkeyp
 
 def test_a_compiled_chunk_is_kept_in_every_durable_tier_that_lacks_it(tiers, three):
     _, disk, remote = three
-    assert tiers.takes_compiled(ONE)
+    assert tiers.lacking(ONE) == [disk, remote]
     assert not tiers.is_kept(ONE)
-    tiers.keep(ONE, small_kv(1))
+    tiers.keep(ONE, small_kv(1), tiers.lacking(ONE))
     assert having(tiers) == ["disk", "remote"]
     assert tiers.is_kept(ONE)
     disk.remove(ONE.key)
     # One durable tier lacks it: what shall be done is not done.
-    assert tiers.takes_compiled(ONE)
+    assert tiers.lacking(ONE) == [disk]
     assert not tiers.is_kept(ONE)
-    tiers.keep(ONE, small_kv(1))
+    tiers.keep(ONE, small_kv(1), tiers.lacking(ONE))
     assert (disk.stats().writes, remote.stats().writes) == (2, 1)
 
 
 def test_a_chunk_that_shall_leave_no_file_is_kept_in_host_memory_alone(tiers):
     passing = small_chunk(1, persistent=False)
-    assert not tiers.takes_compiled(passing)
+    assert tiers.lacking(passing) == []
     assert not tiers.is_kept(passing)
     assert tiers.takes_evicted(passing)
     tiers.keep_evicted(passing, small_kv(1))
