@@ -9,6 +9,7 @@ import pytest
 import torch
 from fake_runner import Fault, World, answer_to, chunk, events, tokens
 
+from legokv.engine import schedule
 from legokv.engine.jobs import Finished, Guide
 from legokv.engine.request import AnswerOptions, Token
 from legokv.engine.sampling import SamplingOptions
@@ -353,6 +354,20 @@ def test_a_chunk_dropped_while_it_is_compiled_is_used_by_all_who_ask_for_it():
     expected = answer_to([*chunk(1).token_ids, *QUESTION], 3)
     assert [tokens(one) for one in asking] == [expected] * 2
     assert world.executor.counters.compiled_chunks == 1
+    assert world.held == NOTHING_HELD
+
+
+def test_a_step_that_cannot_be_planned_ends_all_who_run_and_the_next_is_answered(monkeypatch):
+    world = World(num_pages=10)
+    unlucky = [world.ask([1, 2]), world.ask(chunk(1), QUESTION)]
+    behind = world.ask([1] * 28, max_tokens=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule, "step_batch", lambda pieces: raising(IndexError("no such page")))
+        assert world.executor.step()
+    assert [str(over(one)) for one in unlucky] == ["a step failed: IndexError: no such page"] * 2
+    world.finish()
+    assert tokens(behind) == answer_to([1] * 28, 2)
+    assert world.answer(chunk(1), QUESTION) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
     assert world.held == NOTHING_HELD
 
 
