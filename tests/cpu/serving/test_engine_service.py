@@ -196,10 +196,13 @@ def test_answers_whose_asker_is_gone_are_cancelled_and_another_s_go_on(
     with asker, service.asked(command("mine", max_tokens=600)) as mine:
         assert asker.stdout is not None
         address = asker.stdout.readline().strip()
-        service.events(replace(command("left", max_tokens=200), reply_to=address))
+        service.events(replace(command("left", max_tokens=380), reply_to=address))
         asker.kill()
-        assert rest(mine)[1].finish_reason in ("stop", "length")
+        ids, last = rest(mine)
+    assert last.finish_reason in ("stop", "length")
     assert free_pages(engine, before) == before
+    # Both ask the same: to its end, the other would have had the first of these tokens.
+    assert engine.executor.metrics.generated_tokens < len(ids) + min(len(ids), 380)
 
 
 # Takes one connection and reads nothing of it.
