@@ -17,7 +17,7 @@ from legokv.chunks.pool import ChunkCache, Grant, Resident
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.jobs import FillJob, Job
 from legokv.engine.metrics import EngineMetrics
-from legokv.engine.schedule import Turn, failure, plan_step, run_step
+from legokv.engine.schedule import Turn, failure, finish_step, plan_step, run_step
 from legokv.engine.transfer import Transfer
 from legokv.errors import Busy, PoolFull, StepFailed
 from legokv.runners import Runner
@@ -133,13 +133,13 @@ class Executor:
             self._fail(self._running, failure(error))
             return []
         try:
-            ended = run_step(self._runner, step, self.counters.steps + 1)
+            logits = run_step(self._runner, step)
         except StepFailed as error:
             log.error("a step failed", exc_info=error.__cause__ or error)
             self._fail([turn.job for turn in step.turns], error)
             return []
         self.counters.steps += 1
-        return ended
+        return finish_step(step, logits, self.counters.steps)
 
     def _drop_given_up(self) -> None:
         now = time.monotonic()

@@ -46,10 +46,8 @@ def plan_step(jobs: Sequence[Job], max_tokens: int) -> Step:
     return Step(turns, step_batch([turn.sequence.next(turn.num_tokens) for turn in turns]))
 
 
-def run_step(runner: Runner, step: Step, number: int) -> list[tuple[Turn, Tensor]]:
-    """Compute the engine's step `number`: the turns that ended a sequence, each with its logits
-    float32 [V]. StepFailed with the cause for any error, and nothing counts as computed.
-    """
+def run_step(runner: Runner, step: Step) -> Tensor:
+    """Logits float32 [B, V], a row for each turn; StepFailed with the cause for any error."""
     try:
         logits = runner.run(step.batch)
     except Exception as error:
@@ -58,6 +56,11 @@ def run_step(runner: Runner, step: Step, number: int) -> list[tuple[Turn, Tensor
         raise StepFailed(
             f"a step failed: {len(step.turns)} rows of logits are due, {len(logits)} came"
         )
+    return logits
+
+
+def finish_step(step: Step, logits: Tensor, number: int) -> list[tuple[Turn, Tensor]]:
+    """Note that step `number` was computed: the turns that ended a sequence, with their logits."""
     ended = []
     for turn, row in zip(step.turns, logits, strict=True):
         turn.sequence.advance(turn.num_tokens, number)

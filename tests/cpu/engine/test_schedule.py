@@ -1,8 +1,16 @@
+"""One step as a value: who has how many tokens of it, and what becomes of it."""
+
 import random
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
+import torch
 
-from legokv.engine.schedule import share
+from legokv.engine.jobs import Job
+from legokv.engine.schedule import finish_step, plan_step, run_step, share
+from legokv.errors import StepFailed
+from legokv.step.sequence import TokenSequence
 
 
 @pytest.mark.parametrize(
@@ -51,3 +59,61 @@ def test_with_more_sequences_than_budget_a_long_prompt_has_its_turn_among_decode
 
 def test_a_decode_step_is_never_left_out_while_there_is_budget_for_all():
     assert share([4096, 1, 4096, 1], 64)[1::2] == [1, 1]
+
+
+def sequence(num_tokens, last_step=0, first_page=0):
+    ids = np.arange(num_tokens, dtype=np.int32)
+    table = np.array([[first_page, 0, 0, 16]], np.int32)
+    return TokenSequence(ids, ids, ids, ids + 16 * first_page, table, last_step=last_step)
+
+
+def job(*sequences):
+    made = Job((), 0)
+    made.sequences = sequences
+    return made
+
+
+def test_a_planned_step_gives_the_first_turn_to_who_waited_longest():
+    late, early = sequence(5, last_step=7), sequence(5, last_step=2, first_page=1)
+    first, second = job(late), job(early)
+    step = plan_step([first, second], max_tokens=7)
+    assert [turn.job for turn in step.turns] == [second, first]
+    assert [turn.num_tokens for turn in step.turns] == [4, 3]
+    assert step.batch.input_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert step.batch.slots.tolist() == [16, 17, 18, 19, 0, 1, 2]
+    assert (late.num_left, early.num_left) == (5, 5)
+
+
+@dataclass
+class Rows:
+    """A runner that gives these rows of logits, or raises them."""
+
+    rows: object
+
+    def run(self, batch):
+        if isinstance(self.rows, Exception):
+            raise self.rows
+        return self.rows
+
+
+def test_a_step_that_runs_gives_a_row_a_turn_and_any_error_is_a_failed_step():
+    step = plan_step([job(sequence(3)), job(sequence(2, first_page=1))], max_tokens=8)
+    logits = torch.arange(8.0).view(2, 4)
+    assert run_step(Rows(logits), step) is logits
+    with pytest.raises(StepFailed, match="a step failed: 2 rows of logits are due, 1 came"):
+        run_step(Rows(logits[:1]), step)
+    error = KeyError("lost")
+    with pytest.raises(StepFailed, match="a step failed: KeyError: 'lost'") as failed:
+        run_step(Rows(error), step)
+    assert failed.value.__cause__ is error
+
+
+def test_a_finished_step_moves_its_sequences_on_and_hands_out_those_that_ended():
+    whole, part = sequence(2), sequence(6, first_page=1)
+    step = plan_step([job(part), job(whole)], max_tokens=6)
+    logits = torch.arange(8.0).view(2, 4)
+    ((turn, row),) = finish_step(step, logits, number=9)
+    assert turn.sequence is whole
+    assert row.tolist() == logits[[t.sequence is whole for t in step.turns].index(True)].tolist()
+    assert (whole.num_left, part.num_left) == (0, 2)
+    assert (whole.last_step, part.last_step) == (9, 9)
