@@ -106,6 +106,12 @@ class ModelProcessLost(ServerError):
     """A process that runs one of the server's models ended by itself; the server must restart."""
 
 
+class EngineGone(LegokvError):
+    """The engine's process ended, or the server is stopping, while an answer was under way."""
+
+    code = "UNAVAILABLE"
+
+
 class BackendMissing(LegokvError):
     """The backend asked for cannot build here; the message says what it lacks and how to get it."""
 

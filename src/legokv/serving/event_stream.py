@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from legokv.errors import InvalidRequest, LegokvError, ServerError
+from legokv.errors import EngineGone, InvalidRequest, ServerError
 from legokv.serving.messages import Event, decode_line, encode_line, failed
 
 FOLDER_VARIABLE = "_LEGOKV_FOLDER"
@@ -23,6 +23,7 @@ files. No setting: whoever starts the server removes the folder with all that is
 MAX_BACKLOG = 100_000
 """Events that wait for a reader who takes none; past that it is believed dead."""
 _MAX_LINES = 256
+_GONE = "the engine ended before the answer did, since the server stops or starts again: ask again"
 
 Events = queue.SimpleQueue[Event]
 
@@ -37,6 +38,7 @@ class EventInbox:
         self.address = str(Path(self._folder.name) / "socket")
         self._expected: dict[str, Events] = {}
         self._open: set[socket.socket] = set()
+        self._closed = False
         self._listener = _listening(self.address)
         threading.Thread(target=self._accept, name="event inbox", daemon=True).start()
 
@@ -52,6 +54,7 @@ class EventInbox:
 
     def close(self) -> None:
         """Listen no more, and read no more of what is open."""
+        self._closed = True
         for connection in (self._listener, *self._open):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -63,22 +66,25 @@ class EventInbox:
             while True:
                 connection, _ = self._listener.accept()
                 self._open.add(connection)
+                if self._closed:  # after `close` looked at what is open
+                    connection.shutdown(socket.SHUT_RDWR)
                 threading.Thread(
                     target=self._read, args=(connection,), name="event reader", daemon=True
                 ).start()
 
     def _read(self, connection: socket.socket) -> None:
         """Hand out what one engine sends, until it is gone; then all it owed has failed."""
-        with connection, suppress(OSError):
-            for line in connection.makefile("rb"):
-                request_id, event = decode_line(line)
-                expected = self._expected.get(request_id)
-                if expected is not None:
-                    expected.put(event)
-        self._open.discard(connection)
-        lost = failed(LegokvError("the engine's process ended before the answer did"))
-        for waiting in list(self._expected.values()):
-            waiting.put(lost)
+        try:
+            with connection, suppress(OSError):
+                for line in connection.makefile("rb"):
+                    request_id, event = decode_line(line)
+                    expected = self._expected.get(request_id)
+                    if expected is not None:
+                        expected.put(event)
+        finally:
+            self._open.discard(connection)
+            for waiting in list(self._expected.values()):
+                waiting.put(failed(EngineGone(_GONE)))
 
 
 class EventOutlet:
@@ -102,13 +108,16 @@ class EventOutlet:
                 self._connection.shutdown(socket.SHUT_RDWR)
 
     def _send_all(self) -> None:
-        with self._connection, suppress(OSError):
-            while True:
-                lines = [encode_line(*self._events.get())]
-                while not self._events.empty() and len(lines) < _MAX_LINES:
-                    lines.append(encode_line(*self._events.get()))
-                self._connection.sendall(b"".join(lines))
-        self._lost()
+        # Also after a fault of ours: whoever waits for these events must not wait without end.
+        try:
+            with self._connection, suppress(OSError):
+                while True:
+                    lines = [encode_line(*self._events.get())]
+                    while not self._events.empty() and len(lines) < _MAX_LINES:
+                        lines.append(encode_line(*self._events.get()))
+                    self._connection.sendall(b"".join(lines))
+        finally:
+            self._lost()
 
 
 def _listening(address: str) -> socket.socket:

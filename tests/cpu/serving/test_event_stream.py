@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from legokv.engine.request import Token
-from legokv.errors import InvalidRequest, ServerError
+from legokv.errors import EngineGone, InvalidRequest, ServerError
 from legokv.serving import event_stream
 from legokv.serving.event_stream import FOLDER_VARIABLE, EventInbox, EventOutlet, Events
-from legokv.serving.messages import Done, Event, Failed
+from legokv.serving.messages import Done, Event, Failed, error_of
 
 
 @pytest.fixture
@@ -64,7 +64,10 @@ def test_who_waits_hears_that_the_engine_s_process_has_ended(inbox: EventInbox) 
         connection.connect(inbox.address)
         connection.close()
         (event,) = taken(events, 1)
-    assert event == Failed("LegokvError", "the engine's process ended before the answer did")
+    assert isinstance(event, Failed)
+    error = error_of(event)
+    assert (type(error), error.code) == (EngineGone, "UNAVAILABLE")
+    assert str(error).startswith("the engine ended before the answer did, since the server stops")
 
 
 def test_who_sends_never_waits_and_hears_of_a_reader_that_takes_nothing(
@@ -122,3 +125,23 @@ def test_a_folder_with_too_long_a_name_is_refused_with_the_next_step(
 def test_nobody_there_is_an_error_that_names_the_address(address: str) -> None:
     with pytest.raises(InvalidRequest, match="no events can be sent to"):
         EventOutlet(address, ignore)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_line_that_is_no_event_ends_the_connection_and_who_waits_hears_it(
+    inbox: EventInbox,
+) -> None:
+    with inbox.expect("r") as events, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as engine:
+        engine.connect(inbox.address)
+        engine.sendall(b"garbage\n")
+        (event,) = taken(events, 1)
+    assert isinstance(event, Failed)
+    assert event.kind == "EngineGone"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_event_that_cannot_be_written_is_a_loss_that_is_told(inbox: EventInbox) -> None:
+    lost = threading.Event()
+    outlet = EventOutlet(inbox.address, lost.set)
+    outlet.send("r", Token(1, "\ud800"))
+    assert lost.wait(10)
