@@ -20,7 +20,7 @@ from legokv.built.gate_facts import GateFacts
 from legokv.built.plan_limits import PlanLimits
 from legokv.checkpoint.fingerprint import model_fingerprint
 from legokv.checkpoint.hf_config import read_model_config
-from legokv.checkpoint.layout import check_tensors
+from legokv.checkpoint.layout import check_tensors, with_its_head
 from legokv.checkpoint.tensor_table import index_file, read_tensor_table, weight_files
 from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.model.config import ModelConfig
@@ -149,15 +149,16 @@ def facts_from_checkpoint(checkpoint: Path, settings: BuildSettings) -> EngineFa
     """All facts of the engine `checkpoint` makes but its plan's, after checking config, tensors
     and tokenizer, and whether a plan can have what is asked of it."""
     tokenizer = Tokenizer.open(checkpoint)
-    model = _with_tokenizer_end(read_model_config(checkpoint), tokenizer)
+    stored = read_tensor_table(checkpoint)
+    model = with_its_head(read_model_config(checkpoint), stored)
+    check_tensors(stored, model)
+    model = _with_tokenizer_end(model, tokenizer)
     if settings.backend in PLAN_BACKENDS:
         check_sizes(
             model,
             graph_shape(model, Dtypes.same(settings.dtype), settings.page_size),
             settings.limits,
         )
-    stored = read_tensor_table(checkpoint)
-    check_tensors(stored, model)
     return EngineFacts(
         format_version=FORMAT_VERSION,
         legokv_version=VERSION,

@@ -1,6 +1,7 @@
 """Typed values from a checkpoint's JSON files: one of the wrong kind is refused in a sentence."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,24 +10,61 @@ from legokv.errors import UnsupportedModel
 
 JsonObject = Mapping[str, Any]
 
+# Positions and token ids are int32 in the kernels; no size of a model is near it.
+MAX_INT = 2**31 - 1
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 def json_object(path: Path) -> JsonObject:
     """The object in a JSON file; UnsupportedModel if the file is gone or holds something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        body = path.read_bytes()
     except FileNotFoundError:
         raise UnsupportedModel(f"{path} is missing: a checkpoint folder must hold it") from None
+    return parsed_object(body, str(path))
+
+
+def parsed_object(body: bytes, where: str) -> JsonObject:
+    """The JSON object in `body`, which came from `where`; UnsupportedModel if there is none."""
+    refuse_pointer(body, where)
+    try:
+        value = json.loads(body.decode("utf-8"))
     except ValueError as error:
-        raise UnsupportedModel(f"{path} is not JSON: {error}") from None
+        raise UnsupportedModel(f"{where} is not JSON: {error}; fetch the file again") from None
+    except RecursionError:
+        raise UnsupportedModel(
+            f"{where} is not JSON anybody writes: it is nested too deep"
+        ) from None
     if not isinstance(value, dict):
-        raise UnsupportedModel(f"{path} holds a JSON {type(value).__name__}, not an object")
+        raise UnsupportedModel(f"{where} holds a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def refuse_pointer(start: bytes, where: str) -> None:
+    """UnsupportedModel if a file that starts so is Git LFS's note about the file, not the file."""
+    if start.startswith(_POINTER):
+        raise UnsupportedModel(
+            f"{where} is a Git LFS pointer, not the file itself: run git lfs pull in its repository"
+        )
+
+
+def nested_object(config: JsonObject, key: str) -> JsonObject:
+    """The object under `key`, an empty one where there is none."""
+    value = config.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UnsupportedModel(f"config.json: {key} must be an object, it is {_shown(value)}")
     return value
 
 
 def positive_int(config: JsonObject, key: str) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UnsupportedModel(f"config.json: {key} must be a positive integer, it is {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_INT:
+        raise UnsupportedModel(
+            f"config.json: {key} must be a positive integer of at most {MAX_INT}, it is "
+            f"{_shown(value)}"
+        )
     return value
 
 
@@ -39,8 +77,12 @@ def optional_number(config: JsonObject, key: str) -> float | None:
     value = config.get(key)
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-        raise UnsupportedModel(f"config.json: {key} must be a positive number, it is {value!r}")
+    # Compared before it becomes a float: a whole number of JSON's may be larger than any.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < 1e300 or not math.isfinite(value):
+        raise UnsupportedModel(
+            f"config.json: {key} must be a positive number, it is {_shown(value)}"
+        )
     return float(value)
 
 
@@ -54,7 +96,7 @@ def flag(config: JsonObject, key: str) -> bool:
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise UnsupportedModel(f"config.json: {key} must be true or false, it is {value!r}")
+        raise UnsupportedModel(f"config.json: {key} must be true or false, it is {_shown(value)}")
     return value
 
 
@@ -62,6 +104,15 @@ def token_ids(config: JsonObject, key: str) -> tuple[int, ...]:
     """One id, a list of ids, or nothing."""
     value = config.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(token, int) and token >= 0 for token in ids):
-        raise UnsupportedModel(f"config.json: {key} must be token ids, it is {value!r}")
+    if not all(_is_id(token) for token in ids):
+        raise UnsupportedModel(f"config.json: {key} must be token ids, it is {_shown(value)}")
     return tuple(ids)
+
+
+def _is_id(token: object) -> bool:
+    return isinstance(token, int) and not isinstance(token, bool) and 0 <= token <= MAX_INT
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

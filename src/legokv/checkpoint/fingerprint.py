@@ -13,7 +13,6 @@ from legokv.checkpoint.tensor_table import StoredTensor
 from legokv.model.config import ModelConfig
 
 _ENCODING = "legokv model 1"
-_BLOCK_BYTES = 8 << 20
 
 
 def model_fingerprint(
@@ -48,11 +47,6 @@ def _add(digest: "hashlib._Hash", part: bytes) -> None:
 
 
 def _add_bytes(digest: "hashlib._Hash", tensor: StoredTensor, bar: "tqdm[Never]") -> None:
-    with tensor.file.open("rb") as stream:
-        stream.seek(tensor.start)
-        left = tensor.end - tensor.start
-        while left:
-            block = stream.read(min(left, _BLOCK_BYTES))
-            digest.update(block)
-            bar.update(len(block))
-            left -= len(block)
+    for block in tensor.blocks():
+        digest.update(block)
+        bar.update(len(block))

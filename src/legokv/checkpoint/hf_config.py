@@ -31,7 +31,9 @@ def read_model_config(folder: Path) -> ModelConfig:
     config = json_object(folder / "config.json")
     architecture = known_architecture(config)
     refuse_unsupported(config, architecture)
-    return _model_config(config, architecture, _eos_token_ids(config, folder))
+    model = _model_config(config, architecture, _eos_token_ids(config, folder))
+    _refuse_ids_without_a_row(model)
+    return model
 
 
 def _model_config(
@@ -62,6 +64,16 @@ def _model_config(
         bos_token_id=next(iter(token_ids(config, "bos_token_id")), None),
         eos_token_ids=eos_token_ids,
     )
+
+
+def _refuse_ids_without_a_row(model: ModelConfig) -> None:
+    first = () if model.bos_token_id is None else (model.bos_token_id,)
+    highest = max((*first, *model.eos_token_ids), default=0)
+    if highest >= model.vocab_size:
+        raise UnsupportedModel(
+            f"config.json and generation_config.json name token {highest}, the model has "
+            f"{model.vocab_size} embedding rows: they do not belong together"
+        )
 
 
 def _num_kv_heads(config: JsonObject, architecture: Architecture, num_heads: int) -> int:

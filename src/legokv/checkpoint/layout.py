@@ -1,12 +1,14 @@
 """Which stored tensors make up each of the decoder's: the one table of names and shapes."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from legokv.checkpoint.tensor_table import StoredTensor
 from legokv.errors import UnsupportedModel
 from legokv.model.config import ModelConfig
 from legokv.model.dtypes import FLOAT_DTYPES
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -32,27 +34,53 @@ class DecoderTensor:
 def decoder_tensors(config: ModelConfig) -> tuple[DecoderTensor, ...]:
     """All tensors of the decoder; `head.weight` is absent where the embedding is tied."""
     table = (config.vocab_size, config.hidden_size)
-    tensors = [_single("embed.weight", "model.embed_tokens.weight", table)]
+    tensors = [_single("embed.weight", EMBEDDING, table)]
     for layer in range(config.num_layers):
         tensors.extend(_layer_tensors(config, layer))
     tensors.append(_single("norm.weight", "model.norm.weight", (config.hidden_size,)))
     if not config.tied_embeddings:
-        tensors.append(_single("head.weight", "lm_head.weight", table))
+        tensors.append(_single("head.weight", HEAD, table))
     return tuple(tensors)
 
 
 def check_tensors(stored: Mapping[str, StoredTensor], config: ModelConfig) -> None:
     """UnsupportedModel for the first tensor that is missing, misshapen, quantised or left over."""
+    if config.num_layers > len(stored):
+        # Said before so many layers are listed.
+        raise UnsupportedModel(
+            f"config.json asks for {config.num_layers} layers, the checkpoint has {len(stored)} "
+            "tensors: it is incomplete"
+        )
     needed = [source for tensor in decoder_tensors(config) for source in tensor.sources]
     for source in needed:
         _check_source(stored.get(source.name), source, config)
     spare = sorted(set(stored) - {source.name for source in needed})
+    if config.tied_embeddings and HEAD in spare and not heads_are_one(stored):
+        raise UnsupportedModel(
+            f"{HEAD} is not the embedding, to which the engine ties it: build the engine again"
+        )
     unused = [name for name in spare if not _may_be_ignored(name, config)]
     if unused:
         raise UnsupportedModel(
             f"the checkpoint has {len(unused)} tensors {config.architecture} does not use, "
             f"the first is {unused[0]}: leaving them out would change the model"
         )
+
+
+def with_its_head(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> ModelConfig:
+    """The config, untied where a head of its own is stored, as transformers does.
+
+    A second copy of the embedding is no head of its own; that it is one is looked up byte by byte.
+    """
+    if not config.tied_embeddings or HEAD not in stored or heads_are_one(stored):
+        return config
+    return replace(config, tied_embeddings=False)
+
+
+def heads_are_one(stored: Mapping[str, StoredTensor]) -> bool:
+    """Whether the stored head is the embedding, byte by byte; also if there is no embedding."""
+    embedding = stored.get(EMBEDDING)
+    return embedding is None or embedding.equals(stored[HEAD])
 
 
 def _layer_tensors(config: ModelConfig, layer: int) -> Iterator[DecoderTensor]:
@@ -108,5 +136,5 @@ def _check_source(stored: StoredTensor | None, source: Source, config: ModelConf
 
 def _may_be_ignored(name: str, config: ModelConfig) -> bool:
     # Old checkpoints store the rotary table; tied ones may store the head a second time.
-    tied_head = config.tied_embeddings and name == "lm_head.weight"
+    tied_head = config.tied_embeddings and name == HEAD
     return tied_head or name.endswith("rotary_emb.inv_freq")

@@ -1,7 +1,13 @@
 """What a config.json may not ask for: each refusal is one function and one sentence."""
 
 from legokv.checkpoint.architectures import ARCHITECTURES, Architecture
-from legokv.checkpoint.config_values import JsonObject, flag, optional_int, positive_int
+from legokv.checkpoint.config_values import (
+    JsonObject,
+    flag,
+    nested_object,
+    optional_int,
+    positive_int,
+)
 from legokv.errors import UnsupportedModel
 
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok")
@@ -58,9 +64,9 @@ def _architecture_name(config: JsonObject) -> str:
 
 
 def _refuse_quantised(config: JsonObject) -> None:
-    quantisation = config.get("quantization_config")
+    quantisation = nested_object(config, "quantization_config")
     if quantisation:
-        method = dict(quantisation).get("quant_method", "unnamed")
+        method = quantisation.get("quant_method", "unnamed")
         raise UnsupportedModel(
             f"the checkpoint is quantised ({method}): only float32, float16 and bfloat16 weights "
             "are supported; take the unquantised checkpoint, or a GGUF file"
@@ -96,10 +102,13 @@ def _any_layer_slides(config: JsonObject) -> bool:
     layer_types = config.get("layer_types")
     if not isinstance(layer_types, list):
         first = config.get("max_window_layers", 28)
+        # 0 is a layer, too: the first that slides.
+        if first != 0:
+            first = positive_int({"max_window_layers": first}, "max_window_layers")
         return flag(config, "use_sliding_window") and first < positive_int(
             config, "num_hidden_layers"
         )
-    kinds = set(layer_types) - {"full_attention", "sliding_attention"}
+    kinds = sorted({str(kind) for kind in layer_types} - {"full_attention", "sliding_attention"})
     if kinds:
-        raise UnsupportedModel(f"layers of type {sorted(kinds)[0]} are not supported")
+        raise UnsupportedModel(f"layers of type {kinds[0][:80]} are not supported")
     return "sliding_attention" in layer_types

@@ -3,6 +3,7 @@
 from legokv.checkpoint.config_values import (
     JsonObject,
     flag,
+    nested_object,
     number,
     optional_int,
     optional_number,
@@ -32,7 +33,7 @@ def read_rope(config: JsonObject) -> RopeConfig:
     Reads `rope_parameters`, or the older `rope_theta` with `rope_scaling` in which the variant
     is called `rope_type` or `type`.
     """
-    settings = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    settings = nested_object(config, "rope_scaling") or nested_object(config, "rope_parameters")
     _refuse_partial_rotary(config, settings)
     variant = _variant(settings)
     missing = [key for key in _SUPPORTED[variant] if settings.get(key) is None]
@@ -42,13 +43,15 @@ def read_rope(config: JsonObject) -> RopeConfig:
 
 
 def _variant(settings: JsonObject) -> str:
-    variant = settings.get("rope_type") or settings.get("type") or "default"
+    variant = str(settings.get("rope_type") or settings.get("type") or "default")
     if "mrope_section" in settings:
         variant = "mrope"
     if variant in _SUPPORTED:
-        return str(variant)
+        return variant
     reason = _REFUSED.get(variant, "it is not one of default, linear, llama3, yarn")
-    raise UnsupportedModel(f"rotary variant '{variant}' is not supported: {reason}; {_PROMISE}")
+    raise UnsupportedModel(
+        f"rotary variant '{variant[:80]}' is not supported: {reason}; {_PROMISE}"
+    )
 
 
 def _refuse_partial_rotary(config: JsonObject, settings: JsonObject) -> None:

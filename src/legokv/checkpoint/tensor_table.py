@@ -1,18 +1,21 @@
 """Where a checkpoint's tensors lie: safetensors headers, one file or many. No tensors here."""
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from legokv.checkpoint.config_values import json_object
+from legokv.checkpoint.config_values import JsonObject, json_object, parsed_object, refuse_pointer
 from legokv.errors import UnsupportedModel
 from legokv.model.dtypes import FLOAT_DTYPES
 
 _HEADER_LIMIT_BYTES = 100_000_000
+_POINTER_BYTES = 64
+_BLOCK_BYTES = 8 << 20
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,35 @@ class StoredTensor:
     start: int
     end: int
 
+    def blocks(self) -> Iterator[bytes]:
+        """Its bytes in order, a few MB at a time; UnsupportedModel if the file ends before."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.start)
+            left = self.end - self.start
+            while left:
+                block = stream.read(min(left, _BLOCK_BYTES))
+                if not block:
+                    raise UnsupportedModel(f"{self.file} ends within {self.name}: fetch it again")
+                yield block
+                left -= len(block)
+
+    def equals(self, other: "StoredTensor") -> bool:
+        """Whether type, shape and every byte are the same."""
+        if (self.dtype, self.shape) != (other.dtype, other.shape):
+            return False
+        return all(
+            mine == theirs for mine, theirs in zip(self.blocks(), other.blocks(), strict=True)
+        )
+
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a checkpoint, in name order; pickled weights are refused."""
+    """The safetensors files of a checkpoint, in name order; pickled weights are refused, and an
+    adapter beside them, which others would apply to them."""
+    if (folder / _ADAPTER).is_file():
+        raise UnsupportedModel(
+            f"{folder} holds an adapter ({_ADAPTER}), which would be left out: merge it into the "
+            "weights (merge_and_unload of peft), or take its files away"
+        )
     if (folder / _SINGLE).is_file():
         return (folder / _SINGLE,)
     if (folder / _INDEX).is_file():
@@ -51,11 +80,18 @@ def index_file(folder: Path) -> Path | None:
 def read_tensor_table(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a checkpoint by name, from the files' headers alone.
 
-    UnsupportedModel for a file that is missing, cut short or not safetensors.
+    UnsupportedModel for a file that is missing, cut short or not safetensors, and for a tensor
+    that stands in two files.
     """
     table: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
-        table.update((tensor.name, tensor) for tensor in _file_tensors(file))
+        for tensor in _file_tensors(file):
+            other = table.setdefault(tensor.name, tensor)
+            if other is not tensor:
+                raise UnsupportedModel(
+                    f"{tensor.name} stands in {other.file.name} and in {file.name}: nothing says "
+                    "which one is meant"
+                )
     return table
 
 
@@ -84,27 +120,38 @@ def _file_tensors(file: Path) -> list[StoredTensor]:
     return tensors
 
 
-def _header(file: Path) -> tuple[dict[str, Any], int]:
+def _header(file: Path) -> tuple[JsonObject, int]:
     """The header and the place where the data begins: 8 bytes of length, then JSON."""
     try:
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
+            start = stream.read(_POINTER_BYTES)
+            refuse_pointer(start, str(file))
+            stream.seek(8)
+            length = int.from_bytes(start[:8], "little")
             text = stream.read(length) if length <= _HEADER_LIMIT_BYTES else b""
-        header = json.loads(text)
     except FileNotFoundError:
         raise UnsupportedModel(f"{file} is missing: the checkpoint is incomplete") from None
-    except ValueError:
-        raise UnsupportedModel(f"{file} is not a safetensors file: no readable header") from None
-    return header, 8 + length
+    try:
+        return parsed_object(text, f"the header of {file}"), 8 + length
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{file} is not a safetensors file: {error}") from None
 
 
 def _stored_tensor(name: str, entry: Any, file: Path, data_start: int) -> StoredTensor:
     try:
-        dtype, shape = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
-        start, end = (data_start + int(offset) for offset in entry["data_offsets"])
+        dtype, shape = str(entry["dtype"]), tuple(_size(size) for size in entry["shape"])
+        start, end = (data_start + _size(offset) for offset in entry["data_offsets"])
     except (KeyError, TypeError, ValueError):
-        raise UnsupportedModel(f"{file}: the header's entry for {name} is damaged") from None
+        raise UnsupportedModel(f"{file}: the header's entry for {name[:80]} is damaged") from None
+    if end < start:
+        raise UnsupportedModel(f"{file}: {name[:80]} ends at byte {end}, before its start {start}")
     float_dtype = FLOAT_DTYPES.get(dtype)
     if float_dtype is not None and end - start != prod(shape) * float_dtype.item_bytes:
         raise UnsupportedModel(f"{file}: {name} has {end - start} bytes for {dtype} {list(shape)}")
     return StoredTensor(name, dtype, shape, file, start, end)
+
+
+def _size(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(value)
+    return value

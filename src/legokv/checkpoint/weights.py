@@ -1,15 +1,17 @@
 """A checkpoint's weights as the decoder's state dict."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from legokv.checkpoint.layout import DecoderTensor, check_tensors, decoder_tensors
-from legokv.checkpoint.tensor_table import read_tensor_table
+from legokv.checkpoint.tensor_table import StoredTensor, read_tensor_table
+from legokv.errors import UnsupportedModel
 from legokv.model.config import ModelConfig
 
 
@@ -21,6 +23,15 @@ def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[
     """
     stored = read_tensor_table(folder)
     check_tensors(stored, config)
+    try:
+        return _loaded(stored, config, dtype)
+    except SafetensorError as error:
+        raise UnsupportedModel(f"the weights in {folder} can't be read: {error}") from None
+
+
+def _loaded(
+    stored: Mapping[str, StoredTensor], config: ModelConfig, dtype: torch.dtype
+) -> dict[str, Tensor]:
     with ExitStack() as stack:
         opened = {
             file: stack.enter_context(safe_open(file, framework="pt"))

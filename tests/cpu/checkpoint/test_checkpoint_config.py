@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ LLAMA: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
 }
 QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "num_key_value_heads": 2}
+# What else this project reads of a config.json.
+KNOWN = (
+    *("attention_bias", "bos_token_id", "eos_token_id", "head_dim", "kv_lora_rank", "layer_types"),
+    *("max_window_layers", "mlp_bias", "model_type", "num_local_experts", "rope_parameters"),
+    *("original_max_position_embeddings", "partial_rotary_factor", "quantization_config"),
+    *("rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "use_sliding_window"),
+)
 MISTRAL = LLAMA | {"architectures": ["MistralForCausalLM"], "num_key_value_heads": 2}
 
 
@@ -171,7 +179,25 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "odd head": (LLAMA | {"head_dim": 15}, "head size 15 is odd"),
     "no size": (
         {key: value for key, value in LLAMA.items() if key != "vocab_size"},
-        "vocab_size must be a positive integer, it is None",
+        "vocab_size must be a positive integer of at most 2147483647, it is None",
+    ),
+    "endless context": (
+        LLAMA | {"max_position_embeddings": 10**18},
+        "max_position_embeddings must be a positive integer of at most 2147483647",
+    ),
+    "epsilon that is none": (LLAMA | {"rms_norm_eps": float("nan")}, "rms_norm_eps must be a posi"),
+    "number past all floats": (LLAMA | {"rope_theta": 10**400}, "rope_theta must be a positive"),
+    "token without a row": (
+        LLAMA | {"eos_token_id": [2, 384]},
+        "name token 384, the model has 384 embedding rows",
+    ),
+    "list of settings": (LLAMA | {"rope_scaling": [1]}, "rope_scaling must be an object"),
+    "quantised in a word": (LLAMA | {"quantization_config": "int8"}, "must be an object"),
+    "rotary variant in a list": (LLAMA | {"rope_scaling": {"type": ["x"]}}, "is not supported"),
+    "layers in lists": (QWEN2 | {"layer_types": [["full"]]}, "layers of type"),
+    "window from a word on": (
+        QWEN2 | {"use_sliding_window": True, "max_window_layers": "all"},
+        "max_window_layers must be a positive integer",
     ),
 }
 
@@ -188,7 +214,27 @@ def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
         read_model_config(tmp_path)
 
 
-def test_a_config_that_is_not_json_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UnsupportedModel, match=r"config\.json is not JSON"):
+DAMAGED = {
+    "cut": (b"{", r"config\.json is not JSON"),
+    "a list": (b"[]", "holds a JSON list, not an object"),
+    "nested": (b"[" * 200_000, "is nested too deep"),
+    "latin": ('{"name": "Grün"}'.encode("latin-1"), r"config\.json is not JSON"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\nsize 5\n", "is a Git LFS pointer"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_config_that_is_not_json_is_named(name: str, tmp_path: Path) -> None:
+    body, reason = DAMAGED[name]
+    (tmp_path / "config.json").write_bytes(body)
+    with pytest.raises(UnsupportedModel, match=reason):
         read_model_config(tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 0.5, 10**400, "word", [], {}, [{}], {"a": []}])
+@pytest.mark.parametrize("key", sorted({*QWEN2, *KNOWN}))
+def test_no_value_of_any_key_is_more_than_a_refusal(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    with suppress(UnsupportedModel):
+        read_model_config(write_config(tmp_path, QWEN2 | {key: value}))

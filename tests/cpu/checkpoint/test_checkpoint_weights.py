@@ -1,5 +1,6 @@
 """Stored tensors become the decoder's: stacked, cast, held once, or refused by name."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,9 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import make_tiny_checkpoint
+from transformers import AutoModelForCausalLM
 
 from legokv.checkpoint import load_weights, read_model_config
+from legokv.checkpoint.layout import HEAD, with_its_head
+from legokv.checkpoint.tensor_table import read_tensor_table
 from legokv.errors import UnsupportedModel
+from legokv.model.decoder import decoder_from_weights
 
 LAYER = "model.layers.1"
 
@@ -112,10 +117,95 @@ def test_a_tensor_the_model_would_not_use_is_refused(own_copy: Path) -> None:
 def test_a_stored_rotary_table_and_a_second_copy_of_a_tied_head_are_ignored(own_copy: Path) -> None:
     spare = {
         f"{LAYER}.self_attn.rotary_emb.inv_freq": torch.zeros(8),
-        "lm_head.weight": torch.zeros(384, 64),
+        "lm_head.weight": load_file(own_copy / "model.safetensors")["model.embed_tokens.weight"],
     }
     rewrite(own_copy, lambda tensors: tensors.update(spare))
     assert "head.weight" not in load(own_copy)
+
+
+def test_a_tied_config_with_another_head_stored_is_untied_as_transformers_does(
+    own_copy: Path,
+) -> None:
+    rewrite(own_copy, lambda t: t.update({HEAD: t["model.embed_tokens.weight"].flip(0).clone()}))
+    with pytest.raises(UnsupportedModel, match=r"lm_head\.weight is not the embedding"):
+        load(own_copy)  # as an engine of before, whose facts say that they are tied
+    stored = read_tensor_table(own_copy)
+    config = with_its_head(read_model_config(own_copy), stored)
+    assert not config.tied_embeddings
+    decoder = decoder_from_weights(config, load_weights(own_copy, config, torch.float32))
+    reference = AutoModelForCausalLM.from_pretrained(own_copy, dtype=torch.float32)
+    ids = torch.tensor([3, 17, 90])
+    expected = reference(ids[None]).logits[0, -1]
+    assert torch.equal(decoder.head.weight, reference.lm_head.weight)
+    assert not torch.equal(reference.lm_head.weight, reference.model.embed_tokens.weight)
+    assert expected.shape == (384,)
+
+
+def test_a_tensor_in_two_shards_is_refused_with_both_named(tmp_path: Path) -> None:
+    sharded = make_tiny_checkpoint("llama", tmp_path / "sharded", max_shard_size="100KB")
+    first, second = sorted(sharded.glob("*.safetensors"))[:2]
+    one = load_file(first)
+    name = next(iter(one))
+    save_file({**load_file(second), name: one[name] * 2}, second)
+    with pytest.raises(UnsupportedModel, match=f"{name} stands in {first.name} and in"):
+        load(sharded)
+
+
+def test_an_adapter_beside_the_weights_is_refused(own_copy: Path) -> None:
+    (own_copy / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedModel, match=r"holds an adapter.*merge it into"):
+        load(own_copy)
+
+
+def header(entry: object) -> bytes:
+    text = json.dumps(entry).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+DAMAGED: dict[str, tuple[bytes, str]] = {
+    "pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 2104556\n",
+        "is a Git LFS pointer, not the file itself: run git lfs pull",
+    ),
+    "empty": (b"", "is not a safetensors file"),
+    "nested": ((400_000).to_bytes(8, "little") + b"[" * 400_000, "nested too deep"),
+    "list": (header([1, 2]), "holds a JSON list, not an object"),
+    "length": ((2**63).to_bytes(8, "little") + b"{}", "is not a safetensors file"),
+    "backwards": (
+        header({"a": {"dtype": "I8", "shape": [1], "data_offsets": [5, 2]}}),
+        "a ends at byte",
+    ),
+    "text": (
+        header({"a": {"dtype": "I8", "shape": ["1"], "data_offsets": [0, 1]}}),
+        "the header's entry for a is damaged",
+    ),
+    "negative": (
+        header({"a": {"dtype": "I8", "shape": [1], "data_offsets": [-4, 1]}}),
+        "the header's entry for a is damaged",
+    ),
+    "bare": (header({"a": 5}), "the header's entry for a is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_refused_in_one_sentence(name: str, own_copy: Path) -> None:
+    content, reason = DAMAGED[name]
+    (own_copy / "model.safetensors").write_bytes(content)
+    with pytest.raises(UnsupportedModel, match=reason) as refused:
+        load(own_copy)
+    assert "\n" not in str(refused.value)
+
+
+def test_tensors_that_lie_over_each_other_are_refused(own_copy: Path) -> None:
+    file = own_copy / "model.safetensors"
+    body = file.read_bytes()
+    length = int.from_bytes(body[:8], "little")
+    entries = json.loads(body[8 : 8 + length])
+    one, two = (f"{LAYER}.mlp.{part}_proj.weight" for part in ("gate", "up"))
+    entries[one]["data_offsets"] = entries[two]["data_offsets"]
+    file.write_bytes(header(entries) + body[8 + length :])
+    with pytest.raises(UnsupportedModel, match="can't be read"):
+        load(own_copy)
 
 
 def test_quantised_weights_are_refused(own_copy: Path) -> None:
