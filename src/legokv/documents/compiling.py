@@ -1,13 +1,22 @@
 """Bring a document to ready: compile its chunks, or wait for whoever does. No tensors here."""
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from legokv.documents.document import Document, DocumentLimits, State
 from legokv.documents.protocol import Claim, CompiledChunk, DocumentRegistry
-from legokv.errors import Busy, CacheUnavailable, ClaimLost, InvalidRequest, LegokvError, PoolFull
+from legokv.errors import (
+    Busy,
+    CacheUnavailable,
+    ClaimLost,
+    InvalidRequest,
+    LegokvError,
+    NotFound,
+    PoolFull,
+)
 
 # `compile_chunk(namespace, token_ids)` compiles and keeps one chunk and gives its key.
 CompileChunk = Callable[[str, Sequence[int]], str]
@@ -17,6 +26,8 @@ DropChunks = Callable[[Sequence[str]], None]
 WarmChunk = Callable[[str, Sequence[int], str], None]
 
 POLL_SECONDS = 0.05
+RENEWALS_PER_CLAIM = 4
+"""A claim outlives that many tries but one to renew it."""
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +83,8 @@ class Compiler:
         if claim is None:
             return None
         try:
-            return self._compiled(claim)
+            with self._renewed(claim):
+                return self._compiled(claim)
         except ClaimLost:
             return None
         except LegokvError as error:
@@ -112,9 +124,38 @@ class Compiler:
                     return self._registry.finish_claim(claim, last=CompiledChunk(place, key))
                 self._registry.record_chunk(claim, place, key)
             except ClaimLost:
-                self.drop(self._registry.unnamed([key]))
+                self._drop_if_deleted(claim, key)
                 raise
         return self._registry.finish_claim(claim)
+
+    def _drop_if_deleted(self, claim: Claim, key: str) -> None:
+        """Let a chunk go that was compiled in vain; one of a document that another took over is
+        what that one is about to note.
+        """
+        try:
+            self._registry.get(claim.namespace, claim.document_id)
+        except NotFound:
+            self.drop(self._registry.unnamed([key]))
+
+    @contextmanager
+    def _renewed(self, claim: Claim) -> Iterator[None]:
+        """Move the claim's deadline beside the block, however long one chunk takes."""
+        over = threading.Event()
+        renewing = threading.Thread(target=self._renew, args=(claim, over), daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def _renew(self, claim: Claim, over: threading.Event) -> None:
+        while not over.wait(claim.seconds / RENEWALS_PER_CLAIM):
+            try:
+                self._registry.renew_claim(claim)
+            except ClaimLost:
+                return
+            except (Busy, CacheUnavailable) as error:
+                _log.warning("document %s's claim was not renewed: %s", claim.document_id, error)
 
     def _failed(self, claim: Claim, reason: str) -> Document | None:
         with suppress(ClaimLost):

@@ -110,6 +110,9 @@ class DocumentRegistry(Protocol):
     def record_chunk(self, claim: Claim, position: int, key: str) -> None:
         """Note a compiled chunk, and move the claim's deadline; ClaimLost, or nothing."""
 
+    def renew_claim(self, claim: Claim) -> None:
+        """Move the claim's deadline, for its holder is at work; ClaimLost, or nothing."""
+
     def finish_claim(
         self, claim: Claim, failure: str | None = None, last: CompiledChunk | None = None
     ) -> Document:

@@ -190,6 +190,10 @@ class RedisRegistry:
         noted = {"position": position, "key": key, "seconds": claim.seconds}
         self._hold("record_chunk", claim, noted)
 
+    def renew_claim(self, claim: Claim) -> None:
+        """Move the claim's deadline, for its holder is at work; ClaimLost, or nothing."""
+        self._hold("renew_claim", claim, {"seconds": claim.seconds})
+
     def finish_claim(
         self, claim: Claim, failure: str | None = None, last: CompiledChunk | None = None
     ) -> Document:

@@ -1,7 +1,7 @@
 """Single flight: of all threads and processes that want a document compiled, one at a time does.
 
-A claim is a row's mark with a deadline. Its holder moves the deadline with every compiled chunk;
-a holder that died stops doing so, and another takes the document over where it stood.
+A claim is a row's mark with a deadline. Its holder moves the deadline while it works; a holder
+that died stops doing so, and another takes the document over where it stood.
 """
 
 import sqlite3
@@ -44,10 +44,14 @@ def record_chunk(database: Database, claim: Claim, position: int, key: str) -> N
     with database.transaction() as sql:
         _require_held(sql, claim)
         _note(sql, claim, CompiledChunk(position, key))
-        sql.execute(
-            "UPDATE documents SET claim_deadline = ? WHERE number = ?",
-            (database.now() + claim.seconds, claim.number),
-        )
+        _move_deadline(sql, claim, database.now())
+
+
+def renew_claim(database: Database, claim: Claim) -> None:
+    """Move the deadline to the claim's seconds from now; ClaimLost, or nothing."""
+    with database.transaction() as sql:
+        _require_held(sql, claim)
+        _move_deadline(sql, claim, database.now())
 
 
 def finish_claim(
@@ -72,6 +76,13 @@ def finish_claim(
         )
         row = document_rows.require(sql, claim.namespace, claim.document_id)
         return document_rows.to_document(row)
+
+
+def _move_deadline(sql: sqlite3.Connection, claim: Claim, now: float) -> None:
+    sql.execute(
+        "UPDATE documents SET claim_deadline = ? WHERE number = ?",
+        (now + claim.seconds, claim.number),
+    )
 
 
 def _note(sql: sqlite3.Connection, claim: Claim, chunk: CompiledChunk) -> None:

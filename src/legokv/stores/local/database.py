@@ -69,6 +69,7 @@ STEPS = {0: DOCUMENTS, 1: STORED_CHUNKS, 2: TIME_TO_LIVE}
 
 
 BUSY_SECONDS = 10.0
+_MAX_IDLE_READERS = 8
 
 # What SQLite says when the file cannot be reached or written now; anything else is our mistake.
 _UNAVAILABLE = {
@@ -83,14 +84,19 @@ _UNAVAILABLE = {
 
 
 class Database:
-    """One process's connection to the registry file; safe to use from several threads.
+    """One process's connections to the registry file; safe to use from several threads.
 
-    `clock` gives Unix seconds, the same in all processes that share the file.
+    One connection writes. Each thread that reads has another for the while, so that no reader
+    waits for a writer, of this process or another. `clock` gives Unix seconds, the same in all
+    processes that share the file.
     """
 
-    def __init__(self, connection: sqlite3.Connection, clock: Callable[[], float]) -> None:
-        self._connection = connection
+    def __init__(self, path: Path, writer: sqlite3.Connection, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._connection = writer
         self._lock = threading.Lock()
+        self._idle_readers: list[sqlite3.Connection] = []
+        self._closed = False
         self.now = clock
 
     @classmethod
@@ -104,7 +110,7 @@ class Database:
             # Going over to WAL does not wait for other processes; a lock beside the file does.
             with open(path.with_name(path.name + ".lock"), "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                return cls(_connect(path), clock)
+                return cls(path, _connect(path), clock)
         except OSError as error:
             raise CacheUnavailable(
                 f"the document registry {path} cannot be opened: {error.strerror}; choose another "
@@ -113,8 +119,11 @@ class Database:
 
     def close(self) -> None:
         """Close the file; further use is an error."""
+        self._closed = True
         with self._lock:
             self._connection.close()
+        while self._idle_readers:
+            self._idle_readers.pop().close()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -130,11 +139,32 @@ class Database:
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
-        """Reads that see one state of the file; waits for no other process's writer."""
-        with self._lock, _sqlite_errors():
-            self._connection.execute("BEGIN")
-            with self._connection:
-                yield self._connection
+        """Reads that see one state of the file, and wait for nobody who writes."""
+        with _sqlite_errors():
+            reader = self._reader()
+            try:
+                reader.execute("BEGIN")
+                with reader:
+                    yield reader
+            finally:
+                self._give_back(reader)
+
+    def _reader(self) -> sqlite3.Connection:
+        """A connection nobody else reads with now."""
+        if self._closed:
+            raise sqlite3.ProgrammingError("the document registry is closed")
+        try:
+            return self._idle_readers.pop()
+        except IndexError:
+            reader = _opened(self._path)
+            reader.execute("PRAGMA query_only = ON")
+            return reader
+
+    def _give_back(self, reader: sqlite3.Connection) -> None:
+        if self._closed or len(self._idle_readers) >= _MAX_IDLE_READERS:
+            reader.close()
+        else:
+            self._idle_readers.append(reader)
 
 
 @contextmanager
@@ -153,10 +183,16 @@ def _sqlite_errors() -> Iterator[None]:
         raise
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _opened(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = _opened(path)
     try:
         with _sqlite_errors():
             _prepare(connection, path)
@@ -179,7 +215,6 @@ def _is_damaged(error: CacheUnavailable) -> bool:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")

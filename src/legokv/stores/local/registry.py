@@ -200,6 +200,10 @@ class Registry:
         """Note a compiled chunk and move the claim's deadline; ClaimLost, or nothing."""
         claims.record_chunk(self.database, claim, position, key)
 
+    def renew_claim(self, claim: Claim) -> None:
+        """Move the claim's deadline, for its holder is at work; ClaimLost, or nothing."""
+        claims.renew_claim(self.database, claim)
+
     def finish_claim(
         self, claim: Claim, failure: str | None = None, last: CompiledChunk | None = None
     ) -> Document:

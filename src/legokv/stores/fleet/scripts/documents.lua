@@ -303,6 +303,14 @@ function operations.record_chunk(a)
   return { 'ok' }
 end
 
+function operations.renew_claim(a)
+  if not holds(a) then
+    return { 'lost' }
+  end
+  set(a.number, 'claim_deadline', seconds(now + a.seconds))
+  return { 'ok' }
+end
+
 function operations.finish_claim(a)
   if not holds(a) then
     return { 'lost' }
