@@ -65,11 +65,15 @@ ifneq ($(shell cat $(VENV)/ready 2>/dev/null),$(CURDIR))
 .PHONY: $(VENV)/ready
 endif
 
+# pip comes first, by its own hash: older ones do not take the hashes of a constraints file.
 $(VENV)/ready: pyproject.toml constraints.txt
 	test "$$(cat $@ 2>/dev/null)" = "$(CURDIR)" || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[client,server,fleet,onnx,tensorrt-rtx,bench,dev]'
+	sed -n '/^pip==/,/[^\\]$$/p' constraints.txt > $(VENV)/pip.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement $(VENV)/pip.txt
+	$(BIN)/python build/requirements.py all > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --constraint constraints.txt --requirement $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python build/build_native.py
 	echo "$(CURDIR)" > $@
 
