@@ -17,6 +17,7 @@ NUM_RUNS = 7
 NUM_ROUNDS = 3
 
 
+@pytest.mark.alone
 def test_the_first_token_reaches_a_grpc_client_15_ms_after_the_engine_has_it(
     smollm2_engine_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

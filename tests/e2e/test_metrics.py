@@ -151,11 +151,12 @@ def damage(file: Path) -> None:
     file.write_bytes(content)
 
 
+@pytest.mark.alone
 def test_gauges_show_what_runs_and_return_to_their_start(fresh: RunningServer) -> None:
     ids = fresh.register(*TEXTS)
     fresh.ask(text_input=QUESTION, document_ids=ids, max_tokens=1)
     start = at_rest(fresh)
-    fields = {"text_input": QUESTION, "document_ids": ids, "max_tokens": 900}
+    fields = {"text_input": QUESTION, "document_ids": ids, "max_tokens": 1500}
     with closing(fresh.client()) as client, ThreadPoolExecutor(2) as threads:
         leaving = replies(client, stream=True, **fields)
         next(leaving)
@@ -175,6 +176,7 @@ def test_gauges_show_what_runs_and_return_to_their_start(fresh: RunningServer) -
     assert end("legokv_active_leases") == 0
 
 
+@pytest.mark.alone
 def test_a_request_that_waits_for_pages_is_shown_as_waiting(fresh: RunningServer) -> None:
     before = at_rest(fresh)
     with ThreadPoolExecutor(3) as threads:
