@@ -87,10 +87,10 @@ def ragged(model: str, section: str) -> dict[str, int]:
     return {name: dims.count("-1") for name, dims in lists if "-1" in dims}
 
 
-def test_documents_and_engine_pass_one_text_each_way() -> None:
+def test_documents_pass_one_text_each_way_and_engine_takes_a_secret_with_it() -> None:
     assert tensors("documents", "input") == {"request": "STRING"}
     assert tensors("documents", "output") == {"reply": "STRING"}
-    assert tensors("engine", "input") == {"command": "STRING"}
+    assert tensors("engine", "input") == {"secret": "STRING", "command": "STRING"}
     assert tensors("engine", "output") == {"events": "STRING"}
 
 

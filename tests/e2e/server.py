@@ -125,8 +125,10 @@ def replies(client: triton.InferenceServerClient, **fields: Any) -> Iterator[dic
     client.start_stream(lambda result, error: arrived.put((result, error)))
     final = False
     try:
-        request_id = fields.pop("request_id", "")
-        client.async_stream_infer("generate", inputs(fields), request_id=request_id)
+        request_id, parameters = fields.pop("request_id", ""), fields.pop("parameters", None)
+        client.async_stream_infer(
+            "generate", inputs(fields), request_id=request_id, parameters=parameters
+        )
         while not final:
             result, error = arrived.get(timeout=ANSWER_SECONDS)
             if error is not None:

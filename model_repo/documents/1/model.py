@@ -1,12 +1,14 @@
 """The documents model: a JSON text in, a JSON text out. What it does is in legokv.serving."""
 
 import os
+from functools import partial
 
 from legokv.serving.answering import answer_in_thread
 from legokv.serving.documents import document_replies, open_document_service
 from legokv.serving.log import line_for, log_to_server
+from legokv.serving.secret import secret_in
 from legokv.serving.settings_sources import settings_from
-from legokv.serving.triton.call import ask_engine
+from legokv.serving.triton.call import EngineCaller
 from legokv.serving.triton.tensors import TensorResponder, Tensors
 
 
@@ -15,11 +17,12 @@ class TritonPythonModel:
         settings = settings_from(None, os.environ, {})
         log_to_server("documents", settings)
         self.tensors = Tensors(args["model_config"])
-        self.service = open_document_service(settings, ask_engine)
+        self.service = open_document_service(settings, EngineCaller(secret_in(os.environ)))
 
     def execute(self, requests):
         for request in requests:
             responder = TensorResponder(self.tensors, request)
-            fields = self.tensors.fields(request)
-            line = line_for("documents", self.tensors.request_id(request))
-            answer_in_thread(document_replies(self.service, fields, line), responder, line)
+            received = self.tensors.received(request)
+            line = line_for("documents", received.request_id)
+            replies = received.replies(partial(document_replies, self.service, line=line))
+            answer_in_thread(replies, responder, line)

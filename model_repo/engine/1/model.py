@@ -1,11 +1,13 @@
 """The engine model: a command in, events out. What it does is in legokv.serving."""
 
 import os
+from functools import partial
 
 from legokv.serving.answering import answer_in_thread
 from legokv.serving.engine_service import EngineService
 from legokv.serving.log import log_to_server
 from legokv.serving.metrics import Publisher
+from legokv.serving.secret import replies_to_own, secret_in
 from legokv.serving.settings_sources import settings_from
 from legokv.serving.triton.metrics_port import MetricsPort
 from legokv.serving.triton.tensors import TensorResponder, Tensors
@@ -16,14 +18,16 @@ class TritonPythonModel:
         settings = settings_from(None, os.environ, {})
         log_to_server("engine", settings)
         self.tensors = Tensors(args["model_config"])
+        secret = secret_in(os.environ)
         self.service = EngineService.open(settings)
+        self.answer = partial(replies_to_own, secret, replies=self.service.replies)
         self.metrics = Publisher(self.service.samples, MetricsPort())
 
     def execute(self, requests):
         for request in requests:
             responder = TensorResponder(self.tensors, request)
-            command = self.tensors.fields(request).get("command", b"")
-            answer_in_thread(self.service.replies(command), responder)
+            replies = self.tensors.received(request).replies(self.answer)
+            answer_in_thread(replies, responder)
 
     def finalize(self):
         self.metrics.close()

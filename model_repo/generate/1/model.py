@@ -1,13 +1,15 @@
 """The generate model: tensors to fields, replies to tensors. What it does is in legokv.serving."""
 
 import os
+from functools import partial
 
 from legokv.serving.answering import answer_in_thread
 from legokv.serving.generate import GenerateService
 from legokv.serving.log import line_for, log_to_server
 from legokv.serving.metrics import Publisher
+from legokv.serving.secret import secret_in
 from legokv.serving.settings_sources import settings_from
-from legokv.serving.triton.call import ask_engine
+from legokv.serving.triton.call import EngineCaller
 from legokv.serving.triton.metrics_port import MetricsPort
 from legokv.serving.triton.tensors import TensorResponder, Tensors
 
@@ -17,15 +19,16 @@ class TritonPythonModel:
         settings = settings_from(None, os.environ, {})
         log_to_server("generate", settings)
         self.tensors = Tensors(args["model_config"])
-        self.service = GenerateService.open(settings, ask_engine)
+        self.service = GenerateService.open(settings, EngineCaller(secret_in(os.environ)))
         self.metrics = Publisher(self.service.samples, MetricsPort())
 
     def execute(self, requests):
         for request in requests:
             responder = TensorResponder(self.tensors, request)
-            fields = self.tensors.fields(request)
-            line = line_for("generate", self.tensors.request_id(request))
-            replies = self.service.replies(fields, responder.is_cancelled, line)
+            received = self.tensors.received(request)
+            line = line_for("generate", received.request_id)
+            gone = responder.is_cancelled
+            replies = received.replies(partial(self.service.replies, is_cancelled=gone, line=line))
             answer_in_thread(replies, responder, line)
 
     def finalize(self):

@@ -42,6 +42,10 @@ def check_settings(record: Any) -> None:
         choices, least, most = facts.get("choices"), facts.get("least"), facts.get("most")
         if choices is not None and value not in choices:
             raise InvalidRequest(f"{item.name} is one of {', '.join(choices)}, not '{value}'")
+        if least is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise InvalidRequest(
+                f"{item.name} is a whole number, not {type(value).__name__} {str(value)[:80]!r}"
+            )
         if least is not None and value < least:
             raise InvalidRequest(f"{item.name} is {least} or more, not {value}")
         if most is not None and value > most:

@@ -15,6 +15,7 @@ TokenSpan = tuple[int, ...]
 DEFAULT_NAMESPACE = "default"
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_A_NAMESPACE = "a namespace is 1 to 64 letters, digits, dots, underscores or dashes"
 
 
 class State(enum.StrEnum):
@@ -136,11 +137,12 @@ def document_id(namespace: str, text: str) -> str:
     return f"doc-{digest.hexdigest()[:24]}"
 
 
-def check_namespace(namespace: str) -> str:
-    """The namespace itself; InvalidRequest if it is not 1 to 64 of A-Z a-z 0-9 . _ -"""
+def check_namespace(namespace: object) -> str:
+    """The namespace itself; InvalidRequest if it is not a text of 1 to 64 of A-Z a-z 0-9 . _ -"""
+    if not isinstance(namespace, str):
+        raise InvalidRequest(f"{_A_NAMESPACE}, not {type(namespace).__name__} {namespace!r:.80}")
     if not _NAMESPACE.fullmatch(namespace):
         raise InvalidRequest(
-            f"a namespace is 1 to 64 letters, digits, dots, underscores or dashes, "
-            f"not {namespace[:80]!r} ({len(namespace)} characters)"
+            f"{_A_NAMESPACE}, not {namespace[:80]!r} ({len(namespace)} characters)"
         )
     return namespace

@@ -23,6 +23,7 @@ from legokv.engine.jobs import (
 )
 from legokv.engine.metrics import PAGES_USED, RUNNING, WAITING, tier_samples
 from legokv.engine.naming import ChunkNaming
+from legokv.engine.option_checks import check_texts, check_whole
 from legokv.engine.parts import EngineParts, open_parts
 from legokv.engine.request import (
     LINK_TOKENS,
@@ -32,7 +33,7 @@ from legokv.engine.request import (
     check_prompt,
 )
 from legokv.engine.sampling import SamplingOptions
-from legokv.errors import InvalidRequest, LegokvError
+from legokv.errors import LegokvError
 from legokv.link.link import Segment, place
 from legokv.metrics import Sample
 from legokv.model.dtypes import Int32
@@ -160,8 +161,8 @@ class Engine:
         greedy. link_tokens, mode, stop_words: see `GenerateRequest`. Closing the iterator cancels
         the request.
         """
-        if max_tokens < 1:
-            raise InvalidRequest(f"max_tokens is 1 or more, not {max_tokens}")
+        check_whole("max_tokens", max_tokens, 1)
+        check_texts("stop_words", stop_words)
         request = GenerateRequest(
             segments,
             max_tokens,

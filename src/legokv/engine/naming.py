@@ -9,6 +9,7 @@ import numpy as np
 from legokv.built.folder import EngineFacts
 from legokv.built.settings import EngineSettings
 from legokv.chunks.chunk import Chunk, chunk_keys, kv_dtype_name
+from legokv.documents.document import check_namespace
 from legokv.engine.request import DUMMY_TOKENS, GenerateRequest, check_chunks
 from legokv.link.link import Segment
 from legokv.model.dtypes import Int32
@@ -30,7 +31,10 @@ class ChunkNaming:
     def chunk(
         self, token_ids: Sequence[int] | Int32, namespace: str, *, persistent: bool = True
     ) -> Chunk:
-        """The chunk of these ids; InvalidRequest for none, too many, or one that is no token."""
+        """The chunk of these ids; InvalidRequest for none, too many, one that is no token, or a
+        namespace that is none.
+        """
+        check_namespace(namespace)
         check_chunks([token_ids], self.facts.model)
         ids = tuple(np.asarray(token_ids, np.int32).tolist())
         (key,) = self._keys([ids], namespace)
@@ -38,6 +42,7 @@ class ChunkNaming:
 
     def keys(self, spans: Sequence[Sequence[int]], namespace: str) -> list[str]:
         """The keys of these spans' chunks; InvalidRequest as `chunk` has it."""
+        check_namespace(namespace)
         check_chunks(spans, self.facts.model)
         return self._keys(spans, namespace)
 

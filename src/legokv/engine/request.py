@@ -1,10 +1,19 @@
 """What a caller asks of the engine and what it is told: plain data, checked before it runs."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from legokv.chunks.chunk import Chunk, TokenIds
+from legokv.engine.option_checks import (
+    check_flag,
+    check_kind,
+    check_number,
+    check_texts,
+    check_whole,
+    shown,
+)
 from legokv.engine.sampling import SamplingOptions, TokenLogProbs
 from legokv.errors import InvalidRequest
 from legokv.link.link import Segment
@@ -18,6 +27,8 @@ DUMMY_TOKENS = 4
 
 MAX_RETURN_SEQUENCES = 128
 MAX_TOP_LOG_PROBS = 20
+MAX_TIMEOUT_SECONDS = 604800.0
+"""A week."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,8 @@ class AnswerOptions:
     return_log_probs: each token with its log-probability, a natural logarithm.
     num_top_log_probs: also those of so many likeliest tokens, 0 to 20.
     timeout_seconds: after them a request that has begun to answer ends with its next token and
-        finish reason "timeout"; one that has not fails with TimedOut. None: no limit.
+        finish reason "timeout"; one that has not fails with TimedOut. At most a week; None: no
+        limit.
 
     >>> import legokv
     >>> legokv.AnswerOptions(return_log_probs=True, num_top_log_probs=3).min_tokens
@@ -48,20 +60,18 @@ class AnswerOptions:
     timeout_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("min_tokens", 0, math.inf),
-            ("num_return_sequences", 1, MAX_RETURN_SEQUENCES),
-            ("num_top_log_probs", 0, MAX_TOP_LOG_PROBS),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InvalidRequest(f"{name} is {value}, outside {low} to {high}")
+        check_whole("min_tokens", self.min_tokens, 0)
+        check_whole("num_return_sequences", self.num_return_sequences, 1, MAX_RETURN_SEQUENCES)
+        check_flag("return_log_probs", self.return_log_probs)
+        check_whole("num_top_log_probs", self.num_top_log_probs, 0, MAX_TOP_LOG_PROBS)
         if self.num_top_log_probs and not self.return_log_probs:
             raise InvalidRequest(
                 f"num_top_log_probs is {self.num_top_log_probs} without return_log_probs"
             )
-        if self.timeout_seconds is not None and not self.timeout_seconds > 0:
-            raise InvalidRequest(f"timeout_seconds is above 0, not {self.timeout_seconds}")
+        if self.timeout_seconds is not None:
+            check_number("timeout_seconds", self.timeout_seconds, 0, MAX_TIMEOUT_SECONDS)
+            if not self.timeout_seconds:
+                raise InvalidRequest(f"timeout_seconds is above 0, not {self.timeout_seconds}")
 
 
 @dataclass(frozen=True)
@@ -98,10 +108,11 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise InvalidRequest(f"mode is one of {', '.join(MODES)}, not '{self.mode}'")
-        if self.link_tokens < 0:
-            raise InvalidRequest(f"link_tokens is 0 or more, not {self.link_tokens}")
-        if self.max_tokens < 0:
-            raise InvalidRequest(f"max_tokens is 0 or more, not {self.max_tokens}")
+        check_whole("link_tokens", self.link_tokens, 0)
+        check_whole("max_tokens", self.max_tokens, 0)
+        check_kind("sampling", self.sampling, SamplingOptions)
+        check_texts("stop_words", self.stop_words)
+        check_kind("answering", self.answering, AnswerOptions)
         if self.answering.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 f"min_tokens {self.answering.min_tokens} is above max_tokens {self.max_tokens}"
@@ -132,10 +143,17 @@ def check_context(num_tokens: int, max_tokens: int, config: ModelConfig) -> None
 
 
 def check_token_ids(ids: TokenIds, config: ModelConfig) -> None:
-    """InvalidRequest for an id of a token that the vocabulary does not have."""
-    if len(ids) and not (min(ids) >= 0 and max(ids) < config.vocab_size):
+    """InvalidRequest for what is no flat sequence of ids, or one that the vocabulary has not."""
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # rows of different lengths
+        array = np.zeros((0, 0))
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InvalidRequest(f"token ids are a flat sequence of integers, not {shown(ids)}")
+    if array.size and not (array.min() >= 0 and array.max() < config.vocab_size):
         raise InvalidRequest(
-            f"token ids lie between 0 and {config.vocab_size - 1}, not {min(ids)} to {max(ids)}"
+            f"token ids lie between 0 and {config.vocab_size - 1}, not {array.min()} to "
+            f"{array.max()}"
         )
 
 
@@ -150,6 +168,8 @@ def check_chunks(spans: Iterable[TokenIds], config: ModelConfig) -> None:
 
 def check_prompt(segments: Sequence[Segment], max_tokens: int, config: ModelConfig) -> None:
     """InvalidRequest for what is no token, or a prompt and an answer past the model's context."""
+    if isinstance(segments, str) or not isinstance(segments, Sequence):
+        raise InvalidRequest(f"segments are a list of chunks and token ids, not {shown(segments)}")
     spans = [segment.token_ids if isinstance(segment, Chunk) else segment for segment in segments]
     for ids in spans:
         check_token_ids(ids, config)

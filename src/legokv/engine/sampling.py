@@ -1,13 +1,17 @@
 """Choosing the next token from logits. Host arithmetic on one row; no state outside the sampler."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from legokv.engine.option_checks import check_number, check_whole
 from legokv.errors import InvalidRequest
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
+"""Wider than anybody uses; far outside them a logit leaves what floating point can tell apart."""
 
 Logits = NDArray[np.float32] | NDArray[np.float64]
 
@@ -70,13 +74,13 @@ class SamplingOptions:
     The penalties change the logits (see `Penalties`), then temperature, top_k, top_p and
     min_p choose in this order.
 
-    temperature: logits are divided by it; 0 is greedy.
+    temperature: logits are divided by it, 0.01 to 100; 0 is greedy.
     top_k: so many likeliest tokens are kept; 0 keeps all.
     top_p: the likeliest that together have this share are kept, above 0 to 1; 1 keeps all.
     seed: of the random numbers, 0 or more; None draws one.
     min_p: tokens at least this share as likely as the likeliest are kept, 0 to 1; 0 keeps all
         (arXiv 2407.01082).
-    repetition_penalty: above 0; 1 changes nothing.
+    repetition_penalty: 0.01 to 100; 1 changes nothing.
     presence_penalty, frequency_penalty: -2 to 2; 0 changes nothing.
 
     >>> import legokv
@@ -101,23 +105,24 @@ class SamplingOptions:
     frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InvalidRequest(f"temperature is finite and 0 or more, not {self.temperature}")
-        if self.top_k < 0:
-            raise InvalidRequest(f"top_k is 0 (all tokens) or more, not {self.top_k}")
-        if not 0 < self.top_p <= 1:
+        check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
+        if self.temperature:
+            check_number("temperature above 0", self.temperature, MIN_TEMPERATURE, MAX_TEMPERATURE)
+        check_whole("top_k", self.top_k, 0)
+        check_number("top_p", self.top_p, 0, 1)
+        if not self.top_p:
             raise InvalidRequest(f"top_p is above 0 and at most 1, not {self.top_p}")
-        if self.seed is not None and self.seed < 0:
-            raise InvalidRequest(f"seed is 0 or more, not {self.seed}")
-        if not 0 <= self.min_p <= 1:
-            raise InvalidRequest(f"min_p is between 0 and 1, not {self.min_p}")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise InvalidRequest(
-                f"repetition_penalty is finite and above 0, not {self.repetition_penalty}"
-            )
+        if self.seed is not None:
+            check_whole("seed", self.seed, 0)
+        check_number("min_p", self.min_p, 0, 1)
+        check_number(
+            "repetition_penalty",
+            self.repetition_penalty,
+            MIN_REPETITION_PENALTY,
+            MAX_REPETITION_PENALTY,
+        )
         for name in ("presence_penalty", "frequency_penalty"):
-            if not -2 <= getattr(self, name) <= 2:
-                raise InvalidRequest(f"{name} is between -2 and 2, not {getattr(self, name)}")
+            check_number(name, getattr(self, name), -2, 2)
 
 
 class Sampler:

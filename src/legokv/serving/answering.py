@@ -53,10 +53,15 @@ def answer(replies: Iterable[Reply], responder: Responder, line: RequestLine | N
     except Exception:
         # The process's boundary: a fault of ours must reach the client and the log, and must not
         # leave the request open for ever.
-        fault_id = uuid.uuid4().hex[:12]
+        fault_id, fault = new_fault()
         log.exception("fault %s in a request", fault_id)
-        sentence = f"an internal error; the server's log has it as {fault_id}"
-        _fail(responder, line, LegokvError(sentence))
+        _fail(responder, line, fault)
+
+
+def new_fault() -> tuple[str, LegokvError]:
+    """What a fault of ours is called in the log, and the error that tells a client so."""
+    fault_id = uuid.uuid4().hex[:12]
+    return fault_id, LegokvError(f"an internal error; the server's log has it as {fault_id}")
 
 
 def _fail(responder: Responder, line: RequestLine | None, error: LegokvError) -> None:

@@ -29,14 +29,13 @@ from legokv.serving.background import Background
 from legokv.serving.fields import Request
 from legokv.serving.generate import AskEngine
 from legokv.serving.log import RequestLine
-from legokv.serving.messages import Compile, Compiled, Drop, Warm
+from legokv.serving.messages import WARM_TIERS, Compile, Compiled, Drop, Warm
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
 from legokv.text.tokenizer import Tokenizer
 
 MAX_NAME_LEN = 256
 MAX_PAGE_LEN = 1000
-WARM_TIERS = ("pool", "host", "disk")
 NUM_BACKGROUND_THREADS = 4
 """Documents compiled at a time that nobody waits for."""
 

@@ -18,6 +18,7 @@ from legokv.errors import InvalidRequest, LegokvError, StepFailed
 from legokv.link.link import Segment
 from legokv.metrics import Sample
 from legokv.serving.answering import Reply
+from legokv.serving.command_reading import decode_command
 from legokv.serving.event_stream import EventOutlet
 from legokv.serving.messages import (
     Cancel,
@@ -31,7 +32,6 @@ from legokv.serving.messages import (
     PromptSegment,
     Unknown,
     Warm,
-    decode_command,
     encode_events,
     failed,
 )

@@ -3,7 +3,7 @@ not.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from legokv.errors import InvalidRequest
@@ -17,17 +17,40 @@ MAX_UINT64 = 2**64 - 1
 
 
 def parse_request(body: bytes) -> Request:
-    """The JSON object in `body`; InvalidRequest if it is not UTF-8, not JSON or not an object."""
+    """The JSON object in `body`; InvalidRequest if it is not UTF-8, not JSON or not an object.
+
+    Numbers that are none (NaN) and a name given twice are no JSON here: who reads the request
+    before us may take the other of the two.
+    """
     try:
-        request = json.loads(body.decode("utf-8"))
+        request = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_number
+        )
     except UnicodeDecodeError as error:
         raise InvalidRequest(
             f"the request is not UTF-8: byte 0x{body[error.start]:02x} at offset {error.start} "
             f"of {len(body)}"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise InvalidRequest(
+            "the request is nested too deep: 1 level is taken, an object of plain values"
+        ) from None
+    except ValueError as error:
         raise InvalidRequest(f"the request is not JSON: {error}") from None
     return require_object(request)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(f"the request has {twice[:80]!r} twice: one of them is meant")
+    return made
+
+
+def _no_number(constant: str) -> float:
+    raise InvalidRequest(f"the request is not JSON: {constant} is no number there")
 
 
 def require_object(request: object) -> Request:
@@ -71,7 +94,7 @@ def _decoded(name: str, value: object) -> object:
         ) from None
 
 
-def refuse_unknown(request: Request, names: Collection[str]) -> None:
+def refuse_unknown(request: Iterable[str], names: Collection[str]) -> None:
     """InvalidRequest that names the first field not among the known ones, and those."""
     for name in request:
         if name not in names:
@@ -103,9 +126,21 @@ def optional_text(request: Request, name: str, *, max_len: int | None = None) ->
     return None if request.get(name) is None else text(request, name, max_len=max_len)
 
 
+def items(request: Request, name: str) -> list[Any]:
+    """A list of anything, empty where it is absent."""
+    value = request.get(name, [])
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{name!r} is a list, not {_kind(value)}")
+    return value
+
+
 def texts(request: Request, name: str) -> tuple[str, ...]:
     """The texts of a list, none where it is absent."""
-    return tuple(request.get(name, ()))
+    values = items(request, name)
+    for value in values:
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{name!r} is a list of texts, one of them is {_kind(value)}")
+    return tuple(values)
 
 
 def optional_choice(request: Request, name: str, choices: Collection[str]) -> str | None:

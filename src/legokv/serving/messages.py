@@ -16,6 +16,8 @@ from legokv.errors import InvalidRequest, LegokvError
 
 T = TypeVar("T")
 
+WARM_TIERS = ("pool", "host", "disk")
+
 
 @dataclass(frozen=True)
 class PromptSegment:
@@ -123,11 +125,6 @@ def encode_events(events: Sequence[Event]) -> bytes:
     return _json([_tagged(event) for event in events])
 
 
-def decode_command(body: bytes) -> Command:
-    """The command in `body`; InvalidRequest if there is none."""
-    return _decoded(lambda: _made(json.loads(body), _COMMANDS), "a command")
-
-
 def decode_events(body: bytes) -> tuple[Event, ...]:
     """The events in `body`; InvalidRequest if it is anything else."""
     return _decoded(lambda: tuple(_made(item, _EVENTS) for item in json.loads(body)), "events")
@@ -181,16 +178,6 @@ def _made(fields: dict[str, Any], makers: dict[str, Callable[[dict[str, Any]], T
     return makers[fields.pop("type")](fields)
 
 
-def _generate(fields: dict[str, Any]) -> Generate:
-    segments = tuple(PromptSegment(**segment) for segment in fields.pop("segments"))
-    sampling = SamplingOptions(**fields.pop("sampling"))
-    answering = AnswerOptions(**fields.pop("answering"))
-    stop_words = tuple(fields.pop("stop_words"))
-    return Generate(
-        **fields, segments=segments, sampling=sampling, stop_words=stop_words, answering=answering
-    )
-
-
 def _token(fields: dict[str, Any]) -> Token:
     log_probs = fields.pop("log_probs")
     if log_probs is None:
@@ -199,13 +186,6 @@ def _token(fields: dict[str, Any]) -> Token:
     return Token(**fields, log_probs=TokenLogProbs(log_probs["log_prob"], top))
 
 
-_COMMANDS: dict[str, Callable[[dict[str, Any]], Command]] = {
-    "Generate": _generate,
-    "Compile": lambda fields: Compile(**fields),
-    "Warm": lambda fields: Warm(**fields),
-    "Drop": lambda fields: Drop(tuple(fields["keys"])),
-    "Cancel": lambda fields: Cancel(**fields),
-}
 _EVENTS: dict[str, Callable[[dict[str, Any]], Event]] = {
     "Token": _token,
     "Finished": lambda fields: Finished(fields["finish_reason"], Usage(**fields["usage"])),

@@ -248,16 +248,20 @@ def test_a_prompt_past_its_time_is_computed_no_further_and_frees_its_pages(tiny_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_tokens": -1}, "min_tokens is -1, outside 0 to"),
-        ({"num_return_sequences": 0}, "num_return_sequences is 0, outside 1 to 128"),
-        ({"num_return_sequences": 129}, "num_return_sequences is 129, outside 1 to 128"),
+        ({"min_tokens": -1}, "min_tokens is 0 or more, not -1"),
+        ({"num_return_sequences": 0}, "num_return_sequences is 1 to 128, not 0"),
+        ({"num_return_sequences": 129}, "num_return_sequences is 1 to 128, not 129"),
         (
             {"return_log_probs": True, "num_top_log_probs": 21},
-            "num_top_log_probs is 21, outside 0 to 20",
+            "num_top_log_probs is 0 to 20, not 21",
         ),
         ({"num_top_log_probs": 3}, "num_top_log_probs is 3 without return_log_probs"),
         ({"timeout_seconds": 0.0}, "timeout_seconds is above 0, not 0.0"),
-        ({"timeout_seconds": float("nan")}, "timeout_seconds is above 0, not nan"),
+        ({"timeout_seconds": float("nan")}, "timeout_seconds is 0 to 604800, not nan"),
+        ({"timeout_seconds": 1e6}, "timeout_seconds is 0 to 604800, not 1000000.0"),
+        ({"timeout_seconds": "1"}, "timeout_seconds is a number, not str '1'"),
+        ({"min_tokens": 1.0}, "min_tokens is a whole number, not float '1.0'"),
+        ({"return_log_probs": 1}, "return_log_probs is true or false, not int '1'"),
     ],
 )
 def test_an_option_out_of_range_is_refused_with_its_number(options, message):

@@ -128,7 +128,7 @@ def test_a_copy_of_pages_that_fails_ends_that_request_alone(error):
 def test_a_copy_that_fails_when_several_answers_begin_ends_that_request_alone():
     world = World()
     drawn = {
-        "sampling": SamplingOptions(temperature=1e-9, seed=3),
+        "sampling": SamplingOptions(temperature=1, top_k=1, seed=3),
         "answering": AnswerOptions(num_return_sequences=3),
     }
     running = world.ask([1, 2], max_tokens=6)
@@ -262,7 +262,7 @@ def test_a_token_that_cannot_be_drawn_ends_that_request_alone(num_answers):
     unlucky = world.ask(
         [5, 6],
         max_tokens=6,
-        sampling=SamplingOptions(temperature=1e-9, seed=3),
+        sampling=SamplingOptions(temperature=1, top_k=1, seed=3),
         answering=AnswerOptions(num_return_sequences=num_answers),
     )
     running = world.ask([1, 2], max_tokens=6)
@@ -393,7 +393,7 @@ def test_a_policy_that_needs_scores_chooses_after_a_first_pass_over_its_pages(nu
         return np.arange(23, dtype=np.float32)
 
     drawn = {
-        "sampling": SamplingOptions(temperature=1e-9, seed=3),
+        "sampling": SamplingOptions(temperature=1, top_k=1, seed=3),
         "answering": AnswerOptions(num_return_sequences=num_answers),
     }
     job = world.ask(chunk(1), chunk(2), QUESTION, guide=Guide(Scored(3), scores), **drawn)

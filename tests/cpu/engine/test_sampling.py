@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from legokv.engine.sampling import Sampler, SamplingOptions, _candidates
+from legokv.engine.sampling import MIN_TEMPERATURE, Sampler, SamplingOptions, _candidates
 from legokv.errors import InvalidRequest
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
@@ -117,8 +117,8 @@ def test_a_banned_token_is_never_drawn():
     assert {sampler.next(LOGITS, banned=[1, 3]) for _ in range(200)} == {0, 2}
 
 
-def test_a_temperature_near_zero_is_greedy():
-    assert draw(SamplingOptions(1e-300, seed=1), count=20)[1] == 1
+def test_the_least_temperature_is_greedy():
+    assert draw(SamplingOptions(MIN_TEMPERATURE, seed=1), count=20)[1] == 1
 
 
 def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
@@ -129,20 +129,32 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
     assert tokens(3) == tokens(3) != tokens(4)
 
 
+def test_a_bound_that_came_as_float32_is_within_it():
+    low = float(np.float32(MIN_TEMPERATURE))
+    assert low < MIN_TEMPERATURE
+    assert SamplingOptions(temperature=low, repetition_penalty=low).temperature == low
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.5}, "temperature is finite and 0 or more, not -0.5"),
-        ({"temperature": float("nan")}, "temperature is finite and 0 or more, not nan"),
-        ({"top_k": -1}, r"top_k is 0 \(all tokens\) or more, not -1"),
+        ({"temperature": -0.5}, "temperature is 0 to 100, not -0.5"),
+        ({"temperature": 0.009}, "temperature above 0 is 0.01 to 100, not 0.009"),
+        ({"temperature": 101}, "temperature is 0 to 100, not 101"),
+        ({"temperature": "hot"}, "temperature is a number, not str 'hot'"),
+        ({"top_k": 1.5}, "top_k is a whole number, not float '1.5'"),
+        ({"seed": True}, "seed is a whole number, not bool 'True'"),
+        ({"temperature": float("nan")}, "temperature is 0 to 100, not nan"),
+        ({"top_k": -1}, "top_k is 0 or more, not -1"),
         ({"top_p": 0.0}, "top_p is above 0 and at most 1, not 0.0"),
-        ({"top_p": 1.5}, "top_p is above 0 and at most 1, not 1.5"),
+        ({"top_p": 1.5}, "top_p is 0 to 1, not 1.5"),
         ({"seed": -7}, "seed is 0 or more, not -7"),
-        ({"min_p": 1.25}, "min_p is between 0 and 1, not 1.25"),
-        ({"min_p": float("nan")}, "min_p is between 0 and 1, not nan"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is finite and above 0, not 0.0"),
-        ({"presence_penalty": 2.5}, "presence_penalty is between -2 and 2, not 2.5"),
-        ({"frequency_penalty": -3.0}, "frequency_penalty is between -2 and 2, not -3.0"),
+        ({"min_p": 1.25}, "min_p is 0 to 1, not 1.25"),
+        ({"min_p": float("nan")}, "min_p is 0 to 1, not nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.01 to 100, not 0.0"),
+        ({"repetition_penalty": 1e-320}, "repetition_penalty is 0.01 to 100, not 1e-320"),
+        ({"presence_penalty": 2.5}, "presence_penalty is -2 to 2, not 2.5"),
+        ({"frequency_penalty": -3.0}, "frequency_penalty is -2 to 2, not -3.0"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_number(options, message):

@@ -6,6 +6,7 @@ from legokv import errors
 from legokv.engine.request import AnswerOptions, Finished, Token, Usage
 from legokv.engine.sampling import SamplingOptions, TokenLogProbs
 from legokv.errors import InvalidRequest, LegokvError
+from legokv.serving.command_reading import decode_command
 from legokv.serving.messages import (
     Cancel,
     Command,
@@ -19,7 +20,6 @@ from legokv.serving.messages import (
     PromptSegment,
     Unknown,
     Warm,
-    decode_command,
     decode_events,
     decode_line,
     encode_command,
@@ -98,11 +98,3 @@ def test_an_error_of_another_version_still_has_its_sentence() -> None:
     error = error_of(Failed("TooClever", "5 > 3"))
     assert type(error) is LegokvError
     assert str(error) == "TooClever: 5 > 3"
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"\xff", b"[]", b"{}", b'{"type":"Generate"}', b'{"type":"Fly"}', b'"Cancel"']
-)
-def test_what_is_no_command_is_refused(body: bytes) -> None:
-    with pytest.raises(InvalidRequest, match="not a command"):
-        decode_command(body)

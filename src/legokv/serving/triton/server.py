@@ -16,6 +16,7 @@ from pathlib import Path
 from legokv.errors import ModelProcessLost, ServerError
 from legokv.parent_death import end_with_parent
 from legokv.serving.event_stream import FOLDER_VARIABLE
+from legokv.serving.secret import SECRET_VARIABLE, new_secret
 from legokv.serving.settings import Settings
 from legokv.serving.triton.install import (
     TritonInstall,
@@ -151,7 +152,11 @@ def running_server(settings: Settings) -> Iterator[TritonServer]:
     with server_folder() as folder, shared_memory_prefix() as prefix:
         lay_out_backend(install, folder)
         command = _command(settings, install, folder, prefix)
-        variables = {**settings.environment(), FOLDER_VARIABLE: str(folder)}
+        variables = {
+            **settings.environment(),
+            FOLDER_VARIABLE: str(folder),
+            SECRET_VARIABLE: new_secret(),
+        }
         environment = server_environment(install, {**os.environ, **variables})
         server = TritonServer(settings, _start(command, environment))
         try:

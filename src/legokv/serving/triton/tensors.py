@@ -1,17 +1,39 @@
 """Between Triton's tensors and plain values, by the model's own config. Runs in Triton's stub."""
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from legokv.errors import LegokvError
-from legokv.serving.answering import Reply
+from legokv.errors import InvalidRequest, LegokvError
+from legokv.serving.answering import Reply, new_fault
+from legokv.serving.fields import refuse_unknown
 
-# Over HTTP `generate` hands a request's id on as a parameter, as if it were one of the model's.
+log = logging.getLogger(__name__)
+
 _ID = "id"
+"""Over HTTP `generate` hands a request's id on as a parameter."""
+_TRITONS = "triton_"
+"""What Triton's own parameters begin with."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """One request as plain values; an `error` in reading them ends this request and no other."""
+
+    fields: Mapping[str, object]
+    request_id: str
+    error: LegokvError | None = None
+
+    def replies(self, make: Callable[[Mapping[str, object]], Iterator[Reply]]) -> Iterator[Reply]:
+        """What `make` gives to the fields; raises the error in reading them."""
+        if self.error is not None:
+            raise self.error
+        yield from make(self.fields)
 
 
 class Tensors:
@@ -20,24 +42,51 @@ class Tensors:
     def __init__(self, model_config: str) -> None:
         config = json.loads(model_config)
         self._batched = bool(config["max_batch_size"])
+        self._inputs = tuple(item["name"] for item in config["input"])
         self._lists = {item["name"] for item in config["input"] if int(item["dims"][0]) < 0}
         self._dtypes = {
             item["name"]: pb_utils.triton_string_to_numpy(item["data_type"])
             for item in config["output"]
         }
 
-    def fields(self, request: Any) -> dict[str, object]:
-        """Its inputs by name, text as bytes, and its parameters beside them, but for its id."""
-        values_by_name = _parameters(request)
-        values_by_name.pop(_ID, None)
-        for tensor in request.inputs():
-            values = tensor.as_numpy().reshape(-1).tolist()
-            values_by_name[tensor.name()] = values if tensor.name() in self._lists else values[0]
-        return values_by_name
+    def received(self, request: Any) -> Received:
+        """The request's inputs by name, text as bytes, and the id its client gave it or "".
 
-    def request_id(self, request: Any) -> str:
-        """The id its client gave the request, "" for none."""
-        return str(request.request_id() or _parameters(request).get(_ID, ""))
+        Never raises: Triton would answer with a traceback, and drop the requests beside it.
+        """
+        request_id = ""
+        try:
+            parameters = _parameters(request)
+            request_id = _client_id(request, parameters)
+            self._check_parameters(parameters)
+            return Received(self._fields(request), request_id)
+        except LegokvError as error:
+            return Received({}, request_id, error)
+        except Exception:
+            # The process's boundary, as in `answering`.
+            fault_id, fault = new_fault()
+            log.exception("fault %s in reading a request", fault_id)
+            return Received({}, request_id, fault)
+
+    def _check_parameters(self, parameters: Mapping[str, object]) -> None:
+        """InvalidRequest for a field that came as a parameter: they have other types than fields.
+
+        Over HTTP what is no input of the model comes so.
+        """
+        for name in parameters:
+            if name == _ID or name.startswith(_TRITONS):
+                continue
+            refuse_unknown((name,), self._inputs)
+            raise InvalidRequest(f"{name!r} came as a parameter of the request: send it as input")
+
+    def _fields(self, request: Any) -> dict[str, object]:
+        values_by_name: dict[str, object] = {}
+        for tensor in request.inputs():
+            name, values = tensor.name(), tensor.as_numpy().reshape(-1).tolist()
+            if name not in self._lists and len(values) != 1:
+                raise InvalidRequest(f"{name!r} has {len(values)} values, it takes one")
+            values_by_name[name] = values if name in self._lists else values[0]
+        return values_by_name
 
     def response(self, values: Mapping[str, object]) -> Any:
         """A response with an output for each value or list of them; text goes out as UTF-8."""
@@ -51,7 +100,24 @@ class Tensors:
 
 
 def _parameters(request: Any) -> dict[str, object]:
-    return dict(json.loads(request.parameters() or "{}"))
+    try:
+        return dict(json.loads(request.parameters() or "{}"))
+    except UnicodeDecodeError:
+        raise InvalidRequest(
+            "the request has a member, no input of the model, that is not UTF-8"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the request's parameters cannot be read: {error}") from None
+
+
+def _client_id(request: Any, parameters: Mapping[str, object]) -> str:
+    try:
+        return str(request.request_id() or parameters.get(_ID, ""))
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"the request's id is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
+            f"{error.start} of {len(error.object)}"
+        ) from None
 
 
 class TensorResponder:
@@ -72,7 +138,9 @@ class TensorResponder:
 
     def fail(self, error: LegokvError) -> None:
         code = getattr(pb_utils.TritonError, error.code)
-        self._send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)), True)
+        # Half a surrogate pair, in whatever a client sent, is no text that could go out.
+        sentence = str(error).encode(errors="backslashreplace").decode()
+        self._send(pb_utils.InferenceResponse(error=pb_utils.TritonError(sentence, code)), True)
 
     def _send(self, response: Any, final: bool) -> None:
         self._ended = final

@@ -1,0 +1,56 @@
+"""Types and bounds of what callers ask: one sentence with the value where it is wrong."""
+
+import math
+import numbers
+
+from legokv.errors import InvalidRequest
+
+_FLOAT32_BIT = 2.0**-23
+
+
+def check_whole(name: str, value: object, low: int, high: float = math.inf) -> None:
+    """InvalidRequest unless `value` is a whole number from `low` to `high`; true and false are
+    none.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InvalidRequest(f"{name} is a whole number, not {shown(value)}")
+    if not low <= int(value) <= high:
+        most = f" to {high}" if math.isfinite(high) else " or more"
+        raise InvalidRequest(f"{name} is {low}{most}, not {value}")
+
+
+def check_number(name: str, value: object, low: float, high: float) -> None:
+    """InvalidRequest unless `value` is a number from `low` to `high`, and so none that is not
+    finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidRequest(f"{name} is a number, not {shown(value)}")
+    # A bound that came as float32 may be its last bit lower.
+    if not low - abs(low) * _FLOAT32_BIT <= float(value) <= high:
+        raise InvalidRequest(f"{name} is {low:g} to {high:g}, not {value}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """InvalidRequest unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name} is true or false, not {shown(value)}")
+
+
+def check_texts(name: str, values: object) -> None:
+    """InvalidRequest unless `values` is a list or tuple of texts; one text is no list of them."""
+    if not isinstance(values, list | tuple):
+        raise InvalidRequest(f"{name} is a list of texts, not {shown(values)}")
+    for value in values:
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{name} is a list of texts, one of them is {shown(value)}")
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """InvalidRequest unless `value` is of the class `kind`."""
+    if not isinstance(value, kind):
+        raise InvalidRequest(f"{name} is of {kind.__name__}, not {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """A value as a sentence has it: its class, and what it is, cut where it is long."""
+    return f"{type(value).__name__} {str(value)[:80]!r}"

@@ -1,0 +1,106 @@
+"""What clients send past the two models, or in other bytes than text, is refused with a sentence
+and harms nobody.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server import RunningServer, refusal, replies, tensor
+from tritonclient.utils import InferenceServerException
+
+from legokv.serving.secret import SECRET_VARIABLE
+
+SURROGATE = b"\xed\xa0\x80"
+
+
+def command(server: RunningServer, secret: list[bytes], **fields: Any) -> tuple[str, str]:
+    """What the engine model says to a client's command."""
+    given = [tensor("secret", "BYTES", secret, batch=False)] if secret else []
+    body = tensor("command", "BYTES", [json.dumps(fields).encode()], batch=False)
+    with server.client() as client, pytest.raises(InferenceServerException) as refused:
+        client.infer("engine", [*given, body])
+    return refusal(refused.value)
+
+
+@pytest.mark.parametrize("secret", [[b""], [b"0" * 64], [b"\xff" * 64]])
+def test_a_client_s_command_to_the_engine_is_refused_whatever_it_is(
+    server: RunningServer, documents: list[str], secret: list[bytes]
+) -> None:
+    asked = {"text_input": "Who?", "document_ids": documents[:1], "max_tokens": 2}
+    server.ask(**asked)
+    answers = {
+        command(server, secret, **fields)
+        for fields in (
+            {"type": "Drop", "keys": ["0" * 64]},
+            {"type": "Compile", "namespace": "default", "token_ids": [1, 2, 3]},
+            {"type": "Cancel", "request_id": "r"},
+            {"type": "Nonsense"},
+        )
+    }
+    ((status, sentence),) = answers
+    assert "INVALID_ARGUMENT" in status
+    assert "takes commands of its server's own models only" in sentence
+    assert server.ask(**asked)["compiled_tokens"] == 0
+
+
+def test_no_process_tells_its_secret(server: RunningServer) -> None:
+    """Neither to its log nor to whoever may list processes, nor two servers the same one."""
+    for number in server.processes():
+        words = Path("/proc", str(number), "cmdline").read_bytes()
+        environment = Path("/proc", str(number), "environ").read_bytes().split(b"\0")
+        (secret,) = (
+            line.partition(b"=")[2]
+            for line in environment
+            if line.startswith(f"{SECRET_VARIABLE}=".encode())
+        )
+        assert len(secret) == 64
+        assert secret not in words
+    assert SECRET_VARIABLE not in os.environ
+
+
+@pytest.mark.parametrize("value", [3, True, "the"])
+@pytest.mark.parametrize("name", ["document_ids", "stop_words", "repetition_penalty"])
+def test_a_grpc_parameter_is_no_field(server: RunningServer, name: str, value: Any) -> None:
+    with server.client() as client, pytest.raises(InferenceServerException) as refused:
+        list(replies(client, text_input="Who?", max_tokens=2, parameters={name: value}))
+    assert f"{name!r} came as a parameter of the request: send it as input" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b'{"text_input": "%s"}', "'text_input' is not UTF-8: byte 0xed at offset 0 of 3"),
+        (b'{"text_input": "Who?", "id": "%s"}', "not UTF-8"),
+        (b'{"text_input": "Who?", "x": "%s"}', "not UTF-8"),
+        (b'{"text_input": "Who?", "namespace": "%s"}', "'namespace' is not UTF-8"),
+        (b'{"text_input": "Who?", "document_ids": ["a", "%s"]}', "'document_ids' is not UTF-8"),
+    ],
+)
+def test_bytes_that_are_no_utf_8_are_refused_with_a_sentence_over_http(
+    server: RunningServer, body: bytes, sentence: str
+) -> None:
+    status, reply = server.post("/v2/models/generate/generate", body % SURROGATE)
+    said = json.loads(reply)["error"]
+    assert (status, "Traceback" in said, ".py" in said) == (400, False, False)
+    assert sentence in said
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id":"%s","inputs":[{"name":"request","shape":[1],"datatype":"BYTES","data":["{}"]}]}',
+        b'{"inputs":[{"name":"request","shape":[1],"datatype":"BYTES","data":["%s"]}]}',
+        b'{"parameters":{"%s":1},"inputs":'
+        b'[{"name":"request","shape":[1],"datatype":"BYTES","data":["{}"]}]}',
+    ],
+)
+def test_bytes_that_are_no_utf_8_are_refused_by_documents_too(
+    server: RunningServer, body: bytes
+) -> None:
+    status, reply = server.post("/v2/models/documents/infer", body % SURROGATE)
+    said = reply.decode()
+    assert (status, "Traceback" in said, ".py" in said) == (400, False, False)
+    assert "UTF-8" in said
