@@ -81,10 +81,10 @@ def _segments(request: fields.Request, name: str) -> tuple[PromptSegment, ...]:
 
 def _options(request: fields.Request, name: str, *, kind: type[Options]) -> Options:
     """The record `kind` of an object, whose values the record itself checks."""
-    given = fields.require_object(request.get(name))
+    record = fields.require_object(request.get(name))
     names = [item.name for item in fields_of(kind)]
-    fields.refuse_unknown(given, names)
-    return kind(**given)
+    fields.refuse_unknown(record, names)
+    return kind(**record)
 
 
 _TEXT_ID = partial(fields.text, max_len=MAX_REQUEST_ID_LEN)

@@ -36,8 +36,8 @@ def replies_to_own(
 
     InvalidRequest, and nothing of the command is looked at, unless the field `secret` is the one.
     """
-    given, command = fields.get("secret"), fields.get("command")
-    if not isinstance(given, bytes) or not hmac.compare_digest(given, secret):
+    word, command = fields.get("secret"), fields.get("command")
+    if not isinstance(word, bytes) or not hmac.compare_digest(word, secret):
         raise InvalidRequest(
             "the model 'engine' takes commands of its server's own models only: "
             "ask 'generate' or 'documents'"
