@@ -11,6 +11,7 @@ from connection import Server, add_connection_options, exit_status
 # Arguments that are the request's fields under the same names, where they are given.
 FIELDS = (
     "system_text",
+    "chat_template_kwargs",
     "mode",
     "link_tokens",
     "max_tokens",
@@ -36,6 +37,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("question", help="'-' reads it from standard input")
     parser.add_argument("--documents", nargs="+", default=[], metavar="DOCUMENT", help="id or name")
     parser.add_argument("--system-text", help="in place of the model's own system message")
+    parser.add_argument(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="""variables of the chat template, as '{"enable_thinking": false}'""",
+    )
     parser.add_argument("--link-tokens", type=int, metavar="K", help="recomputed of each chunk")
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--mode", help="legolink, legolink-0 or full")

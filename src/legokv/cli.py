@@ -17,6 +17,8 @@ from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import add_flags, flags_in, settings_from
 from legokv.serving.triton.processes import with_ports
 from legokv.serving.triton.server import TritonServer, running_server
+from legokv.text.formats import PromptFormats
+from legokv.text.tokenizer import Tokenizer
 from legokv.version import VERSION
 
 Say = Callable[[str, dict[str, object]], None]
@@ -64,6 +66,8 @@ def _cache(parsed: argparse.Namespace) -> int:
 def _serve(parsed: argparse.Namespace) -> None:
     settings = settings_from(parsed.config, os.environ, flags_in(parsed))
     read_engine_folder(settings.engine)
+    # A template or switch that is wrong is said here, not by a model's process in Triton's log.
+    PromptFormats(Tokenizer.open(settings.engine), settings.switches).of({})
     settings = with_ports(settings)
     say = _say_json if parsed.format == "json" else _say_text
     say("settings", settings.shown())

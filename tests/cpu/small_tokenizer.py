@@ -1,5 +1,7 @@
 """A real tokenizer small enough to foresee its ids: one token a byte, and a few special ones."""
 
+from collections.abc import Sequence
+
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -17,11 +19,14 @@ CHATML = (
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>"]
 
 
-def small_tokenizer(template: str | None = CHATML, bos: str | None = None) -> Tokenizer:
+def small_tokenizer(
+    template: str | None = CHATML, bos: str | None = None, added: Sequence[str] = ()
+) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate(alphabet)}
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(SPECIAL)
+    backend.add_tokens(list(added))
     return Tokenizer(backend.to_str(), {"bos_token": bos}, template)

@@ -28,6 +28,7 @@ from legokv.model.dtypes import DTYPES, Dtypes
 from legokv.plan.backends import PLAN_BACKENDS
 from legokv.plan.write import check_sizes, engine_plan
 from legokv.step.graph import graph_shape
+from legokv.text.formats import PromptFormats
 from legokv.text.tokenizer import TOKENIZER_FILES, Tokenizer
 from legokv.version import VERSION
 
@@ -149,6 +150,7 @@ def facts_from_checkpoint(checkpoint: Path, settings: BuildSettings) -> EngineFa
     """All facts of the engine `checkpoint` makes but its plan's, after checking config, tensors
     and tokenizer, and whether a plan can have what is asked of it."""
     tokenizer = Tokenizer.open(checkpoint)
+    PromptFormats(tokenizer).check()
     stored = read_tensor_table(checkpoint)
     model = with_its_head(read_model_config(checkpoint), stored)
     check_tensors(stored, model)

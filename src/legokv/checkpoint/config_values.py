@@ -1,51 +1,12 @@
 """Typed values from a checkpoint's JSON files: one of the wrong kind is refused in a sentence."""
 
-import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from legokv.errors import UnsupportedModel
-
-JsonObject = Mapping[str, Any]
+from legokv.text.json_file import JsonObject
 
 # Positions and token ids are int32 in the kernels; no size of a model is near it.
 MAX_INT = 2**31 - 1
-_POINTER = b"version https://git-lfs.github.com/spec/"
-
-
-def json_object(path: Path) -> JsonObject:
-    """The object in a JSON file; UnsupportedModel if the file is gone or holds something else."""
-    try:
-        body = path.read_bytes()
-    except FileNotFoundError:
-        raise UnsupportedModel(f"{path} is missing: a checkpoint folder must hold it") from None
-    return parsed_object(body, str(path))
-
-
-def parsed_object(body: bytes, where: str) -> JsonObject:
-    """The JSON object in `body`, which came from `where`; UnsupportedModel if there is none."""
-    refuse_pointer(body, where)
-    try:
-        value = json.loads(body.decode("utf-8"))
-    except ValueError as error:
-        raise UnsupportedModel(f"{where} is not JSON: {error}; fetch the file again") from None
-    except RecursionError:
-        raise UnsupportedModel(
-            f"{where} is not JSON anybody writes: it is nested too deep"
-        ) from None
-    if not isinstance(value, dict):
-        raise UnsupportedModel(f"{where} holds a JSON {type(value).__name__}, not an object")
-    return value
-
-
-def refuse_pointer(start: bytes, where: str) -> None:
-    """UnsupportedModel if a file that starts so is Git LFS's note about the file, not the file."""
-    if start.startswith(_POINTER):
-        raise UnsupportedModel(
-            f"{where} is a Git LFS pointer, not the file itself: run git lfs pull in its repository"
-        )
 
 
 def nested_object(config: JsonObject, key: str) -> JsonObject:

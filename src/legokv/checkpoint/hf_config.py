@@ -3,15 +3,7 @@
 from pathlib import Path
 
 from legokv.checkpoint.architectures import Architecture
-from legokv.checkpoint.config_values import (
-    JsonObject,
-    flag,
-    json_object,
-    number,
-    optional_int,
-    positive_int,
-    token_ids,
-)
+from legokv.checkpoint.config_values import flag, number, optional_int, positive_int, token_ids
 from legokv.checkpoint.refusals import (
     known_architecture,
     refuse_uneven_heads,
@@ -20,6 +12,7 @@ from legokv.checkpoint.refusals import (
 from legokv.checkpoint.rope_settings import read_rope
 from legokv.errors import UnsupportedModel
 from legokv.model.config import ModelConfig
+from legokv.text.json_file import JsonObject, json_object
 
 
 def read_model_config(folder: Path) -> ModelConfig:

@@ -1,14 +1,9 @@
 """What a config.json may not ask for: each refusal is one function and one sentence."""
 
 from legokv.checkpoint.architectures import ARCHITECTURES, Architecture
-from legokv.checkpoint.config_values import (
-    JsonObject,
-    flag,
-    nested_object,
-    optional_int,
-    positive_int,
-)
+from legokv.checkpoint.config_values import flag, nested_object, optional_int, positive_int
 from legokv.errors import UnsupportedModel
+from legokv.text.json_file import JsonObject
 
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok")
 _LATENT_KEYS = ("kv_lora_rank", "q_lora_rank")

@@ -1,7 +1,6 @@
 """The rotary embedding of a config.json, in any of the spellings transformers has used."""
 
 from legokv.checkpoint.config_values import (
-    JsonObject,
     flag,
     nested_object,
     number,
@@ -10,6 +9,7 @@ from legokv.checkpoint.config_values import (
 )
 from legokv.errors import UnsupportedModel
 from legokv.model.config import RopeConfig
+from legokv.text.json_file import JsonObject
 
 _SUPPORTED = {
     "default": (),

@@ -6,9 +6,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from legokv.checkpoint.config_values import JsonObject, json_object, parsed_object, refuse_pointer
 from legokv.errors import UnsupportedModel
 from legokv.model.dtypes import FLOAT_DTYPES
+from legokv.text.json_file import JsonObject, json_object, parsed_object, refuse_pointer
 
 _HEADER_LIMIT_BYTES = 100_000_000
 _POINTER_BYTES = 64

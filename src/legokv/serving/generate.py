@@ -32,7 +32,8 @@ from legokv.serving.messages import (
 from legokv.serving.question import Question, question_from_fields
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
-from legokv.text.prompt import Prompt, build_prompt, prompt_format
+from legokv.text.formats import PromptFormats
+from legokv.text.prompt import Prompt, build_prompt
 from legokv.text.tokenizer import Tokenizer
 
 LOOK_SECONDS = 0.25
@@ -65,7 +66,8 @@ class GenerateService:
         self._settings = settings
         self._registry = registry
         self._tokenizer = tokenizer
-        self._format = prompt_format(tokenizer)
+        self._formats = PromptFormats(tokenizer, settings.switches)
+        self._formats.of({})  # a template that fails, fails now
         self._naming = naming
         self._inbox = EventInbox()
         self._ask_engine = ask_engine
@@ -160,9 +162,8 @@ class GenerateService:
         asked = question.document_ids
         chunks = self._registry.chunks(question.namespace, *asked) if asked else ()
         ids = [chunk.token_ids for chunk in chunks]
-        prompt = build_prompt(
-            self._tokenizer, self._format, question.text, ids, question.system_text
-        )
+        form = self._formats.of(question.switches)
+        prompt = build_prompt(self._tokenizer, form, question.text, ids, question.system_text)
         return Generate(
             # Two clients may give the same id.
             request_id=f"{request_id}/{uuid.uuid4().hex}",
@@ -178,11 +179,11 @@ class GenerateService:
         )
 
     def _segments(self, prompt: Prompt, question: Question) -> tuple[PromptSegment, ...]:
-        """The prompt's pieces. A head with a user's system text is not worth a file on disk."""
+        """The prompt's pieces. A head with a request's own words is not worth a file on disk."""
         spans = prompt.chunks
         keys = self._naming.keys(spans, question.namespace)
         pieces = [PromptSegment(ids, key) for ids, key in zip(spans, keys, strict=True)]
-        if prompt.head_ids and question.system_text is not None:
+        if prompt.head_ids and (question.system_text is not None or question.switches):
             pieces[0] = replace(pieces[0], persistent=False)
         return (*pieces, PromptSegment(prompt.tail_ids))
 

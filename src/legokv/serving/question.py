@@ -16,6 +16,7 @@ from legokv.engine.sampling import SamplingOptions
 from legokv.errors import InvalidRequest
 from legokv.serving import fields
 from legokv.serving.settings import Settings
+from legokv.text.switches import Switches, parse_switches
 
 """As TensorRT-LLM's Triton models call them, where they have them."""
 _SAMPLING: dict[str, fields.Reader] = {
@@ -42,6 +43,7 @@ _FIELDS: dict[str, fields.Reader] = {
     "document_ids": fields.texts,
     "namespace": fields.optional_text,
     "system_text": fields.if_given(fields.text),
+    "chat_template_kwargs": fields.if_given(fields.text),
     "mode": fields.if_given(fields.text),
     "link_tokens": fields.if_given(partial(fields.whole_number, low=0, high=fields.MAX_INT32)),
     "max_tokens": fields.if_given(partial(fields.whole_number, low=1, high=fields.MAX_INT32)),
@@ -61,6 +63,7 @@ class Question:
     document_ids: tuple[str, ...]
     namespace: str
     system_text: str | None
+    switches: Switches
     mode: str
     link_tokens: int
     max_tokens: int | None
@@ -83,6 +86,7 @@ def question_from_fields(payload: Mapping[str, object], settings: Settings) -> Q
         document_ids=values["document_ids"],
         namespace=check_namespace(values["namespace"] or DEFAULT_NAMESPACE),
         system_text=values["system_text"],
+        switches=parse_switches(values["chat_template_kwargs"] or "{}", "'chat_template_kwargs'"),
         mode=values["mode"] or MODES[0],
         link_tokens=LINK_TOKENS if link_tokens is None else link_tokens,
         max_tokens=values["max_tokens"],

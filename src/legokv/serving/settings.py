@@ -11,6 +11,7 @@ from legokv.built.settings import EngineSettings, choice, setting
 from legokv.chunks.header import token_bytes
 from legokv.documents.document import DocumentLimits, NamespaceQuota
 from legokv.stores.fleet.address import SharedCache, shared_cache, shown_redis_url
+from legokv.text.switches import Switches, parse_switches
 
 PREFIX = "LEGOKV_"
 
@@ -43,10 +44,20 @@ class Settings(EngineSettings):
     max_documents: int = setting(256, "most documents in one prompt", 1)
     default_max_tokens: int = setting(256, "longest answer where a request does not say", 1)
     default_timeout_seconds: int = setting(600, "longest answering where one does not say", 1)
+    chat_template_kwargs: str = setting("{}", "variables of the chat template, a JSON object")
     log_level: str = choice(
         ("info", "debug", "warning", "error"), "least serious lines that are written"
     )
     request_log: str = choice(("on", "off"), "one JSON line for each request that ended")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.switches  # noqa: B018 - raises what is wrong with it
+
+    @property
+    def switches(self) -> Switches:
+        """Variables of the chat template, where a request does not set them."""
+        return parse_switches(self.chat_template_kwargs, "chat_template_kwargs")
 
     @property
     def document_limits(self) -> DocumentLimits:

@@ -5,13 +5,18 @@ A request's texts are never rendered and never parsed for special tokens: nothin
 document says can end its own turn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from legokv.errors import InvalidRequest, UnsupportedModel
+from legokv.text.chat_template import Message
 from legokv.text.tokenizer import Tokenizer
 
 _SYSTEM, _DOCUMENTS, _QUESTION = "LEGOKV+SYSTEM+TEXT", "LEGOKV+DOCUMENTS", "LEGOKV+QUESTION"
+
+# The chats by which a template's format is found: without a system text, and with one.
+ALONE: tuple[Message, ...] = ({"role": "user", "content": _DOCUMENTS + _QUESTION},)
+TOLD: tuple[Message, ...] = ({"role": "system", "content": _SYSTEM}, *ALONE)
 
 # Models without a chat template get: system text, documents, "Question: …", "Answer:".
 _PLAIN_BEFORE_QUESTION = "Question: "
@@ -63,19 +68,21 @@ class Prompt:
         return sum(map(len, self.chunks)) + len(self.tail_ids)
 
 
-def prompt_format(tokenizer: Tokenizer) -> PromptFormat:
+def prompt_format(
+    tokenizer: Tokenizer, render: Callable[[Sequence[Message]], str] | None = None
+) -> PromptFormat:
     """The format of the tokenizer's chat template, or the plain one where it has none.
 
+    `render` gives the text of ALONE and of TOLD; the tokenizer does where it is not given.
     A template that takes no system message gets the system text at the start of the user's.
     UnsupportedModel if the template does not write the user's message once and whole.
     """
     if not tokenizer.has_chat_template:
         return _plain_format(tokenizer.bos_token_id)
-    user = {"role": "user", "content": _DOCUMENTS + _QUESTION}
-    system = {"role": "system", "content": _SYSTEM}
-    without = _frame(tokenizer.render_chat([user]), (_DOCUMENTS, _QUESTION))
+    render = render or tokenizer.render_chat
+    without = _frame(render(ALONE), (_DOCUMENTS, _QUESTION))
     try:
-        rendered = tokenizer.render_chat([system, user])
+        rendered = render(TOLD)
     except InvalidRequest:
         rendered = ""
     if _SYSTEM in rendered:

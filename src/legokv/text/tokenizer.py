@@ -9,7 +9,8 @@ from typing import Any
 import tokenizers
 
 from legokv.errors import InvalidRequest, UnsupportedModel
-from legokv.text.chat_template import ChatTemplate, Message
+from legokv.text.chat_template import Chat, ChatTemplate, Message
+from legokv.text.json_file import json_object, parsed_object, utf8_text
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -43,7 +44,8 @@ class Tokenizer:
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
         settings = _settings(folder)
-        return cls(path.read_text(encoding="utf-8"), settings, _template_text(folder, settings))
+        definition = utf8_text(path.read_bytes(), str(path))
+        return cls(definition, settings, _template_text(folder, settings))
 
     @property
     def vocab_size(self) -> int:
@@ -64,6 +66,21 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._chat_template is not None
 
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """The model's own, to be rendered by whoever bounds it."""
+        return self._chat_template
+
+    @property
+    def special_texts(self) -> dict[str, str]:
+        """The special tokens that a template may name, as text."""
+        return {key: text for key, text in self._special.items() if text is not None}
+
+    def added_token_in(self, text: str) -> str | None:
+        """The first control token, of any kind, that is spelled in `text`; blanks are none."""
+        added = (token.content for token in self._text.get_added_tokens_decoder().values())
+        return next((token for token in added if token.strip() and token in text), None)
+
     def encode(self, text: str) -> list[int]:
         """Ids of a user's text: nothing added, and what looks like a special token stays text."""
         return list(self._text.encode(text, add_special_tokens=False).ids)
@@ -76,12 +93,12 @@ class Tokenizer:
         """The text of `token_ids`; incomplete UTF-8 shows as U+FFFD."""
         return self._text.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
-    def render_chat(self, messages: list[Message], add_generation_prompt: bool = True) -> str:
+    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The model's own chat template filled in; InvalidRequest where the model has none."""
         if self._chat_template is None:
             raise InvalidRequest("this model's tokenizer has no chat template")
-        special = {key: text for key, text in self._special.items() if text is not None}
-        return self._chat_template.render(messages, special, add_generation_prompt)
+        chat = Chat(tuple(messages), add_generation_prompt)
+        return self._chat_template.render(chat, self.special_texts)
 
     def _token_id(self, key: str) -> int | None:
         text = self._special[key]
@@ -89,7 +106,12 @@ class Tokenizer:
 
 
 def _backend(definition: str) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer.from_str(definition)
+    try:
+        backend = tokenizers.Tokenizer.from_str(definition)
+    except Exception as error:  # noqa: BLE001 - tokenizers raises the bare class
+        raise UnsupportedModel(
+            f"tokenizer.json is no tokenizer that can be read: {str(error)[:200]}"
+        ) from None
     # A saved tokenizer may carry its trainer's length limit, which would drop text in silence.
     backend.no_truncation()
     backend.no_padding()
@@ -100,7 +122,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            settings.update(json.loads((folder / name).read_text(encoding="utf-8")))
+            settings.update(json_object(folder / name))
     return settings
 
 
@@ -108,22 +130,28 @@ def _template_text(folder: Path, settings: dict[str, Any]) -> str | None:
     """The chat template: its own file, or tokenizer_config.json's, the one named default."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return utf8_text(path.read_bytes(), str(path))
     template = settings.get("chat_template")
     if isinstance(template, list):
-        return {entry["name"]: str(entry["template"]) for entry in template}.get("default")
-    return None if template is None else str(template)
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in named if e.get("name") == "default"), None)
+    if not isinstance(template, str | None):
+        raise UnsupportedModel(
+            f"chat_template in {folder / 'tokenizer_config.json'} is a {type(template).__name__}, "
+            "not a text, nor a list of named ones"
+        )
+    return template
 
 
 def _token_text(token: Any) -> str | None:
     """A special token's text; configs hold it bare or inside an object."""
-    content = token["content"] if isinstance(token, dict) else token
+    content = token.get("content") if isinstance(token, dict) else token
     return None if content is None else str(content)
 
 
 def _fingerprint(definition: str) -> str:
     """Hex SHA-256 over what decides ids: tokenizer.json without its length limits."""
-    content = json.loads(definition)
+    content = dict(parsed_object(definition.encode(), "tokenizer.json"))
     content.pop("truncation", None)
     content.pop("padding", None)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))

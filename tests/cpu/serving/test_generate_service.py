@@ -1,12 +1,14 @@
 """From a request's fields to the engine and back, over a real registry and a real engine."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_checkpoints import CHAT_TEMPLATE
 
 from legokv import Engine, EngineSettings
 from legokv.built.folder import read_engine_folder
@@ -66,8 +68,24 @@ class World:
 
 @pytest.fixture
 def world(tiny_engine_folder: Callable[[], Path], tmp_path: Path) -> Iterator[World]:
-    folder = tiny_engine_folder()
-    settings = Settings(engine=folder, cache_dir=tmp_path, max_question_bytes=200)
+    yield from world_over(tiny_engine_folder(), tmp_path)
+
+
+@pytest.fixture
+def thinking_world(tiny_engine_folder: Callable[[], Path], tmp_path: Path) -> Iterator[World]:
+    """The same with a template that has a switch, which the server's settings set."""
+    folder = Path(shutil.copytree(tiny_engine_folder(), tmp_path / "engine"))
+    switch = "{% if enable_thinking is false %}(none){% endif %}"
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE + switch)
+    facts = json.loads((folder / "engine.json").read_text())
+    (template,) = (file for file in facts["files"] if file["name"] == "chat_template.jinja")
+    template["size_bytes"] += len(switch)
+    (folder / "engine.json").write_text(json.dumps(facts))
+    yield from world_over(folder, tmp_path, chat_template_kwargs='{"enable_thinking": false}')
+
+
+def world_over(folder: Path, tmp_path: Path, **changes: Any) -> Iterator[World]:
+    settings = Settings(engine=folder, cache_dir=tmp_path, max_question_bytes=200, **changes)
     engine = EngineService(Engine.open(folder, settings=EngineSettings(pool_tokens=4096)))
     commands: list[Command] = []
 
@@ -120,6 +138,21 @@ def test_streamed_pieces_join_to_the_answer_that_comes_whole_without_a_stream(
     assert joined == whole["text_output"]
     assert last.final
     assert last.values["finish_reason"] == whole["finish_reason"] == "length"
+
+
+def test_a_request_may_set_the_templates_variables(tmp_path: Path, thinking_world: World) -> None:
+    def tail() -> str:
+        return world.tokenizer.decode(world.sent().segments[-1].token_ids)
+
+    world = thinking_world
+    world.result(max_tokens=1)
+    assert tail().endswith("(none)")  # as the server's setting has it
+    assert world.sent().segments[0].persistent
+    world.result(max_tokens=1, chat_template_kwargs=b'{"enable_thinking": true}')
+    assert tail().endswith("assistant\n")
+    assert not world.sent().segments[0].persistent
+    with pytest.raises(InvalidRequest, match="does not read 'thinking'; what it reads: enable_th"):
+        world.result(chat_template_kwargs=b'{"thinking": true}')
 
 
 def test_the_counts_add_up_and_the_times_follow_one_another(world: World) -> None:
@@ -248,7 +281,10 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ({"num_top_log_probs": 2}, "num_top_log_probs is 2 without return_log_probs"),
         ({"min_tokens": -1}, "'min_tokens' is -1, outside 0 to"),
         ({"timeout_seconds": 0.0}, "timeout_seconds is above 0, not 0.0"),
-        ({"beam_width": 2}, "unknown field 'beam_width'; known are document_ids"),
+        (
+            {"beam_width": 2},
+            "unknown field 'beam_width'; known are chat_template_kwargs, document_ids",
+        ),
         ({"namespace": b"a b"}, "a namespace is 1 to 64"),
         ({"document_ids": [b"doc-0"] * 257}, "'document_ids' names 257 documents, at most 256"),
     ],
