@@ -28,6 +28,7 @@ UNKNOWN = "doc-000000000000000000000000"
         ({"top_k": -2}, "top_k.*-2"),
         ({"mode": "fast"}, "legolink, legolink-0.*fast"),
         ({"namespace": "no spaces"}, "namespace.*no spaces"),
+        ({"namespace": ""}, r"a namespace is 1 to 64 .* not '' \(0 characters\)"),
         ({"document_ids": [UNKNOWN] * 17}, "17.*16"),
     ],
 )
@@ -53,10 +54,10 @@ def test_a_refusal_over_http_is_a_client_error_with_the_reason(
 
 
 def test_an_unknown_field_is_refused_over_http_with_the_known_ones(server: RunningServer) -> None:
-    body = json.dumps({"text_input": "Who?", "beam_width": 4}).encode()
+    body = json.dumps({"text_input": "Who?", "beams": 4}).encode()
     status, reply = server.post("/v2/models/generate/generate", body)
     assert status == 400
-    assert_matches("unknown field 'beam_width'; known are .*max_tokens", json.loads(reply)["error"])
+    assert_matches("unknown field 'beams'; known are .*max_tokens", json.loads(reply)["error"])
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,8 @@ def test_an_unknown_field_is_refused_over_http_with_the_known_ones(server: Runni
         ({"text": "a", "ttl_seconds": -1}, "INVALID_ARGUMENT", "ttl_seconds.*-1"),
         ({"text": "a", "colour": 1}, "INVALID_ARGUMENT", "colour"),
         ({"text": "a", "namespace": "../x"}, "INVALID_ARGUMENT", "namespace"),
+        ({"text": "a", "namespace": ""}, "INVALID_ARGUMENT", "a namespace is .* not ''"),
+        ({"text": "a", "namespace": None}, "INVALID_ARGUMENT", "'namespace' is a text, not null"),
     ],
 )
 def test_a_bad_document_is_refused_with_the_reason_and_nothing_is_registered(

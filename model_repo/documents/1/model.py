@@ -1,7 +1,6 @@
 """The documents model: a JSON text in, a JSON text out. What it does is in legokv.serving."""
 
 import os
-from functools import partial
 
 from legokv.serving.answering import answer_in_thread
 from legokv.serving.documents import document_replies, open_document_service
@@ -24,5 +23,5 @@ class TritonPythonModel:
             responder = TensorResponder(self.tensors, request)
             received = self.tensors.received(request)
             line = line_for("documents", received.request_id)
-            replies = received.replies(partial(document_replies, self.service, line=line))
+            replies = received.replies(document_replies, self.service, line)
             answer_in_thread(replies, responder, line)

@@ -1,7 +1,6 @@
 """The engine model: a command in, events out. What it does is in legokv.serving."""
 
 import os
-from functools import partial
 
 from legokv.serving.answering import answer_in_thread
 from legokv.serving.engine_service import EngineService
@@ -18,15 +17,15 @@ class TritonPythonModel:
         settings = settings_from(None, os.environ, {})
         log_to_server("engine", settings)
         self.tensors = Tensors(args["model_config"])
-        secret = secret_in(os.environ)
+        self.secret = secret_in(os.environ)
         self.service = EngineService.open(settings)
-        self.answer = partial(replies_to_own, secret, replies=self.service.replies)
         self.metrics = Publisher(self.service.samples, MetricsPort())
 
     def execute(self, requests):
         for request in requests:
             responder = TensorResponder(self.tensors, request)
-            replies = self.tensors.received(request).replies(self.answer)
+            received = self.tensors.received(request)
+            replies = received.replies(replies_to_own, self.secret, self.service.replies)
             answer_in_thread(replies, responder)
 
     def finalize(self):

@@ -1,7 +1,6 @@
 """The generate model: tensors to fields, replies to tensors. What it does is in legokv.serving."""
 
 import os
-from functools import partial
 
 from legokv.serving.answering import answer_in_thread
 from legokv.serving.generate import GenerateService
@@ -27,8 +26,7 @@ class TritonPythonModel:
             responder = TensorResponder(self.tensors, request)
             received = self.tensors.received(request)
             line = line_for("generate", received.request_id)
-            gone = responder.is_cancelled
-            replies = received.replies(partial(self.service.replies, is_cancelled=gone, line=line))
+            replies = received.replies(self.service.replies, responder.is_cancelled, line)
             answer_in_thread(replies, responder, line)
 
     def finalize(self):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from legokv.built.folder import read_engine_folder
 from legokv.chunks.tier import ChunkTier, StoredRow
 from legokv.commands.cache_opening import OpenCache, check_is_cache, open_cache
+from legokv.documents.document import check_namespace
 from legokv.documents.exchange import (
     documents_of,
     export_documents,
@@ -153,7 +154,7 @@ def _namespaces(cache: OpenCache, parsed: argparse.Namespace) -> tuple[str, ...]
     names = _all_namespaces(cache)
     if not parsed.namespace:
         return names
-    for name in parsed.namespace:
+    for name in map(check_namespace, parsed.namespace):
         if name not in names:
             raise NotFound(
                 f"nothing is kept of the namespace '{name}'; there are {', '.join(names) or 'none'}"

@@ -146,3 +146,11 @@ def check_namespace(namespace: object) -> str:
             f"{_A_NAMESPACE}, not {namespace[:80]!r} ({len(namespace)} characters)"
         )
     return namespace
+
+
+def namespace_or_default(namespace: str | None) -> str:
+    """The namespace that a request means: what it says, or DEFAULT_NAMESPACE if it says nothing.
+
+    InvalidRequest for anything else than a namespace, an empty text too.
+    """
+    return DEFAULT_NAMESPACE if namespace is None else check_namespace(namespace)

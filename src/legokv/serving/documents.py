@@ -12,13 +12,12 @@ from legokv.built.folder import read_engine_folder
 from legokv.documents.compiling import Compiler
 from legokv.documents.cut import TextCodec, cut, document_token_ids
 from legokv.documents.document import (
-    DEFAULT_NAMESPACE,
     Changes,
     Document,
     DocumentLimits,
     NewDocument,
     State,
-    check_namespace,
+    namespace_or_default,
     normalise_text,
 )
 from legokv.documents.protocol import DocumentRegistry
@@ -197,8 +196,7 @@ class DocumentService:
 
 
 def _namespace(values: Request) -> str:
-    namespace = values["namespace"]
-    return DEFAULT_NAMESPACE if namespace is None else check_namespace(namespace)
+    return namespace_or_default(values["namespace"])
 
 
 def _changes(request: Request, values: Request) -> Changes:
@@ -228,7 +226,7 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
 
 
 def document_replies(
-    service: DocumentService, payload: Mapping[str, object], line: RequestLine
+    payload: Mapping[str, object], service: DocumentService, line: RequestLine
 ) -> Iterator[Reply]:
     """The one reply to a request whose only field is `request`, JSON in UTF-8."""
     line.check_id()

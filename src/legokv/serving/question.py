@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from legokv.documents.document import DEFAULT_NAMESPACE, check_namespace
+from legokv.documents.document import namespace_or_default
 from legokv.engine.request import (
     LINK_TOKENS,
     MAX_RETURN_SEQUENCES,
@@ -16,6 +16,7 @@ from legokv.engine.sampling import SamplingOptions
 from legokv.errors import InvalidRequest
 from legokv.serving import fields
 from legokv.serving.settings import Settings
+from legokv.serving.tensorrt_llm import TENSORRT_LLM_NAMES, without_tensorrt_llm
 from legokv.text.switches import Switches, parse_switches
 
 """As TensorRT-LLM's Triton models call them, where they have them."""
@@ -41,7 +42,7 @@ _ANSWERING: dict[str, fields.Reader] = {
 _FIELDS: dict[str, fields.Reader] = {
     "text_input": fields.text,
     "document_ids": fields.texts,
-    "namespace": fields.optional_text,
+    "namespace": fields.if_given(fields.text),
     "system_text": fields.if_given(fields.text),
     "chat_template_kwargs": fields.if_given(fields.text),
     "mode": fields.if_given(fields.text),
@@ -52,7 +53,7 @@ _FIELDS: dict[str, fields.Reader] = {
     **_ANSWERING,
     "stream": fields.flag,
 }
-INPUT_NAMES = tuple(_FIELDS)
+INPUT_NAMES = (*_FIELDS, *TENSORRT_LLM_NAMES)
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,15 @@ def question_from_fields(payload: Mapping[str, object], settings: Settings) -> Q
 
     Only text_input must be there. Unknown fields are refused by name.
     """
-    values = fields.read(fields.decoded(payload), _FIELDS)
+    request = fields.decoded(payload)
+    fields.refuse_unknown(request, INPUT_NAMES)
+    values = fields.read(without_tensorrt_llm(request), _FIELDS)
     _check(values, settings)
     link_tokens = values["link_tokens"]
     return Question(
         text=values["text_input"],
         document_ids=values["document_ids"],
-        namespace=check_namespace(values["namespace"] or DEFAULT_NAMESPACE),
+        namespace=namespace_or_default(values["namespace"]),
         system_text=values["system_text"],
         switches=parse_switches(values["chat_template_kwargs"] or "{}", "'chat_template_kwargs'"),
         mode=values["mode"] or MODES[0],

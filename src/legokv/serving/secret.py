@@ -30,7 +30,7 @@ def secret_in(environment: Mapping[str, str]) -> bytes:
 
 
 def replies_to_own(
-    secret: bytes, fields: Mapping[str, object], replies: Callable[[bytes], Iterator[Reply]]
+    fields: Mapping[str, object], secret: bytes, replies: Callable[[bytes], Iterator[Reply]]
 ) -> Iterator[Reply]:
     """What `replies` gives to the field `command`.
 

@@ -204,7 +204,7 @@ def test_bytes_in_are_bytes_out_in_utf_8(service):
 
 
 def reply_bytes(service, body):
-    (reply,) = document_replies(service, {"request": body}, RequestLine("documents"))
+    (reply,) = document_replies({"request": body}, service, RequestLine("documents"))
     return reply.values["reply"]
 
 

@@ -281,11 +281,13 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ({"num_top_log_probs": 2}, "num_top_log_probs is 2 without return_log_probs"),
         ({"min_tokens": -1}, "'min_tokens' is -1, outside 0 to"),
         ({"timeout_seconds": 0.0}, "timeout_seconds is above 0, not 0.0"),
-        (
-            {"beam_width": 2},
-            "unknown field 'beam_width'; known are chat_template_kwargs, document_ids",
-        ),
+        ({"beams": 2}, "unknown field 'beams'; known are bad_words, beam_width"),
         ({"namespace": b"a b"}, "a namespace is 1 to 64"),
+        ({"namespace": b""}, r"a namespace is 1 to 64 .* not '' \(0 characters\)"),
+        ({"namespace": b"default\n"}, "a namespace is 1 to 64"),
+        ({"namespace": b"default\0"}, "a namespace is 1 to 64"),
+        ({"namespace": None}, "'namespace' is a text, not null"),
+        ({"namespace": [b"default"]}, "'namespace' is a text, not a list"),
         ({"document_ids": [b"doc-0"] * 257}, "'document_ids' names 257 documents, at most 256"),
     ],
 )

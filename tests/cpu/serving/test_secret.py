@@ -33,7 +33,7 @@ def test_a_command_without_the_secret_is_refused_and_not_looked_at(
         pytest.fail("a stranger's command was looked at")
 
     with pytest.raises(InvalidRequest, match="takes commands of its server's own models only"):
-        list(replies_to_own(SECRET, {"command": COMMAND, **fields}, replies))
+        list(replies_to_own({"command": COMMAND, **fields}, SECRET, replies))
 
 
 def test_a_command_with_the_secret_is_carried_out() -> None:
@@ -41,7 +41,7 @@ def test_a_command_with_the_secret_is_carried_out() -> None:
         yield Reply({"events": command}, final=True)
 
     fields = {"secret": SECRET, "command": COMMAND}
-    (reply,) = replies_to_own(SECRET, fields, replies)
+    (reply,) = replies_to_own(fields, SECRET, replies)
     assert reply.values == {"events": COMMAND}
 
 
@@ -54,7 +54,7 @@ def test_the_secret_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
     with pytest.raises(InvalidRequest):
-        list(replies_to_own(SECRET, {"secret": b"guess", "command": COMMAND}, lambda _: iter(())))
+        list(replies_to_own({"secret": b"guess", "command": COMMAND}, SECRET, lambda _: iter(())))
     assert compared == [(b"guess", SECRET)]
 
 

@@ -29,11 +29,11 @@ class Received:
     request_id: str
     error: LegokvError | None = None
 
-    def replies(self, make: Callable[[Mapping[str, object]], Iterator[Reply]]) -> Iterator[Reply]:
-        """What `make` gives to the fields; raises the error in reading them."""
+    def replies(self, make: Callable[..., Iterator[Reply]], *others: object) -> Iterator[Reply]:
+        """What `make` gives to the fields and the `others`; raises the error in reading them."""
         if self.error is not None:
             raise self.error
-        yield from make(self.fields)
+        yield from make(self.fields, *others)
 
 
 class Tensors:
