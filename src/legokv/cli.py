@@ -7,24 +7,28 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import legokv
 from legokv.built.folder import read_engine_folder
-from legokv.errors import LegokvError, ModelProcessLost, ServerError
+from legokv.errors import LegokvError, ServerError
+from legokv.serving.front.exposure import exposed
+from legokv.serving.front.process import new_brief, probe_environment, running_front
 from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import add_flags, flags_in, settings_from
-from legokv.serving.triton.processes import with_ports
-from legokv.serving.triton.server import TritonServer, running_server
+from legokv.serving.triton.install import model_repository
+from legokv.serving.triton.processes import raise_descriptor_limit, server_folder, with_ports
+from legokv.serving.triton.restarts import Restarts
+from legokv.serving.triton.server import Place, TritonServer, running_server
 from legokv.text.formats import PromptFormats
 from legokv.text.tokenizer import Tokenizer
 from legokv.version import VERSION
 
 Say = Callable[[str, dict[str, object]], None]
-
-RESTART_TRIES = 3
-"""Failed starts in a row that a server which was ready once gets over."""
+StartServer = Callable[[], AbstractContextManager[TritonServer]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,41 +73,44 @@ def _serve(parsed: argparse.Namespace) -> None:
     # A template or switch that is wrong is said here, not by a model's process in Triton's log.
     PromptFormats(Tokenizer.open(settings.engine), settings.switches).of({})
     settings = with_ports(settings)
+    raise_descriptor_limit()
     say = _say_json if parsed.format == "json" else _say_text
     say("settings", settings.shown())
-    _serve_until_stopped(settings, say)
+    for line in exposed(settings):
+        print(f"legokv: {line}", file=sys.stderr, flush=True)
+    with server_folder() as folder:
+        brief = new_brief(settings, folder, model_repository())
+        with running_front(settings, brief) as front:
+            place = Place(
+                None if settings.expose_triton == "on" else folder, probe_environment(brief)
+            )
+            _serve_until_stopped(settings, partial(running_server, settings, place, front), say)
     say("stopped", {})
 
 
-def _serve_until_stopped(settings: Settings, say: Say) -> None:
-    """Start the server again each time it lost a model; a start may fail a few times then."""
+def _serve_until_stopped(settings: Settings, start: StartServer, say: Say) -> None:
+    """Start the server again each time it was lost, as often and after as long as Restarts has."""
     stop_asked = threading.Event()
-    tries_left = 0
+    restarts = Restarts()
     while not stop_asked.is_set():
+        ready = False
         try:
-            _serve_once(settings, say, stop_asked)
-            tries_left = RESTART_TRIES
+            with start() as server:
+                _pass_signals_on(server, stop_asked)
+                server.wait_until_ready()
+                if not server.stopping:
+                    say("ready", _addresses(settings))
+                    restarts.was_ready()
+                    ready = True
+                server.wait()
         except ServerError as error:
             if stop_asked.is_set():
                 return
-            if not tries_left:
+            seconds = restarts.seconds_to_wait(ready=ready)
+            if seconds is None:
                 raise
-            tries_left -= 1
             _say_restarting(say, error)
-
-
-def _serve_once(settings: Settings, say: Say, stop_asked: threading.Event) -> None:
-    """Return when a server that was ready was stopped, or lost a model."""
-    with running_server(settings) as server:
-        _pass_signals_on(server, stop_asked)
-        server.wait_until_ready()
-        if not server.stopping:
-            say("ready", _addresses(settings))
-        try:
-            server.wait()
-        except ModelProcessLost as error:
-            if not stop_asked.is_set():
-                _say_restarting(say, error)
+            stop_asked.wait(seconds)
 
 
 def _pass_signals_on(server: TritonServer, stop_asked: threading.Event) -> None:

@@ -15,6 +15,36 @@ class InvalidRequest(LegokvError):
     code = "INVALID_ARG"
 
 
+class RequestTooLarge(InvalidRequest):
+    """A request that is longer than the server takes."""
+
+
+class PathClosed(LegokvError):
+    """A path of Triton's that clients do not reach; `status` is HTTP's."""
+
+    code = "NOT_FOUND"
+
+    def __init__(self, message: str, status: int = 404) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class HttpRefused(LegokvError):
+    """A connection that ends with this status, for what it sends breaks a bound or is no HTTP."""
+
+    code = "INVALID_ARG"
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class AnswerBroken(LegokvError):
+    """An answer that ends with its connection: its client or its server is gone."""
+
+    code = "CANCELLED"
+
+
 class NotFound(LegokvError):
     """Something the request names is not known in its namespace."""
 
@@ -104,6 +134,10 @@ class ServerError(LegokvError):
 
 class ModelProcessLost(ServerError):
     """A process that runs one of the server's models ended by itself; the server must restart."""
+
+
+class ServerDeaf(ServerError):
+    """The server's processes are there, and it answers nothing; the server must restart."""
 
 
 class EngineGone(LegokvError):

@@ -15,7 +15,7 @@ TREE = ROOT / "docs" / "structure.md"
 MAX_MODULES, MAX_LOOSE, MAX_FLOORS = 180, 7, 12
 # These choose between a folder's sub-folders, so they alone of its files look into them.
 CHOOSERS = {"runners": {"opening"}, "stores": {"opening", "tiers"}, "serving": set[str]()}
-SUB_ROOMS = {"runners/plan", "stores/local", "stores/fleet", "serving/triton"}
+SUB_ROOMS = {"runners/plan", "stores/local", "stores/fleet", "serving/triton", "serving/front"}
 
 
 @cache

@@ -63,8 +63,8 @@ class RunningServer:
 
     def processes(self) -> list[int]:
         """Numbers of Triton's process, a child of `legokv serve`, and of those of the models."""
-        (triton,) = child_processes(self.process.pid)
-        models = child_processes(triton)
+        children = {pid: child_processes(pid) for pid in child_processes(self.process.pid)}
+        ((triton, models),) = ((pid, below) for pid, below in children.items() if below)
         assert len(models) == 3
         return [triton, *models]
 

@@ -12,7 +12,7 @@ import pytest
 from killing import kill_model, kill_starting_model, next_events
 from server import command, serving
 
-from legokv.cli import RESTART_TRIES
+from legokv.serving.triton.restarts import RESTART_TRIES
 
 NOTICED_SECONDS = 10
 END_SECONDS = 30

@@ -18,6 +18,7 @@ from legokv.serving.messages import (
     Compile,
     Drop,
     Generate,
+    Probe,
     PromptSegment,
     Warm,
 )
@@ -111,7 +112,8 @@ _READERS: dict[str, Mapping[str, fields.Reader]] = {
     "Warm": {**_CHUNK, "tier": partial(_choice, choices=WARM_TIERS)},
     "Drop": {"keys": _keys},
     "Cancel": {"request_id": _TEXT_ID},
+    "Probe": {},
 }
 _MAKERS: dict[str, Callable[..., Command]] = {
-    kind.__name__: kind for kind in (Generate, Compile, Warm, Drop, Cancel)
+    kind.__name__: kind for kind in (Generate, Compile, Warm, Drop, Cancel, Probe)
 }

@@ -228,7 +228,13 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
 def document_replies(
     payload: Mapping[str, object], service: DocumentService, line: RequestLine
 ) -> Iterator[Reply]:
-    """The one reply to a request whose only field is `request`, JSON in UTF-8."""
+    """The one reply to a request whose only field is `request`, JSON in UTF-8.
+
+    The server's own question is answered with nothing: it only asks whether this process answers.
+    """
+    if line.is_probe:
+        yield Reply({"reply": b"{}"}, final=True)
+        return
     line.check_id()
     fields.refuse_unknown(payload, ("request",))
     body = payload.get("request")

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -29,6 +30,7 @@ from legokv.serving.messages import (
     Drop,
     Event,
     Generate,
+    Probe,
     PromptSegment,
     Unknown,
     Warm,
@@ -41,6 +43,9 @@ from legokv.stores.opening import open_registry
 COMPUTE_NICENESS = 10
 MAX_NAMED_TOKENS = 1 << 21
 """Token ids of chunks that are kept by key, the least recently named gone first."""
+MAX_STEP_SECONDS = 900.0
+"""A step that lasts longer is believed never to end: the longest, of a large model on a few cores,
+takes minutes."""
 _IDLE_SECONDS = 30.0
 _SWITCH_SECONDS = 0.0005
 
@@ -58,6 +63,7 @@ class EngineService:
         self._connecting = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
+        self._step_began = 0.0
         # Python's 5 ms would be the time a first token waits while the next step is prepared.
         sys.setswitchinterval(_SWITCH_SECONDS)
         self._scheduler = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -101,11 +107,21 @@ class EngineService:
             return [self._compile(command)]
         if isinstance(command, Warm):
             return [self._warm(command)]
-        if isinstance(command, Cancel):
+        if isinstance(command, Probe):
+            self._check_steps()
+        elif isinstance(command, Cancel):
             self._cancel(command.request_id)
         else:
             self._drop(command)
         return [Done()]
+
+    def _check_steps(self) -> None:
+        """StepFailed if the thread that computes is gone, or one step has no end."""
+        began = self._step_began
+        if not self._scheduler.is_alive():
+            raise StepFailed("the thread that computes has ended")
+        if began and time.monotonic() - began > MAX_STEP_SECONDS:
+            raise StepFailed(f"one step has lasted longer than {MAX_STEP_SECONDS:g} s")
 
     def _generate(self, command: Generate) -> Event:
         keyed = {p.key: p.token_ids for p in command.segments if p.key is not None}
@@ -203,6 +219,7 @@ class EngineService:
         if self._engine.runner.device.type == "cpu":
             _give_way()
         while not self._stopping:
+            self._step_began = time.monotonic()
             try:
                 busy = self._engine.step()
             except Exception as error:
@@ -212,6 +229,7 @@ class EngineService:
                 log.exception("a step failed")
                 self._fail_all(StepFailed(f"a step failed: {type(error).__name__}: {error}"))
                 busy = False
+            self._step_began = 0.0
             if not busy:
                 self._wake.wait(_IDLE_SECONDS)
                 self._wake.clear()

@@ -25,6 +25,7 @@ from legokv.serving.messages import (
     Event,
     Failed,
     Generate,
+    Probe,
     PromptSegment,
     Unknown,
     error_of,
@@ -106,6 +107,9 @@ class GenerateService:
         `legokv.errors`; a Cancelled soon after `is_cancelled` turns true. The request's `line` is
         told what is known before its end.
         """
+        if line.is_probe:
+            yield from self._probed()
+            return
         progress = _Progress()
         line.check_id()
         question = question_from_fields(fields, self._settings)
@@ -128,6 +132,11 @@ class GenerateService:
                     assert isinstance(event, Finished), "an answer is Tokens and a Finished"
                     result = {**answers.outputs(), **_result(line, question, event, progress)}
                     yield Reply(result, final=True)
+
+    def _probed(self) -> Iterator[Reply]:
+        """The reply to the server's question whether this model and the engine answer."""
+        self._ask_engine(Probe())
+        yield Reply({"text_output": "", "finish_reason": "stop"}, final=True)
 
     def _answered(
         self, command: Generate, events: Events, is_cancelled: Callable[[], bool]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from legokv.errors import InvalidRequest, LegokvError
+from legokv.serving.probe import is_probe
 from legokv.serving.settings import Settings
 
 MAX_ID_LEN = 128
@@ -31,6 +32,11 @@ class RequestLine:
     facts: dict[str, object] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def is_probe(self) -> bool:
+        """Whether the request is the server's own question to itself, which no line tells of."""
+        return is_probe(self.request_id)
+
     def check_id(self) -> None:
         """InvalidRequest if the client chose an id that is too long to be kept."""
         if len(self.request_id) > MAX_ID_LEN:
@@ -50,6 +56,8 @@ class RequestLine:
         self._write(level, {"error": {"code": error.code, "message": str(error)}})
 
     def _write(self, level: int, outcome: Mapping[str, object]) -> None:
+        if self.is_probe:
+            return
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "level": logging.getLevelName(level).lower(),

@@ -82,7 +82,12 @@ class Cancel:
     request_id: str
 
 
-Command = Generate | Compile | Warm | Drop | Cancel
+@dataclass(frozen=True)
+class Probe:
+    """Say whether steps are computed: one Done."""
+
+
+Command = Generate | Compile | Warm | Drop | Cancel | Probe
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ class Settings(EngineSettings):
     http_port: int = setting(8000, "HTTP port; auto takes a free one", 0, 65535)
     grpc_port: int = setting(8001, "gRPC port; auto takes a free one", 0, 65535)
     metrics_port: int = setting(8002, "metrics port; auto takes a free one", 0, 65535)
+    expose_triton: str = choice(("off", "on"), "Triton itself listens at the ports, unchecked")
+    max_connections: int = setting(2048, "most connections, and most gRPC calls, at once", 1)
+    max_request_bytes: int = setting(0, "longest request; 0: what the longest text takes", 0)
+    probe_seconds: int = setting(5, "longest answer to the server's question to itself", 1)
+    deaf_seconds: int = setting(60, "after so long without such an answer it starts anew", 1)
     ready_timeout_seconds: int = setting(120, "longest start of the server", 1)
     max_chunk_tokens: int = setting(1024, "longest span of a document compiled at once", 1)
     max_document_tokens: int = setting(131072, "longest document", 1)
@@ -58,6 +63,12 @@ class Settings(EngineSettings):
     def switches(self) -> Switches:
         """Variables of the chat template, where a request does not set them."""
         return parse_switches(self.chat_template_kwargs, "chat_template_kwargs")
+
+    @property
+    def request_bytes(self) -> int:
+        """Longest request as it is sent: JSON inside JSON takes up to four bytes for one."""
+        longest_text = max(self.max_document_bytes, 2 * self.max_question_bytes)
+        return self.max_request_bytes or 4 * longest_text + 2**20
 
     @property
     def document_limits(self) -> DocumentLimits:

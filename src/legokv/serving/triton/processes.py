@@ -5,6 +5,7 @@ Triton 24.10 neither starts a model's process again that died nor stops calling 
 
 import fcntl
 import os
+import resource
 import shutil
 import socket
 import tempfile
@@ -77,6 +78,23 @@ def is_running(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return status.rpartition(")")[2].split()[0] not in _ENDED
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process, and those it starts, open as many files and connections as it may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def open_descriptors(pid: int) -> tuple[int, int]:
+    """How many descriptors a process has open, and how many it may; (0, 1) if it is gone."""
+    try:
+        return (
+            len(os.listdir(_PROCESSES / str(pid) / "fd")),
+            resource.prlimit(pid, resource.RLIMIT_NOFILE)[0],
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return 0, 1
 
 
 _NAMES = ("http_port", "grpc_port", "metrics_port")

@@ -1,19 +1,25 @@
-"""One tritonserver process: start it, wait until it is ready, stop it, leave nothing behind."""
+"""One tritonserver process: start it, wait until it is ready, stop it, leave nothing behind.
+
+It listens on sockets in a folder of this user's, unless it is exposed. What nobody needs of it is
+closed either way.
+"""
 
 import collections
-import http.client
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from legokv.errors import ModelProcessLost, ServerError
+from legokv.errors import ModelProcessLost, ServerDeaf, ServerError
 from legokv.parent_death import end_with_parent
 from legokv.serving.event_stream import FOLDER_VARIABLE
 from legokv.serving.secret import SECRET_VARIABLE, new_secret
@@ -24,7 +30,13 @@ from legokv.serving.triton.install import (
     lay_out_backend,
     server_environment,
 )
-from legokv.serving.triton.processes import ModelWatch, server_folder, shared_memory_prefix
+from legokv.serving.triton.log_lines import CollapsedLog
+from legokv.serving.triton.processes import (
+    ModelWatch,
+    open_descriptors,
+    server_folder,
+    shared_memory_prefix,
+)
 
 EXIT_TIMEOUT_SECONDS = 10
 _LOG_TAIL_LINES = 30
@@ -33,14 +45,46 @@ _LOST_SECONDS = 1.0
 """From a model's loss to the server's end, so that answers of the other models get out."""
 _REFUSED_SECONDS = 3.0
 """From a model's end while the server starts to when it is believed lost."""
+_LOOK_SECONDS = 10.0
+"""How often its descriptors are counted."""
+_MANY_DESCRIPTORS = 0.5
+"""The share of the limit past which a line says so."""
+_CLOSED = "shared-memory,model-repository,statistics,trace,logging"
+"""What nobody needs of Triton, and some can use to write into it or to hide."""
+
+
+class Witness(Protocol):
+    """Who asks the server as a client does."""
+
+    def is_ready(self) -> bool:
+        """Whether a question asked since `forget` was answered."""
+
+    def forget(self) -> None:
+        """A new server starts."""
+
+    def deaf_reason(self) -> str:
+        """Why the server is to be started anew, "" if it is not."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens, a folder or, if None, the settings' ports, and what it is told."""
+
+    sockets: Path | None
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 class TritonServer:
     """A running server for the models of this package. Its log goes to standard error."""
 
-    def __init__(self, settings: Settings, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, settings: Settings, process: subprocess.Popen[bytes], witness: Witness
+    ) -> None:
         self.settings = settings
         self.stopping = False
+        self._witness = witness
+        witness.forget()
+        self._looked = time.monotonic()
         self._process = process
         self._models = ModelWatch(process.pid)
         self._tail: collections.deque[str] = collections.deque(maxlen=_LOG_TAIL_LINES)
@@ -55,7 +99,7 @@ class TritonServer:
         """
         limit = self.settings.ready_timeout_seconds
         deadline = time.monotonic() + limit
-        while not self._is_ready() and not self.stopping:
+        while not self._witness.is_ready() and not self.stopping:
             self._check_start()
             if time.monotonic() > deadline:
                 raise ServerError(f"the server was not ready after {limit} s\n{self._log_end()}")
@@ -80,12 +124,18 @@ class TritonServer:
 
         ModelProcessLost soon after a model's process ended; the server is killed with it, for
         requests under way in the lost model would never end. Their clients see a lost connection.
+        ServerDeaf if it answers no questions for the settings' time; it is killed too.
         """
         while self._process.poll() is None and not self.stopping:
             lost = self._models.lost()
             if lost:
                 time.sleep(_LOST_SECONDS)
                 raise self._killed_for(lost, "ended by itself")
+            deaf = self._witness.deaf_reason()
+            if deaf:
+                self._kill()
+                raise ServerDeaf(f"{deaf}\n{self._log_end()}")
+            self._look_at_descriptors()
             time.sleep(_POLL_SECONDS)
         if not self.stopping:
             raise ServerError(
@@ -120,22 +170,19 @@ class TritonServer:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _is_ready(self) -> bool:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)
-        connection = http.client.HTTPConnection(host, self.settings.http_port, timeout=5)
-        try:
-            connection.request("GET", "/v2/health/ready")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except OSError:
-            return False
-        finally:
-            connection.close()
+    def _look_at_descriptors(self) -> None:
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        number, limit = open_descriptors(self._process.pid)
+        if number > _MANY_DESCRIPTORS * limit:
+            print(f"legokv: Triton has {number} of {limit} descriptors open", file=sys.stderr)
 
     def _forward_log(self) -> None:
         assert self._process.stdout is not None, "the server's output is a pipe"
+        log = CollapsedLog()
         for line in self._process.stdout:
-            text = line.decode(errors="replace").strip(" \0\n")
-            if text:
+            for text in log.shown(line.decode(errors="replace").strip(" \0\n")):
                 self._tail.append(text)
                 print(text, file=sys.stderr, flush=True)
 
@@ -146,19 +193,20 @@ class TritonServer:
 
 
 @contextmanager
-def running_server(settings: Settings) -> Iterator[TritonServer]:
+def running_server(settings: Settings, place: Place, witness: Witness) -> Iterator[TritonServer]:
     """A server that was started with `settings`, whose ports are chosen; gone after the block."""
     install = find_triton()
     with server_folder() as folder, shared_memory_prefix() as prefix:
         lay_out_backend(install, folder)
-        command = _command(settings, install, folder, prefix)
+        command = _command(settings, install, folder, prefix) + _listening(settings, place)
         variables = {
             **settings.environment(),
+            **place.variables,
             FOLDER_VARIABLE: str(folder),
             SECRET_VARIABLE: new_secret(),
         }
         environment = server_environment(install, {**os.environ, **variables})
-        server = TritonServer(settings, _start(command, environment))
+        server = TritonServer(settings, _start(command, environment), witness)
         try:
             yield server
         finally:
@@ -168,25 +216,34 @@ def running_server(settings: Settings) -> Iterator[TritonServer]:
 def _command(
     settings: Settings, install: TritonInstall, backends: Path, shared_memory_prefix: str
 ) -> list[str]:
-    ports = [
-        option
-        for name in ("http", "grpc", "metrics")
-        for option in (
-            f"--{name}-address={settings.host}",
-            f"--{name}-port={getattr(settings, f'{name}_port')}",
-        )
-    ]
+    # The value ends in a new line, which no header can carry: not even who reads it off this
+    # command's line can send it.
+    closed = f"{_CLOSED}:{secrets.token_hex(16)}={secrets.token_hex(32)}\n"
     return [
         str(install.server),
         f"--model-repository={install.model_repository}",
         f"--backend-directory={backends}",
-        *ports,
+        f"--http-restricted-api={closed}",
+        f"--grpc-restricted-protocol={closed}",
         "--disable-auto-complete-config",
         "--log-info=false",
         "--log-warning=false",
         f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
     ]
+
+
+def _listening(settings: Settings, place: Place) -> list[str]:
+    """Options that say where the server listens; what lay there before it is gone."""
+    options = []
+    for name in ("http", "grpc", "metrics"):
+        address, port = settings.host, getattr(settings, f"{name}_port")
+        if place.sockets is not None:
+            address = f"unix:{place.sockets / name}"
+            for left in place.sockets.glob(f"{name}*"):
+                left.unlink()
+        options += [f"--{name}-address={address}", f"--{name}-port={port}"]
+    return options
 
 
 def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -1,0 +1,120 @@
+"""The front's process: HTTP, metrics and gRPC in one event loop, and the probe beside them.
+
+Each line of its output is what the probe knows; each line of its input is a sentence with which
+new requests are refused from then on, an empty one ends that.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from legokv.parent_death import end_with_parent
+from legokv.serving.front.bounds import IDLE_SECONDS, Bounds
+from legokv.serving.front.brief import Brief, brief_of_environment
+from legokv.serving.front.grpc_front import GrpcFront, listening
+from legokv.serving.front.http_app import HttpFront
+from legokv.serving.front.http_protocol import bounded_protocol
+from legokv.serving.front.internals import Internals
+from legokv.serving.front.metrics_app import MetricsFront
+from legokv.serving.front.probe import Probe
+from legokv.serving.front.state import State
+from legokv.serving.front.tensor_check import models_in
+from legokv.serving.front.upstream import Upstream
+from legokv.serving.log import log_to_server
+from legokv.serving.settings import Settings
+from legokv.serving.settings_sources import settings_from
+
+BEAT_SECONDS = 1.0
+_BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the business of whoever started this process."""
+        yield
+
+
+def _serve(app: Any, limits: Bounds, bound: socket.socket) -> asyncio.Task[None]:
+    config = uvicorn.Config(
+        app,
+        http=bounded_protocol(limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=IDLE_SECONDS,
+        # Else contexts of tasks are chained for as long as a connection lives.
+        timeout_graceful_shutdown=1,
+    )
+    return asyncio.create_task(_Server(config).serve(sockets=[bound]))
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((host, port))
+    return bound
+
+
+async def _run(settings: Settings, brief: Brief) -> None:
+    limits = Bounds.by_settings(settings)
+    internals = Internals((str(settings.cache_dir), str(settings.engine), brief.sockets))
+    state = State()
+    upstream = Upstream(brief.http)
+    probe = Probe(upstream, state, brief.probe_id, settings.probe_seconds)
+    tasks = [asyncio.create_task(probe.run()), asyncio.create_task(_beat(probe))]
+    if settings.expose_triton == "off":
+        http = HttpFront(limits, upstream, internals, state)
+        metrics = MetricsFront(Upstream(brief.metrics))
+        grpc_front = GrpcFront(brief.grpc, models_in(Path(brief.models)), internals, state)
+        tasks.append(_serve(http, limits, _bound(settings.host, settings.http_port)))
+        tasks.append(_serve(metrics, limits, _bound(settings.host, settings.metrics_port)))
+        server = await listening(grpc_front, settings.host, settings.grpc_port, limits)
+        tasks.append(asyncio.create_task(server.wait_for_termination()))
+    await _listen_for_refusals(state)
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _beat(probe: Probe) -> None:
+    """Tell whoever started this what is known, again and again: silence means that it hangs."""
+    while True:
+        failing = probe.failing_seconds
+        line = {"reason": probe.reason, "failing_seconds": failing, "asked": probe.num_asked}
+        print(json.dumps(line), flush=True)
+        await asyncio.sleep(BEAT_SECONDS if not probe.reason else BEAT_SECONDS / 10)
+
+
+async def _listen_for_refusals(state: State) -> None:
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        state.refusal = line.decode().strip()
+
+
+def main() -> None:
+    """Run until killed, or until the process that started this one is gone."""
+    end_with_parent(signal.SIGKILL)
+    settings = settings_from(None, os.environ, {})
+    log_to_server("front", settings)
+    uvloop.run(_run(settings, brief_of_environment()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Triton's gRPC as clients get it: raw messages, checked, bounded and passed on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
+
+from legokv.errors import InvalidRequest, LegokvError, NotFound
+from legokv.serving.front.bounds import Bounds
+from legokv.serving.front.internals import STARTING, Internals
+from legokv.serving.front.state import State
+from legokv.serving.front.tensor_check import Model, check_request, parse_request
+from legokv.serving.log import RequestLine
+
+SERVICE = "inference.GRPCInferenceService"
+_CODES = {
+    "INVALID_ARG": grpc.StatusCode.INVALID_ARGUMENT,
+    "NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+    "UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
+}
+# The first byte of a ModelStreamInferResponse that has an error message.
+_ERROR_TAG = b"\x0a"
+_OPEN = ("ServerMetadata", "ModelMetadata", "ModelConfig", "ModelReady", "ServerLive")
+_NAMED = {
+    "ModelMetadata": service_pb2.ModelMetadataRequest,
+    "ModelConfig": service_pb2.ModelConfigRequest,
+    "ModelReady": service_pb2.ModelReadyRequest,
+}
+_CLOSED = (
+    *("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "ModelStatistics"),
+    *("SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister"),
+    *("CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"),
+    *("TraceSetting", "LogSettings"),
+)
+_CHANNEL = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_retries", 0),
+)
+
+Unary = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
+
+
+class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    """The service. Made and used in one event loop."""
+
+    def __init__(
+        self,
+        target: str,
+        models: dict[str, Model],
+        internals: Internals,
+        state: State,
+    ) -> None:
+        self._channel = grpc.aio.insecure_channel(target, options=_CHANNEL)
+        self._models = models
+        self._internals = internals
+        self._state = state
+        self._stream_upstream = self._channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        self._handlers = {
+            f"/{SERVICE}/ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream),
+            f"/{SERVICE}/ModelInfer": _unary(self._passed("ModelInfer", self._check_infer)),
+            f"/{SERVICE}/ServerReady": _unary(self._ready),
+            **{f"/{SERVICE}/{n}": _unary(self._passed(n, self._named(n))) for n in _OPEN},
+            **{f"/{SERVICE}/{n}": _unary(_closed(n)) for n in _CLOSED},
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of a method; None, which gRPC tells as UNIMPLEMENTED, for others."""
+        return self._handlers.get(handler_call_details.method)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def _ready(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        reply = service_pb2.ServerReadyResponse(ready=self._state.ready)
+        return bytes(reply.SerializeToString())
+
+    def _passed(self, name: str, check: Callable[[bytes], None]) -> Unary:
+        upstream = self._channel.unary_unary(f"/{SERVICE}/{name}")
+
+        async def call(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            try:
+                check(body)
+                return bytes(await upstream(body))
+            except LegokvError as error:
+                RequestLine("front").failed(error)
+                return await _abort(context, error)
+            except grpc.aio.AioRpcError as error:
+                return await self._abort_with(context, error)
+
+        return call
+
+    def _named(self, method: str) -> Callable[[bytes], None]:
+        """A check that the model a message names is one of those that clients may name."""
+        kind = _NAMED.get(method)
+
+        def check(body: bytes) -> None:
+            if kind is None:
+                return
+            try:
+                name = kind.FromString(body).name
+            except DecodeError as error:
+                raise InvalidRequest(f"not a {kind.__name__}: {error}") from None
+            if name not in self._models:
+                raise NotFound(
+                    f"there is no model {name[:200]!r} here: {' and '.join(self._models)} are"
+                )
+
+        return check
+
+    def _check_infer(self, body: bytes) -> None:
+        self._state.check_taking()
+        check_request(parse_request(body), self._models)
+
+    async def _stream(
+        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+    ) -> None:
+        """One stream of requests and their replies; a refused request ends no other of it."""
+        upstream = self._stream_upstream()
+        writing = asyncio.Lock()
+
+        async def write(reply: bytes) -> None:
+            async with writing:
+                await context.write(reply)
+
+        asking = asyncio.create_task(self._ask_all(requests, upstream, write))
+        try:
+            async for reply in upstream:
+                await write(self._checked(reply))
+            code = await upstream.code()
+            if code is not grpc.StatusCode.OK:
+                await context.abort(code, await upstream.details())
+        except grpc.aio.AioRpcError as error:
+            await self._abort_with(context, error)
+        finally:
+            asking.cancel()
+            upstream.cancel()
+
+    async def _ask_all(
+        self,
+        requests: AsyncIterator[bytes],
+        upstream: Any,
+        write: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        async for body in requests:
+            request_id = ""
+            try:
+                request = parse_request(body)
+                request_id = request.id
+                self._state.check_taking()
+                check_request(request, self._models)
+            except LegokvError as error:
+                RequestLine("front").failed(error)
+                await write(_stream_error(str(error), request_id))
+            else:
+                await upstream.write(body)
+        await upstream.done_writing()
+
+    def _checked(self, reply: bytes) -> bytes:
+        """A reply of a stream, its error replaced if it names what is inside."""
+        if not reply.startswith(_ERROR_TAG):
+            return reply
+        message = service_pb2.ModelStreamInferResponse.FromString(reply)
+        replaced = self._internals.replaced(message.error_message)
+        if replaced is None:
+            return reply
+        _log_replaced(message.error_message)
+        message.error_message = replaced.sentence
+        return bytes(message.SerializeToString())
+
+    async def _abort_with(
+        self, context: grpc.aio.ServicerContext, error: grpc.aio.AioRpcError
+    ) -> bytes:
+        """End the call as Triton ended it, its sentence replaced if it names what is inside."""
+        details = error.details() or ""
+        if error.code() is grpc.StatusCode.UNAVAILABLE and not _from_triton(error):
+            await context.abort(grpc.StatusCode.UNAVAILABLE, STARTING)
+        replaced = self._internals.replaced(details)
+        code = error.code()
+        if replaced is not None:
+            _log_replaced(details)
+            details = replaced.sentence
+            code = grpc.StatusCode.UNAVAILABLE if replaced.gone else code
+        await context.abort(code, details)
+        raise AssertionError("abort raises")
+
+
+def _from_triton(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the server said it, rather than gRPC of a server that is not there."""
+    return not any(
+        word in (error.details() or "") for word in ("failed to connect", "Socket closed", "unix:")
+    )
+
+
+def _unary(call: Unary) -> Any:
+    return grpc.unary_unary_rpc_method_handler(call)
+
+
+def _closed(name: str) -> Unary:
+    async def refuse(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{name} is closed on this server")
+        raise AssertionError("abort raises")
+
+    return refuse
+
+
+async def _abort(context: grpc.aio.ServicerContext, error: LegokvError) -> bytes:
+    await context.abort(_CODES.get(error.code, grpc.StatusCode.INTERNAL), str(error))
+    raise AssertionError("abort raises")
+
+
+def _stream_error(sentence: str, request_id: str) -> bytes:
+    reply = service_pb2.ModelStreamInferResponse(error_message=sentence)
+    reply.infer_response.id = request_id
+    return bytes(reply.SerializeToString())
+
+
+def _log_replaced(text: str) -> None:
+    RequestLine("front").failed(LegokvError(f"Triton's error, which clients do not see: {text}"))
+
+
+async def listening(front: GrpcFront, host: str, port: int, limits: Bounds) -> grpc.aio.Server:
+    """A server on this port that answers by the front."""
+    server = grpc.aio.server(
+        options=(
+            # Else a second server would share the port instead of being refused it.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", limits.request_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", limits.connections),
+            ("grpc.max_metadata_size", 32 * 1024),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ),
+        maximum_concurrent_rpcs=limits.connections,
+    )
+    server.add_generic_rpc_handlers((front,))
+    server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    await server.start()
+    return server

@@ -1,0 +1,297 @@
+"""Triton's HTTP as clients get it: checked, bounded, passed on, and byte for byte else (ASGI)."""
+
+import asyncio
+import json
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+
+from legokv.errors import (
+    AnswerBroken,
+    Busy,
+    InvalidRequest,
+    LegokvError,
+    PathClosed,
+    RequestTooLarge,
+)
+from legokv.serving.front import bounds
+from legokv.serving.front.internals import STARTING, Internals
+from legokv.serving.front.json_bounds import check_json
+from legokv.serving.front.routes import Kind, kind_of
+from legokv.serving.front.state import State
+from legokv.serving.front.upstream import Upstream
+from legokv.serving.log import RequestLine
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_LENGTH = b"inference-header-content-length"
+_PASSED_ON = (b"content-type", _LENGTH)
+_PASSED_BACK = ("Content-Type", "Content-Length", "Inference-Header-Content-Length")
+_STATUS = {"INVALID_ARG": HTTPStatus.BAD_REQUEST, "UNAVAILABLE": HTTPStatus.SERVICE_UNAVAILABLE}
+_EVENT_OF_ERROR = b'data: {"error"'
+
+
+@dataclass
+class _Held:
+    """Bytes of bodies that are held now, of all requests."""
+
+    most: int
+    num_bytes: int = 0
+
+
+@dataclass
+class HttpFront:
+    """The app. One for all requests; nothing of a request is left in it."""
+
+    limits: bounds.Bounds
+    upstream: Upstream
+    internals: Internals
+    state: State
+    _held: _Held = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._held = _Held(bounds.BODIES_AT_ONCE * self.limits.request_bytes)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http", "no websockets, no lifespan"
+        request = _Request(self, scope, receive, send)
+        try:
+            await request.answer()
+        except AnswerBroken:
+            return
+        except LegokvError as error:
+            await request.refuse(error)
+        finally:
+            self._held.num_bytes -= request.num_bytes_held
+
+
+class _Request:
+    """One request under way."""
+
+    def __init__(self, front: HttpFront, scope: Message, receive: Receive, send: Send) -> None:
+        self._front = front
+        self._scope = scope
+        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self._receive = receive
+        self._send_message = send
+        self._path = scope["raw_path"].decode("ascii", "replace")
+        self._begun = False
+        self.num_bytes_held = 0
+
+    async def answer(self) -> None:
+        """Answer the request; raises what it is refused with, before anything was sent."""
+        kind = kind_of(self._scope["method"], self._path)
+        state = self._front.state
+        if kind is Kind.READY and not state.ready:
+            await self._say(HTTPStatus.SERVICE_UNAVAILABLE, state.reason())
+            return
+        body = b""
+        if kind in (Kind.INFER, Kind.GENERATE):
+            state.check_taking()
+            body = await self._body()
+            check_json(self._json_part(kind, body))
+        await self._pass_on(body)
+
+    async def refuse(self, error: LegokvError) -> None:
+        """Tell the client and the log; too late for the client if its answer has begun."""
+        RequestLine("front").failed(error)
+        if not self._begun:
+            if isinstance(error, PathClosed):
+                status = error.status
+            elif isinstance(error, RequestTooLarge):
+                status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+            else:
+                status = _STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
+            await self._say(status, str(error))
+
+    async def _body(self) -> bytes:
+        declared = self._header(b"content-length")
+        if declared is not None and int(declared) > self._front.limits.request_bytes:
+            raise self._too_large(int(declared))
+        parts = []
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise AnswerBroken("the client or the server is gone")
+            parts.append(message["body"])
+            more = message["more_body"]
+            self._hold(len(message["body"]))
+        return self._decoded(b"".join(parts))
+
+    def _hold(self, num_bytes: int) -> None:
+        held = self._front._held
+        self.num_bytes_held += num_bytes
+        held.num_bytes += num_bytes
+        if self.num_bytes_held > self._front.limits.request_bytes:
+            raise self._too_large(self.num_bytes_held)
+        if held.num_bytes > held.most:
+            raise Busy(f"requests of {held.num_bytes} bytes are read, at most {held.most} at once")
+
+    def _too_large(self, num_bytes: int) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"the request has {num_bytes} bytes or more, at most {self._front.limits.request_bytes}"
+            " are taken (--max-request-bytes)"
+        )
+
+    def _decoded(self, body: bytes) -> bytes:
+        coding = self._header(b"content-encoding")
+        if coding is None or coding == b"identity":
+            return body
+        if coding not in (b"gzip", b"deflate"):
+            raise InvalidRequest(f"content-encoding is gzip, deflate or identity, not {coding!r}")
+        decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        try:
+            plain = decoder.decompress(body, self._front.limits.request_bytes + 1)
+        except zlib.error as error:
+            raise InvalidRequest(f"the body is no {coding.decode()}: {error}") from None
+        if not decoder.eof and not decoder.unconsumed_tail:
+            raise InvalidRequest(f"the body ends within its {coding.decode()}")
+        self._hold(len(plain))
+        return plain
+
+    def _json_part(self, kind: Kind, body: bytes) -> bytes:
+        """What Triton would parse of the body: all of it, or what stands before tensors' bytes."""
+        length = self._header(_LENGTH)
+        if kind is Kind.GENERATE or length is None:
+            return body
+        if not length.isdigit() or int(length) > len(body):
+            raise InvalidRequest(
+                f"inference-header-content-length is {length[:20]!r}, the body has {len(body)} "
+                "bytes"
+            )
+        return body[: int(length)]
+
+    def _header(self, name: bytes) -> bytes | None:
+        """A header's one value; InvalidRequest if there are two."""
+        values = [value for key, value in self._headers if key == name]
+        if len(values) > 1:
+            raise InvalidRequest(f"there are {len(values)} headers {name.decode()}")
+        return values[0] if values else None
+
+    async def _pass_on(self, body: bytes) -> None:
+        headers = {
+            key.decode(): value.decode("latin-1")
+            for key, value in self._headers
+            if key in _PASSED_ON
+        }
+        method = self._scope["method"]
+        passing = asyncio.ensure_future(self._answered(method, headers, body))
+        leaving = asyncio.ensure_future(self._client_leaves())
+        try:
+            await asyncio.wait((passing, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not passing.done():
+                raise AnswerBroken("the client or the server is gone")
+            passing.result()
+        finally:
+            passing.cancel()
+            leaving.cancel()
+
+    async def _client_leaves(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def _answered(self, method: str, headers: dict[str, str], body: bytes) -> None:
+        try:
+            async with self._front.upstream.request(method, self._path, headers, body) as response:
+                if response.status >= HTTPStatus.BAD_REQUEST:
+                    await self._error(response.status, await response.read())
+                else:
+                    await self._pass_back(response)
+        except aiohttp.ClientError:
+            if self._begun:
+                # The client must not take what it has for all of it.
+                raise ConnectionResetError(
+                    "the server was lost in the midst of an answer"
+                ) from None
+            raise Busy(STARTING) from None
+
+    async def _pass_back(self, response: aiohttp.ClientResponse) -> None:
+        kept = [
+            (name.lower().encode(), response.headers[name].encode("latin-1"))
+            for name in _PASSED_BACK
+            if name in response.headers
+        ]
+        await self._begin(response.status, kept)
+        events = _Events() if response.content_type == "text/event-stream" else None
+        async for part in response.content.iter_any():
+            if events is not None:
+                part = self._checked(events.whole(part))
+            if part:
+                await self._send({"type": "http.response.body", "body": part, "more_body": True})
+        rest = b"" if events is None else self._checked(events.rest)
+        await self._send({"type": "http.response.body", "body": rest})
+
+    def _checked(self, events: bytes) -> bytes:
+        """Events with errors that name what is inside replaced."""
+        if _EVENT_OF_ERROR not in events:
+            return events
+        lines = events.split(b"\n")
+        for number, line in enumerate(lines):
+            if line.startswith(_EVENT_OF_ERROR):
+                text = _sentence(line.removeprefix(b"data: "))
+                replaced = self._front.internals.replaced(text)
+                if replaced is not None:
+                    _log_replaced(text)
+                    lines[number] = b"data: " + json.dumps({"error": replaced.sentence}).encode()
+        return b"\n".join(lines)
+
+    async def _error(self, status: int, body: bytes) -> None:
+        text = _sentence(body)
+        replaced = self._front.internals.replaced(text)
+        if replaced is None:
+            await self._whole(status, body)
+            return
+        _log_replaced(text)
+        unavailable = HTTPStatus.SERVICE_UNAVAILABLE
+        await self._say(unavailable if replaced.gone else status, replaced.sentence)
+
+    async def _say(self, status: int, sentence: str) -> None:
+        await self._whole(status, json.dumps({"error": sentence}, ensure_ascii=False).encode())
+
+    async def _whole(self, status: int, body: bytes) -> None:
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await self._begin(status, headers)
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self._begun = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _send(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(bounds.WRITE_SECONDS):
+                await self._send_message(message)
+        except TimeoutError:
+            raise AnswerBroken("the client or the server is gone") from None
+
+
+class _Events:
+    """Cuts a stream of server-sent events into whole ones."""
+
+    def __init__(self) -> None:
+        self.rest = b""
+
+    def whole(self, part: bytes) -> bytes:
+        """All events that are whole with this part of the stream."""
+        if not self.rest and part.endswith(b"\n\n"):
+            return part
+        whole, end, self.rest = (self.rest + part).rpartition(b"\n\n")
+        return whole + end
+
+
+def _sentence(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return body.decode(errors="replace")
+
+
+def _log_replaced(text: str) -> None:
+    RequestLine("front").failed(LegokvError(f"Triton's error, which clients do not see: {text}"))

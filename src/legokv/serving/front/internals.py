@@ -1,0 +1,45 @@
+"""Errors of Triton that name what lies inside the server: clients get a sentence in their place."""
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_WORDS = (
+    r"legokv_\d+_",
+    r"/dev/shm",
+    r"shared memory",
+    r"\bstub process\b",
+    r"\bpb_utils\b",
+    r"\bAt:\n",
+    r"\.(?:py|cc|h|so)\b[(:]",
+    r"Failed to process the request\(s\)",
+)
+_GONE = re.compile(r"stub process .* (?:not healthy|died|restart)|is not ready|unavailable", re.I)
+
+FAULT = "an internal error; the server's log has it"
+STARTING = "the server is starting or has lost a process: ask again in a few seconds"
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What a client gets in an error's place; `gone`: the same may succeed later."""
+
+    sentence: str
+    gone: bool
+
+
+class Internals:
+    """Finds names of the server's own in sentences. `places` are folders that nobody is told of."""
+
+    def __init__(self, places: Iterable[str]) -> None:
+        folders = {sys.prefix, sys.base_prefix, f"{tempfile.gettempdir()}/legokv", *places} - {"/"}
+        words = (*_WORDS, *(re.escape(folder) for folder in sorted(folders)))
+        self._words = re.compile("|".join(words), re.IGNORECASE)
+
+    def replaced(self, sentence: str) -> Replaced | None:
+        """What is said in place of an error's sentence; None if it may be passed on."""
+        if _GONE.search(sentence):
+            return Replaced(STARTING, gone=True)
+        return Replaced(FAULT, gone=False) if self._words.search(sentence) else None

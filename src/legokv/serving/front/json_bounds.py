@@ -1,0 +1,41 @@
+"""How deep and how long a JSON text is, in one pass and without parsing it: a parser may recurse.
+
+A text that is no JSON is not refused here: Triton says what is wrong with it.
+"""
+
+import re
+
+from legokv.errors import InvalidRequest
+
+MAX_DEPTH = 32
+"""Most objects and lists inside one another; Triton's parser crashed at 150,000."""
+MAX_MEMBERS = 65_536
+"""Most members of all objects and lists together."""
+
+# One that never ends goes to the text's end: else each quote in it would be tried as a start.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_STRUCTURE = b"[]{},"
+_OTHERS = bytes(set(range(256)) - set(_STRUCTURE))
+_OPENING, _CLOSING = b"[{", b"]}"
+
+
+def check_json(text: bytes) -> None:
+    """InvalidRequest with both numbers if the text is too deep or has too many members."""
+    structure = _STRING.sub(b"", text).translate(None, _OTHERS)
+    members = sum(structure.count(byte) for byte in (b"[", b"{", b","))
+    # As many closing brackets are no harm but for the loop below.
+    if members > MAX_MEMBERS or len(structure) > 2 * MAX_MEMBERS:
+        raise InvalidRequest(
+            f"the JSON has {max(members, len(structure) // 2)} members, at most {MAX_MEMBERS} fit"
+        )
+    depth = deepest = 0
+    for byte in structure:
+        if byte in _OPENING:
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in _CLOSING:
+            depth -= 1
+    if deepest > MAX_DEPTH:
+        raise InvalidRequest(
+            f"the JSON has {deepest} objects and lists inside one another, at most {MAX_DEPTH} fit"
+        )
