@@ -81,7 +81,7 @@ def ask(arguments: argparse.Namespace) -> int:
     with closing(server.answers(fields_of(server, arguments))) as replies:
         for reply in replies:
             if arguments.format == "json":
-                print(json.dumps(reply, ensure_ascii=False), flush=True)
+                print(json.dumps(reply, ensure_ascii=False, allow_nan=False), flush=True)
                 continue
             if isinstance(reply["text_output"], list):
                 print("\n\n".join(numbered(reply["text_output"])))

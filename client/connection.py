@@ -33,7 +33,9 @@ class Server:
     def documents(self, operation: str, **fields: object) -> dict[str, Any]:
         """The reply of the documents model to one operation."""
         request = {"operation": operation, "namespace": self._namespace, **fields}
-        body = np.array([json.dumps(request, ensure_ascii=False).encode()], np.object_)
+        body = np.array(
+            [json.dumps(request, ensure_ascii=False, allow_nan=False).encode()], np.object_
+        )
         try:
             result = self._triton.infer("documents", [_input("request", body)])
         except InferenceServerException as error:

@@ -113,7 +113,11 @@ def show(server: Server, arguments: argparse.Namespace) -> int:
     document_id = server.document_id(arguments.document)
     reply = server.documents("get", id=document_id, text=arguments.text)
     if arguments.format == "json":
-        print(json.dumps(reply["document"] | {k: reply[k] for k in ("text",) if k in reply}))
+        print(
+            json.dumps(
+                reply["document"] | {k: reply[k] for k in ("text",) if k in reply}, allow_nan=False
+            )
+        )
         return 0
     for name, value in reply["document"].items():
         print(f"{name:16} {value}")
@@ -132,13 +136,17 @@ def update(server: Server, arguments: argparse.Namespace) -> int:
 def delete(server: Server, arguments: argparse.Namespace) -> int:
     for name in arguments.documents:
         reply = server.documents("delete", id=server.document_id(name))
-        print(json.dumps(reply) if arguments.format == "json" else f"deleted {reply['deleted']}")
+        print(
+            json.dumps(reply, allow_nan=False)
+            if arguments.format == "json"
+            else f"deleted {reply['deleted']}"
+        )
     return 0
 
 
 def document_line(document: dict[str, Any], form: str) -> str:
     if form == "json":
-        return json.dumps(document)
+        return json.dumps(document, allow_nan=False)
     line = "{id}  {state:10} {num_tokens:>7} tokens {num_chunks:>4} chunks  {name}".format(
         **document | {"name": document["name"] or "-"}
     )

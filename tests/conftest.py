@@ -13,6 +13,7 @@ from redis_server import redis_running
 from tiny_checkpoints import make_tiny_checkpoint
 
 from legokv.build.engine import BuildSettings, build_engine_folder
+from legokv.engine.metrics import EngineMetrics, FailedStepReason
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +44,27 @@ def tiny_engine_folder(
         return built[name]
 
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_fault_of_one_ends_all(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """No engine in this process ends all that is under way, but where a test is about that.
+
+    What a server's engine counts of it is looked at when the server ends.
+    """
+    ended: list[str] = []
+    count = EngineMetrics.step_failed
+
+    def step_failed(metrics: EngineMetrics, reason: FailedStepReason) -> None:
+        ended.append(reason)
+        count(metrics, reason)
+
+    monkeypatch.setattr(EngineMetrics, "step_failed", step_failed)
+    yield
+    allowed = request.node.get_closest_marker("ends_all") is not None
+    assert ("engine" in ended) == allowed
 
 
 @pytest.fixture

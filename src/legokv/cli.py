@@ -141,7 +141,7 @@ def _addresses(settings: Settings) -> dict[str, object]:
 
 
 def _say_json(event: str, facts: dict[str, object]) -> None:
-    print(json.dumps({"event": event, **facts}), flush=True)
+    print(json.dumps({"event": event, **facts}, allow_nan=False), flush=True)
 
 
 def _say_text(event: str, facts: dict[str, object]) -> None:

@@ -91,20 +91,27 @@ class StepFailed(LegokvError):
     """What a request asked for could not be computed; the log says why, and others go on."""
 
 
+class NotFinite(StepFailed):
+    """The model gave NaN or infinity where numbers are due; nothing is drawn from or kept of it."""
+
+
 class LaunchRefused(StepFailed):
     """A kernel's launcher that said no; the message is the library's own."""
 
     code = "UNSUPPORTED"
 
 
-UnreadableReason = Literal["missing", "io", "length", "header", "identity", "checksum", "unknown"]
+UnreadableReason = Literal[
+    "missing", "io", "length", "header", "identity", "checksum", "layout", "not_finite", "unknown"
+]
 
 
 class ChunkUnreadable(LegokvError):
     """A stored chunk that is gone or damaged. The caller compiles it again.
 
     reason: "missing"; "io", the system could not read it; "length", shorter or longer than it says;
-    "header", damaged or of another format; "identity", another chunk's; or "checksum".
+    "header", damaged or of another format; "identity", another chunk's; "checksum"; "layout", not
+    the shape or type of the model's KV; or "not_finite", with NaN or infinity in it.
     """
 
     def __init__(self, message: str, reason: UnreadableReason = "unknown") -> None:

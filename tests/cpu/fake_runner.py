@@ -14,10 +14,12 @@ from legokv.chunks.budget import Budget
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.host_tier import HostTier
 from legokv.chunks.pool import ChunkCache, PagePool
+from legokv.chunks.stored_kv import KvForm
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.answer import answers_to
+from legokv.engine.chunk_jobs import CompileJob
 from legokv.engine.executor import Executor
-from legokv.engine.jobs import CompileJob, GenerateJob, Guide, Job
+from legokv.engine.jobs import GenerateJob, Guide, Job
 from legokv.engine.request import GenerateRequest, Token
 from legokv.link.link import place
 from legokv.step.batch import StepBatch
@@ -117,7 +119,8 @@ class World:
         self.host = HostTier(Budget(given.get("host_bytes", 0)))
         self.disk = DurableTier(Budget(given.get("disk_bytes", 0)))
         kept = [tier for tier in (self.host, self.disk) if tier.stats().max_bytes]
-        self.tiers = LowerTiers(kept, given.get("stored_dtype", "model"))
+        form = KvForm(1, 1, 1, torch.float32)
+        self.tiers = LowerTiers(kept, given.get("stored_dtype", "model"), form)
         self.executor = Executor(
             self.runner,
             self.cache,

@@ -171,3 +171,33 @@ def test_things_are_called_by_nouns() -> None:
     }
     assert named == set()
     assert participles("def f(given):\n    found = given\n") == ["1: given", "2: found"]
+
+
+# Whose JSON somebody else reads.
+SPOKEN_BY = ("cli.py", "serving", "commands", "chunks", "built", "plan")
+
+
+def loose_json(source: str) -> list[int]:
+    """Lines that write JSON and would write NaN, which is none."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [
+        call.lineno
+        for call in calls
+        if ast.unparse(call.func) in ("json.dumps", "json.dump")
+        and not any(k.arg == "allow_nan" and ast.unparse(k.value) == "False" for k in call.keywords)
+    ]
+
+
+def test_json_that_leaves_is_json() -> None:
+    rooms = [file for file in modules() if file.relative_to(PACKAGE).parts[0] in SPOKEN_BY]
+    # The front writes sentences and counts alone.
+    rooms = [file for file in rooms if file.parent.name != "front"]
+    clients = sorted((ROOT / "client").glob("*.py"))
+    assert len(rooms) > 40
+    loose = {
+        f"{file.relative_to(ROOT)}:{line}"
+        for file in (*rooms, *clients)
+        for line in loose_json(file.read_text())
+    }
+    assert loose == set()
+    assert loose_json("json.dumps(1)\njson.dump(1, f, allow_nan=False)\njson.dumps(2)") == [1, 3]

@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import urllib.error
@@ -185,10 +186,27 @@ def serving(
         events = (json.loads(line) for line in process.stdout)
         ready = next((event for event in events if event["event"] == "ready"), None)
         assert ready is not None, f"the server ended with status {process.wait()}"
-        yield RunningServer(ready["http"], ready["grpc"], ready["metrics"], process)
+        server = RunningServer(ready["http"], ready["grpc"], ready["metrics"], process)
+        yield server
+        check_failed_steps(server, by_faults=faults is not None)
     finally:
         process.terminate()
         process.wait(STOP_SECONDS)
+
+
+def check_failed_steps(server: RunningServer, *, by_faults: bool) -> None:
+    """No fault of the engine's own has ended all answers, and none of the runner's but by faults.
+
+    A test may have ended the server or its engine: then there is nothing to look at.
+    """
+    try:
+        with urllib.request.urlopen(server.metrics, timeout=10) as response:
+            shown = response.read().decode()
+    except OSError:
+        return
+    series = re.findall(r'^legokv_failed_steps_total\{reason="(\w+)"\} (\S+)$', shown, re.MULTILINE)
+    failed = {reason for reason, number in series if float(number)}
+    assert failed <= ({"runner"} if by_faults else set())
 
 
 def refusal(error: InferenceServerException) -> tuple[str, str]:

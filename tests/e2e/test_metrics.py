@@ -34,8 +34,18 @@ LABELLED = {
         "reason": ("budget", "quota", "dropped", "damaged"),
     },
     "legokv_failed_reads_total": {
-        "reason": ("io", "length", "header", "identity", "checksum", "unknown")
+        "reason": (
+            "io",
+            "length",
+            "header",
+            "identity",
+            "checksum",
+            "layout",
+            "not_finite",
+            "unknown",
+        )
     },
+    "legokv_failed_steps_total": {"reason": ("runner", "engine")},
     "legokv_kv_load_seconds_count": {"tier": ("host", "disk")},
     "legokv_kv_load_seconds_sum": {"tier": ("host", "disk")},
 }

@@ -12,6 +12,7 @@ from legokv.built.gate_facts import TOLERANCES, GateFacts
 from legokv.built.settings import EngineSettings
 from legokv.chunks.chunk import Chunk
 from legokv.engine.engine import Engine
+from legokv.errors import NotFinite
 from legokv.link.link import Segment
 from legokv.runners.eager import EagerRunner
 
@@ -34,7 +35,17 @@ def check_linking(folder: Path, page_size: int) -> GateFacts:
     """What linking does to the engine in `folder`, computed by torch on this machine's CPU."""
     pool_tokens = max(_POOL_TOKENS, _POOL_PAGES * page_size)
     settings = EngineSettings(runner="torch", pool_tokens=pool_tokens, host_bytes=0, disk_bytes=0)
-    return GateRun(Engine.open(folder, settings=settings)).facts()
+    engine = Engine.open(folder, settings=settings)
+    try:
+        return GateRun(engine).facts()
+    except NotFinite:
+        return _without_numbers(engine)
+
+
+def _without_numbers(engine: Engine) -> GateFacts:
+    """What is recorded of an engine that gave NaN or infinity: it has failed."""
+    tolerance = TOLERANCES[engine.facts.dtypes.compute]
+    return GateFacts(tolerance, None, None, None, None, _attention(engine))
 
 
 class GateRun:
@@ -61,13 +72,8 @@ class GateRun:
             one_chunk_difference=_difference(one_full, one_linked),
             kl_link_0=_kl(full, [self._linked(order, 0) for order in _ORDERS]),
             kl_link_16=_kl(full, [self._linked(order, 16) for order in _ORDERS]),
-            attention=self._attention(),
+            attention=_attention(self._engine),
         )
-
-    def _attention(self) -> str:
-        runner = self._engine.runner
-        assert isinstance(runner, EagerRunner)  # the one it was opened with
-        return runner.attention.description
 
     def _linked(self, order: Sequence[int], link_tokens: int) -> Tensor:
         segments: list[Segment] = [*self._placed(order), self._question]
@@ -80,6 +86,12 @@ class GateRun:
 
     def _placed(self, order: Sequence[int]) -> list[Chunk]:
         return [self._chunks[number] for number in order]
+
+
+def _attention(engine: Engine) -> str:
+    runner = engine.runner
+    assert isinstance(runner, EagerRunner)  # the one it was opened with
+    return runner.attention.description
 
 
 def _difference(full: Sequence[Tensor], linked: Sequence[Tensor]) -> float | None:

@@ -107,7 +107,7 @@ def write_engine_folder(
 
 
 def _write_facts(folder: Path, facts: EngineFacts) -> None:
-    text = json.dumps(asdict(facts), indent=2, sort_keys=True)
+    text = json.dumps(asdict(facts), indent=2, sort_keys=True, allow_nan=False)
     (folder / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
 
 

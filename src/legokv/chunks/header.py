@@ -94,7 +94,7 @@ def encode_header(header: ChunkHeader) -> bytes:
         },
         **_tensors(header.layout),
     }
-    text = json.dumps(fields, separators=(",", ":")).encode()
+    text = json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
 

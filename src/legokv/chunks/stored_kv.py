@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from legokv.chunks.header import StoredDtype
+from legokv.errors import ChunkUnreadable
 
 _LARGEST = 127
 
@@ -26,6 +27,35 @@ class Int8Kv:
 
 
 StoredKv = Tensor | Int8Kv
+
+
+@dataclass(frozen=True)
+class KvForm:
+    """What one model's stored KV looks like: [L, 2, n, G, D] of `dtype`, or int8 scaled by it."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_size: int
+    dtype: torch.dtype
+
+    def check(self, kv: StoredKv, num_tokens: int) -> None:
+        """ChunkUnreadable unless `kv` is of `num_tokens` tokens of this model, and all finite."""
+        values, scales = (kv.values, kv.scales) if isinstance(kv, Int8Kv) else (kv, kv)
+        shape = (self.num_layers, 2, num_tokens, self.num_kv_heads, self.head_size)
+        if tuple(values.shape) != shape or scales.dtype != self.dtype:
+            raise ChunkUnreadable(
+                f"it holds KV {list(values.shape)} of {scales.dtype}, this model's is "
+                f"{list(shape)} of {self.dtype}",
+                "layout",
+            )
+        if not is_finite(scales):
+            raise ChunkUnreadable("its KV has NaN or infinity", "not_finite")
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether no number is NaN or infinite; a fifth of what `torch.isfinite` takes, or less."""
+    # NaN is both the least and the greatest where there is one.
+    return bool(torch.stack(torch.aminmax(values)).isfinite().all())
 
 
 def to_stored(kv: Tensor, stored_dtype: StoredDtype) -> StoredKv:

@@ -3,14 +3,16 @@
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.header import StoredDtype
 from legokv.chunks.stats import TierStats
-from legokv.chunks.stored_kv import StoredKv
+from legokv.chunks.stored_kv import KvForm, StoredKv
 from legokv.chunks.tier import ChunkTier
 from legokv.errors import Busy, CacheUnavailable, ChunkUnreadable, StillUnavailable
 from legokv.metrics import Histogram
@@ -27,12 +29,20 @@ class LowerTiers:
     """Tiers from the fastest to the slowest. Nothing here fails: a tier that does is passed over.
 
     Persistent chunks are written to durable tiers when they are compiled; the others hold what
-    was used of late. `stored_dtype` says in which form. Safe to use from several threads.
+    was used of late. `stored_dtype` says in which form. What a durable tier gives that is not of
+    the model's `form`, or not finite, is damaged. Safe to use from several threads.
     """
 
-    def __init__(self, tiers: Sequence[ChunkTier], stored_dtype: StoredDtype = "model") -> None:
+    def __init__(
+        self,
+        tiers: Sequence[ChunkTier],
+        stored_dtype: StoredDtype = "model",
+        form: KvForm | None = None,
+    ) -> None:
         self.tiers = tuple(tiers)
         self.stored_dtype = stored_dtype
+        self._form = form
+        self._unfit: dict[str, Counter[str]] = {tier.name: Counter() for tier in tiers}
         self.load_times = {
             tier.name: Histogram(
                 "legokv_kv_load_seconds", "A chunk's KV read from a tier", (("tier", tier.name),)
@@ -131,7 +141,12 @@ class LowerTiers:
 
     def stats(self) -> tuple[TierStats, ...]:
         """The state of each tier, fastest first."""
-        return tuple(tier.stats() for tier in self.tiers)
+        return tuple(self._stats(tier) for tier in self.tiers)
+
+    def _stats(self, tier: ChunkTier) -> TierStats:
+        stats = tier.stats()
+        failed_reads = Counter(stats.failed_reads) + self._unfit[tier.name]
+        return replace(stats, failed_reads=dict(failed_reads))
 
     def _ready_tiers(self) -> list[ChunkTier]:
         return [tier for tier in self.tiers if not tier.durable]
@@ -143,6 +158,7 @@ class LowerTiers:
         started = time.monotonic()
         try:
             kv = tier.read(chunk)
+            self._check(tier, chunk, kv)
         except ChunkUnreadable as error:
             if error.reason != "missing" and tier.has(chunk.key):
                 log.warning("a chunk is compiled or fetched again: %s", error)
@@ -150,6 +166,20 @@ class LowerTiers:
             return None
         self.load_times[tier.name].observe(time.monotonic() - started)
         return kv
+
+    def _check(self, tier: ChunkTier, chunk: Chunk, kv: StoredKv) -> None:
+        """ChunkUnreadable for KV that no pool can take, or that would spoil every answer over it.
+
+        What is in memory came from the pool, or from a durable tier through here.
+        """
+        if self._form is None or not tier.durable:
+            return
+        try:
+            self._form.check(kv, chunk.num_tokens)
+        except ChunkUnreadable as error:
+            self._unfit[tier.name][error.reason] += 1
+            what = f"chunk {chunk.key[:12]} of the {tier.name} tier: {error}"
+            raise ChunkUnreadable(what, error.reason) from error
 
 
 def _passing_over(

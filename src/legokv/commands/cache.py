@@ -175,7 +175,7 @@ def _bytes_bar(total: int, what: str) -> "tqdm[Any]":
 
 def _print(facts: Facts, form: str) -> None:
     if form == "json":
-        print(json.dumps(facts))
+        print(json.dumps(facts, allow_nan=False))
         return
     for name, value in facts.items():
         if isinstance(value, dict):

@@ -11,16 +11,8 @@ from legokv.chunks.header import token_bytes
 from legokv.chunks.stats import TierStats
 from legokv.documents.document import DEFAULT_NAMESPACE
 from legokv.engine.answer import answers_to
-from legokv.engine.jobs import (
-    ChunkJob,
-    CompileJob,
-    EventSink,
-    GenerateJob,
-    Guide,
-    Job,
-    JobEvent,
-    Prefill,
-)
+from legokv.engine.chunk_jobs import ChunkJob, CompileJob
+from legokv.engine.jobs import EventSink, GenerateJob, Guide, Job, JobEvent, Prefill
 from legokv.engine.metrics import PAGES_USED, RUNNING, WAITING, tier_samples
 from legokv.engine.naming import ChunkNaming
 from legokv.engine.option_checks import check_texts, check_whole

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from legokv.chunks.pool import ChunkCache, Grant, Resident
 from legokv.chunks.tiers import LowerTiers
-from legokv.engine.jobs import FillJob, Job
+from legokv.engine.chunk_jobs import FillJob
+from legokv.engine.jobs import Job, JobEvent
 from legokv.engine.metrics import EngineMetrics
-from legokv.engine.schedule import Turn, failure, finish_step, plan_step, run_step
+from legokv.engine.schedule import Turn, can_plan, failure, finish_step, plan_step, run_step
 from legokv.engine.transfer import Transfer
-from legokv.errors import Busy, PoolFull, StepFailed
+from legokv.errors import Busy, NotFinite, PoolFull, StepFailed
 from legokv.runners import Runner
 from legokv.step.sequence import chunk_sequence
 
@@ -85,8 +86,8 @@ class Executor:
         needed = self._cache.pages_needed(job.chunks, job.num_private_pages)
         if needed > self._runner.num_pages:
             raise PoolFull(
-                f"the request needs {needed} pages of {self._runner.page_size} tokens, the pool "
-                f"has {self._runner.num_pages}"
+                f"the request needs {needed} pages of {self._runner.page_size} tokens, "
+                f"the pool has {self._runner.num_pages}"
             )
         if not job.waits_in_line:
             self._waiting.append(job)
@@ -109,13 +110,10 @@ class Executor:
         if not self._running:
             return bool(self._waiting or self._granted)
         for turn, row in self._computed():
-            try:
+            with self._ending(turn.job):
                 # Without a grant, another of its answers has ended it in this step.
                 if turn.job.grant is not None and turn.job.computed(turn.sequence, row):
                     self._end(turn.job)
-            except Exception as error:
-                log.exception("a request failed")
-                self._fail([turn.job], failure(error))
         return True
 
     def drop(self, key: str) -> None:
@@ -130,24 +128,33 @@ class Executor:
             step = plan_step(self._running, self._max_step_tokens)
         except Exception as error:
             log.exception("a step could not be planned")
-            self._fail(self._running, failure(error))
+            self._end_those_without_plan(failure(error))
             return []
         try:
             logits = run_step(self._runner, step)
         except StepFailed as error:
             log.error("a step failed", exc_info=error.__cause__ or error)
+            self.metrics.step_failed("runner")
             self._fail([turn.job for turn in step.turns], error)
             return []
         self.counters.steps += 1
         return finish_step(step, logits, self.counters.steps)
 
+    def _end_those_without_plan(self, error: StepFailed) -> None:
+        """End the jobs that no step can be planned for, or all if it is none of theirs alone."""
+        unfit = [job for job in self._running if not can_plan(job)]
+        if not unfit:
+            self.metrics.step_failed("engine")
+        self._fail(unfit or list(self._running), error)
+
     def _drop_given_up(self) -> None:
         now = time.monotonic()
         for job in [*self._waiting, *self._granted, *self._running]:
             if job.cancelled or now - job.submitted_at >= job.patience_seconds:
-                error = job.given_up()
-                self._end(job)
-                job.events.put(error)
+                with self._ending(job):
+                    error = job.given_up()
+                    self._end(job)
+                    self._tell(job, error)
 
     def _end(self, job: Job) -> None:
         """Take a job out wherever it stands, and free what it holds."""
@@ -172,12 +179,12 @@ class Executor:
                 admitted = self._admitted(self._waiting[0])
 
     def _admitted(self, job: Job) -> bool:
-        """Give the first job its pages, or end it; False if it must wait."""
+        """Give a job its pages, or end it; False if it must wait."""
         started = time.monotonic()
         if not self._is_fetched(job):
             return False
         if job.is_over(self._transfer):
-            self._waiting.popleft()
+            self._waiting.remove(job)
             return True
         try:
             grant = self._cache.grant(job.chunks, job.num_private_pages)
@@ -185,10 +192,10 @@ class Executor:
             if self._granted or self._running:
                 return False
             self._end(job)
-            job.events.put(error)
+            self._tell(job, error)
             return True
         job.grant = grant
-        self._waiting.popleft()
+        self._waiting.remove(job)
         self._granted.append(job)
         self._fill_all(grant)
         self._transfer.used(job.chunks)
@@ -253,19 +260,22 @@ class Executor:
 
     def _filled(self, resident: Resident, seconds: float) -> None:
         """A resident's KV was computed: round it as it would be stored, and keep it."""
-        self._transfer.settle(resident)
+        stored = self._transfer.settle(resident)
         self._cache.mark_ready(resident)
         self.counters.compiled_chunks += 1
         self.metrics.compile.observe(seconds)
         # A CompileJob, whose promise it is, will try again and say that it could not.
         with _going_on("a compiled chunk was not stored"):
-            self._transfer.store(resident)
+            self._transfer.store(resident, stored)
 
     @contextmanager
     def _ending(self, job: Job) -> Iterator[None]:
         """Whatever error leaves the block ends this job, and those who wait for what it fills."""
         try:
             yield
+        except NotFinite as error:
+            log.warning("a request failed: %s", error)
+            self._fail([job], error)
         except Exception as error:
             log.exception("a request failed")
             self._fail([job], failure(error))
@@ -281,7 +291,12 @@ class Executor:
                 failed.append(job)
         for job in failed:
             self._end(job)
-            job.events.put(error)
+            self._tell(job, error)
+
+    def _tell(self, job: Job, event: JobEvent) -> None:
+        """Hand out a job's last event: who cannot take it must not be the end of another."""
+        with _going_on("an error reached nobody"):
+            job.events.put(event)
 
 
 @contextmanager

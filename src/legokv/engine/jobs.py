@@ -1,4 +1,4 @@
-"""What the executor works on for its callers: compile a chunk, or answer a prompt."""
+"""What the executor works on for its callers, and the answering of a prompt."""
 
 import math
 import queue
@@ -15,6 +15,7 @@ from legokv.chunks.prefetch import Prefetch
 from legokv.engine.answer import Answer
 from legokv.engine.metrics import EngineMetrics
 from legokv.engine.request import Finished, GenerateRequest, Token, Usage
+from legokv.engine.sampling import check_logits
 from legokv.engine.transfer import Transfer
 from legokv.errors import Cancelled, LegokvError, TimedOut
 from legokv.link.link import Placement, bind
@@ -98,59 +99,6 @@ class Job:
     def given_up(self) -> LegokvError:
         """The error that ends the job when it is given up."""
         return Cancelled("the request was cancelled")
-
-
-class FillJob(Job):
-    """Compute one resident's KV; `filled` is told it and the seconds taken when it is there."""
-
-    waits_in_line = False
-
-    def __init__(
-        self, resident: Resident, sequence: TokenSequence, filled: Callable[[Resident, float], None]
-    ) -> None:
-        super().__init__((resident.chunk,), 0)
-        self.filling = resident
-        self.sequences = (sequence,)
-        self._filled = filled
-
-    def computed(self, sequence: TokenSequence, logits: Tensor) -> bool:
-        assert self.filling is not None, "a FillJob has its resident"
-        self._filled(self.filling, time.monotonic() - self.submitted_at)
-        return True
-
-
-class ChunkJob(Job):
-    """Get one chunk into the pool, from a tier or by compiling it; ends with a Finished."""
-
-    def __init__(self, chunk: Chunk) -> None:
-        super().__init__((chunk,), 0)
-
-    def start(self, transfer: Transfer) -> bool:
-        length = len(self.chunks[0].token_ids)
-        self.events.put(Finished("stop", Usage(length, length, 0, 0, 1)))
-        return False
-
-
-class CompileJob(ChunkJob):
-    """Get one chunk compiled and kept in every tier that is to keep it; ends with a Finished."""
-
-    waits_in_line = False
-
-    def is_over(self, transfer: Transfer) -> bool:
-        if not transfer.is_kept(self.chunks[0]):
-            return False
-        self._finish()
-        return True
-
-    def start(self, transfer: Transfer) -> bool:
-        assert self.grant is not None, "a job starts after it was granted its pages"
-        transfer.store(self.grant.residents[0])
-        self._finish()
-        return False
-
-    def _finish(self) -> None:
-        length = len(self.chunks[0].token_ids)
-        self.events.put(Finished("stop", Usage(length, 0, 0, length, 1, compiled_tokens=length)))
 
 
 @dataclass(frozen=True)
@@ -262,6 +210,7 @@ class GenerateJob(Job):
         else:
             self._prompt_computed()
             if self._request.max_tokens == 0:
+                check_logits(logits.numpy())
                 self.events.put(Prefill(logits, self.usage))
                 return True
             drawing = self._begun(sequence)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import get_args
+from typing import Literal, get_args
 
 from legokv.chunks.stats import EvictionReason, TierStats
 from legokv.engine.request import Usage
@@ -18,11 +18,17 @@ EVICTIONS = Family("legokv_evictions_total", "counter", "Chunks that left a tier
 FAILED_READS = Family(
     "legokv_failed_reads_total", "counter", "Stored chunks that could not be read back, and why"
 )
+FAILED_STEPS = Family(
+    "legokv_failed_steps_total", "counter", "Steps that failed and ended requests, and whose fault"
+)
 CACHE_BYTES = Family("legokv_cache_bytes", "gauge", "KV in a tier; the pool's with requests' own")
 LEASES = Family("legokv_active_leases", "gauge", "Chunks leased, in all tiers together")
 PAGES_USED = Family("legokv_pool_pages_used", "gauge", "Pages of the pool that are not free")
 RUNNING = Family("legokv_requests_running", "gauge", "Answers and registrations that hold pages")
 WAITING = Family("legokv_requests_waiting", "gauge", "Answers and registrations that wait for them")
+
+FailedStepReason = Literal["runner", "engine"]
+"""The runner's fault ends the requests of its step; the engine's own ends all that is under way."""
 
 # A chunk that is not there is a miss.
 _FAILED_READ_REASONS = [reason for reason in get_args(UnreadableReason) if reason != "missing"]
@@ -48,7 +54,12 @@ class EngineMetrics:
             "legokv_inter_token_latency_seconds", "From one token of an answer to its next"
         )
         self._prompt_tokens = {"cached": 0, "recomputed": 0, "fresh": 0}
+        self._failed_steps: dict[FailedStepReason, int] = {"runner": 0, "engine": 0}
         self.generated_tokens = 0
+
+    def step_failed(self, reason: FailedStepReason) -> None:
+        """A step failed; those whose work was in it have ended."""
+        self._failed_steps[reason] += 1
 
     def linked(self, usage: Usage) -> None:
         """A request has its first logits; `usage` says whence its prompt's KV came, and when."""
@@ -63,6 +74,8 @@ class EngineMetrics:
             yield from histogram.samples()
         for source, number in self._prompt_tokens.items():
             yield Sample(PROMPT_TOKENS, (("source", source),), number)
+        for reason, number in self._failed_steps.items():
+            yield Sample(FAILED_STEPS, (("reason", reason),), number)
         yield Sample(GENERATED_TOKENS, (), self.generated_tokens)
 
 

@@ -9,6 +9,7 @@ import torch
 from legokv.built.folder import EngineFacts, cache_root, read_engine_folder
 from legokv.built.settings import EngineSettings
 from legokv.chunks.pool import ChunkCache, PagePool
+from legokv.chunks.stored_kv import KvForm
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.executor import Executor
 from legokv.runners import Runner
@@ -65,7 +66,15 @@ def _open_tiers(
         pinned_keys,
         pin_memory=runner.device.type == "cuda",
         shared=shared_cache(settings.redis_url, facts.fingerprint),
+        form=kv_form(facts),
     )
+
+
+def kv_form(facts: EngineFacts) -> KvForm:
+    """What stored KV of this engine looks like."""
+    model = facts.model
+    dtype: torch.dtype = getattr(torch, facts.dtypes.kv)
+    return KvForm(model.num_layers, model.num_kv_heads, model.head_size, dtype)
 
 
 def _dummy_token_id(facts: EngineFacts) -> int:

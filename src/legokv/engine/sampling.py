@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from legokv.engine.option_checks import check_number, check_whole
-from legokv.errors import InvalidRequest
+from legokv.errors import InvalidRequest, NotFinite
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
@@ -59,8 +59,10 @@ class Penalties:
         changed = logits.astype(np.float64)
         seen = np.union1d(self._prompt_ids, ids)
         before, repetition = changed[seen], self._factors.repetition
-        changed[seen] = np.where(before > 0, before / repetition, before * repetition)
-        changed[ids] -= self._factors.frequency * counts + self._factors.presence
+        # What overflows is found, and said, before a token is drawn.
+        with np.errstate(over="ignore", invalid="ignore"):
+            changed[seen] = np.where(before > 0, before / repetition, before * repetition)
+            changed[ids] -= self._factors.frequency * counts + self._factors.presence
         return changed
 
 
@@ -125,6 +127,18 @@ class SamplingOptions:
             check_number(name, getattr(self, name), -2, 2)
 
 
+def check_logits(logits: Logits) -> None:
+    """NotFinite, with how many, if any of `logits` [V] is NaN or infinite."""
+    if np.isfinite(logits).all():
+        return
+    num_nan, num_infinite = int(np.isnan(logits).sum()), int(np.isinf(logits).sum())
+    raise NotFinite(
+        f"of {len(logits)} logits for the next token {num_nan} are NaN and {num_infinite} "
+        "infinite: the prompt or the weights overflow the type that is computed in; ask something "
+        "else, or try the setting dtype float32"
+    )
+
+
 class Sampler:
     """Draws the tokens of one answer; the same seed, index and logits give the same tokens.
 
@@ -146,8 +160,12 @@ class Sampler:
         self._random = np.random.Generator(np.random.PCG64(seeds))
 
     def next(self, logits: NDArray[np.float32], banned: Sequence[int] = ()) -> int:
-        """A token id drawn from `logits` float32 [V], none of those `banned`."""
+        """A token id drawn from `logits` float32 [V], none of those `banned`.
+
+        NotFinite, and nothing is drawn, if a logit is NaN or infinite, whatever the options are.
+        """
         lowered = self._penalties.lowered(logits)
+        check_logits(lowered)
         if banned:
             lowered = lowered.copy()
             lowered[list(banned)] = -np.inf

@@ -1,5 +1,6 @@
 """One step as a value: planned from the jobs at hand, run, and finished. Grants no pages."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from legokv.errors import StepFailed
 from legokv.runners import Runner
 from legokv.step.batch import StepBatch, step_batch
 from legokv.step.sequence import TokenSequence
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,16 @@ def plan_step(jobs: Sequence[Job], max_tokens: int) -> Step:
         if tokens
     )
     return Step(turns, step_batch([turn.sequence.next(turn.num_tokens) for turn in turns]))
+
+
+def can_plan(job: Job) -> bool:
+    """Whether a step could be planned for this job alone."""
+    try:
+        plan_step([job], 1)
+    except Exception:
+        log.exception("no step can be planned for a job")
+        return False
+    return True
 
 
 def run_step(runner: Runner, step: Step) -> Tensor:

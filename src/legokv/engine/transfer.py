@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.pool import ChunkCache, Evicted, Resident
 from legokv.chunks.prefetch import Prefetch, Prefetcher
-from legokv.chunks.stored_kv import StoredKv, from_stored, to_stored
+from legokv.chunks.stored_kv import StoredKv, from_stored, is_finite, to_stored
 from legokv.chunks.tiers import LowerTiers
+from legokv.errors import NotFinite
 from legokv.runners import Runner
 
 
@@ -41,18 +42,30 @@ class Transfer:
         self._cache.mark_ready(resident)
         return True
 
-    def settle(self, resident: Resident) -> None:
-        """Round KV that was just computed to what a tier would give back: one key has one KV."""
+    def settle(self, resident: Resident) -> StoredKv:
+        """Round KV that was just computed to what a tier would give back, which is returned: one
+        key has one KV. NotFinite for KV that would spoil every answer over it.
+        """
+        chunk = resident.chunk
+        kv = self._runner.export_pages(resident.pages, chunk.num_tokens)
+        if not is_finite(kv):
+            raise NotFinite(
+                f"the KV of a chunk of {chunk.num_tokens} tokens has NaN or infinity, and is not "
+                "kept: its text or the weights overflow the type that is computed in; try "
+                "another text, or the setting dtype float32"
+            )
+        stored = to_stored(kv, self._tiers.stored_dtype)
         if self._tiers.stored_dtype != "model":
-            kv = self._stored(resident.chunk, resident.pages)
-            self._runner.import_pages(resident.pages, from_stored(kv))
+            self._runner.import_pages(resident.pages, from_stored(stored))
+        return stored
 
-    def store(self, resident: Resident) -> None:
-        """Keep a resident's KV wherever it shall be and is not."""
+    def store(self, resident: Resident, stored: StoredKv | None = None) -> None:
+        """Keep a resident's KV, `stored` if that is given, wherever it shall be and is not."""
         chunk = resident.chunk
         lacking = self._tiers.lacking(chunk)
         if lacking:
-            self._tiers.keep(chunk, self._stored(chunk, resident.pages), lacking)
+            kept = self._stored(chunk, resident.pages) if stored is None else stored
+            self._tiers.keep(chunk, kept, lacking)
 
     def keep_evicted(self, evicted: Sequence[Evicted]) -> None:
         """Hold on to what left the pool; to be called before its pages are written to."""

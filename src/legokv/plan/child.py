@@ -55,7 +55,7 @@ def _own_output() -> TextIO:
 
 
 def _print(events: TextIO, event: dict[str, object]) -> None:
-    print(json.dumps(event), file=events, flush=True)
+    print(json.dumps(event, allow_nan=False), file=events, flush=True)
 
 
 if __name__ == "__main__":

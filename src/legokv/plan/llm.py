@@ -23,7 +23,9 @@ CONFIG_FILE = "tensorrt-llm/config.json"
 def write_llm_config(folder: Path, model: ModelConfig, dtype: str, plan: PlanFacts) -> None:
     """Put config.json beside the engine folder's rank0.engine, with the installed version."""
     config = llm_config(model, dtype, plan, version("tensorrt-llm"))
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(
+        json.dumps(config, indent=4, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def llm_config(model: ModelConfig, dtype: str, plan: PlanFacts, installed: str) -> dict[str, Any]:

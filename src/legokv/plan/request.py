@@ -34,7 +34,7 @@ class PlanRequest:
     profiles: tuple[tuple[InputRange, ...], ...]
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self), allow_nan=False)
 
 
 @dataclass(frozen=True)

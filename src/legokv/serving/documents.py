@@ -245,4 +245,6 @@ def document_replies(
     line.facts |= {
         name: request[name] for name in ("namespace", "operation", "id") if name in request
     }
-    yield Reply({"reply": json.dumps(reply, ensure_ascii=False).encode()}, final=True)
+    yield Reply(
+        {"reply": json.dumps(reply, ensure_ascii=False, allow_nan=False).encode()}, final=True
+    )

@@ -223,10 +223,11 @@ class EngineService:
             try:
                 busy = self._engine.step()
             except Exception as error:
-                # The thread's boundary. The executor answers for errors of the runner and the
-                # tiers; without this one, a fault of its own would leave every request waiting
-                # for ever. The jobs at hand are lost, the next ones are tried.
+                # The thread's boundary. The executor answers for errors of the runner, the tiers
+                # and single requests; without this one, a fault of its own would leave every
+                # request waiting for ever. The jobs at hand are lost, the next ones are tried.
                 log.exception("a step failed")
+                self._engine.executor.metrics.step_failed("engine")
                 self._fail_all(StepFailed(f"a step failed: {type(error).__name__}: {error}"))
                 busy = False
             self._step_began = 0.0

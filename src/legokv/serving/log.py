@@ -67,7 +67,7 @@ class RequestLine:
             "total_seconds": time.monotonic() - self.started,
             **outcome,
         }
-        log.log(level, "%s", json.dumps(line))
+        log.log(level, "%s", json.dumps(line, allow_nan=False))
 
 
 def line_for(model: str, client_id: str) -> RequestLine:

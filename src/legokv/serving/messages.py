@@ -169,7 +169,9 @@ def _tagged(message: Command | Event) -> dict[str, Any]:
 
 def _json(value: object) -> bytes:
     # `vars` for the dataclasses inside: `asdict` copies every token id of a prompt, 4 ms for 4,000.
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=vars).encode()
+    return json.dumps(
+        value, ensure_ascii=False, separators=(",", ":"), default=vars, allow_nan=False
+    ).encode()
 
 
 def _decoded(decode: Callable[[], T], noun: str) -> T:

@@ -7,6 +7,7 @@ from pathlib import Path
 from legokv.built.folder import registry_file
 from legokv.built.settings import EngineSettings
 from legokv.chunks.host_tier import HostTier
+from legokv.chunks.stored_kv import KvForm
 from legokv.chunks.tier import ChunkTier
 from legokv.chunks.tiers import LowerTiers
 from legokv.documents.protocol import DocumentRegistry
@@ -32,10 +33,12 @@ def open_tiers(
     *,
     pin_memory: bool = False,
     shared: SharedCache | None = None,
+    form: KvForm | None = None,
 ) -> LowerTiers:
     """The tiers, mended. Without a root, or with one that cannot be used, there is none on disk.
 
-    With a shared cache there is a remote one, and the documents in it are those that count.
+    With a shared cache there is a remote one, and the documents in it are those that count. KV
+    that is not of `form` is not used.
     """
     fleet = None if shared is None else open_shared_registry(shared)
     tiers: list[ChunkTier] = []
@@ -49,7 +52,7 @@ def open_tiers(
             log.error("no chunk is kept on disk: %s", error)
     if fleet is not None and settings.remote_bytes:
         tiers.append(open_remote_tier(fleet, settings))
-    return LowerTiers(tiers, settings.kv_stored_dtype)
+    return LowerTiers(tiers, settings.kv_stored_dtype, form)
 
 
 def open_disk_tier(

@@ -5,7 +5,7 @@ import torch
 
 from legokv.built.settings import EngineSettings
 from legokv.chunks.stored_form import encode_chunk
-from legokv.chunks.stored_kv import Int8Kv, from_stored, to_stored
+from legokv.chunks.stored_kv import Int8Kv, from_stored, is_finite, to_stored
 from legokv.errors import InvalidRequest
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -89,3 +89,17 @@ def test_pinning_int8_pins_values_and_scales(monkeypatch):
     stored = Int8Kv(torch.zeros(2, dtype=torch.int8), torch.ones(1))
     assert stored.pin_memory().nbytes == stored.nbytes
     assert [tensor.dtype for tensor in pinned] == [torch.int8, torch.float32]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_number_that_is_none_is_found_wherever_it_is(dtype, value):
+    given = kv(dtype, num_tokens=3, head_size=7)
+    assert is_finite(given)
+    flat = given.view(-1)
+    for place in range(flat.numel()):
+        before = flat[place].item()
+        flat[place] = value
+        assert not is_finite(given), place
+        flat[place] = before
+    assert is_finite(torch.full((3, 5), torch.finfo(dtype).max, dtype=dtype))

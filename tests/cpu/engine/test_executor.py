@@ -202,14 +202,15 @@ def test_a_chunk_that_could_not_be_kept_on_its_way_out_disturbs_nobody(caplog):
     assert not world.host.has("key 1")
 
 
-def test_a_chunk_that_could_not_be_stored_answers_requests_but_is_no_compiled_one():
+def test_a_chunk_that_could_not_be_stored_answers_requests_but_is_no_compiled_one(monkeypatch):
     world = World(disk_bytes=10_000)
-    world.runner.faults.append(Fault("export_pages", OSError("no"), times=2))
+    monkeypatch.setattr(world.disk, "write", lambda chunk, kv: raising(OSError("no")))
     compiling, asking = world.compile(chunk(1)), world.ask(chunk(1), QUESTION)
     world.finish()
     assert str(over(compiling)) == "a step failed: OSError: no"
     assert tokens(asking) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
     assert (world.held, world.disk.has("key 1")) == (NOTHING_HELD, False)
+    monkeypatch.undo()
     again = world.compile(chunk(1))
     world.finish()
     assert isinstance(events(again)[-1], Finished)
@@ -357,17 +358,60 @@ def test_a_chunk_dropped_while_it_is_compiled_is_used_by_all_who_ask_for_it():
     assert world.held == NOTHING_HELD
 
 
-def test_a_step_that_cannot_be_planned_ends_all_who_run_and_the_next_is_answered(monkeypatch):
+@pytest.mark.ends_all
+def test_a_step_that_cannot_be_planned_for_anyone_ends_all_and_the_next_is_answered(monkeypatch):
     world = World(num_pages=10)
     unlucky = [world.ask([1, 2]), world.ask(chunk(1), QUESTION)]
     behind = world.ask([1] * 28, max_tokens=2)
     with monkeypatch.context() as patch:
-        patch.setattr(schedule, "step_batch", lambda pieces: raising(IndexError("no such page")))
+        one = schedule.step_batch
+        patch.setattr(
+            schedule,
+            "step_batch",
+            lambda p: one(p) if len(p) == 1 else raising(IndexError("no such page")),
+        )
         assert world.executor.step()
     assert [str(over(one)) for one in unlucky] == ["a step failed: IndexError: no such page"] * 2
     world.finish()
     assert tokens(behind) == answer_to([1] * 28, 2)
     assert world.answer(chunk(1), QUESTION) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
+    assert world.held == NOTHING_HELD
+
+
+def test_a_job_that_no_step_can_be_planned_for_ends_alone():
+    world = World()
+    unlucky, others = world.ask([1, 2], max_tokens=9), [world.ask([3, 4]), world.ask(chunk(1), [5])]
+    world.executor.step()
+    world.executor.step()
+    unlucky.sequences[0].table = None
+    world.finish()
+    assert str(over(unlucky)).startswith("a step failed: TypeError: ")
+    assert [tokens(one) for one in others] == [
+        answer_to(ids, 3) for ids in ([3, 4], [*chunk(1).token_ids, 5])
+    ]
+    assert world.held == NOTHING_HELD
+
+
+class Deaf:
+    """An asker that takes no event."""
+
+    def put(self, event):
+        raise BrokenPipeError("nobody reads")
+
+
+@pytest.mark.parametrize("ends", ["by its end", "by a cancel", "by a failed step"])
+def test_whoever_cannot_be_told_of_an_end_ends_alone(ends):
+    world = World()
+    deaf, running = world.ask([5, 6]), world.ask([1, 2], max_tokens=6)
+    deaf.events = Deaf()
+    deaf.cancelled = ends == "by a cancel"
+    if ends == "by a failed step":
+        world.runner.faults.append(Fault("run", IndexError("9")))
+        world.finish()
+        assert str(over(running)) == "a step failed: IndexError: 9"
+    else:
+        world.finish()
+        assert tokens(running) == answer_to([1, 2], 6)
     assert world.held == NOTHING_HELD
 
 

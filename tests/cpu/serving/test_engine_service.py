@@ -281,6 +281,12 @@ def failing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
     return faults
 
 
+def failed_steps(engine: Engine) -> dict[str, float]:
+    """What is published of steps that failed, by whose fault it was."""
+    name = "legokv_failed_steps_total"
+    return {s.labels[0][1]: s.value for s in engine.samples() if s.family.name == name}
+
+
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
 def test_a_step_of_the_model_that_fails_ends_its_requests_and_the_next_is_answered(
@@ -308,8 +314,10 @@ def test_a_step_of_the_model_that_fails_ends_its_requests_and_the_next_is_answer
     )
     assert len(answer(service, command("linking"))[0]) == 12
     assert isinstance(service.events(Compile("default", (5, 6, 7)))[0], Compiled)
+    assert failed_steps(engine) == {"runner": 3 * times, "engine": 0}
 
 
+@pytest.mark.ends_all
 def test_what_nobody_foresaw_in_a_step_ends_all_requests_and_the_next_is_answered(
     engine: Engine, service: Asker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +334,7 @@ def test_what_nobody_foresaw_in_a_step_ends_all_requests_and_the_next_is_answere
     before = engine.cache.pool.num_free
     with pytest.raises(LegokvError, match="a step failed: IndexError: list index"):
         answer(service, command("unlucky", service.chunk(SPANS[0])))
+    assert failed_steps(engine) == {"runner": 0, "engine": 1}
     assert free_pages(engine, before) == before
     assert len(answer(service, command("lucky"))[0]) == 12
 
