@@ -3,6 +3,7 @@
 Host bookkeeping only: it hands out page numbers; computing and loading KV is the executor's.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -143,6 +144,25 @@ class ChunkCache:
         new = tuple(self._place(chunk) for chunk in absent)
         residents = tuple(self._use(chunk.key) for chunk in chunks)
         return Grant(residents, new, self.pool.take(num_private_pages), evicted)
+
+    def would_grant(
+        self, chunks: Sequence[Chunk], num_private_pages: int, without: Iterable[Grant]
+    ) -> bool:
+        """Whether `grant` would be given if the grants `without` were released.
+
+        A chunk that is compiled for none but them counts as released.
+        """
+        ended = list(without)
+        theirs = Counter(id(resident) for grant in ended for resident in grant.residents)
+        protected = {chunk.key for chunk in chunks} | set(self._pinned_keys())
+        available = self.pool.num_free + sum(len(grant.private_pages) for grant in ended)
+        for resident in self._residents.values():
+            # Until a chunk is ready, the job that compiles it has a lease too.
+            others = resident.leases - theirs[id(resident)] - (not resident.ready)
+            if others <= 0 and resident.chunk.key not in protected:
+                available += len(resident.pages) + len(resident.dummy_pages)
+        absent = [chunk for chunk in chunks if chunk.key not in self._residents]
+        return num_private_pages + sum(map(self._pages_of, absent)) <= available
 
     def release(self, grant: Grant) -> None:
         """End the grant's leases and free its private pages."""

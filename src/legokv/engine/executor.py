@@ -18,6 +18,7 @@ from legokv.chunks.tiers import LowerTiers
 from legokv.engine.chunk_jobs import FillJob
 from legokv.engine.jobs import Job, JobEvent
 from legokv.engine.metrics import EngineMetrics
+from legokv.engine.passing import passers
 from legokv.engine.schedule import Turn, can_plan, failure, finish_step, plan_step, run_step
 from legokv.engine.transfer import Transfer
 from legokv.errors import Busy, NotFinite, PoolFull, StepFailed
@@ -83,10 +84,10 @@ class Executor:
         """Queue a job. PoolFull if it could not run even with the pool to itself, Busy if too many
         requests wait already; compiles, one for each document being registered, always may.
         """
-        needed = self._cache.pages_needed(job.chunks, job.num_private_pages)
-        if needed > self._runner.num_pages:
+        job.num_pages = self._cache.pages_needed(job.chunks, job.num_private_pages)
+        if job.num_pages > self._runner.num_pages:
             raise PoolFull(
-                f"the request needs {needed} pages of {self._runner.page_size} tokens, "
+                f"the request needs {job.num_pages} pages of {self._runner.page_size} tokens, "
                 f"the pool has {self._runner.num_pages}"
             )
         if not job.waits_in_line:
@@ -172,11 +173,20 @@ class Executor:
             job.prefetch = None
 
     def _admit(self) -> None:
-        """First come first served: a job that must wait for pages holds back those behind it."""
+        """First come first served, but that small jobs may pass one that must wait (`passing`)."""
         admitted = True
         while admitted and self._waiting:
             with self._ending(self._waiting[0]):
                 admitted = self._admitted(self._waiting[0])
+        admitted = True
+        while admitted and self._waiting:
+            holding = [*self._granted, *self._running]
+            job = next(iter(passers(list(self._waiting), holding, self._cache)), None)
+            if job is None:
+                return
+            with self._ending(job):
+                admitted = self._admitted(job)
+                job.has_passed = job.grant is not None
 
     def _admitted(self, job: Job) -> bool:
         """Give a job its pages, or end it; False if it must wait."""

@@ -60,12 +60,13 @@ class Job:
     hands it the logits of its `sequences` until it is over. A job that `waits_in_line` counts
     against the queue's limit. One that is `filling` a resident computes that chunk for others.
     A job that was `cancelled`, or has not begun to answer `patience_seconds` after it was
-    submitted, is given up before its next step.
+    submitted, is given up before its next step. It draws at most `max_new_tokens` an answer.
     """
 
     waits_in_line = True
     filling: Resident | None = None
     patience_seconds = math.inf
+    max_new_tokens = 0
 
     def __init__(
         self, chunks: tuple[Chunk, ...], num_private_pages: int, events: EventSink | None = None
@@ -78,7 +79,15 @@ class Job:
         self.submitted_at = time.monotonic()
         self.prefetch: Prefetch | None = None
         self.grant: Grant | None = None
+        # What the executor notes: pages it may hold at once, and that it has passed another.
+        self.num_pages = 0
+        self.has_passed = False
         self.sequences: Sequence[TokenSequence] = ()
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether no stored chunk of its is on its way any more."""
+        return self.prefetch is None or self.prefetch.done
 
     def is_over(self, transfer: Transfer) -> bool:
         """True if nothing is to be done, which the job then has said; asked before pages."""
@@ -136,6 +145,7 @@ class GenerateJob(Job):
         limit = request.answering.timeout_seconds
         self._timeout_seconds = math.inf if limit is None else limit
         self.patience_seconds = self._timeout_seconds
+        self.max_new_tokens = request.max_tokens
         self._request = request
         self._placement = placement
         self._link = link
