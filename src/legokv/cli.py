@@ -30,10 +30,14 @@ from legokv.version import VERSION
 Say = Callable[[str, dict[str, object]], None]
 StartServer = Callable[[], AbstractContextManager[TritonServer]]
 
+PRIVATE_UMASK = 0o077
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status, 1 for an error that is printed."""
     parsed = _parser().parse_args(arguments)
+    # For all that is written and for those who are started: texts are their owner's alone.
+    usual = os.umask(PRIVATE_UMASK)
     try:
         if parsed.command == "cache":
             return _cache(parsed)
@@ -41,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LegokvError as error:
         print(f"legokv: {error}", file=sys.stderr)
         return 1
+    finally:
+        os.umask(usual)
     return 0
 
 

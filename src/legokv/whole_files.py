@@ -1,17 +1,53 @@
-"""A folder that appears whole or not at all: made beside its place, in a hidden one of its own.
+"""Folders that appear whole or not at all, and files that are their owner's alone.
 
-The hidden one is locked while its maker lives, so what a killed one left is known for that.
+A folder is made beside its place, in a hidden one of its own. The hidden one is locked while its
+maker lives, so what a killed one left is known for that.
 """
 
 import fcntl
 import glob
+import logging
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LOCK = "lock"
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+_OF_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+log = logging.getLogger(__name__)
+
+
+def private_opener(path: str, flags: int) -> int:
+    """For `open`: a file made by it is its owner's alone, whatever the umask is."""
+    return os.open(path, flags, PRIVATE_FILE)
+
+
+def make_private_folder(path: Path) -> None:
+    """Make `path` for its owner alone, and its parents, unless it is there.
+
+    One that is there and that others may enter is taken from them, with all that is in it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    if path.stat().st_mode & _OF_OTHERS:
+        log.warning("%s was open to other users; it is its owner's alone now", path)
+        _take_from_others(path)
+
+
+def _take_from_others(root: Path) -> None:
+    """The folder itself last: if this is broken off, it is done again the next time."""
+    with suppress(PermissionError):  # another user's: what its owner has made of it stays
+        for folder, _, names in os.walk(root, topdown=False):
+            for path in (*(Path(folder, name) for name in names), Path(folder)):
+                with suppress(FileNotFoundError):
+                    mode = path.lstat().st_mode
+                    if not stat.S_ISLNK(mode):
+                        path.chmod(stat.S_IMODE(mode) & ~_OF_OTHERS)
 
 
 @contextmanager

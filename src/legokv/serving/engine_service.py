@@ -175,7 +175,7 @@ class EngineService:
         outlet = self._outlets.pop(address, None)
         for request_id, job in list(self._live.items()):
             if isinstance(job.events, _Sink) and job.events.outlet is outlet:
-                log.warning("nobody waits for %s any more; it is cancelled", request_id)
+                log.warning("nobody waits for %r any more; it is cancelled", request_id)
                 self._cancel(request_id)
 
     def _cancel(self, request_id: str) -> None:

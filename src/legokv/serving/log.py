@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from legokv.errors import InvalidRequest, LegokvError
 from legokv.serving.probe import is_probe
@@ -75,13 +76,32 @@ def line_for(model: str, client_id: str) -> RequestLine:
     return RequestLine(model, client_id) if client_id else RequestLine(model)
 
 
+class SafeFormatter(logging.Formatter):
+    """Lines that nobody's text can forge: control characters are escaped, tracebacks indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = _escaped(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  {_escaped(line)}" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    """The text with all that could end a line or drive a terminal written as Python writes it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def log_to_server(model: str, settings: Settings) -> None:
     """Let lines of the settings' level through: requests' as they are, others with the model's
     name."""
     form = f"%(asctime)s {model} %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=settings.log_level.upper(), format=form)
+    others = logging.StreamHandler()
+    others.setFormatter(SafeFormatter(form))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[others])
     requests = logging.StreamHandler()
-    requests.setFormatter(logging.Formatter("%(message)s"))
+    requests.setFormatter(SafeFormatter("%(message)s"))
     log.addHandler(requests)
     log.propagate = False
     log.disabled = settings.request_log == "off"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from legokv.errors import Busy, CacheUnavailable, EngineMismatch, LegokvError
+from legokv.whole_files import make_private_folder, private_opener
 
 SCHEMA_VERSION = 3
 
@@ -106,10 +107,12 @@ class Database:
         CacheUnavailable if the folder cannot be written.
         """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(path.parent)
             # Going over to WAL does not wait for other processes; a lock beside the file does.
-            with open(path.with_name(path.name + ".lock"), "w") as lock:
+            with open(path.with_name(path.name + ".lock"), "w", opener=private_opener) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                # SQLite gives the files that it makes beside this one the same mode.
+                open(path, "ab", opener=private_opener).close()
                 return cls(path, _connect(path), clock)
         except OSError as error:
             raise CacheUnavailable(

@@ -14,6 +14,7 @@ from legokv.chunks.header import ChunkHeader
 from legokv.chunks.stored_form import EncodedChunk, check_chunk, decode_chunk, encode_chunk
 from legokv.chunks.stored_kv import StoredKv
 from legokv.errors import ChunkUnreadable, UnreadableReason
+from legokv.whole_files import PRIVATE_FOLDER, private_opener
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -29,10 +30,11 @@ def write_encoded(path: Path, encoded: EncodedChunk) -> None:
     Once this returns the file survives a power cut. A process killed on the way leaves a file
     that ends in TEMPORARY_SUFFIX and nothing else.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+    path.parent.mkdir(PRIVATE_FOLDER, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=private_opener) as file:
             file.write(encoded.header)
             file.write(encoded.data)
             file.flush()
@@ -151,6 +153,7 @@ class ChunkFolder:
     def _locked(self, kind: int) -> Iterator[None]:
         # Beside the folder, which may be removed at any time.
         self.root.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.root.with_name(f"{self.root.name}.lock"), "w") as lock:
+        path = self.root.with_name(f"{self.root.name}.lock")
+        with open(path, "w", opener=private_opener) as lock:
             fcntl.flock(lock, kind)
             yield
