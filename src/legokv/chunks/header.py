@@ -57,11 +57,30 @@ class KvLayout:
         return FLOAT_DTYPES[self.dtype].item_bytes
 
 
+def kv_shape(config: ModelConfig, num_tokens: int) -> tuple[int, ...]:
+    """[L, 2, n, G, D]: that of a chunk of so many tokens of a model."""
+    return (config.num_layers, 2, num_tokens, config.num_kv_heads, config.head_size)
+
+
+def stored_dtype_names() -> tuple[str, ...]:
+    """Every type that chunks' keys may name."""
+    return tuple(
+        kv_dtype_name(dtype.name, stored)
+        for dtype in FLOAT_DTYPES.values()
+        for stored in STORED_DTYPES
+    )
+
+
+def max_stored_bytes(config: ModelConfig, num_tokens: int) -> int:
+    """What a chunk of so many tokens of a model takes at most, its header with it."""
+    layouts = (KvLayout(name, kv_shape(config, num_tokens)) for name in FLOAT_DTYPES)
+    return 8 + _MAX_HEADER_BYTES + max(layout.num_bytes for layout in layouts)
+
+
 def token_bytes(config: ModelConfig, kv_dtype: str, stored_dtype: str) -> int:
     """What one token's KV of a model takes, stored, its chunk's header aside."""
     name = next(name for name, dtype in FLOAT_DTYPES.items() if dtype.name == kv_dtype)
-    shape = (config.num_layers, 2, 1, config.num_kv_heads, config.head_size)
-    return KvLayout(name, shape, stored_dtype == "int8").num_bytes
+    return KvLayout(name, kv_shape(config, 1), stored_dtype == "int8").num_bytes
 
 
 @dataclass(frozen=True)

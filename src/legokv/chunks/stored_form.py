@@ -92,6 +92,13 @@ def check_chunk(content: bytearray, key: str) -> ChunkHeader:
     return header
 
 
+def is_finite(content: bytearray) -> bool:
+    """Whether a whole chunk's KV has neither NaN nor infinity."""
+    header, start = decode_header(content)
+    kv = _kv(content, start, header.layout)
+    return bool(torch.isfinite(kv.scales if isinstance(kv, Int8Kv) else kv).all())
+
+
 def _data(kv: StoredKv) -> memoryview:
     if not isinstance(kv, Int8Kv):
         return _bytes(kv).numpy().data

@@ -1,26 +1,42 @@
 """A document set as one file, to warm another machine: texts, token ids, and their stored KV.
 
-A tar file without compression: `documents.json`, then one member a chunk in its stored form. What
-is read is believed only as far as it can be checked: ids against the tokenizer, keys and KV against
-the ids.
+A tar file without compression: `documents.json`, then one member a chunk in its stored form. A
+reader holds one document or one chunk at a time, and believes no size, type or name it finds.
 """
 
+import codecs
 import io
 import json
+import re
 import tarfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
+from legokv.chunks.chunk import MAX_TOKEN_ID
 from legokv.errors import InvalidRequest
+from legokv.whole_files import private_opener
 
 FORMAT_VERSION = 1
+MAX_ARCHIVE_DOCUMENTS = 2**20
+MAX_ARCHIVE_CHUNKS = 2**20
+MAX_LIST_BYTES = 2**31
 _MANIFEST = "documents.json"
-_MAX_MANIFEST_BYTES = 2**31
-# Far above any chunk: a member's size is read from the file, and not believed without a bound.
-_MAX_CHUNK_BYTES = 2**34
+_CHUNK_SUFFIX = ".safetensors"
+_PIECE_BYTES = 2**20
+_MAX_HEAD_LEN = 4096
+_REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
+_MEMBER = re.compile(r"[0-9a-f]{64}\.safetensors", re.ASCII)
+_BLANKS = re.compile(r"[ \t\r\n]*")
+# In the order that `write_archive` has them.
+_HEAD = re.compile(
+    r'\s*\{\s*"format_version"\s*:\s*(?P<version>-?\d{1,9})\s*,'
+    r'\s*"fingerprint"\s*:\s*"(?P<fingerprint>[0-9a-f]{64})"\s*,\s*"documents"\s*:\s*\[',
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -65,12 +81,15 @@ def write_archive(
 ) -> int:
     """Write the manifest and the chunks' stored bytes: how many chunks. Whole or not at all.
 
-    `done` gets the bytes of each chunk written.
+    The file is its owner's alone to read. `done` gets the bytes of each chunk written.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     number = 0
     try:
-        with tarfile.open(temporary, "x", format=tarfile.PAX_FORMAT) as archive:
+        with (
+            open(temporary, "xb", opener=private_opener) as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        ):
             _add_manifest(archive, manifest)
             for key, content in chunks:
                 done(_add_chunk(archive, key, content))
@@ -83,23 +102,201 @@ def write_archive(
     return number
 
 
-def read_archive(path: Path) -> Iterator[Manifest | tuple[str, bytearray]]:
-    """First the manifest, then (key, stored bytes) of each chunk; InvalidRequest for another file.
+@dataclass(frozen=True)
+class Member:
+    """One file of an archive, where its bytes begin and how many there are."""
+
+    name: str
+    start: int
+    size: int
+
+    @property
+    def key(self) -> str:
+        """The key of the chunk it holds."""
+        return self.name.removesuffix(_CHUNK_SUFFIX)
+
+
+class Archive:
+    """An archive that is read from its start as often as needed; InvalidRequest for a bad one.
 
     Nothing is unpacked to disk, and no member's name is used as a path.
     """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, file
+        first = self._member(0)
+        if first is None or first.name != _MANIFEST:
+            self._refuse_file("it does not begin with a list")
+        if first.size > MAX_LIST_BYTES:
+            self._refuse(f"a list of {first.size} bytes is refused, at most {MAX_LIST_BYTES}")
+        self._list = first
+        head = _HEAD.match(next(self._text(), "")[:_MAX_HEAD_LEN])
+        if head is None:
+            self._refuse("its list is damaged: it does not begin as this program writes it")
+        if int(head["version"]) != FORMAT_VERSION:
+            raise InvalidRequest(
+                f"archive {path} has version {head['version']}, this program reads {FORMAT_VERSION}"
+            )
+        self.fingerprint = str(head["fingerprint"])
+        self._first_document = head.end()
+
+    def documents(self, max_bytes: int) -> Iterator[ArchivedDocument]:
+        """The documents in order, each of at most `max_bytes` of JSON."""
+        for number, fields in enumerate(self._objects(max_bytes), 1):
+            if number > MAX_ARCHIVE_DOCUMENTS:
+                self._refuse(f"it has more than {MAX_ARCHIVE_DOCUMENTS} documents")
+            try:
+                document = _document(fields)
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                self._refuse(f"its list is damaged at document {number}: {error!r:.200}")
+            yield document
+
+    def chunks(self, max_bytes: Mapping[str, int]) -> Iterator[Member]:
+        """The chunks' members: of these keys, each at most once and as large as it may be."""
+        seen: set[str] = set()
+        place = _behind(self._list)
+        while (member := self._member(place)) is not None:
+            key = member.key
+            if not _MEMBER.fullmatch(member.name) or key not in max_bytes:
+                self._refuse(f"{member.name[:80]!r} is no chunk of its documents")
+            if key in seen:
+                self._refuse(f"chunk {key[:12]} is in it twice")
+            if member.size > max_bytes[key]:
+                self._refuse(
+                    f"chunk {key[:12]} has {member.size} bytes, one of its tokens takes at most "
+                    f"{max_bytes[key]}"
+                )
+            seen.add(key)
+            yield member
+            place = _behind(member)
+
+    def content(self, member: Member) -> bytearray:
+        """A member's bytes."""
+        self._file.seek(member.start)
+        content = bytearray(member.size)
+        if self._file.readinto(content) != member.size:  # type: ignore[attr-defined]
+            self._refuse("it was cut short")
+        return content
+
+    def _member(self, place: int) -> Member | None:
+        """The member whose header is at `place`; None at the archive's end."""
+        self._file.seek(place)
+        block = self._file.read(tarfile.BLOCKSIZE)
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.TarError as error:
+            if block and not block.strip(b"\0") and len(block) == tarfile.BLOCKSIZE:
+                return None
+            if place and len(block) < tarfile.BLOCKSIZE:
+                self._refuse("it was cut short")
+            self._refuse_file(str(error))
+        if info.type not in _REGULAR or info.size < 0:
+            self._refuse(f"{info.name[:80]!r} is no plain file")
+        start = place + tarfile.BLOCKSIZE
+        if start + info.size > self._file.seek(0, io.SEEK_END):
+            self._refuse("it was cut short")
+        return Member(info.name, start, info.size)
+
+    def _text(self) -> Iterator[str]:
+        """The list's text, a piece at a time."""
+        decoder, left = codecs.getincrementaldecoder("utf-8")(), self._list.size
+        place = self._list.start
+        while left:
+            self._file.seek(place)
+            piece = self._file.read(min(left, _PIECE_BYTES))
+            left -= len(piece)
+            place += len(piece)
+            try:
+                yield decoder.decode(piece, final=not left)
+            except UnicodeDecodeError as error:
+                self._refuse(f"its list is damaged: {error.reason} at byte {place - len(piece)}")
+            if not piece:
+                self._refuse("it was cut short")
+
+    def _objects(self, max_bytes: int) -> Iterator[Any]:
+        """The JSON values of the list of documents, none longer than `max_bytes`."""
+        pieces = self._text()
+        text, place = self._filled(next(pieces), self._first_document, pieces)
+        while text[place] != "]":
+            value, text, place = self._value(text, place, pieces, max_bytes)
+            yield value
+            text, place = self._filled(text, place, pieces)
+            if text[place] == ",":
+                text, place = self._filled(text, place + 1, pieces)
+            elif text[place] != "]":
+                self._refuse("its list is damaged: documents are not apart by commas")
+        rest = text[place + 1 :] + "".join(pieces)
+        if rest.strip() != "}":
+            self._refuse("its list is damaged: something stands behind its documents")
+
+    def _value(
+        self, text: str, place: int, pieces: Iterator[str], max_bytes: int
+    ) -> tuple[Any, str, int]:
+        """The value at `place`, the text with what was read for it, and where the value ends."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(text, place)
+            except RecursionError as error:
+                self._refuse(f"its list is damaged: {error}")
+            except ValueError as error:
+                more = _more(pieces, len(text) - place)
+                if not more:
+                    self._refuse(f"its list is damaged: {error}")
+                text, place = text[place:] + more, 0
+            else:
+                return value, text, end
+            if len(text) > 2 * max_bytes + _PIECE_BYTES:
+                self._refuse(
+                    f"a document of more than {max_bytes} bytes of JSON is refused: "
+                    "max_document_bytes and max_document_tokens allow no such one"
+                )
+
+    def _filled(self, text: str, place: int, pieces: Iterator[str]) -> tuple[str, int]:
+        """The text with something but blanks at the place given."""
+        while True:
+            blanks = _BLANKS.match(text, place)
+            place = blanks.end() if blanks else place
+            if place < len(text):
+                return text, place
+            text, place = next(pieces, ""), 0
+            if not text:
+                self._refuse("its list is damaged: it has no end")
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise InvalidRequest(f"archive {self._path}: {why}")
+
+    def _refuse_file(self, why: str) -> NoReturn:
+        raise InvalidRequest(f"{self._path} is no archive of documents: {why}")
+
+
+@contextmanager
+def open_archive(path: Path) -> Iterator[Archive]:
+    """The archive in the file `path`; InvalidRequest for a file that is none."""
     try:
-        with tarfile.open(path, "r:") as archive:
-            yield _read_manifest(archive, path)
-            while (member := archive.next()) is not None:
-                content = archive.extractfile(member)
-                if content is None or member.size > _MAX_CHUNK_BYTES:
-                    raise InvalidRequest(f"archive {path}: {member.name[:80]!r} is no chunk")
-                yield member.name.removesuffix(".safetensors"), bytearray(content.read())
-    except tarfile.TarError as error:
-        raise InvalidRequest(f"{path} is no archive of documents: {error}") from error
+        with open(path, "rb") as file:
+            yield Archive(path, file)
     except OSError as error:
         raise InvalidRequest(f"archive {path} cannot be read: {error.strerror}") from error
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number)
+
+
+def _behind(member: Member) -> int:
+    """Where the header of the next member is."""
+    return member.start + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _more(pieces: Iterator[str], num_characters: int) -> str:
+    """The next pieces, as much as there was: so a long document is not decoded too often."""
+    more = ""
+    while len(more) < num_characters and (piece := next(pieces, "")):
+        more += piece
+    return more
 
 
 def _add_manifest(archive: tarfile.TarFile, manifest: Manifest) -> None:
@@ -110,46 +307,46 @@ def _add_manifest(archive: tarfile.TarFile, manifest: Manifest) -> None:
 
 
 def _add_chunk(archive: tarfile.TarFile, key: str, content: BinaryIO) -> int:
-    info = tarfile.TarInfo(f"{key}.safetensors")
+    info = tarfile.TarInfo(f"{key}{_CHUNK_SUFFIX}")
     info.size = content.seek(0, io.SEEK_END)
     content.seek(0)
     archive.addfile(info, content)
     return info.size
 
 
-def _read_manifest(archive: tarfile.TarFile, path: Path) -> Manifest:
-    member = archive.next()
-    content = None if member is None else archive.extractfile(member)
-    if member is None or member.name != _MANIFEST or content is None:
-        raise InvalidRequest(f"{path} is no archive of documents: it does not begin with a list")
-    if member.size > _MAX_MANIFEST_BYTES:
-        raise InvalidRequest(f"archive {path}: a list of {member.size} bytes is refused")
-    try:
-        fields = json.loads(content.read())
-        version = fields["format_version"]
-        if version != FORMAT_VERSION:
-            raise InvalidRequest(
-                f"archive {path} has version {version}, this program reads {FORMAT_VERSION}"
-            )
-        documents = tuple(_document(item) for item in fields["documents"])
-        return Manifest(str(fields["fingerprint"]), documents)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidRequest(f"archive {path}: its list is damaged: {error!r}") from error
-
-
 def _document(fields: dict[str, Any]) -> ArchivedDocument:
-    name, ttl = fields["name"], fields["ttl_seconds"]
+    ttl = fields["ttl_seconds"]
     return ArchivedDocument(
-        namespace=str(fields["namespace"]),
-        id=str(fields["id"]),
-        name=None if name is None else str(name),
-        text=str(fields["text"]),
-        ttl_seconds=None if ttl is None else float(ttl),
+        namespace=_text(fields, "namespace"),
+        id=_text(fields, "id"),
+        name=None if fields["name"] is None else _text(fields, "name"),
+        text=_text(fields, "text"),
+        ttl_seconds=None if ttl is None else _number(ttl),
         chunks=tuple(
             ArchivedChunk(
-                tuple(int(token) for token in chunk["token_ids"]),
-                None if chunk["key"] is None else str(chunk["key"]),
+                tuple(map(_token, chunk["token_ids"])),
+                None if chunk["key"] is None else _text(chunk, "key"),
             )
             for chunk in fields["chunks"]
         ),
     )
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields[name]
+    if not isinstance(value, str):
+        raise TypeError(f"'{name}' is a text, not {type(value).__name__}")
+    value.encode()  # half a surrogate pair is a ValueError
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"'ttl_seconds' is a number, not {type(value).__name__}")
+    return float(value)
+
+
+def _token(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_TOKEN_ID:
+        raise ValueError(f"a token id is a number from 0 to {MAX_TOKEN_ID}, not {value!r:.80}")
+    return value

@@ -13,6 +13,11 @@ from legokv.errors import InvalidRequest
 TokenSpan = tuple[int, ...]
 
 DEFAULT_NAMESPACE = "default"
+MAX_NAME_LEN = 256
+DOCUMENT_BYTES = 1024
+"""What a document counts against its namespace's quota, however short it is."""
+MAX_TTL_SECONDS = 3.2e10
+"""A thousand years: past it Unix seconds lose the precision that comparing them needs."""
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _A_NAMESPACE = "a namespace is 1 to 64 letters, digits, dots, underscores or dashes"
@@ -28,11 +33,28 @@ class State(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class DocumentsSize:
+    """What of some documents counts against a quota; `text_bytes` in UTF-8."""
+
+    num_documents: int
+    num_tokens: int
+    text_bytes: int
+
+
+@dataclass(frozen=True)
 class NamespaceQuota:
-    """Most KV that one namespace's documents may have; a token of it takes `token_bytes` stored."""
+    """Most that one namespace's documents may take: KV, texts, and what any document takes.
+
+    token_bytes: what a token's KV takes, stored.
+    """
 
     max_bytes: int
     token_bytes: int
+
+    def taken(self, size: DocumentsSize) -> int:
+        """Bytes that documents of that size take."""
+        kv_bytes = size.num_tokens * self.token_bytes
+        return kv_bytes + size.text_bytes + size.num_documents * DOCUMENT_BYTES
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,11 @@ class NewDocument:
     def num_tokens(self) -> int:
         """Tokens of all chunks."""
         return sum(map(len, self.chunks))
+
+    @cached_property
+    def size(self) -> DocumentsSize:
+        """That of this document alone."""
+        return DocumentsSize(1, self.num_tokens, len(self.text.encode()))
 
 
 class Changes(TypedDict, total=False):

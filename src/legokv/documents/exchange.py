@@ -1,24 +1,29 @@
 """Puts a cache's documents with their KV into an archive, and an archive's into a cache."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from legokv.chunks.chunk import chunk_key
-from legokv.chunks.header import decode_header
-from legokv.chunks.stored_form import EncodedChunk, decode_chunk, stored_bytes
+from legokv.chunks.chunk import chunk_key, token_digest
+from legokv.chunks.header import kv_shape, max_stored_bytes, stored_dtype_names
+from legokv.chunks.stored_form import EncodedChunk, check_chunk, is_finite, stored_bytes
 from legokv.documents.archive import (
+    MAX_ARCHIVE_CHUNKS,
+    Archive,
     ArchivedChunk,
     ArchivedDocument,
     Manifest,
-    read_archive,
+    open_archive,
     write_archive,
 )
 from legokv.documents.cut import TextCodec, document_token_ids
 from legokv.documents.document import (
+    MAX_NAME_LEN,
+    MAX_TTL_SECONDS,
     Changes,
     Document,
+    DocumentLimits,
     NewDocument,
     State,
     check_namespace,
@@ -26,6 +31,7 @@ from legokv.documents.document import (
 )
 from legokv.documents.protocol import DocumentRegistry
 from legokv.errors import ChunkUnreadable, EngineMismatch, InvalidRequest
+from legokv.model.config import ModelConfig
 
 _CLAIM_SECONDS = 60.0
 
@@ -44,13 +50,16 @@ class PortableTier(Protocol):
 class Cache:
     """One model's documents and stored chunks, opened without its engine.
 
-    tiers: where chunks are kept, the one to read from first before the others.
+    tiers: where chunks are kept, the one to read from first before the others. limits: what the
+    machine's server takes of a document; imports are held to it and to its namespaces' quota.
     """
 
     fingerprint: str
+    model: ModelConfig
     registry: DocumentRegistry
     tiers: tuple[PortableTier, ...]
     codec: TextCodec
+    limits: DocumentLimits
 
 
 @dataclass(frozen=True)
@@ -85,36 +94,92 @@ def export_documents(
 def import_documents(cache: Cache, path: Path, done: Callable[[int], object]) -> Exchanged:
     """Register an archive's documents and store their KV; those with all of it are ready.
 
-    EngineMismatch for another model's archive, InvalidRequest for documents that are not what
-    their texts give; then nothing is registered. Chunks that are damaged are left out.
+    All that can be wrong with the file and its documents is looked for before the first is
+    registered: EngineMismatch for another model's archive, InvalidRequest or Busy with a sentence
+    for one that is not as this program writes it, for documents that are not what their texts give
+    or that `create` would refuse. Chunks that are damaged or no KV of this model are left out.
     """
-    items = read_archive(path)
-    manifest = next(items)
-    assert isinstance(manifest, Manifest), "an archive's first item is its manifest"
-    if manifest.fingerprint != cache.fingerprint:
-        raise EngineMismatch(
-            f"{path} belongs to the model {manifest.fingerprint[:16]}, this engine is "
-            f"{cache.fingerprint[:16]}: export it from a machine with the same engine"
-        )
-    news = [_checked(cache, document) for document in manifest.documents]
-    owners = {
-        chunk.key: (document.namespace, chunk.token_ids)
-        for document in manifest.documents
-        for chunk in document.chunks
+    with open_archive(path) as archive:
+        if archive.fingerprint != cache.fingerprint:
+            raise EngineMismatch(
+                f"{path} belongs to the model {archive.fingerprint[:16]}, this engine is "
+                f"{cache.fingerprint[:16]}: export it from a machine with the same engine"
+            )
+        expected = _expected(cache, archive)
+        num_documents = _register_all(cache, archive)
+        stored, num_read = set(), 0
+        for member in archive.chunks(_most_bytes(cache, expected)):
+            num_read += 1
+            content = archive.content(member)
+            done(member.size)
+            if _store(cache, member.key, expected[member.key], content):
+                stored.add(member.key)
+        for document in _documents(cache, archive):
+            _finish(cache, document, stored)
+    return Exchanged(num_documents, len(stored), num_read - len(stored))
+
+
+@dataclass(frozen=True)
+class _ExpectedChunk:
+    """What KV under a key must be of; `kv_dtype` None: the key is not that of its tokens."""
+
+    namespace: str
+    num_tokens: int
+    token_digest: str
+    kv_dtype: str | None
+
+
+def _expected(cache: Cache, archive: Archive) -> dict[str, _ExpectedChunk]:
+    """The chunks that the documents name, when all documents and all members' sizes are right."""
+    expected: dict[str, _ExpectedChunk] = {}
+    for document in _documents(cache, archive):
+        _checked(cache, document)
+        for chunk in document.chunks:
+            if chunk.key is not None:
+                expected[chunk.key] = _expected_chunk(cache, document.namespace, chunk)
+        if len(expected) > MAX_ARCHIVE_CHUNKS:
+            raise InvalidRequest(f"an archive of more than {MAX_ARCHIVE_CHUNKS} chunks is refused")
+    for _ in archive.chunks(_most_bytes(cache, expected)):
+        pass
+    return expected
+
+
+def _expected_chunk(cache: Cache, namespace: str, chunk: ArchivedChunk) -> _ExpectedChunk:
+    ids = chunk.token_ids
+    keys = {
+        chunk_key(cache.fingerprint, kv_dtype, namespace, ids): kv_dtype
+        for kv_dtype in stored_dtype_names()
     }
-    for new, document in zip(news, manifest.documents, strict=True):
-        cache.registry.register(new, _changes(document), 0)
-    stored, num_read = set(), 0
-    for item in items:
-        assert not isinstance(item, Manifest), "an archive has one manifest"
-        key, content = item
-        num_read += 1
-        done(len(content))
-        if key in owners and _store(cache, key, *owners[key], content):
-            stored.add(key)
-    for document in manifest.documents:
-        _finish(cache, document, stored)
-    return Exchanged(len(news), len(stored), num_read - len(stored))
+    kv_dtype = keys.get(chunk.key or "")
+    return _ExpectedChunk(namespace, len(ids), token_digest(ids), kv_dtype)
+
+
+def _most_bytes(cache: Cache, expected: Mapping[str, _ExpectedChunk]) -> Mapping[str, int]:
+    return {key: max_stored_bytes(cache.model, chunk.num_tokens) for key, chunk in expected.items()}
+
+
+def _documents(cache: Cache, archive: Archive) -> Iterator[ArchivedDocument]:
+    limits = cache.limits
+    # A byte of text is at most six of JSON; a token is one of a chunk of its own at worst.
+    most = 6 * limits.max_document_bytes + 128 * limits.max_document_tokens + 2**16
+    return archive.documents(most)
+
+
+def _register_all(cache: Cache, archive: Archive) -> int:
+    """Register the documents: how many. If one is refused, those that are new go again."""
+    made: list[Document] = []
+    number = 0
+    try:
+        for archived in _documents(cache, archive):
+            new, quota = _checked(cache, archived), cache.limits.namespace_quota
+            document, is_new = cache.registry.register(new, _changes(archived), 0, quota)
+            made += [document] if is_new else []
+            number += 1
+    except BaseException:
+        for document in made:
+            cache.registry.delete(document.namespace, document.id)
+        raise
+    return number
 
 
 def _contents(cache: Cache, keys: Iterable[str]) -> Iterator[tuple[str, BinaryIO]]:
@@ -153,14 +218,37 @@ def _archived(cache: Cache, document: Document) -> ArchivedDocument:
 
 
 def _checked(cache: Cache, document: ArchivedDocument) -> NewDocument:
-    """The document to register; its id, text and token ids must be each other's."""
+    """The document to register; it must be as `create` takes it, and its parts each other's."""
     spans = tuple(chunk.token_ids for chunk in document.chunks)
-    new = NewDocument(check_namespace(document.namespace), document.text, spans)
+    check_namespace(document.namespace)
+    _check_bounds(cache, document, spans)
+    new = NewDocument(document.namespace, document.text, spans)
     ids = tuple(token for span in spans for token in span)
     whole = normalise_text(document.text) == document.text != "" and all(spans)
     if not whole or new.id != document.id or document_token_ids(new.text, cache.codec) != ids:
         raise InvalidRequest(f"document {document.id[:80]!r} is not what its text gives")
     return new
+
+
+def _check_bounds(
+    cache: Cache, document: ArchivedDocument, spans: tuple[tuple[int, ...], ...]
+) -> None:
+    limits, name = cache.limits, f"document {document.id[:80]!r}"
+    bounds = (
+        ("bytes", len(document.text.encode()), limits.max_document_bytes),
+        ("tokens", sum(map(len, spans)), limits.max_document_tokens),
+        ("tokens in a chunk", max(map(len, spans), default=0), cache.model.max_positions),
+        ("characters in its name", len(document.name or ""), MAX_NAME_LEN),
+    )
+    for what, number, most in bounds:
+        if number > most:
+            raise InvalidRequest(f"{name} has {number} {what}, at most {most} fit")
+    ttl = document.ttl_seconds
+    if ttl is not None and not 0 <= ttl < MAX_TTL_SECONDS:
+        raise InvalidRequest(
+            f"{name} has a time to live of {ttl:g} s: it is less than {MAX_TTL_SECONDS:g} s, and "
+            "not below 0"
+        )
 
 
 def _changes(document: ArchivedDocument) -> Changes:
@@ -170,19 +258,20 @@ def _changes(document: ArchivedDocument) -> Changes:
     return changes
 
 
-def _store(
-    cache: Cache, key: str, namespace: str, token_ids: tuple[int, ...], content: bytearray
-) -> bool:
+def _store(cache: Cache, key: str, expected: _ExpectedChunk, content: bytearray) -> bool:
     try:
-        decode_chunk(content, key, token_ids)
-        dtype = decode_header(content)[0].layout.kv_dtype
+        header = check_chunk(content, key)
     except ChunkUnreadable:
         return False
-    if chunk_key(cache.fingerprint, dtype, namespace, token_ids) != key:
+    layout = header.layout
+    shape = kv_shape(cache.model, expected.num_tokens)
+    if (layout.shape, layout.kv_dtype) != (shape, expected.kv_dtype):
+        return False
+    if header.token_digest != expected.token_digest or not is_finite(content):
         return False
     encoded = stored_bytes(content)
     # All of them, not until the first that keeps it.
-    kept = [tier.write_encoded(key, namespace, encoded) for tier in cache.tiers]
+    kept = [tier.write_encoded(key, expected.namespace, encoded) for tier in cache.tiers]
     return any(kept)
 
 

@@ -8,6 +8,7 @@ from legokv.documents.document import (
     Changes,
     Document,
     DocumentPage,
+    DocumentsSize,
     NamespaceQuota,
     NewDocument,
     StoredChunk,
@@ -129,22 +130,22 @@ def unknown_document(namespace: str, document_id: str) -> NotFound:
     return NotFound(f"no document {document_id[:80]!r} in namespace {namespace!r}")
 
 
-def check_quota_fits(num_tokens: int, others: int, quota: NamespaceQuota) -> None:
-    """InvalidRequest or Busy if a new document of so many tokens would pass its namespace's quota.
+def check_quota_fits(new: DocumentsSize, others: DocumentsSize, quota: NamespaceQuota) -> None:
+    """InvalidRequest or Busy if a new document would pass its namespace's quota.
 
-    others: tokens of the namespace's documents.
+    others: the namespace's documents.
     """
-    asked, used = num_tokens * quota.token_bytes, others * quota.token_bytes
+    asked, used = quota.taken(new), quota.taken(others)
     if asked > quota.max_bytes:
         raise InvalidRequest(
-            f"the KV of this document takes {asked} bytes, more than the {quota.max_bytes} that a "
-            "namespace may have at all (namespace_bytes)"
+            f"this document takes {asked} bytes with its KV, more than the {quota.max_bytes} that "
+            "a namespace may have at all (namespace_bytes)"
         )
     if used + asked > quota.max_bytes:
         raise Busy(
-            f"the KV of this document takes {asked} bytes and its namespace's documents have "
-            f"{used}: more than the {quota.max_bytes} it may have (namespace_bytes); delete "
-            "documents first"
+            f"this document takes {asked} bytes with its KV and its namespace's "
+            f"{others.num_documents} documents have {used}: more than the {quota.max_bytes} it may "
+            "have (namespace_bytes); delete documents first"
         )
 
 

@@ -12,6 +12,7 @@ from legokv.built.folder import read_engine_folder
 from legokv.documents.compiling import Compiler
 from legokv.documents.cut import TextCodec, cut, document_token_ids
 from legokv.documents.document import (
+    MAX_NAME_LEN,
     Changes,
     Document,
     DocumentLimits,
@@ -33,7 +34,6 @@ from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
 from legokv.text.tokenizer import Tokenizer
 
-MAX_NAME_LEN = 256
 MAX_PAGE_LEN = 1000
 NUM_BACKGROUND_THREADS = 4
 """Documents compiled at a time that nobody waits for."""

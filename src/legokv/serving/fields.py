@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from legokv.documents.document import MAX_TTL_SECONDS
 from legokv.errors import InvalidRequest
 
 Request = Mapping[str, Any]
@@ -184,16 +185,13 @@ def optional_seconds(request: Request, name: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequest(f"{name!r} is a number of seconds, not {_kind(value)}")
-    if not 0 < value < MAX_SECONDS:
+    if not 0 < value < MAX_TTL_SECONDS:
         raise InvalidRequest(
-            f"{name!r} is {value}: it is more than 0 and less than {MAX_SECONDS:g} seconds, "
+            f"{name!r} is {value}: it is more than 0 and less than {MAX_TTL_SECONDS:g} seconds, "
             "or null for no end"
         )
     return float(value)
 
-
-# A thousand years: past it Unix seconds lose the precision that comparing them needs.
-MAX_SECONDS = 3.2e10
 
 _KINDS = {
     str: "a text",

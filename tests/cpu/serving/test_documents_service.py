@@ -20,7 +20,7 @@ from document_world import (  # noqa: F401 - fixtures
 from small_tokenizer import small_tokenizer
 
 from legokv.documents.compiling import Compiler
-from legokv.documents.document import NamespaceQuota
+from legokv.documents.document import DOCUMENT_BYTES, NamespaceQuota
 from legokv.errors import Busy, InvalidRequest, NotFound
 from legokv.serving.documents import DocumentService, document_replies, open_document_service
 from legokv.serving.log import RequestLine
@@ -97,15 +97,16 @@ def test_an_expired_document_loses_its_pin_and_nothing_else(service, store, cloc
 
 
 def test_a_document_past_its_namespace_s_quota_is_refused_before_it_is_compiled(registry, store):
-    limits = replace(LIMITS, namespace_quota=NamespaceQuota(max_bytes=5000, token_bytes=20))
+    limits = replace(LIMITS, namespace_quota=NamespaceQuota(max_bytes=7000, token_bytes=20))
     compiler = Compiler(registry, store.compile, store.drop, limits)
     service = DocumentService(registry, small_tokenizer(), compiler, limits)
     document = create(service)["document"]
     compiled = len(store.compiled)
-    used = 20 * document["num_tokens"]
-    with pytest.raises(Busy, match=f"takes 1640 bytes .* documents have {used}: .* the 5000"):
+    used = 20 * document["num_tokens"] + document["num_bytes"] + DOCUMENT_BYTES
+    asked = 20 * 82 + 80 + DOCUMENT_BYTES
+    with pytest.raises(Busy, match=f"takes {asked} bytes .* 1 documents have {used}: .* the 7000"):
         create(service, text="b" * 80)
-    with pytest.raises(InvalidRequest, match="takes 6040 bytes, more than the 5000"):
+    with pytest.raises(InvalidRequest, match=r"takes 7364 bytes .*, more than the 7000"):
         create(service, text="c" * 300)
     assert len(store.compiled) == compiled
     assert len(listed(service)) == 1
@@ -121,9 +122,12 @@ def test_a_server_counts_a_namespace_s_quota_in_the_bytes_of_its_kv(
     service = open_document_service(settings, lambda command: pytest.fail("nothing is compiled"))
     # Three layers, keys and values, two heads of 16: float32, or int8 and a float32 scale.
     token_bytes = 3 * 2 * 2 * (16 * (1 if form == "int8" else 4) + scales)
-    with pytest.raises(InvalidRequest, match=r"takes \d+ bytes, more than the 8000") as refused:
-        create(service, text="The lighthouse keeper counts ships. " * 20)
-    assert int(str(refused.value).split()[6]) % token_bytes == 0
+    text = "The lighthouse keeper counts ships. " * 20
+    with pytest.raises(InvalidRequest, match=r"takes \d+ bytes .*, more than the 8000") as refused:
+        create(service, text=text)
+    kv_bytes = int(str(refused.value).split()[3]) - len(text.strip()) - DOCUMENT_BYTES
+    assert kv_bytes > 0
+    assert kv_bytes % token_bytes == 0
     assert listed(service) == []
 
 

@@ -11,6 +11,7 @@ from registries import (  # noqa: F401 - fixtures
 )
 
 from legokv.documents.document import (
+    DOCUMENT_BYTES,
     NamespaceQuota,
     State,
 )
@@ -97,19 +98,34 @@ def test_a_pin_past_the_cap_is_refused_with_numbers_and_nothing_is_registered(re
 
 
 def test_a_document_past_its_namespace_s_quota_is_refused_with_the_numbers(registry):
-    quota = NamespaceQuota(max_bytes=899, token_bytes=100)
-    registry.register(new(), {}, CAP, quota)
-    other = new("Other.", chunks=((1,) * 4,))
-    with pytest.raises(Busy, match=r"takes 400 bytes and its namespace's .* have 500: .* the 899"):
+    fixed = DOCUMENT_BYTES + 10  # each text has ten bytes
+    quota = NamespaceQuota(max_bytes=2 * fixed + 899, token_bytes=100)
+    registry.register(new("Some text."), {}, CAP, quota)
+    other = new("Some more.", chunks=((1,) * 4,))
+    numbers = (
+        rf"takes {fixed + 400} bytes .* 1 documents have {fixed + 500}: .* the {2 * fixed + 899}"
+    )
+    with pytest.raises(Busy, match=numbers):
         registry.register(other, {}, CAP, quota)
-    with pytest.raises(InvalidRequest, match=r"takes 900 bytes, more than the 899 .* at all"):
-        registry.register(new("Third.", chunks=((1,) * 9,)), {}, CAP, quota)
+    with pytest.raises(InvalidRequest, match=r"takes \d+ bytes .*, more than the \d+ .* at all"):
+        registry.register(new("Third one.", chunks=((1,) * 21,)), {}, CAP, quota)
     assert len(registry.page("default").documents) == 1
     assert registry.register(new(), {"name": "same"}, CAP, quota)[0].name == "same"
-    elsewhere = new("Other.", "other", chunks=((1,) * 4,))
+    elsewhere = new("Some more.", "other", chunks=((1,) * 4,))
     assert registry.register(elsewhere, {}, CAP, quota)[1]
     registry.delete("default", new().id)
     assert registry.register(other, {}, CAP, quota)[1]
+
+
+@pytest.mark.parametrize(
+    ("text_bytes", "number"), [(5 * DOCUMENT_BYTES, 2), (1, 9)], ids=["long texts", "many"]
+)
+def test_texts_and_documents_count_as_kv_does(registry, text_bytes, number):
+    quota = NamespaceQuota(number * (text_bytes + DOCUMENT_BYTES + 1), token_bytes=1)
+    for n in range(number):
+        registry.register(new(str(n) * text_bytes, chunks=((1,),)), {}, CAP, quota)
+    with pytest.raises(Busy, match=f"its namespace's {number} documents"):
+        registry.register(new("z", chunks=((1,),)), {}, CAP, quota)
 
 
 def test_pinning_what_is_pinned_already_counts_it_once(registry):

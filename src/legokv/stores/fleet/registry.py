@@ -7,9 +7,11 @@ from typing import Any
 
 from legokv.chunks.chunk import token_blob
 from legokv.documents.document import (
+    DOCUMENT_BYTES,
     Changes,
     Document,
     DocumentPage,
+    DocumentsSize,
     NamespaceQuota,
     NewDocument,
     State,
@@ -62,18 +64,18 @@ class RedisRegistry:
             "namespace": new.namespace,
             "id": new.id,
             "text": new.text,
-            "num_bytes": len(new.text.encode()),
+            "num_bytes": new.size.text_bytes,
             "num_tokens": new.num_tokens,
             "changes": changes,
             "max_pinned_tokens": max_pinned_tokens,
-            "max_namespace_tokens": quota and quota.max_bytes // quota.token_bytes,
+            "quota": quota and {**vars(quota), "document_bytes": DOCUMENT_BYTES},
         }
         blobs = map(token_blob, new.chunks)
         reply = self.connection.run(self._script, "register", fields, *blobs)
         _refuse_pin(reply, max_pinned_tokens)
         if reply[0] == b"quota":
             assert quota is not None, "the script refuses by a quota that it was given"
-            check_quota_fits(new.num_tokens, int(reply[1]), quota)
+            check_quota_fits(new.size, DocumentsSize(*map(int, reply[1:4])), quota)
             raise AssertionError("the script refuses a document where Python does")
         return to_document(reply[2])[1], bool(reply[1])
 

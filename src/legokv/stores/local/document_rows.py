@@ -7,6 +7,7 @@ from legokv.chunks.chunk import token_blob, tokens_from_blob
 from legokv.documents.document import (
     Changes,
     Document,
+    DocumentsSize,
     NamespaceQuota,
     NewDocument,
     State,
@@ -91,7 +92,7 @@ def insert(sql: sqlite3.Connection, new: NewDocument, now: float) -> int:
             new.namespace,
             new.id,
             new.text,
-            len(new.text.encode()),
+            new.size.text_bytes,
             new.num_tokens,
             State.REGISTERED,
             now,
@@ -134,10 +135,12 @@ def check_pin(sql: sqlite3.Connection, number: int, max_pinned_tokens: int, now:
 
 def check_quota(sql: sqlite3.Connection, new: NewDocument, quota: NamespaceQuota) -> None:
     """InvalidRequest or Busy if a new document would pass its namespace's quota."""
-    (others,) = sql.execute(
-        "SELECT coalesce(sum(num_tokens), 0) FROM documents WHERE namespace = ?", (new.namespace,)
+    row = sql.execute(
+        "SELECT count(*), coalesce(sum(num_tokens), 0), coalesce(sum(num_bytes), 0)"
+        " FROM documents WHERE namespace = ?",
+        (new.namespace,),
     ).fetchone()
-    check_quota_fits(new.num_tokens, others, quota)
+    check_quota_fits(new.size, DocumentsSize(*row), quota)
 
 
 def delete(sql: sqlite3.Connection, numbers: Iterable[int]) -> tuple[str, ...]:

@@ -76,17 +76,23 @@ local function pin_refusal(number, num_tokens, a)
   end
 end
 
--- Why a new document may not join its namespace: {'quota', tokens of others}; or nothing.
+-- Why a new document may not join its namespace: {'quota', documents, tokens, bytes of others}; or
+-- nothing.
 local function quota_refusal(a)
-  if a.max_namespace_tokens == cjson.null then
+  if a.quota == cjson.null then
     return nil
   end
-  local others = 0
+  local documents, tokens, text_bytes = 0, 0, 0
   for _, number in ipairs(redis.call('ZRANGE', at('order/' .. a.namespace), 0, -1)) do
-    others = others + tonumber(get(number, 'num_tokens'))
+    local sizes = redis.call('HMGET', at('document/' .. number), 'num_tokens', 'num_bytes')
+    documents = documents + 1
+    tokens = tokens + tonumber(sizes[1] or 0)
+    text_bytes = text_bytes + tonumber(sizes[2] or 0)
   end
-  if others + a.num_tokens > a.max_namespace_tokens then
-    return { 'quota', others }
+  local all_tokens, all_bytes = tokens + a.num_tokens, text_bytes + a.num_bytes
+  local taken = all_tokens * a.quota.token_bytes + all_bytes
+  if taken + (documents + 1) * a.quota.document_bytes > a.quota.max_bytes then
+    return { 'quota', documents, tokens, text_bytes }
   end
 end
 
