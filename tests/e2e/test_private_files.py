@@ -28,6 +28,6 @@ def test_cache_and_shared_memory_are_the_server_s_user_s_alone(
     files = [model, *model.rglob("*")]
     assert any(path.suffix == ".safetensors" for path in files)
     assert any(path.suffix == ".sqlite" for path in files)
-    memory = list(Path("/dev/shm").glob("legokv_*"))
+    memory = list(Path("/dev/shm").glob(f"legokv_{server.process.pid}_*"))
     assert memory
     assert open_to_others(files + memory) == {}

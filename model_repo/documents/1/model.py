@@ -8,6 +8,7 @@ from legokv.serving.log import line_for, log_to_server
 from legokv.serving.secret import secret_in
 from legokv.serving.settings_sources import settings_from
 from legokv.serving.triton.call import EngineCaller
+from legokv.serving.triton.processes import keep_memory_private
 from legokv.serving.triton.tensors import TensorResponder, Tensors
 
 
@@ -15,6 +16,7 @@ class TritonPythonModel:
     def initialize(self, args):
         settings = settings_from(None, os.environ, {})
         log_to_server("documents", settings)
+        keep_memory_private()
         self.tensors = Tensors(args["model_config"])
         self.service = open_document_service(settings, EngineCaller(secret_in(os.environ)))
 

@@ -9,6 +9,7 @@ from legokv.serving.metrics import Publisher
 from legokv.serving.secret import replies_to_own, secret_in
 from legokv.serving.settings_sources import settings_from
 from legokv.serving.triton.metrics_port import MetricsPort
+from legokv.serving.triton.processes import keep_memory_private
 from legokv.serving.triton.tensors import TensorResponder, Tensors
 
 
@@ -16,6 +17,7 @@ class TritonPythonModel:
     def initialize(self, args):
         settings = settings_from(None, os.environ, {})
         log_to_server("engine", settings)
+        keep_memory_private()
         self.tensors = Tensors(args["model_config"])
         self.secret = secret_in(os.environ)
         self.service = EngineService.open(settings)

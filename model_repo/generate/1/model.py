@@ -10,6 +10,7 @@ from legokv.serving.secret import secret_in
 from legokv.serving.settings_sources import settings_from
 from legokv.serving.triton.call import EngineCaller
 from legokv.serving.triton.metrics_port import MetricsPort
+from legokv.serving.triton.processes import keep_memory_private
 from legokv.serving.triton.tensors import TensorResponder, Tensors
 
 
@@ -17,6 +18,7 @@ class TritonPythonModel:
     def initialize(self, args):
         settings = settings_from(None, os.environ, {})
         log_to_server("generate", settings)
+        keep_memory_private()
         self.tensors = Tensors(args["model_config"])
         self.service = GenerateService.open(settings, EngineCaller(secret_in(os.environ)))
         self.metrics = Publisher(self.service.samples, MetricsPort())

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from legokv.serving.triton.processes import server_folder
+from legokv.serving.triton.processes import keep_memory_private, server_folder
 
 SERVER = """
 import sys
@@ -83,3 +84,23 @@ def test_a_live_server_s_folder_stays_though_its_number_means_nobody_here(start:
     with server_folder():
         assert (elsewhere / "python" / "file").is_file()
     os.rename(elsewhere, used)
+
+
+def test_a_model_s_shared_memory_is_taken_from_other_users_and_nothing_else_is(
+    tmp_path: Path,
+) -> None:
+    names = [f"legokv_{os.getpid()}_{uuid.uuid4()}", f"other_{uuid.uuid4()}"]
+    files = [Path("/dev/shm", name) for name in names]
+    try:
+        for file in files:
+            file.touch()
+            file.chmod(0o644)
+        (tmp_path / "maps").write_text(
+            "55d0 r--p 0 0:1 1    /usr/bin/python3\n7f00 rw-p 0 0:0 0 \n"
+            + "".join(f"7f01 rw-s 0 0:19 5      {file}\n" for file in files)
+        )
+        keep_memory_private(tmp_path / "maps")
+        assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o644]
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from legokv.errors import ServerError
 from legokv.serving.settings import Settings
+from legokv.whole_files import PRIVATE_FILE
 
 _PROCESSES = Path("/proc")
 _ENDED = frozenset("ZX")
@@ -185,6 +186,20 @@ def shared_memory_prefix() -> Iterator[str]:
     finally:
         for file in _SHARED_MEMORY.glob(f"{prefix}*"):
             file.unlink(missing_ok=True)
+
+
+def keep_memory_private(maps: Path = Path("/proc/self/maps")) -> None:
+    """Take the shared memory of the process with these `maps` from other users.
+
+    For a model's process to call before it is ready: Triton makes the memory readable by all,
+    whatever the umask is, and requests and answers lie in it.
+    """
+    lines = (line.split(maxsplit=5) for line in maps.read_text().splitlines())
+    names = {Path(parts[5]) for parts in lines if len(parts) == 6}
+    for file in names:
+        if file.parent == _SHARED_MEMORY and file.name.startswith(_MEMORY_PREFIX):
+            with suppress(FileNotFoundError):  # unlinked already
+                file.chmod(PRIVATE_FILE)
 
 
 def _owner_is_gone(pid: str) -> bool:

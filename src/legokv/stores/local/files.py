@@ -109,7 +109,8 @@ class ChunkFolder:
         return self.root / key[:2] / f"{key}{_SUFFIX}"
 
     def has(self, key: str) -> bool:
-        return self.path(key).is_file()
+        # Unlike Path.is_file, it says no of a folder that may not be entered.
+        return os.path.isfile(self.path(key))
 
     def read(self, chunk: Chunk) -> StoredKv:
         """The chunk's KV; ChunkUnreadable if it is not whole and its own."""

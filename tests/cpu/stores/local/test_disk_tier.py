@@ -77,7 +77,8 @@ def test_a_folder_of_somebody_else_is_an_error_that_says_so(tmp_path):
     code = (
         _WRITE
         + """
-os.chmod(root / "chunks", 0o555)
+for folder in (root / "chunks", *(root / "chunks").iterdir()):
+    os.chmod(folder, 0o555)
 for part in (root / "registry.sqlite", root / "registry.sqlite-wal", root / "registry.sqlite-shm"):
     os.chmod(part, 0o666)
 os.chmod(root / "chunks.lock", 0o666)
