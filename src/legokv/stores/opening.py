@@ -38,6 +38,13 @@ def open_remote_tier(registry: "RedisRegistry", settings: EngineSettings) -> "Re
     return tier
 
 
+def advise_on(registry: "RedisRegistry", settings: EngineSettings) -> None:
+    """Say in the log what of Redis' settings loses documents."""
+    from legokv.stores.fleet.advice import advise_soon
+
+    advise_soon(registry.connection, settings.remote_bytes)
+
+
 def remote_tier_of(registry: "RedisRegistry", settings: EngineSettings) -> "RemoteTier":
     """The tier beside the registry, as it is."""
     from legokv.stores.fleet.tier import RemoteLimits, RemoteTier

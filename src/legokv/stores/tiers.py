@@ -19,7 +19,7 @@ from legokv.stores.local.files import ChunkFolder
 from legokv.stores.local.registry import Registry
 from legokv.stores.local.repair import NamedKeys, mend
 from legokv.stores.local.tier import DiskTier
-from legokv.stores.opening import open_remote_tier, open_shared_registry
+from legokv.stores.opening import advise_on, open_remote_tier, open_shared_registry
 
 PinnedKeys = Callable[[], Collection[str]]
 
@@ -41,6 +41,8 @@ def open_tiers(
     that is not of `form` is not used.
     """
     fleet = None if shared is None else open_shared_registry(shared)
+    if fleet is not None:
+        advise_on(fleet, settings)
     tiers: list[ChunkTier] = []
     if settings.host_bytes:
         budget = settings.budget(settings.host_bytes)

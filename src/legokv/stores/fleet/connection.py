@@ -44,6 +44,7 @@ class Connection:
         self.shown_url = shown_redis_url(check_redis_url(url))
         self.prefix = f"legokv:{LAYOUT_VERSION}:{{{model}}}:"
         self._clock = clock
+        self._url = url
         self._client = _client(url)
         self._lock = threading.Lock()
         self._retry_at = 0.0
@@ -76,12 +77,42 @@ class Connection:
         now = "" if self._clock is None else repr(self._clock())
         return [now, operation, json.dumps(arguments), *blobs]
 
+    def memory_settings(self) -> tuple[int, str]:
+        """`maxmemory` in bytes, 0 for any, and `maxmemory-policy`."""
+        with self.asking() as client:
+            facts: Any = client.info("memory")
+        return int(facts.get("maxmemory", 0)), str(facts.get("maxmemory_policy", "noeviction"))
+
     @contextmanager
     def asking(self) -> Iterator["redis.Redis"]:
         """The client for a block; what Redis cannot do now becomes CacheUnavailable."""
         self._refuse_while_away()
-        try:
+        with self._errors_said():
             yield self._client
+        self._retry_at = 0.0
+
+    @contextmanager
+    def listening(self, channel: str, seconds: float) -> Iterator[Iterator[str | None]]:
+        """Messages on a channel of the model's from now on, None where none came for `seconds`.
+
+        What Redis cannot do now becomes CacheUnavailable; messages may be lost from then on.
+        """
+        # A client of its own, that nobody closes who closes this connection.
+        with (
+            self._errors_said(),
+            _client(self._url) as client,
+            client.pubsub() as heard,
+        ):
+            heard.subscribe(f"{self.prefix}{channel}")
+            first = heard.get_message(timeout=REPLY_SECONDS)
+            if first is None or first["type"] != "subscribe":
+                raise CacheUnavailable(f"{self.shown_url} did not answer: no channel was opened")
+            yield _messages(heard, seconds)
+
+    @contextmanager
+    def _errors_said(self) -> Iterator[None]:
+        try:
+            yield
         except (redis.ConnectionError, redis.TimeoutError) as error:
             self._retry_at = time.monotonic() + RETRY_SECONDS
             raise CacheUnavailable(
@@ -90,7 +121,6 @@ class Connection:
             ) from error
         except redis.RedisError as error:
             raise CacheUnavailable(f"{self.shown_url} refused: {error}") from error
-        self._retry_at = 0.0
 
     def _refuse_while_away(self) -> None:
         with self._lock:
@@ -103,6 +133,13 @@ class Connection:
             if self._retry_at:
                 # This caller finds out whether it is back; the others go on without it meanwhile.
                 self._retry_at = now + RETRY_SECONDS
+
+
+def _messages(heard: Any, seconds: float) -> Iterator[str | None]:
+    while True:
+        message = heard.get_message(timeout=seconds)
+        data = message["data"] if message and message["type"] == "message" else None
+        yield data.decode() if isinstance(data, bytes) else None
 
 
 def _client(url: str) -> "redis.Redis":

@@ -27,7 +27,10 @@ from legokv.documents.protocol import (
 )
 from legokv.errors import CacheUnavailable, NotFound, StillUnavailable
 from legokv.stores.fleet.connection import Connection, Script
+from legokv.stores.fleet.deletions import DeletionWatch
 from legokv.stores.fleet.replies import Recall, to_chunks, to_document
+
+_ADOPTED_AT_ONCE = 500
 
 _log = logging.getLogger(__name__)
 
@@ -35,18 +38,20 @@ _log = logging.getLogger(__name__)
 class RedisRegistry:
     """A DocumentRegistry that all servers of a fleet share; deadlines are by Redis' clock.
 
-    While Redis is away, `chunks` gives what this process has seen and `pinned_chunk_keys` what it
-    knew last; all else is CacheUnavailable.
+    While Redis is away, `chunks` gives what this process has seen and nobody has deleted, and
+    `pinned_chunk_keys` what it knew last; all else is CacheUnavailable.
     """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._script = Script("documents")
         self._recall = Recall()
+        self._deletions = DeletionWatch(connection, self._recall)
         self._pinned: frozenset[str] = frozenset()
 
     def close(self) -> None:
         """Close the connection."""
+        self._deletions.close()
         self.connection.close()
 
     def now(self) -> float:
@@ -71,7 +76,7 @@ class RedisRegistry:
             "quota": quota and {**vars(quota), "document_bytes": DOCUMENT_BYTES},
         }
         blobs = map(token_blob, new.chunks)
-        reply = self.connection.run(self._script, "register", fields, *blobs)
+        reply = self._run("register", fields, *blobs)
         _refuse_pin(reply, max_pinned_tokens)
         if reply[0] == b"quota":
             assert quota is not None, "the script refuses by a quota that it was given"
@@ -97,6 +102,7 @@ class RedisRegistry:
         )
 
     def _chunks_of(self, namespace: str, document_id: str) -> tuple[StoredChunk, ...]:
+        num_forgotten = self._recall.num_forgotten
         try:
             _, *parts = self._ask("chunks", namespace, document_id)
         except NotFound:
@@ -109,7 +115,8 @@ class RedisRegistry:
             _say("a document is used as it was seen last", error)
             return remembered
         chunks = to_chunks(parts)
-        self._recall.note(namespace, document_id, chunks)
+        self._recall.note(namespace, document_id, chunks, num_forgotten)
+        self._deletions.start()
         return chunks
 
     def page(
@@ -125,8 +132,7 @@ class RedisRegistry:
 
     def namespaces(self) -> tuple[str, ...]:
         """All namespaces that have documents, sorted."""
-        with self.connection.asking() as client:
-            names: Any = client.smembers(f"{self.connection.prefix}namespaces")
+        _, *names = self._run("namespaces", {})
         return tuple(sorted(namespace.decode() for namespace in names))
 
     def update(
@@ -146,9 +152,18 @@ class RedisRegistry:
             _say("the use of documents was not noted", error)
 
     def delete(self, namespace: str, document_id: str) -> tuple[str, ...]:
-        """Forget the document; the chunk keys now unnamed. NotFound if there is none."""
+        """Forget the document; the chunk keys now unnamed. NotFound if there is none.
+
+        All processes that remember it hear of it before this returns, or soon after.
+        """
         self._recall.forget(namespace, document_id)
-        _, gone = self._ask("delete", namespace, document_id)
+        try:
+            _, gone = self._ask("delete", namespace, document_id)
+        except CacheUnavailable as error:
+            raise CacheUnavailable(
+                f"document {document_id[:80]!r} was not deleted, and servers that know it go on "
+                f"answering from it: {error}; delete it again"
+            ) from error
         return tuple(sorted(key.decode() for key in gone))
 
     def sweep(self) -> None:
@@ -204,8 +219,32 @@ class RedisRegistry:
         ended = {"state": state, "failure": failure, "last": last and vars(last)}
         return to_document(self._hold("finish_claim", claim, ended)[1])[1]
 
-    def _run(self, operation: str, arguments: Mapping[str, object]) -> list[Any]:
-        return self.connection.run(self._script, operation, arguments)
+    def _run(self, operation: str, arguments: Mapping[str, object], *blobs: bytes) -> list[Any]:
+        """The operation's reply; indexes that Redis lost, or that an older version made, are mended
+        first.
+        """
+        reply = self.connection.run(self._script, operation, arguments, *blobs)
+        if reply[0] == b"unmended":
+            self._mend()
+            reply = self.connection.run(self._script, operation, arguments, *blobs)
+        if reply[0] == b"unmended":
+            raise CacheUnavailable(
+                f"{self.connection.shown_url} lost the list of documents again while it was made "
+                "anew: it evicts what it must keep; set maxmemory-policy noeviction"
+            )
+        return reply
+
+    def _mend(self) -> None:
+        """Make the indexes anew from the documents that are there."""
+        place = f"{self.connection.prefix}document/"
+        with self.connection.asking() as client:
+            numbers = [n.decode().removeprefix(place) for n in client.scan_iter(f"{place}*", 1000)]
+        for start in range(0, len(numbers), _ADOPTED_AT_ONCE):
+            some = numbers[start : start + _ADOPTED_AT_ONCE]
+            self.connection.run(self._script, "adopt", {"numbers": some})
+        self.connection.run(self._script, "mended", {})
+        if numbers:
+            _log.warning("the list of %d documents in Redis was made anew", len(numbers))
 
     def _ask(
         self,
@@ -218,6 +257,11 @@ class RedisRegistry:
         reply = self._run(operation, {**place, **(arguments or {})})
         if reply[0] == b"missing":
             raise unknown_document(namespace, document_id)
+        if reply[0] == b"lost":
+            raise NotFound(
+                f"document {document_id[:80]!r} was lost: {self.connection.shown_url} dropped a "
+                "part of it; create it again"
+            )
         return reply
 
     def _hold(self, operation: str, claim: Claim, arguments: Mapping[str, object]) -> list[Any]:

@@ -13,7 +13,8 @@ MAX_TOKENS = 4 * 2**20
 class Recall:
     """The chunks of documents seen of late, for so many tokens. Safe for several threads.
 
-    A document's content never changes, so what is remembered is right; it may have been deleted.
+    A document's content never changes, so what is remembered is right; what is deleted must be
+    forgotten by whoever hears of it.
     """
 
     def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
@@ -21,10 +22,23 @@ class Recall:
         self._lock = threading.Lock()
         self._seen: OrderedDict[tuple[str, str], tuple[StoredChunk, ...]] = OrderedDict()
         self._num_tokens = 0
+        self._num_forgotten = 0
 
-    def note(self, namespace: str, document_id: str, chunks: tuple[StoredChunk, ...]) -> None:
-        """Remember a document, forgetting those not seen for the longest time."""
+    @property
+    def num_forgotten(self) -> int:
+        """How often something was to be forgotten."""
+        return self._num_forgotten
+
+    def note(
+        self, namespace: str, document_id: str, chunks: tuple[StoredChunk, ...], num_forgotten: int
+    ) -> None:
+        """Remember a document, forgetting those not seen for the longest time.
+
+        Nothing if something was forgotten since there were `num_forgotten`: it may be this one.
+        """
         with self._lock:
+            if self._num_forgotten != num_forgotten:
+                return
             self._forget((namespace, document_id))
             self._seen[namespace, document_id] = chunks
             self._num_tokens += _num_tokens(chunks)
@@ -33,11 +47,17 @@ class Recall:
 
     def forget(self, namespace: str, document_id: str) -> None:
         with self._lock:
+            self._num_forgotten += 1
             self._forget((namespace, document_id))
 
     def get(self, namespace: str, document_id: str) -> tuple[StoredChunk, ...] | None:
         with self._lock:
             return self._seen.get((namespace, document_id))
+
+    def places(self) -> list[tuple[str, str]]:
+        """(namespace, id) of all that is remembered."""
+        with self._lock:
+            return list(self._seen)
 
     def _forget(self, place: tuple[str, str]) -> None:
         self._num_tokens -= _num_tokens(self._seen.pop(place, ()))

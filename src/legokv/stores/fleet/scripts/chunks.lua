@@ -21,6 +21,60 @@ local function count_bytes(namespace, num_bytes)
   redis.call('HINCRBY', at('namespace_bytes'), namespace, num_bytes)
 end
 
+-- Where Redis lost a part of the index, the others and the bytes themselves tell what is there.
+local function take_stock()
+  local known, total, shares = {}, 0, {}
+  for _, keys in ipairs({
+    redis.call('HKEYS', at('sizes')),
+    redis.call('HKEYS', at('owners')),
+    redis.call('ZRANGE', at('used'), 0, -1),
+  }) do
+    for _, key in ipairs(keys) do
+      known[key] = true
+    end
+  end
+  local last = redis.call('ZREVRANGE', at('used'), 0, 0, 'WITHSCORES')[2] or 0
+  if tonumber(redis.call('GET', at('uses')) or 0) < tonumber(last) then
+    redis.call('SET', at('uses'), last)
+  end
+  for key, _ in pairs(known) do
+    local num_bytes = redis.call('STRLEN', at('kv/' .. key))
+    local carrier = redis.call('SRANDMEMBER', at('carriers/' .. key))
+    local owner = redis.call('HGET', at('owners'), key) or carrier and get(carrier, 'namespace')
+    if num_bytes == 0 or not owner then
+      redis.call('UNLINK', at('kv/' .. key))
+      redis.call('HDEL', at('sizes'), key)
+      redis.call('HDEL', at('owners'), key)
+      redis.call('ZREM', at('used'), key)
+    else
+      redis.call('HSET', at('sizes'), key, num_bytes)
+      redis.call('HSET', at('owners'), key, owner)
+      if not redis.call('ZSCORE', at('used'), key) then
+        redis.call('ZADD', at('used'), redis.call('INCR', at('uses')), key)
+      end
+      total = total + num_bytes
+      shares[owner] = (shares[owner] or 0) + num_bytes
+    end
+  end
+  redis.call('SET', at('bytes'), total)
+  redis.call('DEL', at('namespace_bytes'))
+  for namespace, num_bytes in pairs(shares) do
+    redis.call('HSET', at('namespace_bytes'), namespace, num_bytes)
+  end
+end
+
+local function take_stock_if_part_is_lost()
+  local number = redis.call('HLEN', at('sizes'))
+  local parts = { at('uses'), at('bytes'), at('namespace_bytes') }
+  if
+    redis.call('HLEN', at('owners')) ~= number
+    or redis.call('ZCARD', at('used')) ~= number
+    or number > 0 and redis.call('EXISTS', unpack(parts)) < #parts
+  then
+    take_stock()
+  end
+end
+
 local function forget(key)
   redis.call('UNLINK', at('kv/' .. key))
   local namespace = redis.call('HGET', at('owners'), key)
@@ -143,6 +197,7 @@ end
 
 -- Take the bytes that arrived into the index, others making room.
 function operations.keep(a)
+  take_stock_if_part_is_lost()
   flush_uses(a.used)
   local arriving = at('arriving/' .. a.arriving)
   local arrived = redis.call('STRLEN', arriving)
@@ -232,6 +287,7 @@ end
 
 -- Forget what the index names and Redis lost, and what the budget has no room for any more.
 function operations.trim(a)
+  take_stock_if_part_is_lost()
   local lost = 0
   for _, key in ipairs(redis.call('HKEYS', at('sizes'))) do
     if redis.call('EXISTS', at('kv/' .. key)) == 0 then

@@ -1,4 +1,6 @@
--- Registered documents. Each operation is one atomic step, all of it or nothing. Keys:
+-- Registered documents. Each operation is one atomic step, all of it or nothing. A Redis that evicts
+-- may lose any key: one of a document's costs that document, one of an index is made anew from the
+-- others. Keys:
 --   number          the number given last: order of registration, never used again
 --   numbers         hash, NAMESPACE/ID -> number
 --   namespaces      set of those that have documents
@@ -7,6 +9,7 @@
 --   tokens/N        list of its chunks' token ids; keys/N: hash, position -> key once compiled
 --   carriers/KEY    set of the numbers of the documents with that chunk
 --   pinned          set of numbers
+--   deleted         a channel that says NAMESPACE/ID of each document deleted
 
 local function find(a)
   return redis.call('HGET', at('numbers'), a.namespace .. '/' .. a.id)
@@ -20,8 +23,49 @@ local function unset(number, ...)
   redis.call('HDEL', at('document/' .. number), ...)
 end
 
+local LOST = 'lost: Redis dropped a part of this document; create it again'
+
+local function is_lost(number)
+  local parts = { at('document/' .. number), at('text/' .. number), at('tokens/' .. number) }
+  return redis.call('EXISTS', unpack(parts)) < #parts
+end
+
+-- What the index of ids says of a document whose own record is lost.
+local function remembered(number)
+  local all = redis.call('HGETALL', at('numbers'))
+  for index = 1, #all, 2 do
+    if all[index + 1] == number and all[index] ~= MARK then
+      local namespace, id = string.match(all[index], '^([^/]*)/(.*)$')
+      local none = { 'num_bytes', '0', 'num_tokens', '0', 'num_chunks', '0', 'pinned', '0' }
+      return { 'namespace', namespace, 'id', id, 'created_at', '0', unpack(none) }
+    end
+  end
+end
+
+-- A document whose keys are lost is compiled again: its KV may still be there.
+local function begin_anew_without_keys(number)
+  if get(number, 'state') == 'ready' and redis.call('EXISTS', at('keys/' .. number)) == 0 then
+    set(number, 'state', 'registered')
+  end
+end
+
 local function shown(number)
+  local lost = is_lost(number)
+  if not lost then
+    begin_anew_without_keys(number)
+  end
   local fields = redis.call('HGETALL', at('document/' .. number))
+  if #fields == 0 then
+    fields = remembered(number)
+  end
+  if not fields then
+    return nil
+  end
+  if lost then
+    for _, value in ipairs({ 'state', 'failed', 'failure', LOST }) do
+      table.insert(fields, value)
+    end
+  end
   return { number, redis.call('HLEN', at('keys/' .. number)), unpack(fields) }
 end
 
@@ -68,7 +112,7 @@ local function pin_refusal(number, num_tokens, a)
   local others = 0
   for _, other in ipairs(pinned_documents()) do
     if other ~= number then
-      others = others + tonumber(get(other, 'num_tokens'))
+      others = others + tonumber(get(other, 'num_tokens') or 0)
     end
   end
   if others + num_tokens > a.max_pinned_tokens then
@@ -94,6 +138,39 @@ local function quota_refusal(a)
   if taken + (documents + 1) * a.quota.document_bytes > a.quota.max_bytes then
     return { 'quota', documents, tokens, text_bytes }
   end
+end
+
+local function let_go(number)
+  local gone, seen = {}, {}
+  for _, key in ipairs(redis.call('HVALS', at('keys/' .. number))) do
+    local carriers = at('carriers/' .. key)
+    redis.call('SREM', carriers, number)
+    if redis.call('EXISTS', carriers) == 0 and not seen[key] then
+      seen[key] = true
+      table.insert(gone, key)
+      -- In the same step: whatever happens to the caller now, the KV goes with the document.
+      if redis.call('HEXISTS', at('sizes'), key) == 1 then
+        redis.call('SADD', at('dropped'), key)
+      end
+    end
+  end
+  return gone
+end
+
+-- Forget all of a document; the keys of its chunks that no other carries.
+local function remove(a, number)
+  local gone = let_go(number)
+  for _, kind in ipairs({ 'document/', 'text/', 'tokens/', 'keys/' }) do
+    redis.call('DEL', at(kind .. number))
+  end
+  redis.call('SREM', at('pinned'), number)
+  redis.call('HDEL', at('numbers'), a.namespace .. '/' .. a.id)
+  redis.call('ZREM', at('order/' .. a.namespace), number)
+  if redis.call('EXISTS', at('order/' .. a.namespace)) == 0 then
+    redis.call('SREM', at('namespaces'), a.namespace)
+  end
+  redis.call('PUBLISH', at('deleted'), a.namespace .. '/' .. a.id)
+  return gone
 end
 
 local function insert(a)
@@ -125,6 +202,10 @@ end
 
 function operations.register(a)
   local number = find(a)
+  if number and is_lost(number) then
+    remove(a, number)
+    number = nil
+  end
   local created = not number
   local num_tokens = created and a.num_tokens or tonumber(get(number, 'num_tokens'))
   local refused = created and quota_refusal(a) or pin_refusal(number, num_tokens, a)
@@ -148,7 +229,8 @@ end
 
 function operations.text(a)
   local number = find(a)
-  return number and { 'ok', redis.call('GET', at('text/' .. number)) } or { 'missing' }
+  local text = number and redis.call('GET', at('text/' .. number))
+  return text and { 'ok', text } or { number and 'lost' or 'missing' }
 end
 
 -- `found` with the token ids and the key of each chunk behind it.
@@ -162,7 +244,8 @@ end
 
 function operations.chunks(a)
   local number = find(a)
-  return number and with_chunks({ 'ok' }, number) or { 'missing' }
+  local found = number and with_chunks({ 'ok' }, number)
+  return found and #found > 1 and found or { number and 'lost' or 'missing' }
 end
 
 function operations.page(a)
@@ -175,8 +258,11 @@ function operations.page(a)
     end
     for _, number in ipairs(numbers) do
       last = number
-      if #found <= a.limit and (a.name == cjson.null or get(number, 'name') == a.name) then
-        table.insert(found, shown(number))
+      local one = #found <= a.limit and shown(number)
+      if one == nil then
+        redis.call('ZREM', order, number)  -- nothing of it is left, not even its id
+      elseif one and (a.name == cjson.null or get(number, 'name') == a.name) then
+        table.insert(found, one)
       end
     end
   end
@@ -187,6 +273,9 @@ function operations.update(a)
   local number = find(a)
   if not number then
     return { 'missing' }
+  end
+  if is_lost(number) then
+    return { 'lost' }
   end
   local refused = pin_refusal(number, tonumber(get(number, 'num_tokens')), a)
   if refused then
@@ -200,51 +289,27 @@ end
 function operations.touch(a)
   for _, id in ipairs(a.ids) do
     local number = find({ namespace = a.namespace, id = id })
-    if number then
+    if number and not is_lost(number) then
       set(number, 'last_used_at', seconds(now))
     end
   end
   return { 'ok' }
 end
 
-local function let_go(number)
-  local gone = {}
-  for _, key in ipairs(redis.call('HVALS', at('keys/' .. number))) do
-    local carriers = at('carriers/' .. key)
-    if redis.call('SREM', carriers, number) == 1 and redis.call('EXISTS', carriers) == 0 then
-      table.insert(gone, key)
-      -- In the same step: whatever happens to the caller now, the KV goes with the document.
-      if redis.call('HEXISTS', at('sizes'), key) == 1 then
-        redis.call('SADD', at('dropped'), key)
-      end
-    end
-  end
-  return gone
-end
-
 function operations.delete(a)
   local number = find(a)
-  if not number then
-    return { 'missing' }
-  end
-  local gone = let_go(number)
-  for _, kind in ipairs({ 'document/', 'text/', 'tokens/', 'keys/' }) do
-    redis.call('DEL', at(kind .. number))
-  end
-  redis.call('SREM', at('pinned'), number)
-  redis.call('HDEL', at('numbers'), a.namespace .. '/' .. a.id)
-  redis.call('ZREM', at('order/' .. a.namespace), number)
-  if redis.call('EXISTS', at('order/' .. a.namespace)) == 0 then
-    redis.call('SREM', at('namespaces'), a.namespace)
-  end
-  return { 'ok', gone }
+  return number and { 'ok', remove(a, number) } or { 'missing' }
 end
 
 function operations.sweep()
   for _, number in ipairs(redis.call('SMEMBERS', at('pinned'))) do
-    begin_ttl_anew_if_set_ahead(number)
-    if is_expired(number) then
-      set_pinned(number, false)
+    if number ~= MARK and redis.call('EXISTS', at('document/' .. number)) == 0 then
+      redis.call('SREM', at('pinned'), number)
+    elseif number ~= MARK then
+      begin_ttl_anew_if_set_ahead(number)
+      if is_expired(number) then
+        set_pinned(number, false)
+      end
     end
   end
   return { 'ok' }
@@ -277,9 +342,13 @@ function operations.take_claim(a)
   if not number then
     return { 'missing' }
   end
+  if is_lost(number) then
+    return { 'taken' }
+  end
+  begin_anew_without_keys(number)
   local state = get(number, 'state')
   if state == 'compiling' then
-    local deadline = tonumber(get(number, 'claim_deadline'))
+    local deadline = tonumber(get(number, 'claim_deadline') or 0)
     -- A deadline further off than a claim lasts was written before the clock was set back.
     if now < deadline and deadline <= now + a.seconds then
       return { 'taken' }
@@ -332,4 +401,81 @@ function operations.finish_claim(a)
   return { 'ok', shown(a.number) }
 end
 
-return operations[ARGV[2]](cjson.decode(ARGV[3]))
+function operations.namespaces()
+  local found = { 'ok' }
+  for _, namespace in ipairs(redis.call('SMEMBERS', at('namespaces'))) do
+    if namespace ~= MARK then
+      table.insert(found, namespace)
+    end
+  end
+  return found
+end
+
+local function index(place, number)
+  local namespace, id = string.match(place, '^([^/]*)/(.*)$')
+  redis.call('HSETNX', at('numbers'), place, number)
+  redis.call('SADD', at('namespaces'), namespace)
+  redis.call('ZADD', at('order/' .. namespace), number, number)
+  if tonumber(number) > tonumber(redis.call('GET', at('number')) or 0) then
+    redis.call('SET', at('number'), number)
+  end
+end
+
+-- Put documents that Redis has into the indexes.
+function operations.adopt(a)
+  for _, number in ipairs(a.numbers) do
+    local namespace, id = get(number, 'namespace'), get(number, 'id')
+    if namespace and id then
+      local known = redis.call('HGET', at('numbers'), namespace .. '/' .. id)
+      if not known or known == number then
+        index(namespace .. '/' .. id, number)
+        if get(number, 'pinned') == '1' then
+          redis.call('SADD', at('pinned'), number)
+        end
+        for _, key in ipairs(redis.call('HVALS', at('keys/' .. number))) do
+          redis.call('SADD', at('carriers/' .. key), number)
+        end
+      end
+    end
+  end
+  return { 'ok' }
+end
+
+-- All documents were adopted: what is known of lost ones is indexed too, and the indexes are whole.
+function operations.mended()
+  local all = redis.call('HGETALL', at('numbers'))
+  for place = 1, #all, 2 do
+    if all[place] ~= MARK then
+      index(all[place], all[place + 1])
+    end
+  end
+  for _, namespace in ipairs(redis.call('SMEMBERS', at('namespaces'))) do
+    if redis.call('EXISTS', at('order/' .. namespace)) == 0 then
+      redis.call('SREM', at('namespaces'), namespace)
+    end
+  end
+  redis.call('SETNX', at('number'), 0)
+  redis.call('HSET', at('numbers'), MARK, 0)
+  redis.call('SADD', at('namespaces'), MARK)
+  redis.call('SADD', at('pinned'), MARK)
+  return { 'ok' }
+end
+
+local function is_index_lost(a)
+  local marked = redis.call('HEXISTS', at('numbers'), MARK) == 1
+    and redis.call('SISMEMBER', at('namespaces'), MARK) == 1
+    and redis.call('SISMEMBER', at('pinned'), MARK) == 1
+    and redis.call('EXISTS', at('number')) == 1
+  return not marked
+    or a.namespace
+      and a.namespace ~= MARK
+      and redis.call('SISMEMBER', at('namespaces'), a.namespace) == 1
+      and redis.call('EXISTS', at('order/' .. a.namespace)) == 0
+end
+
+local mending = { adopt = true, mended = true }
+local operation, arguments = ARGV[2], cjson.decode(ARGV[3])
+if not mending[operation] and is_index_lost(arguments) then
+  return { 'unmended' }
+end
+return operations[operation](arguments)

@@ -4,6 +4,9 @@
 
 local prefix = KEYS[1]
 
+-- A member of each index that is never empty otherwise: without it, Redis lost the index.
+local MARK = ''
+
 local function at(name)
   return prefix .. name
 end
@@ -35,7 +38,7 @@ end
 local function pinned_documents()
   local found = {}
   for _, number in ipairs(redis.call('SMEMBERS', at('pinned'))) do
-    if not is_expired(number) then
+    if number ~= MARK and not is_expired(number) then
       table.insert(found, number)
     end
   end
