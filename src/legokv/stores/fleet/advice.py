@@ -22,18 +22,18 @@ def advise_soon(connection: Connection, remote_bytes: int) -> None:
 
 def advice(max_bytes: int, policy: str, remote_bytes: int) -> list[str]:
     """What is wrong with a Redis' `maxmemory` and policy, a sentence each."""
-    found = []
+    faults = []
     if policy != KEEPS_ALL:
-        found.append(
+        faults.append(
             f"its maxmemory-policy is {policy}, which drops documents as if they were cache: set "
             f"maxmemory-policy {KEEPS_ALL}"
         )
     if 0 < max_bytes <= remote_bytes:
-        found.append(
+        faults.append(
             f"its maxmemory of {max_bytes} bytes has no room for remote_bytes {remote_bytes} and "
             "the documents' texts: set maxmemory higher, or remote_bytes lower"
         )
-    return found
+    return faults
 
 
 def _advise_when_there(connection: Connection, remote_bytes: int) -> None:
