@@ -5,6 +5,7 @@ back through their environment.
 """
 
 import argparse
+import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field
@@ -17,6 +18,13 @@ from legokv.serving.settings import PREFIX, SETTINGS, Settings
 
 FREE_PORT = "auto"
 _KNOWN = {item.name: item for item in SETTINGS}
+# Kubernetes' variables of a service, and Docker's of a link.
+_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+_PORT_OF_A_SERVICE = re.compile(r"(\w+_)?PORT")
+_OF_A_SERVICE = re.compile(
+    r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO|START|END))?)"
+    r"|NAME|ENV_\w+"
+)
 
 
 def add_flags(parser: argparse.ArgumentParser, names: Collection[str] = tuple(_KNOWN)) -> None:
@@ -41,6 +49,7 @@ def settings_from(
     """The record from a TOML file, then LEGOKV_ variables, then flags, later ones winning.
 
     InvalidRequest that names a setting unknown in any of them, or a value of the wrong kind.
+    LEGOKV_ variables that a cluster makes of a service's name are none of ours.
     """
     values: dict[str, Any] = {}
     for source, named in (
@@ -69,8 +78,20 @@ def _prefixed(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environment.items()
-        if name.startswith(PREFIX)
+        if name.startswith(PREFIX) and not _is_injected(name.removeprefix(PREFIX), value)
     }
+
+
+def _is_injected(name: str, value: str) -> bool:
+    """Whether a cluster made this variable for a service called `legokv`, or `legokv-` and more.
+
+    A `legokv-http` has the name of a setting, with an address no port could be.
+    """
+    if name.lower() in _KNOWN:
+        return _ADDRESS.match(value) is not None
+    return _OF_A_SERVICE.fullmatch(name) is not None or (
+        _PORT_OF_A_SERVICE.fullmatch(name) is not None and _ADDRESS.match(value) is not None
+    )
 
 
 def _converted(name: str, value: object, source: str) -> object:

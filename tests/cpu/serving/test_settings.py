@@ -136,3 +136,57 @@ def test_a_choice_that_the_engine_does_not_have_is_refused_before_anything_start
         assert getattr(settings, name) == value
     with pytest.raises(InvalidRequest, match=f"{name} is one of {', '.join(known)}, not 'int4'"):
         settings_from(None, {}, {"engine": "engine", name: "int4"})
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {
+            "LEGOKV_SERVICE_HOST": "10.0.0.11",
+            "LEGOKV_SERVICE_PORT": "8000",
+            "LEGOKV_SERVICE_PORT_HTTP": "8000",
+            "LEGOKV_SERVICE_PORT_HTTP_METRICS": "8002",
+            "LEGOKV_PORT": "tcp://10.0.0.11:8000",
+            "LEGOKV_PORT_8000_TCP": "tcp://10.0.0.11:8000",
+            "LEGOKV_PORT_8000_TCP_PROTO": "tcp",
+            "LEGOKV_PORT_8000_TCP_PORT": "8000",
+            "LEGOKV_PORT_8000_TCP_ADDR": "10.0.0.11",
+            "LEGOKV_PORT_53_UDP": "udp://[fd00::11]:53",
+        },
+        {
+            "LEGOKV_HTTP_PORT": "tcp://10.0.0.11:8000",
+            "LEGOKV_GRPC_PORT": "tcp://10.0.0.12:8001",
+            "LEGOKV_METRICS_PORT": "tcp://[fd00::11]:8002",
+            "LEGOKV_HTTP_PORT_8000_TCP_ADDR": "10.0.0.11",
+            "LEGOKV_METRICS_SERVICE_HOST": "10.0.0.13",
+            "LEGOKV_ENGINE_SERVICE_PORT": "8000",
+            "LEGOKV_REDIS_MASTER_SERVICE_PORT_TCP_REDIS": "6379",
+            "LEGOKV_REDIS_MASTER_PORT": "tcp://10.0.0.14:6379",
+        },
+        {
+            "LEGOKV_NAME": "/web/legokv",
+            "LEGOKV_ENV_LEGOKV_ENGINE": "/engine",
+            "LEGOKV_PORT_8000_TCP_START": "tcp://172.17.0.2:8000",
+            "LEGOKV_PORT_8000_TCP_END": "tcp://172.17.0.2:8002",
+        },
+    ],
+)
+def test_what_a_cluster_says_of_a_service_of_our_name_is_no_setting(
+    variables: dict[str, str],
+) -> None:
+    alone = settings_from(None, {"LEGOKV_ENGINE": "/e"}, {})
+    assert settings_from(None, {"LEGOKV_ENGINE": "/e", **variables}, {}) == alone
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PORT", "8000"), ("HTTPS_PORT", "8000"), ("HOSTS", "10.0.0.11"), ("SERVICE", "a")],
+)
+def test_a_misspelt_variable_is_still_refused(name: str, value: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"unknown setting '{name.lower()}' in the environm"):
+        settings_from(None, {"LEGOKV_ENGINE": "/e", f"LEGOKV_{name}": value}, {})
+
+
+def test_a_port_that_is_no_number_is_refused_in_the_environment_too() -> None:
+    with pytest.raises(InvalidRequest, match="http_port in the environment is no whole number"):
+        settings_from(None, {"LEGOKV_ENGINE": "/e", "LEGOKV_HTTP_PORT": "http"}, {})
