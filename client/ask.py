@@ -3,10 +3,18 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-from connection import Server, add_connection_options, exit_status
+from connection import (
+    Refused,
+    Server,
+    add_connection_options,
+    as_text,
+    exit_status,
+    server_of,
+)
 
 # Arguments that are the request's fields under the same names, where they are given.
 FIELDS = (
@@ -65,32 +73,62 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def fields_of(server: Server, arguments: argparse.Namespace) -> dict[str, object]:
-    question = sys.stdin.read() if arguments.question == "-" else arguments.question
-    given = {name: getattr(arguments, name) for name in FIELDS}
+    question = standard_input() if arguments.question == "-" else as_text(arguments.question)
+    given = {name: texts_in(getattr(arguments, name)) for name in FIELDS}
     fields = {name: value for name, value in given.items() if value is not None}
     if arguments.documents:
-        fields["document_ids"] = [server.document_id(name) for name in arguments.documents]
+        names = map(as_text, arguments.documents)
+        fields["document_ids"] = [server.document_id(name) for name in names]
     # Pieces of several answers come mixed: people read them one after another.
     mixed = arguments.format == "text" and fields.get("num_return_sequences", 1) != 1
     return {"text_input": question, "stream": not mixed, **fields}
 
 
+def standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused(
+            f"standard input is not UTF-8: {error.reason} at byte {error.start}"
+        ) from None
+
+
+def texts_in(value: Any) -> Any:
+    """An argument's value with its texts in UTF-8."""
+    if isinstance(value, list):
+        return [texts_in(item) for item in value]
+    return as_text(value) if isinstance(value, str) else value
+
+
 def ask(arguments: argparse.Namespace) -> int:
     """Print the answer as it comes, then its usage: to standard error, or as the last JSON line."""
-    server = Server(arguments.url, arguments.namespace)
+    server = server_of(arguments)
     with closing(server.answers(fields_of(server, arguments))) as replies:
-        for reply in replies:
-            if arguments.format == "json":
+        if arguments.format == "json":
+            for reply in replies:
                 print(json.dumps(reply, ensure_ascii=False, allow_nan=False), flush=True)
-                continue
-            if isinstance(reply["text_output"], list):
-                print("\n\n".join(numbered(reply["text_output"])))
-            else:
-                print(reply["text_output"], end="", flush=True)
-            if "finish_reason" in reply:
-                print(flush=True)
-                print(usage_line(reply), file=sys.stderr)
+            return 0
+        last = print_texts(replies)
+    print(usage_line(last), file=sys.stderr)
     return 0
+
+
+def print_texts(replies: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Print the answer's pieces, and end their line however it ends; the last reply."""
+    reply: dict[str, Any] = {}
+    has_text = False
+    try:
+        for reply in replies:
+            text = reply["text_output"]
+            print(
+                "\n\n".join(numbered(text)) if isinstance(text, list) else text, end="", flush=True
+            )
+            has_text = has_text or bool(text)
+    finally:
+        # What comes next, an error too, stands on a line of its own.
+        if has_text or "finish_reason" in reply:
+            print(flush=True)
+    return reply
 
 
 def numbered(texts: list[str]) -> list[str]:

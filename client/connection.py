@@ -2,10 +2,14 @@
 
 import argparse
 import json
+import math
 import os
 import queue
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -14,9 +18,19 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 DEFAULT_URL = "127.0.0.1:8001"
+WAIT_SECONDS = 630.0
+"""Longer than a server's own limits, unless its settings are others."""
+SLACK_SECONDS = 10.0
+"""What a server may take to end a request whose time is over, and the network to say so."""
 FINAL = "triton_final_response"
 # What a balancer in front of several servers tells them apart by (docs/fleet.md).
 DOCUMENT_HEADER = "x-legokv-document"
+_URL = re.compile(r"[^/]+:(\d{1,5})")
+_DOCUMENT_ID = re.compile(r"doc-[0-9a-f]{24}")
+# What gRPC says where no server of its kind was reached; a server's own refusals say none of it.
+_NOT_REACHED = ("failed to connect", "errors resolving", "Failed to create channel")
+_NOT_OURS = ("Method not found", "unknown service")
+_CUT_OFF = ("Socket closed", "Connection reset", "recvmsg", "GOAWAY", "Stream removed")
 
 
 class Refused(Exception):
@@ -26,20 +40,20 @@ class Refused(Exception):
 class Server:
     """One server and one namespace of its documents."""
 
-    def __init__(self, url: str, namespace: str) -> None:
-        self._triton = triton.InferenceServerClient(url)
+    def __init__(self, url: str, namespace: str, wait_seconds: float = WAIT_SECONDS) -> None:
+        """Refused for an address that is none. Nothing waits longer than `wait_seconds`."""
+        self._triton = triton.InferenceServerClient(_checked(url))
+        self._url = url
         self._namespace = namespace
+        self._wait_seconds = wait_seconds
 
     def documents(self, operation: str, **fields: object) -> dict[str, Any]:
         """The reply of the documents model to one operation."""
         request = {"operation": operation, "namespace": self._namespace, **fields}
-        body = np.array(
-            [json.dumps(request, ensure_ascii=False, allow_nan=False).encode()], np.object_
-        )
-        try:
-            result = self._triton.infer("documents", [_input("request", body)])
-        except InferenceServerException as error:
-            raise Refused(error.message()) from None
+        text = json.dumps(request, ensure_ascii=False, allow_nan=False).encode()
+        body = [_input("request", np.array([text], np.object_))]
+        with self._waiting_for(f"the reply to {operation!r}"):
+            result = self._triton.infer("documents", body, client_timeout=self._wait_seconds)
         return json.loads(result.as_numpy("reply")[0])
 
     def all_documents(self, name: str | None = None) -> Iterator[dict[str, Any]]:
@@ -52,39 +66,75 @@ class Server:
 
     def document_id(self, name: str) -> str:
         """The id of the one document called `name`; an id stands for itself."""
-        if name.startswith("doc-"):
+        if _DOCUMENT_ID.fullmatch(name):
             return name
         ids = [document["id"] for document in self.all_documents(name)]
-        if len(ids) != 1:
-            raise Refused(
-                f"{len(ids)} documents are called {name!r} in namespace {self._namespace!r}: "
-                "give an id that `documents.py list` shows"
-            )
-        return ids[0]
+        if len(ids) == 1:
+            return ids[0]
+        number, verb = (len(ids), "documents are") if ids else ("no", "document is")
+        raise Refused(
+            f"{number} {verb} called {name!r} in namespace {self._namespace!r}: "
+            "give a name or an id that `documents.py list` shows"
+        )
 
     def answers(self, fields: dict[str, object]) -> Iterator[dict[str, Any]]:
         """The generate model's replies as they come, outputs by name; the last has the usage.
 
-        Leaving the iterator early cancels the request.
+        Leaving the iterator early cancels the request. Refused if the server says nothing for the
+        longest wait, or in all for longer than the request's own time limit allows.
         """
         inputs = self._inputs({"namespace": self._namespace, **fields})
         replies: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        deadline = _Deadline(self._wait_seconds, fields.get("timeout_seconds"))
         self._triton.start_stream(
             lambda result, error: replies.put((result, error)), headers=_headers(fields)
         )
-        final = False
+        final, what = False, "the answer's first word"
         try:
             self._triton.async_stream_infer("generate", inputs)
             while not final:
-                result, error = replies.get()
-                if error is not None:
-                    final = True
-                    raise Refused(error.message())
+                with self._waiting_for(what):
+                    result, error = deadline.next_of(replies)
+                    final = error is not None
+                    if final:
+                        raise error
+                what = "the answer's next word"
                 final = result.get_response().parameters[FINAL].bool_param
                 yield _outputs(result)
         finally:
             # Cancelling a request that has ended makes the server wait ten seconds when it stops.
             self._triton.stop_stream(cancel_requests=not final)
+
+    @contextmanager
+    def _waiting_for(self, what: str) -> Iterator[None]:
+        """Say of a failure in the block what was waited for, and from whom."""
+        try:
+            yield
+        except _Overdue as over:
+            raise Refused(self._silence(what, over.seconds)) from None
+        except InferenceServerException as error:
+            raise Refused(self._reason(what, error)) from None
+
+    def _reason(self, what: str, error: InferenceServerException) -> str:
+        message = error.message()
+        if "DEADLINE_EXCEEDED" in str(error.status()):
+            return self._silence(what, self._wait_seconds)
+        if any(words in message for words in _NOT_REACHED):
+            return (
+                f"cannot connect to a server at {self._url}: {message}. "
+                "--url takes the gRPC address that `legokv serve` says when it is ready"
+            )
+        if any(words in message for words in _NOT_OURS):
+            return f"who answers at {self._url} is no legokv server: {message}"
+        if any(words in message for words in _CUT_OFF):
+            return f"{self._url} ended the connection before {what} came: {message}"
+        return message
+
+    def _silence(self, what: str, seconds: float) -> str:
+        return (
+            f"{self._url} said nothing for {seconds:g} s while {what} was due; "
+            "--wait-seconds waits longer"
+        )
 
     def _inputs(self, fields: dict[str, object]) -> list[triton.InferInput]:
         types = self._input_types
@@ -93,11 +143,48 @@ class Server:
     @cached_property
     def _input_types(self) -> dict[str, str]:
         """Triton's types of the generate model's inputs, as the model's own config names them."""
-        try:
-            config = self._triton.get_model_config("generate", as_json=True)["config"]
-        except InferenceServerException as error:
-            raise Refused(error.message()) from None
+        with self._waiting_for("the list of the server's fields"):
+            config = self._triton.get_model_config(
+                "generate", as_json=True, client_timeout=self._wait_seconds
+            )["config"]
         return {item["name"]: item["data_type"].removeprefix("TYPE_") for item in config["input"]}
+
+
+class _Overdue(Exception):
+    """Nothing came for so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+class _Deadline:
+    """How long one answer's replies are waited for: each, and with a time limit all together."""
+
+    def __init__(self, wait_seconds: float, timeout_seconds: object) -> None:
+        self._wait_seconds = wait_seconds
+        self._all_seconds = (
+            timeout_seconds + SLACK_SECONDS if isinstance(timeout_seconds, float) else math.inf
+        )
+        self._started = time.monotonic()
+
+    def next_of(self, replies: "queue.SimpleQueue[tuple[Any, Any]]") -> tuple[Any, Any]:
+        """The next reply; _Overdue if it does not come in time."""
+        rest = self._all_seconds - (time.monotonic() - self._started)
+        seconds = max(0.0, min(self._wait_seconds, rest))
+        try:
+            return replies.get(timeout=seconds)
+        except queue.Empty:
+            raise _Overdue(min(self._wait_seconds, self._all_seconds)) from None
+
+
+def _checked(url: str) -> str:
+    port = _URL.fullmatch(url)
+    if port is None or not 0 < int(port[1]) < 2**16:
+        raise Refused(
+            f"--url is HOST:PORT of the server's gRPC, as in {DEFAULT_URL}, not {url[:200]!r}"
+        )
+    return url
 
 
 def _headers(fields: dict[str, object]) -> dict[str, str] | None:
@@ -140,10 +227,37 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default=DEFAULT_URL, help="gRPC address (default: %(default)s)")
     parser.add_argument("--namespace", default="default", help="whose documents")
     parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument(
+        "--wait-seconds",
+        type=_seconds,
+        default=WAIT_SECONDS,
+        metavar="S",
+        help="longest silence of the server (default: %(default)g)",
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 and finite")
+    return seconds
+
+
+def server_of(arguments: argparse.Namespace) -> Server:
+    """The server that the options name; Refused if they name none."""
+    return Server(arguments.url, as_text(arguments.namespace), arguments.wait_seconds)
+
+
+def as_text(word: str) -> str:
+    """A command's word as text in UTF-8, whatever the locale made of it."""
+    return os.fsencode(word).decode("utf-8", "replace")
 
 
 def exit_status(run: Callable[[], int]) -> int:
     """What `run` gives; 1 with a printed reason if the server refused, 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        # Answers are in UTF-8, also where the locale is C, and files' names are as they are.
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
         return run()
     except Refused as reason:

@@ -2,12 +2,20 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from connection import Refused, Server, add_connection_options, exit_status
+from connection import (
+    Refused,
+    Server,
+    add_connection_options,
+    as_text,
+    exit_status,
+    server_of,
+)
 from tqdm import tqdm
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
@@ -43,7 +51,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def seconds_or_never(text: str) -> float | str:
-    return NEVER if text == NEVER else float(text)
+    if text == NEVER:
+        return NEVER
+    seconds = float(text)
+    if not math.isfinite(seconds):
+        raise argparse.ArgumentTypeError(f"{text} is no time: {NEVER} is for ever")
+    return seconds
 
 
 def add(server: Server, arguments: argparse.Namespace) -> int:
@@ -55,7 +68,7 @@ def add(server: Server, arguments: argparse.Namespace) -> int:
     # The bar shows on a terminal only, so that logs and pipes stay plain.
     for file in tqdm(files, desc="documents", unit="document", disable=None):
         try:
-            name = {} if file is None else {"name": file.stem}
+            name = {} if file is None else {"name": as_text(file.stem)}
             warm = {} if arguments.warm is None else {"warm": arguments.warm}
             changes = name | warm | changes_of(arguments)
             reply = server.documents("create", text=text_of(file), **changes)
@@ -98,6 +111,8 @@ def changes_of(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("name", "ttl_seconds", "pinned")
     given = {name: getattr(arguments, name) for name in names}
     changes = {name: value for name, value in given.items() if value is not None}
+    if "name" in changes:
+        changes["name"] = as_text(changes["name"])
     if changes.get("ttl_seconds") == NEVER:
         changes["ttl_seconds"] = None
     return changes
@@ -110,7 +125,7 @@ def list_all(server: Server, arguments: argparse.Namespace) -> int:
 
 
 def show(server: Server, arguments: argparse.Namespace) -> int:
-    document_id = server.document_id(arguments.document)
+    document_id = server.document_id(as_text(arguments.document))
     reply = server.documents("get", id=document_id, text=arguments.text)
     if arguments.format == "json":
         print(
@@ -127,7 +142,7 @@ def show(server: Server, arguments: argparse.Namespace) -> int:
 
 
 def update(server: Server, arguments: argparse.Namespace) -> int:
-    document_id = server.document_id(arguments.document)
+    document_id = server.document_id(as_text(arguments.document))
     reply = server.documents("update", id=document_id, **changes_of(arguments))
     print(document_line(reply["document"], arguments.format))
     return 0
@@ -135,12 +150,8 @@ def update(server: Server, arguments: argparse.Namespace) -> int:
 
 def delete(server: Server, arguments: argparse.Namespace) -> int:
     for name in arguments.documents:
-        reply = server.documents("delete", id=server.document_id(name))
-        print(
-            json.dumps(reply, allow_nan=False)
-            if arguments.format == "json"
-            else f"deleted {reply['deleted']}"
-        )
+        reply = server.documents("delete", id=server.document_id(as_text(name)))
+        print(json.dumps(reply) if arguments.format == "json" else f"deleted {reply['deleted']}")
     return 0
 
 
@@ -160,8 +171,7 @@ COMMANDS = {"add": add, "list": list_all, "show": show, "update": update, "delet
 
 def main(arguments: list[str] | None = None) -> int:
     parsed = parse_arguments(arguments)
-    server = Server(parsed.url, parsed.namespace)
-    return exit_status(lambda: COMMANDS[parsed.command](server, parsed))
+    return exit_status(lambda: COMMANDS[parsed.command](server_of(parsed), parsed))
 
 
 if __name__ == "__main__":

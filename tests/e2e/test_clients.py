@@ -11,6 +11,8 @@ from conftest import TEXTS
 from paths import CLIENT
 from server import RunningServer, serving
 
+NO_DOCUMENT = "no document is called 'nowhere' in namespace 'clients'"
+
 
 def run(
     server: RunningServer, script: str, *arguments: str, text: str = ""
@@ -116,11 +118,17 @@ def test_what_had_to_be_compiled_is_said_beside_what_is_cached(server: RunningSe
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("ask.py", "Who?", "--documents", "nowhere"), "0 documents are called 'nowhere'"),
+        (
+            ("ask.py", "Who?", "--documents", "nowhere"),
+            NO_DOCUMENT,
+        ),
         (("ask.py", "Who?", "--link-tokens", "-4"), "link_tokens"),
         (("ask.py", "Who?", "--max-tokens", "99999999999"), "max_tokens is 99999999999, outside"),
         (("ask.py", "Who?", "--seed", "-3"), "seed is -3, outside 0 to"),
-        (("documents.py", "delete", "nowhere"), "0 documents are called 'nowhere'"),
+        (
+            ("documents.py", "delete", "nowhere"),
+            NO_DOCUMENT,
+        ),
         (("documents.py", "add", "/nowhere.txt"), "No such file"),
     ],
 )
@@ -154,3 +162,11 @@ def test_a_server_that_is_not_there_is_said_so(engine_folder: Path, tmp_path: Pa
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "connect" in result.stderr.lower()
+
+
+def test_an_empty_namespace_is_refused_by_every_script(server: RunningServer) -> None:
+    for words in (("ask.py", "Who?"), ("documents.py", "list")):
+        result = run(server, words[0], "--namespace", "", *words[1:])
+        assert (result.returncode, result.stdout) == (1, "")
+        assert "a namespace is 1 to 64" in result.stderr
+        assert "Traceback" not in result.stderr
