@@ -151,7 +151,8 @@ def update(server: Server, arguments: argparse.Namespace) -> int:
 def delete(server: Server, arguments: argparse.Namespace) -> int:
     for name in arguments.documents:
         reply = server.documents("delete", id=server.document_id(as_text(name)))
-        print(json.dumps(reply) if arguments.format == "json" else f"deleted {reply['deleted']}")
+        as_json = arguments.format == "json"
+        print(json.dumps(reply, allow_nan=False) if as_json else f"deleted {reply['deleted']}")
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import RunningServer, refusal, replies, tensor
+from server import RunningServer, refusal, replies, serving, tensor
 from tritonclient.utils import InferenceServerException
 
 from legokv.serving.secret import SECRET_VARIABLE
@@ -25,25 +25,32 @@ def command(server: RunningServer, secret: list[bytes], **fields: Any) -> tuple[
     return refusal(refused.value)
 
 
-@pytest.mark.parametrize("secret", [[b""], [b"0" * 64], [b"\xff" * 64]])
-def test_a_client_s_command_to_the_engine_is_refused_whatever_it_is(
-    server: RunningServer, documents: list[str], secret: list[bytes]
+def test_behind_the_front_there_is_no_engine_for_clients(server: RunningServer) -> None:
+    status, sentence = command(server, [b""], type="Drop", keys=["0" * 64])
+    assert "NOT_FOUND" in status
+    assert "there is no model 'engine' here: documents and generate are" in sentence
+
+
+def test_an_exposed_engine_refuses_a_client_s_command_whatever_it_is(
+    engine_folder: Path, tmp_path: Path
 ) -> None:
-    asked = {"text_input": "Who?", "document_ids": documents[:1], "max_tokens": 2}
-    server.ask(**asked)
-    answers = {
-        command(server, secret, **fields)
-        for fields in (
-            {"type": "Drop", "keys": ["0" * 64]},
-            {"type": "Compile", "namespace": "default", "token_ids": [1, 2, 3]},
-            {"type": "Cancel", "request_id": "r"},
-            {"type": "Nonsense"},
-        )
-    }
-    ((status, sentence),) = answers
-    assert "INVALID_ARGUMENT" in status
-    assert "takes commands of its server's own models only" in sentence
-    assert server.ask(**asked)["compiled_tokens"] == 0
+    asked = {"text_input": "Who?", "max_tokens": 2}
+    with serving(engine_folder, tmp_path, expose_triton="on") as exposed:
+        exposed.ask(**asked)
+        answers = {
+            command(exposed, secret, **fields)
+            for secret in ([b""], [b"0" * 64], [b"\xff" * 64])
+            for fields in (
+                {"type": "Drop", "keys": ["0" * 64]},
+                {"type": "Compile", "namespace": "default", "token_ids": [1, 2, 3]},
+                {"type": "Cancel", "request_id": "r"},
+                {"type": "Nonsense"},
+            )
+        }
+        ((status, sentence),) = answers
+        assert "INVALID_ARGUMENT" in status
+        assert "takes commands of its server's own models only" in sentence
+        assert exposed.ask(**asked)["compiled_tokens"] == 0
 
 
 def test_no_process_tells_its_secret(server: RunningServer) -> None:
