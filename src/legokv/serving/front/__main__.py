@@ -45,7 +45,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _serve(app: Any, limits: Bounds, bound: socket.socket) -> asyncio.Task[None]:
+def serve_http(app: Any, limits: Bounds, bound: socket.socket) -> asyncio.Task[None]:
+    """Answer by this app at a socket, until the task is cancelled."""
     config = uvicorn.Config(
         app,
         http=bounded_protocol(limits),
@@ -59,7 +60,6 @@ def _serve(app: Any, limits: Bounds, bound: socket.socket) -> asyncio.Task[None]
         date_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=IDLE_SECONDS,
-        # Else contexts of tasks are chained for as long as a connection lives.
         timeout_graceful_shutdown=1,
     )
     return asyncio.create_task(_Server(config).serve(sockets=[bound]))
@@ -83,8 +83,8 @@ async def _run(settings: Settings, brief: Brief) -> None:
         http = HttpFront(limits, upstream, internals, state)
         metrics = MetricsFront(Upstream(brief.metrics))
         grpc_front = GrpcFront(brief.grpc, models_in(Path(brief.models)), internals, state)
-        tasks.append(_serve(http, limits, _bound(settings.host, settings.http_port)))
-        tasks.append(_serve(metrics, limits, _bound(settings.host, settings.metrics_port)))
+        tasks.append(serve_http(http, limits, _bound(settings.host, settings.http_port)))
+        tasks.append(serve_http(metrics, limits, _bound(settings.host, settings.metrics_port)))
         server = await listening(grpc_front, settings.host, settings.grpc_port, limits)
         tasks.append(asyncio.create_task(server.wait_for_termination()))
     await _listen_for_refusals(state)

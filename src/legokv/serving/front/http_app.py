@@ -82,6 +82,7 @@ class _Request:
         self._send_message = send
         self._path = scope["raw_path"].decode("ascii", "replace")
         self._begun = False
+        self._more_body = True
         self.num_bytes_held = 0
 
     async def answer(self) -> None:
@@ -102,6 +103,7 @@ class _Request:
         """Tell the client and the log; too late for the client if its answer has begun."""
         RequestLine("front").failed(error)
         if not self._begun:
+            await self._discard()
             if isinstance(error, PathClosed):
                 status = error.status
             elif isinstance(error, RequestTooLarge):
@@ -110,18 +112,27 @@ class _Request:
                 status = _STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
             await self._say(status, str(error))
 
+    async def _discard(self) -> None:
+        """Read what the client still sends, for else many see a reset in place of the answer.
+
+        The connection's own bounds on bytes and time end it.
+        """
+        waits = any(key == b"expect" for key, _ in self._headers)
+        while self._more_body and not waits:
+            message = await self._receive()
+            self._more_body = message.get("more_body", False)
+
     async def _body(self) -> bytes:
         declared = self._header(b"content-length")
         if declared is not None and int(declared) > self._front.limits.request_bytes:
             raise self._too_large(int(declared))
         parts = []
-        more = True
-        while more:
+        while self._more_body:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise AnswerBroken("the client or the server is gone")
             parts.append(message["body"])
-            more = message["more_body"]
+            self._more_body = message["more_body"]
             self._hold(len(message["body"]))
         return self._decoded(b"".join(parts))
 

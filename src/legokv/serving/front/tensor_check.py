@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from legokv.errors import InvalidRequest, NotFound
@@ -175,6 +176,6 @@ def parse_request(body: bytes) -> Any:
     request = service_pb2.ModelInferRequest()
     try:
         request.ParseFromString(body)
-    except ValueError as error:
+    except DecodeError as error:
         raise InvalidRequest(f"not a ModelInferRequest: {error}") from None
     return request
