@@ -7,10 +7,12 @@ from pathlib import Path
 from legokv.built.folder import EngineFacts, read_engine_folder
 from legokv.built.plan_facts import PlanFacts
 from legokv.built.plan_limits import PlanLimits, settled_limits
-from legokv.errors import EngineMismatch
+from legokv.built.seal import check_content
+from legokv.errors import EngineMismatch, UnsupportedModel
 from legokv.plan.backends import PLAN_BACKENDS, gpu_architecture
 from legokv.runners.opening import check_machine
 from legokv.step.graph import graph_shape
+from legokv.text.tokenizer import Tokenizer
 
 
 def is_up_to_date(
@@ -81,9 +83,11 @@ def _plan(plan: PlanFacts) -> str:
 
 def _found(folder: Path) -> EngineFacts | None:
     try:
-        return read_engine_folder(folder)
-    except EngineMismatch:
+        facts = read_engine_folder(folder)
+        check_content(folder, facts, Tokenizer.open(folder).fingerprint)
+    except (EngineMismatch, UnsupportedModel):
         return None
+    return facts
 
 
 def _is_sound(facts: EngineFacts, names: Collection[str], keep_failed: bool) -> bool:

@@ -182,7 +182,8 @@ def _check_file(file: Path, size_bytes: int) -> None:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    if source.suffix != ".safetensors":
+    # By the engine's name: in Hugging Face's cache the file behind the link is named by its digest.
+    if target.suffix != ".safetensors":
         shutil.copyfile(source, target)
         return
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from legokv.built.folder import EngineFacts, cache_root, read_engine_folder
+from legokv.built.seal import check_content
 from legokv.built.settings import EngineSettings
 from legokv.chunks.pool import ChunkCache, PagePool
 from legokv.chunks.stored_kv import KvForm
@@ -34,10 +35,13 @@ class EngineParts:
 
 
 def open_parts(folder: Path, settings: EngineSettings, pinned_keys: PinnedKeys) -> EngineParts:
-    """The parts over an engine folder; EngineMismatch if it does not fit this version."""
+    """The parts over an engine folder; EngineMismatch if it does not fit this version, or
+    if its weights or tokenizer are no longer those it was built of."""
     built = read_engine_folder(folder)
     if built.gate is not None and not built.gate.passed:
         log.warning("%s is not linked correctly: %s", folder, built.gate)
+    tokenizer = Tokenizer.open(folder)
+    check_content(folder, built, tokenizer.fingerprint)
     num_pages = settings.num_pages(built.page_size)
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
@@ -53,7 +57,7 @@ def open_parts(folder: Path, settings: EngineSettings, pinned_keys: PinnedKeys) 
         max_queue_requests=settings.max_queue_requests,
         dummy_token_id=_dummy_token_id(facts),
     )
-    return EngineParts(facts, Tokenizer.open(folder), runner, executor, cache, tiers)
+    return EngineParts(facts, tokenizer, runner, executor, cache, tiers)
 
 
 def _open_tiers(

@@ -7,13 +7,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save, save_file
 from tiny_checkpoints import VARIANTS, make_tiny_checkpoint
 
+from legokv import Engine
 from legokv.build.engine import BuildSettings, build_engine_folder, facts_from_checkpoint
+from legokv.built import seal
 from legokv.built.folder import read_engine_folder, write_engine_folder
 from legokv.checkpoint import load_weights, read_model_config
 from legokv.checkpoint.fingerprint import model_fingerprint
@@ -71,13 +74,94 @@ def test_weights_are_copied_where_a_link_is_impossible(
     assert not stored.samefile(original)
 
 
-def test_a_linked_file_behind_a_symbolic_link_is_the_file_itself(
+def test_a_file_behind_a_symbolic_link_is_linked_itself_whatever_its_name(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    blob = (checkpoint / "model.safetensors").rename(tmp_path / "blob")
+    blob = (checkpoint / "model.safetensors").rename(tmp_path / "0b1ob")
     (checkpoint / "model.safetensors").symlink_to(blob)
     build_engine_folder(checkpoint, tmp_path / "engine", SETTINGS)
     assert not (tmp_path / "engine/model.safetensors").is_symlink()
+    assert (tmp_path / "engine/model.safetensors").samefile(blob)
+
+
+def changed_weights(checkpoint: Path) -> bytes:
+    """A whole file of other weights: the last layers' signs are turned."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.layers.2.mlp.down_proj.weight"] *= -1
+    return save(tensors, {"format": "pt"})
+
+
+def flip_a_byte(file: Path) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        last = stream.read(1)[0]
+        stream.seek(-1, os.SEEK_END)
+        stream.write(bytes([last ^ 1]))
+
+
+def test_weights_written_over_in_the_checkpoint_are_refused_not_served(
+    checkpoint: Path, engine: Path
+) -> None:
+    file = checkpoint / "model.safetensors"
+    content = changed_weights(checkpoint)
+    assert len(content) == file.stat().st_size
+    file.write_bytes(content)
+    before = read_engine_folder(engine).fingerprint
+    with pytest.raises(EngineMismatch, match=f"of fingerprint {before[:12]}, its weights or token"):
+        Engine.open(engine)
+    assert build_engine_folder(checkpoint, engine, SETTINGS)
+    assert read_engine_folder(engine).fingerprint != before
+    Engine.open(engine)
+
+
+def test_a_flipped_byte_is_refused_also_if_the_files_time_is_set_back(engine: Path) -> None:
+    file = engine / "model.safetensors"
+    times = file.stat()
+    flip_a_byte(file)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(EngineMismatch, match="build the engine again"):
+        Engine.open(engine)
+
+
+def test_a_damaged_engine_is_not_up_to_date(checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    build_engine_folder(copy, tmp_path / "engine", SETTINGS)
+    (copy / "model.safetensors").unlink()  # the engine's file is its own from now on
+    flip_a_byte(tmp_path / "engine/model.safetensors")
+    assert build_engine_folder(checkpoint, tmp_path / "engine", SETTINGS)
+    Engine.open(tmp_path / "engine")
+
+
+def test_weights_are_digested_when_their_files_look_otherwise_and_only_then(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digested: list[str] = []
+
+    def counted(*given: Any) -> str:
+        digested.append("once more")
+        return model_fingerprint(*given)
+
+    monkeypatch.setattr(seal, "model_fingerprint", counted)
+    Engine.open(engine)
+    assert digested == []
+    os.utime(engine / "model.safetensors")
+    Engine.open(engine)
+    Engine.open(engine)
+    assert len(digested) == 1
+    Engine.open(shutil.copytree(engine, tmp_path / "elsewhere"))
+    assert len(digested) == 2
+
+
+def test_an_engine_nobody_may_write_to_is_opened_all_the_same(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (engine / "weights.seal").unlink()
+    monkeypatch.setattr(seal.tempfile, "mkstemp", read_only)
+    Engine.open(engine)
+    assert not (engine / "weights.seal").exists()
 
 
 def test_an_engine_folder_is_itself_a_checkpoint(engine: Path, checkpoint: Path) -> None:
