@@ -54,7 +54,7 @@ class GateRun:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         # Four segments, and what is left of the context, make any prompt here.
-        most = min(_MAX_SEGMENT_TOKENS, engine.facts.model.max_positions // 5)
+        most = min(_MAX_SEGMENT_TOKENS, engine.facts.model.context_len // 5)
         encode = engine.tokenizer.encode
         self._chunks = [engine.compile(encode(text)[:most]) for text in PASSAGES]
         self._question = encode(QUESTION)[-most:]

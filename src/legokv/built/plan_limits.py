@@ -67,7 +67,7 @@ def settled_limits(model: ModelConfig, graph: GraphShape, limits: PlanLimits) ->
     heads = model.num_heads + 2 * model.num_kv_heads
     token = max(model.hidden_size, heads * model.head_size, 2 * model.intermediate_size)
     # A sequence has a row of logits and a table of 4 numbers for each of its pages.
-    sequence = max(model.vocab_size, 4 * model.max_positions)
+    sequence = max(model.vocab_size, 4 * model.context_len)
     for name, elements in (
         ("max_step_tokens", token),
         ("max_sequences", sequence),
@@ -94,9 +94,9 @@ def plan_profiles(
     """
     limits = settled_limits(model, graph, limits)
     sequences = limits.max_sequences
-    usual_rows = max(1, model.max_positions // (4 * graph.page_size))
+    usual_rows = max(1, model.context_len // (4 * graph.page_size))
     both = {
-        "P": SizeRange(1, usual_rows, model.max_positions),
+        "P": SizeRange(1, usual_rows, model.context_len),
         "N": _up_to(MAX_ELEMENTS // graph.page_elements, usual=2048),
     }
     prefill = {

@@ -3,9 +3,17 @@
 from pathlib import Path
 
 from legokv.checkpoint.architectures import Architecture
-from legokv.checkpoint.config_values import flag, number, optional_int, positive_int, token_ids
+from legokv.checkpoint.config_values import (
+    MAX_INT,
+    flag,
+    number,
+    optional_int,
+    positive_int,
+    token_ids,
+)
 from legokv.checkpoint.refusals import (
     known_architecture,
+    refuse_narrow_window,
     refuse_uneven_heads,
     refuse_unsupported,
 )
@@ -23,8 +31,14 @@ def read_model_config(folder: Path) -> ModelConfig:
     """
     config = json_object(folder / "config.json")
     architecture = known_architecture(config)
-    refuse_unsupported(config, architecture)
+    refuse_unsupported(config)
     model = _model_config(config, architecture, _eos_token_ids(config, folder))
+    refuse_narrow_window(config, architecture, model.context_len)
+    if model.context_len > MAX_INT:
+        raise UnsupportedModel(
+            f"config.json extends the context to {model.context_len} tokens: at most {MAX_INT} are "
+            "counted"
+        )
     _refuse_ids_without_a_row(model)
     return model
 

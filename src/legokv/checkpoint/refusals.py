@@ -31,11 +31,10 @@ def known_architecture(config: JsonObject) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def refuse_unsupported(config: JsonObject, architecture: Architecture) -> None:
+def refuse_unsupported(config: JsonObject) -> None:
     """UnsupportedModel if anything in config.json would make the compiled model wrong."""
     _refuse_quantised(config)
     _refuse_activation(config)
-    _refuse_narrow_window(config, architecture)
 
 
 def refuse_uneven_heads(num_heads: int, num_kv_heads: int, head_size: int) -> None:
@@ -74,9 +73,9 @@ def _refuse_activation(config: JsonObject) -> None:
         raise UnsupportedModel(f"activation '{activation}' is not supported: only silu is")
 
 
-def _refuse_narrow_window(config: JsonObject, architecture: Architecture) -> None:
+def refuse_narrow_window(config: JsonObject, architecture: Architecture, context: int) -> None:
+    """UnsupportedModel if a layer sees less than the context, extended as rotary scaling has it."""
     window = _window(config, architecture)
-    context = positive_int(config, "max_position_embeddings")
     if window is not None and window < context:
         raise UnsupportedModel(
             f"sliding window of {window} tokens is narrower than the context of {context}: "

@@ -135,10 +135,10 @@ class GenerateRequest:
 
 def check_context(num_tokens: int, max_tokens: int, config: ModelConfig) -> None:
     """InvalidRequest if prompt and answer together pass the model's context."""
-    if num_tokens + max_tokens > config.max_positions:
+    if num_tokens + max_tokens > config.context_len:
         raise InvalidRequest(
             f"{num_tokens} prompt tokens and max_tokens {max_tokens} exceed the model's context "
-            f"of {config.max_positions} tokens"
+            f"of {config.context_len} tokens"
         )
 
 

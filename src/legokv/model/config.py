@@ -34,7 +34,7 @@ class LayerKind:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-family decoder. Sizes in elements; `max_positions` in tokens."""
+    """A Llama-family decoder. Sizes in elements; `max_positions`, config.json's, in tokens."""
 
     architecture: str
     vocab_size: int
@@ -54,6 +54,18 @@ class ModelConfig:
     tied_embeddings: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+
+    @property
+    def context_len(self) -> int:
+        """Most tokens of a prompt with its answer: `max_positions`, or what scaling extends it to.
+
+        YaRN's factor is of the original context, the linear one of `max_positions`; Llama 3 and
+        plain rotation state the whole. No field, so no fingerprint tells of it.
+        """
+        rope = self.rope
+        original = rope.original_max_position_embeddings or self.max_positions
+        base = {"yarn": original, "linear": self.max_positions}.get(rope.variant, 0)
+        return max(self.max_positions, int(base * (rope.factor or 1.0)))
 
     @property
     def layers(self) -> tuple[LayerKind, ...]:

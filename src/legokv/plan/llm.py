@@ -51,7 +51,7 @@ def _pretrained(model: ModelConfig, dtype: str) -> dict[str, Any]:
         "head_size": model.head_size,
         "hidden_act": "silu",
         "norm_epsilon": model.norm_eps,
-        "max_position_embeddings": model.max_positions,
+        "max_position_embeddings": model.context_len,
         "position_embedding_type": "rope_gpt_neox",
         "qk_layernorm": model.qk_norm,
         "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1},
@@ -61,8 +61,8 @@ def _pretrained(model: ModelConfig, dtype: str) -> dict[str, Any]:
 def _build(model: ModelConfig, plan: PlanFacts) -> dict[str, Any]:
     tokens = plan.profiles[PREFILL].ranges["T"]
     return {
-        "max_input_len": model.max_positions,
-        "max_seq_len": model.max_positions,
+        "max_input_len": model.context_len,
+        "max_seq_len": model.context_len,
         "max_batch_size": plan.profiles[PREFILL].ranges["B"].most,
         "max_beam_width": 1,
         "max_num_tokens": tokens.most,

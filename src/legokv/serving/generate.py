@@ -200,7 +200,7 @@ class GenerateService:
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def _default_max_tokens(self, prompt: Prompt) -> int:
-        left = self._naming.facts.model.max_positions - prompt.num_tokens
+        left = self._naming.facts.model.context_len - prompt.num_tokens
         return max(1, min(self._settings.default_max_tokens, left))
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,39 @@ def test_scaling_without_its_original_context_takes_the_models(tmp_path: Path) -
     assert model.rope.original_max_position_embeddings == 2048
 
 
+@pytest.mark.parametrize(
+    ("scaling", "context"),
+    [
+        (None, 2048),
+        ({"rope_type": "yarn", "factor": 4.0}, 8192),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}, 8192),
+        # What the model's authors have extended already is not extended once more.
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
+        ({"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 1000}, 2500),
+        ({"type": "linear", "factor": 4.0}, 8192),
+        (
+            {
+                **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0},
+                **{"high_freq_factor": 4.0, "original_max_position_embeddings": 1024},
+            },
+            2048,
+        ),
+    ],
+)
+def test_the_context_is_as_long_as_rotary_scaling_makes_it(
+    scaling: dict[str, Any] | None, context: int, tmp_path: Path
+) -> None:
+    model = read_model_config(write_config(tmp_path, LLAMA | {"rope_scaling": scaling}))
+    assert (model.context_len, model.max_positions) == (context, 2048)
+
+
+def test_an_extended_context_leaves_rotation_and_fingerprint_as_they_were(tmp_path: Path) -> None:
+    scaling = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
+    model = read_model_config(write_config(tmp_path, LLAMA | scaling))
+    assert asdict(model)["max_positions"] == 2048
+    assert model.rope.original_max_position_embeddings == 2048
+
+
 def test_a_llama_of_before_grouped_queries_has_as_many_key_heads(tmp_path: Path) -> None:
     model = read_model_config(write_config(tmp_path, LLAMA))
     assert (model.num_kv_heads, model.head_size, model.rope.theta) == (4, 16, 10000.0)
@@ -129,6 +163,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mistral window nobody wrote down": (
         MISTRAL | {"max_position_embeddings": 32768},
         "sliding window of 4096 tokens is narrower than the context of 32768",
+    ),
+    "window narrower than the extended context": (
+        MISTRAL | {"sliding_window": 2048, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+        "sliding window of 2048 tokens is narrower than the context of 8192",
+    ),
+    "context past all counts": (
+        LLAMA | {"rope_scaling": {"type": "linear", "factor": 1e9}},
+        "extends the context to 2048000000000 tokens",
     ),
     "qwen window": (
         QWEN2 | {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 1},
