@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 import transformers
-from gguf import GGUFReader
 
-from legokv.errors import UnsupportedModel
+from legokv.checkpoint.gguf_header import GgufHeader, read_gguf_header
+from legokv.checkpoint.gguf_refusals import CONTROL, USER_DEFINED, refuse_lost
+from legokv.errors import LegokvError, UnsupportedModel
 
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
-# The byte-level splits transformers gives back as the file's author meant them.
-_SPLITS = ("default", "gpt-2", "smollm", "qwen2")
-_ADVICE = "take the checkpoint's safetensors folder instead"
+_FORM = 2
+"""Of a converted folder: counted up when the same file becomes another folder."""
 
 
 def folder_from_gguf(gguf: Path, checkpoints: Path, say: Callable[[str], None]) -> Path:
@@ -27,20 +26,34 @@ def folder_from_gguf(gguf: Path, checkpoints: Path, say: Callable[[str], None]) 
     Named by the file's content, so it is converted only once. UnsupportedModel for a file with
     settings the conversion would lose.
     """
-    folder = checkpoints / f"{gguf.stem}-{sha256_of(gguf)[:12]}"
+    header = read_gguf_header(gguf)
+    # Also of one that older code converted, which dropped more.
+    refuse_lost(header, gguf.name)
+    folder = checkpoints / f"{gguf.stem}-{sha256_of(gguf)[:12]}-{_FORM}"
     if not folder.is_dir():
         say(f"Converting {gguf.name} to {folder}")
-        convert_gguf(gguf, folder)
+        _convert(gguf, header, folder)
     return folder
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write `gguf` as a Hugging Face folder; it appears whole or not at all."""
-    _refuse_lost_settings(gguf)
+    header = read_gguf_header(gguf)
+    refuse_lost(header, gguf.name)
+    _convert(gguf, header, folder)
+
+
+def _convert(gguf: Path, header: GgufHeader, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         new = Path(scratch, "new")
-        _save_as_hf_folder(gguf, new)
+        try:
+            _save_as_hf_folder(gguf, header, new)
+        except (LegokvError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - another's program over another's file
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UnsupportedModel(f"{gguf.name} could not be converted: {reason}") from None
         new.rename(folder)
 
 
@@ -49,16 +62,28 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _save_as_hf_folder(gguf: Path, folder: Path) -> None:
+def _save_as_hf_folder(gguf: Path, header: GgufHeader, folder: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         gguf.parent, gguf_file=gguf.name, local_files_only=True
     )
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+    _refuse_split_tokens(tokenizer, header, gguf.name)
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        local_files_only=True,
+        output_loading_info=True,
     )
+    model, report = loaded
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise UnsupportedModel(
+            f"{gguf.name} gives the conversion no {absent[0]}: what is missing is never made up"
+        )
     # The weights are plain floats now; save_pretrained refuses while these say otherwise.
     del model.config.quantization_config
     model.hf_quantizer = None
+    model.generation_config.eos_token_id = _ends(header, model.generation_config.eos_token_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for file in folder.iterdir():
@@ -66,59 +91,20 @@ def _save_as_hf_folder(gguf: Path, folder: Path) -> None:
         file.chmod(0o644)
 
 
-def _refuse_lost_settings(gguf: Path) -> None:
-    reader = _reader(gguf)
-    architecture = _value(reader, "general.architecture")
-    if architecture not in _ARCHITECTURES:
-        raise UnsupportedModel(
-            f"{gguf.name} holds a {architecture} model: it is none of {', '.join(_ARCHITECTURES)}"
-        )
-    experts = _value(reader, f"{architecture}.expert_count")
-    if experts:
-        raise UnsupportedModel(f"{gguf.name} is a mixture of {experts} experts: not supported")
-    _refuse_rotary_scaling(gguf, reader, architecture)
-    _refuse_narrow_window(gguf, reader, architecture)
-    _refuse_unknown_split(gguf, reader)
+def _refuse_split_tokens(tokenizer: Any, header: GgufHeader, name: str) -> None:
+    """UnsupportedModel if a token that is one for llama.cpp would be cut into pieces here."""
+    settings, added = header.settings, tokenizer.get_added_vocab()
+    tokens, kinds = settings["tokenizer.ggml.tokens"], settings.get("tokenizer.ggml.token_type", [])
+    for token_id, (token, kind) in enumerate(zip(tokens, kinds, strict=False)):
+        if kind in (CONTROL, USER_DEFINED) and added.get(token) != token_id:
+            raise UnsupportedModel(
+                f"{name}: its token {token_id}, {token[:80]!r}, would be read in pieces after the "
+                "conversion; take the checkpoint's safetensors folder instead"
+            )
 
 
-def _refuse_rotary_scaling(gguf: Path, reader: Any, architecture: str) -> None:
-    scaling = _value(reader, f"{architecture}.rope.scaling.type")
-    tables = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_")]
-    lost = tables[0] if tables else scaling
-    if lost not in (None, "none"):
-        raise UnsupportedModel(
-            f"{gguf.name}: its rotary scaling ({lost}) is lost in the conversion; {_ADVICE}"
-        )
-
-
-def _refuse_narrow_window(gguf: Path, reader: Any, architecture: str) -> None:
-    window = _value(reader, f"{architecture}.attention.sliding_window")
-    context = _value(reader, f"{architecture}.context_length")
-    if window is not None and window < context:
-        raise UnsupportedModel(
-            f"{gguf.name}: sliding window of {window} tokens is narrower than the context of "
-            f"{context}: a linked chunk must see every earlier chunk"
-        )
-
-
-def _refuse_unknown_split(gguf: Path, reader: Any) -> None:
-    split = _value(reader, "tokenizer.ggml.pre")
-    if _value(reader, "tokenizer.ggml.model") == "gpt2" and split not in (None, *_SPLITS):
-        raise UnsupportedModel(
-            f"{gguf.name}: the conversion does not know the tokenizer's '{split}' way to split "
-            f"words; {_ADVICE}"
-        )
-
-
-def _reader(gguf: Path) -> Any:
-    try:
-        return GGUFReader(gguf)
-    except FileNotFoundError:
-        raise UnsupportedModel(f"{gguf} does not exist") from None
-    except (ValueError, IndexError) as error:
-        raise UnsupportedModel(f"{gguf} is not a readable GGUF file: {error}") from None
-
-
-def _value(reader: Any, key: str) -> Any:
-    field = reader.get_field(key)
-    return None if field is None else field.contents()
+def _ends(header: GgufHeader, before: Any) -> Any:
+    """Every token that ends a text, a turn or a message; as it was where only one is named."""
+    keys = (f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))
+    ends = sorted({header.settings[key] for key in keys if key in header.settings})
+    return ends if len(ends) > 1 else before
