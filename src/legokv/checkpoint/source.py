@@ -67,17 +67,35 @@ def _check_digest(file: Path, expected: str) -> None:
         )
 
 
+def _snapshot(source: Path) -> Path:
+    """The snapshot in a repository's folder of Hugging Face's cache; any other folder as it is."""
+    if (source / "config.json").exists() or not (source / "snapshots").is_dir():
+        return source
+    names = sorted(path.name for path in (source / "snapshots").iterdir() if path.is_dir())
+    main = source / "refs" / "main"
+    revision = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    if revision in names:
+        return source / "snapshots" / revision
+    if len(names) != 1:
+        raise InvalidRequest(
+            f"--checkpoint {source} holds {len(names)} snapshots, and refs/main names none: "
+            f"name one of {source / 'snapshots'}"
+        )
+    return source / "snapshots" / names[0]
+
+
 PRESETS: dict[str, Callable[[Path, Callable[[str], None]], Path]] = {"llama": smollm2_folder}
 
 
 def checkpoint_folder(
     preset: str, source: Path | None, checkpoints: Path, say: Callable[[str], None]
 ) -> Path:
-    """`given` as a folder (a GGUF file is converted under `checkpoints`), else the preset's."""
+    """`source` as a folder: a GGUF file is converted under `checkpoints`, of a repository in
+    Hugging Face's cache its snapshot is taken. Without one, the preset's."""
     if source is None:
         return PRESETS[preset](checkpoints, say)
     if source.is_dir():
-        return source
+        return _snapshot(source)
     if not source.is_file():
         raise InvalidRequest(f"--checkpoint {source} does not exist")
     if source.suffix.lower() != ".gguf":
