@@ -42,6 +42,15 @@ def test_penalties_and_min_p_reach_the_engine(
     assert expected != library(QUESTION, [0, 1], max_tokens=24, sampling=without)
 
 
+def test_a_template_s_variable_that_it_does_not_read_is_refused_with_its_name(
+    server: RunningServer,
+) -> None:
+    switches = json.dumps({"enable_thinking": False})
+    status, reply = http(server, text_input=QUESTION, chat_template_kwargs=switches)
+    assert status == 400
+    assert "does not read 'enable_thinking'" in reply["error"]
+
+
 def test_several_answers_come_together_and_the_first_is_that_of_one(
     server: RunningServer, documents: list[str], library: Library
 ) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from legokv.errors import PluginBuildFailed
+from legokv.errors import PluginBuildFailed, ToolMisnamed
 from legokv.kernels.cmake import drop_foreign_cache, run_compiler
 from legokv.kernels.toolchain import find_cmake, nvcc_or_wheels, tensorrt_headers
 from legokv.version import VERSION
@@ -73,6 +73,7 @@ def library_digest(library: Path) -> str:
 def _cmake(
     build: PluginBuild, folder: Path, options: Mapping[str, str], target: str, say: Say
 ) -> None:
+    _refuse_semicolons([build.source, folder, *options.values()], options)
     cmake = str(find_cmake())
     places = {"CMAKE_HOME_DIRECTORY": build.source, "CMAKE_CACHEFILE_DIR": folder}
     if _COMPILER in options:
@@ -84,6 +85,16 @@ def _cmake(
         _run([*configure, f"-DLEGOKV_VERSION={VERSION}"], folder, say)
         compile_target = [cmake, "--build", str(folder), "--target", target]
         _run([*compile_target, "--parallel", str(build.jobs)], folder, say)
+
+
+def _refuse_semicolons(places: Sequence[str | Path], options: Mapping[str, str]) -> None:
+    """ToolMisnamed for a path that CMake would take for two; lists of ours are meant so."""
+    lists = options.get("LEGOKV_ARCHITECTURES")
+    for place in map(str, places):
+        if ";" in place and place != lists:
+            raise ToolMisnamed(
+                f"{place} has a ';' in it, at which CMake splits paths: choose a folder without"
+            )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from legokv.errors import PluginBuildFailed
+from legokv.errors import PluginBuildFailed, ToolMisnamed
 from legokv.kernels.build_gpu import PluginBuild, build_host_kernels
 from legokv.kernels.cmake import drop_foreign_cache
 
@@ -47,6 +47,12 @@ def test_a_moved_or_copied_checkout_is_compiled_again_and_says_so(checkout: Path
     )
     assert any("Building CXX object" in line for line in said)
     assert build_in(there) == [line for line in said if "Built target" in line]
+
+
+def test_folders_with_blanks_and_letters_of_any_script_are_compiled_in(checkout: Path) -> None:
+    there = checkout.rename(checkout.parent / "a b 模型 'ü'")
+    assert any("Built target" in line for line in build_in(there))
+    assert (there / "out" / "plugins-host" / "libhost_tests.so").is_file()
 
 
 def test_a_folder_in_its_own_place_keeps_what_it_compiled(checkout: Path) -> None:
@@ -92,3 +98,10 @@ def test_a_source_that_does_not_compile_is_shown_in_the_compiler_s_words_with_wh
     with pytest.raises(PluginBuildFailed, match="no_such_type") as refused:
         build_in(checkout)
     assert str(refused.value).endswith(f"remove {checkout}/out/plugins-host and build again")
+
+
+def test_a_folder_that_cmake_would_take_for_two_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "a;b"
+    with pytest.raises(ToolMisnamed, match=r"a;b/.* has a ';' in it, at which CMake splits paths"):
+        build_host_kernels(PluginBuild(out), print)
+    assert not out.exists()
