@@ -49,7 +49,8 @@ def _seal(folder: Path, facts: EngineFacts) -> str:
     looks = {
         file.name: _look(folder / file.name) for file in facts.files if file.name.endswith(_CONTENT)
     }
-    return json.dumps({"fingerprint": facts.fingerprint, "files": looks}, sort_keys=True)
+    seal = {"fingerprint": facts.fingerprint, "files": looks}
+    return json.dumps(seal, sort_keys=True, allow_nan=False)
 
 
 def _look(file: Path) -> list[int]:
