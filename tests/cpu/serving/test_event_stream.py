@@ -3,6 +3,9 @@
 import queue
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from legokv.engine.request import Token
+from legokv.engine.sampling import TokenLogProbs
 from legokv.errors import EngineGone, InvalidRequest, ServerError
 from legokv.serving import event_stream
 from legokv.serving.event_stream import FOLDER_VARIABLE, EventInbox, EventOutlet, Events
@@ -139,9 +143,65 @@ def test_a_line_that_is_no_event_ends_the_connection_and_who_waits_hears_it(
     assert event.kind == "EngineGone"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_event_that_cannot_be_written_is_a_loss_that_is_told(inbox: EventInbox) -> None:
+@pytest.mark.parametrize(
+    "event",
+    [
+        Token(1, "\ud800"),
+        Token(1, "a", log_probs=TokenLogProbs(float("nan"))),
+        Token(1, "a", log_probs=TokenLogProbs(-1.0, ((5, float("inf")),))),
+        Token(1, b"bytes"),  # type: ignore[arg-type]
+    ],
+    ids=["half a character", "NaN", "infinity", "bytes"],
+)
+def test_an_event_that_cannot_be_written_is_an_error_of_its_request_alone(
+    inbox: EventInbox, event: Token
+) -> None:
+    outlet = EventOutlet(inbox.address, ignore)
+    with inbox.expect("r") as events, inbox.expect("other") as others:
+        outlet.send("r", event)
+        outlet.send("other", Token(2, "b"))
+        (failure,) = taken(events, 1)
+        assert taken(others, 1) == [Token(2, "b")]
+    assert isinstance(failure, Failed)
+    assert failure.message.startswith("the answer cannot be sent: ")
+
+
+def test_the_loss_of_a_reader_is_told_at_once_though_nothing_is_sent(inbox: EventInbox) -> None:
     lost = threading.Event()
     outlet = EventOutlet(inbox.address, lost.set)
-    outlet.send("r", Token(1, "\ud800"))
-    assert lost.wait(10)
+    with inbox.expect("r") as events:
+        outlet.send("r", Done())
+        taken(events, 1)
+    assert not lost.wait(0.2)
+    inbox.close()
+    assert lost.wait(1)
+
+
+LISTENER = """
+from legokv.serving.event_stream import EventInbox
+inbox = EventInbox()
+print(inbox.address, flush=True)
+input()
+"""
+
+
+def test_the_folder_of_a_killed_process_goes_with_the_next_start_and_a_live_one_s_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    start = [sys.executable, "-c", LISTENER]
+    both = [
+        subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    killed, used = (Path(one.stdout.readline().strip()).parent for one in both if one.stdout)
+    both[0].kill()
+    both[0].communicate()
+    assert killed.is_dir()
+    own = EventInbox()
+    assert set(tmp_path.iterdir()) == {used, Path(own.address).parent}
+    own.close()
+    both[1].communicate("\n")
+    assert not list(tmp_path.iterdir())
