@@ -1,11 +1,14 @@
 """Brings a waiting request's chunks from slow tiers to a fast one, in a thread beside the steps."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.tiers import LowerTiers
+
+log = logging.getLogger(__name__)
 
 
 class Prefetch:
@@ -18,7 +21,7 @@ class Prefetch:
         self._thread = thread
         self._lease = ExitStack()
         self._closed = False
-        self._fetched: Future[None] = thread.submit(self._fetch, tuple(chunks))
+        self._fetched: Future[None] = thread.submit(_logged, self._fetch, tuple(chunks))
 
     @property
     def done(self) -> bool:
@@ -31,7 +34,7 @@ class Prefetch:
     def close(self) -> None:
         """End the lease; what is not fetched yet is not fetched any more."""
         self._closed = True
-        self._thread.submit(self._lease.close)
+        self._thread.submit(_logged, self._lease.close)
 
     def _fetch(self, chunks: tuple[Chunk, ...]) -> None:
         if self._closed:
@@ -41,6 +44,14 @@ class Prefetch:
             if self._closed:
                 return
             self._tiers.fetch(chunk)
+
+
+def _logged(work: Callable[..., None], *arguments: object) -> None:
+    """Do what nobody asks the outcome of: the reader finds missing what was not fetched."""
+    try:
+        work(*arguments)
+    except Exception:
+        log.exception("chunks were not fetched ahead")
 
 
 class Prefetcher:

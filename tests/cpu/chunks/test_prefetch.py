@@ -73,3 +73,22 @@ def test_running_answers_go_on_while_a_request_s_chunks_are_fetched(open_engine)
     alone = [t.id for t in open_engine(cache_dir=None).generate([[5, 6]], max_tokens=30)]
     assert [e.id for e in second.results(running) if hasattr(e, "id")] == alone
     assert sum(hasattr(e, "id") for e in second.results(waiting)) == 2
+
+
+def test_a_fetch_that_fails_is_in_the_log_and_the_chunk_is_compiled(
+    open_engine, monkeypatch, caplog
+):
+    first = open_engine()
+    expected = answer(first, [first.compile(random_ids(1))]).logits
+    second = open_engine()
+    error = RuntimeError("a fault of the tier")
+    monkeypatch.setattr(second.tiers, "fetch", lambda chunk: raising(error))
+    job = second.submit(GenerateRequest([second.chunk(random_ids(1)), [5, 6]], 0))
+    (result,) = second.results(job)
+    assert torch.equal(result.logits, expected)
+    assert error in [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert "chunks were not fetched ahead" in caplog.text
+
+
+def raising(error):
+    raise error
