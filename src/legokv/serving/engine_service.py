@@ -128,23 +128,27 @@ class EngineService:
         named = {key: token_ids for key, token_ids in keyed.items() if len(token_ids)}
         asked = [key for key in keyed if key not in named]
         chunks = self._named.find(asked, command.namespace)
-        for key, token_ids in named.items():
-            chunks[key] = self._learned(key, token_ids, command.namespace)
+        learned = [
+            self._checked(key, token_ids, command.namespace) for key, token_ids in named.items()
+        ]
+        chunks.update((chunk.key, chunk) for chunk in learned)
         unknown = [key for key in asked if key not in chunks]
         if unknown:
             return Unknown(tuple(unknown))
         self._begin(command, chunks)
+        # Not before it was taken: what is refused must not push out what others name.
+        for chunk in learned:
+            self._named.put(chunk)
         return Done()
 
-    def _learned(self, key: str, token_ids: Sequence[int], namespace: str) -> Chunk:
-        """The chunk of these ids, known by its key from now on; InvalidRequest for another key."""
+    def _checked(self, key: str, token_ids: Sequence[int], namespace: str) -> Chunk:
+        """The chunk of these ids; InvalidRequest for another key."""
         chunk = self._engine.chunk(token_ids, namespace)
         if chunk.key != key:
             raise InvalidRequest(
                 f"these {chunk.num_tokens} tokens are chunk {chunk.key[:12]} of this engine, not "
                 f"{key[:12]}: whoever named it has other settings"
             )
-        self._named.put(chunk)
         return chunk
 
     def _begin(self, command: Generate, chunks: Mapping[str, Chunk]) -> None:

@@ -156,6 +156,36 @@ def test_a_chunk_is_known_by_its_key_once_its_tokens_came(service: Asker) -> Non
     assert service.events(command("r", by_key)) == [unknown]
 
 
+@pytest.mark.parametrize("refused", [{"max_tokens": 9999}, {"max_tokens": 1500}])
+def test_a_refused_request_makes_no_key_known(service: Asker, refused: dict[str, int]) -> None:
+    whole = service.chunk(SPANS[0])
+    with pytest.raises(LegokvError):
+        service.events(replace(command("r", whole, **refused), reply_to=service.inbox.address))
+    by_key = replace(whole, token_ids=())
+    assert service.events(command("r", by_key)) == [Unknown((by_key.key or "",))]
+
+
+def test_an_answer_that_waits_is_cancelled_as_soon_as_its_asker_is_gone(
+    engine: Engine, service: Asker
+) -> None:
+    """No event is due to it that would tell of the loss."""
+    asker = subprocess.Popen(
+        [sys.executable, "-c", LISTENING], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    with asker, service.asked(command("mine", max_tokens=900)) as mine:
+        assert asker.stdout is not None
+        address = asker.stdout.readline().strip()
+        service.events(replace(command("left", max_tokens=900), reply_to=address))
+        assert isinstance(mine.get(timeout=60), Token)
+        assert engine.executor.num_waiting == 1
+        asker.kill()
+        deadline = time.monotonic() + 5
+        while engine.executor.num_waiting and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (engine.executor.num_waiting, engine.executor.num_running) == (0, 1)
+        service.events(Cancel("mine"))
+
+
 def test_a_key_that_is_not_its_tokens_is_refused(service: Asker) -> None:
     wrong = replace(service.chunk(SPANS[0]), token_ids=SPANS[1])
     with pytest.raises(
