@@ -48,6 +48,7 @@ class CompileJob(ChunkJob):
     """Get one chunk compiled and kept in every tier that is to keep it; ends with a Finished."""
 
     waits_in_line = False
+    is_to_store = True
 
     def is_over(self, transfer: Transfer) -> bool:
         if not transfer.is_kept(self.chunks[0]):

@@ -90,6 +90,9 @@ class Executor:
                 f"the request needs {job.num_pages} pages of {self._runner.page_size} tokens, "
                 f"the pool has {self._runner.num_pages}"
             )
+        if job.is_to_store:
+            for chunk in job.chunks:
+                self._transfer.want_stored(chunk)
         if not job.waits_in_line:
             self._waiting.append(job)
             return

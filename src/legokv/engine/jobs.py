@@ -58,12 +58,14 @@ class Job:
 
     The executor admits it when there are pages, starts it when its chunks are in the pool, and
     hands it the logits of its `sequences` until it is over. A job that `waits_in_line` counts
-    against the queue's limit. One that is `filling` a resident computes that chunk for others.
-    A job that was `cancelled`, or has not begun to answer `patience_seconds` after it was
-    submitted, is given up before its next step. It draws at most `max_new_tokens` an answer.
+    against the queue's limit. One that `is_to_store` wants its chunks kept, also dropped ones. One
+    that is `filling` a resident computes that chunk for others. A job that was `cancelled`, or has
+    not begun to answer `patience_seconds` after it was submitted, is given up before its next step.
+    It draws at most `max_new_tokens` an answer.
     """
 
     waits_in_line = True
+    is_to_store = False
     filling: Resident | None = None
     patience_seconds = math.inf
     max_new_tokens = 0

@@ -7,6 +7,7 @@ from legokv.chunks.pool import ChunkCache, Evicted, Resident
 from legokv.chunks.prefetch import Prefetch, Prefetcher
 from legokv.chunks.stored_kv import StoredKv, from_stored, is_finite, to_stored
 from legokv.chunks.tiers import LowerTiers
+from legokv.engine.dropped_keys import DroppedKeys
 from legokv.errors import NotFinite
 from legokv.runners import Runner
 
@@ -19,6 +20,7 @@ class Transfer:
         self._cache = cache
         self._tiers = tiers
         self._prefetcher = Prefetcher(tiers)
+        self._dropped = DroppedKeys()
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy whole pages in every layer, before the next step."""
@@ -60,9 +62,12 @@ class Transfer:
         return stored
 
     def store(self, resident: Resident, stored: StoredKv | None = None) -> None:
-        """Keep a resident's KV, `stored` if that is given, wherever it shall be and is not."""
+        """Keep a resident's KV, `stored` if that is given, wherever it shall be and is not.
+
+        Nowhere, if the chunk was dropped since somebody wanted it stored.
+        """
         chunk = resident.chunk
-        lacking = self._tiers.lacking(chunk)
+        lacking = [] if chunk.key in self._dropped else self._tiers.lacking(chunk)
         if lacking:
             kept = self._stored(chunk, resident.pages) if stored is None else stored
             self._tiers.keep(chunk, kept, lacking)
@@ -71,7 +76,7 @@ class Transfer:
         """Hold on to what left the pool; to be called before its pages are written to."""
         for gone in evicted:
             chunk = gone.chunk
-            if self._tiers.takes_evicted(chunk):
+            if chunk.key not in self._dropped and self._tiers.takes_evicted(chunk):
                 self._tiers.keep_evicted(chunk, self._stored(chunk, gone.pages))
 
     def used(self, chunks: Sequence[Chunk]) -> None:
@@ -79,8 +84,16 @@ class Transfer:
         self._tiers.touch([chunk.key for chunk in chunks])
 
     def drop(self, key: str) -> None:
-        """Forget a chunk in the tiers, in one that leases it when that lease ends."""
+        """Forget a chunk in the tiers, in one that leases it when that lease ends.
+
+        Whoever computes it now, or asked for it before, does not store it again.
+        """
+        self._dropped.add(key)
         self._tiers.remove(key)
+
+    def want_stored(self, chunk: Chunk) -> None:
+        """The chunk is to be stored, though it was dropped before."""
+        self._dropped.discard(chunk.key)
 
     def _stored(self, chunk: Chunk, pages: Sequence[int]) -> StoredKv:
         """What is in a chunk's pages, as the tiers keep it."""

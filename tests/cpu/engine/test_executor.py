@@ -495,3 +495,28 @@ def test_a_full_queue_takes_no_more_requests_but_every_compile():
     world.finish()
     assert [tokens(one) for one in waiting] == [answer_to([1, n], 3) for n in (2, 3)]
     assert isinstance(events(compiling)[-1], Finished)
+
+
+@pytest.mark.parametrize("dropped", ["before it is asked for", "while it is compiled"])
+def test_a_chunk_that_was_dropped_is_not_stored_by_who_still_computes_it(dropped):
+    world = World(disk_bytes=10_000, host_bytes=10_000, max_step_tokens=4)
+    if dropped == "before it is asked for":
+        # As a question does that looked its documents up before they were deleted.
+        world.compile(chunk(1))
+        world.finish()
+        world.executor.drop("key 1")
+    asking = world.ask(chunk(1), QUESTION)
+    world.executor.step()
+    if dropped == "while it is compiled":
+        world.executor.drop("key 1")
+    world.finish()
+    assert tokens(asking) == answer_to([*chunk(1).token_ids, *QUESTION], 3)
+    assert not world.disk.has("key 1")
+    for number in range(2, 12):
+        world.answer(chunk(number), QUESTION)
+    assert world.cache.find("key 1") is None
+    assert not world.host.has("key 1")
+    # Registered anew, it is stored.
+    world.compile(chunk(1))
+    world.finish()
+    assert world.disk.has("key 1")
