@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from legokv.chunks.chunk import Chunk
 from legokv.kernels.build_cpu import build_native_library
 from legokv.kernels.cpu import NativeCalls, StepShape
 from legokv.kernels.gpu import AttentionTables
+from legokv.kernels.native_library import NativeLibrary
 from legokv.link.link import bind, link
 from legokv.link.policy import legolink
 from legokv.ops.attention_tiles import step_tables
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    calls = NativeCalls(Path(build_native_library(print)))
+    calls = NativeCalls(NativeLibrary(build_native_library(print)))
     print(f"{arguments.threads} threads, best of {arguments.rounds}; the last column is GFLOP/s")
     cases = (linked("link", 8, 32), linked("prefill 2048", 0, 2048), linked("decode", 0, 4096, 1))
     for dtype in (torch.bfloat16, torch.float32):

@@ -13,11 +13,12 @@ def main() -> int:
 def load() -> Callable[[], None]:
     from legokv.kernels.build_cpu import build_native_library
     from legokv.kernels.cpu import NativeCalls
+    from legokv.kernels.native_library import NativeLibrary
 
     def build() -> None:
-        calls = NativeCalls(build_native_library(say))
-        sets = ", ".join(each.name.lower() for each in calls.instruction_sets())
-        say(f"{calls.path}: instruction sets of this processor: {sets}")
+        library = NativeLibrary(build_native_library(say))
+        sets = ", ".join(each.name.lower() for each in NativeCalls(library).instruction_sets())
+        say(f"{library.path}: instruction sets of this processor: {sets}")
 
     return build
 

@@ -1,5 +1,5 @@
-// The CPU library's plain C interface: a step is begun once, then attended layer by layer; and
-// linear layers for processors with tiles.
+// The CPU library's plain C interface: a step is begun once, then attended layer by layer; and what
+// lies between: linear layers and gates. A token's results have the same bits in any company.
 //
 // Legend of shapes: T tokens, B sequences, P rows of a page table, N pool pages, S page size,
 // H query heads, G KV heads, D head size, M imported pages; of a linear layer T rows, N columns of
@@ -15,13 +15,14 @@ extern "C" {
 #endif
 
 // Which build of the kernels runs. BEST is the last that this processor has and that can do the
-// pool's dtype; naming another is for tests and measurements.
+// dtype; naming another is for tests and measurements.
 enum LegokvInstructionSet {
   LEGOKV_BEST = 0,
   LEGOKV_PORTABLE = 1,
   LEGOKV_AVX2 = 2,         // with FMA and F16C
   LEGOKV_AVX512 = 3,       // F, BW, DQ, VL
-  LEGOKV_AVX512_BF16 = 4,  // bfloat16 pools only
+  LEGOKV_AVX512_BF16 = 4,  // bfloat16 only: attention and gates
+  LEGOKV_AMX = 5,          // bfloat16 only: linear layers, whose sums PORTABLE gives the bits of
 };
 
 // What all layers of a step share. Nothing of it is read after legokv_cpu_begin has returned.
@@ -59,11 +60,8 @@ struct LegokvCpuLayer {
   int64_t v_stride;
 };
 
-// What multiplies 32 products of 16 rows and 16 columns at once. Their sums have the same bits: a
-// machine without the processor's tiles can test all that is done around them.
-enum LegokvTiles { LEGOKV_SOFTWARE_TILES = 0, LEGOKV_AMX_TILES = 1 };
-
-// A linear layer over bfloat16 rows. A result's products are summed in one order, whatever T is.
+// A linear layer over float32 or bfloat16 rows. A result's products are summed in one order,
+// whatever T is.
 struct LegokvCpuLinear {
   const void* x;       // [T, K]
   const void* weight;  // [N, K], as legokv_cpu_pack_weight left it
@@ -72,7 +70,19 @@ struct LegokvCpuLinear {
   int64_t num_rows;
   int32_t num_columns;
   int32_t num_products;  // a multiple of 32
-  int32_t tiles;         // a LegokvTiles
+  int32_t dtype;
+  int32_t instruction_set;  // for bfloat16 PORTABLE or AMX
+  int32_t num_threads;
+};
+
+// silu(gate) * up of a gated MLP, in the result's type after each of both.
+struct LegokvCpuGate {
+  const void* x;  // [T, 2, N]: a token's gates, then its ups
+  void* out;      // [T, N]
+  int64_t num_rows;
+  int32_t num_columns;
+  int32_t dtype;
+  int32_t instruction_set;
   int32_t num_threads;
 };
 
@@ -94,17 +104,20 @@ int legokv_cpu_kv_import(const struct LegokvKvImport* import, int num_threads);
 // Elements of a packed weight [N, K], 64-aligned; 0 where K is no multiple of 32.
 int64_t legokv_cpu_packed_elements(int32_t num_columns, int32_t num_products);
 
-// Lays a bfloat16 weight [N, K] out for the tiles. Returns a LegokvStatus.
+// Lays a weight [N, K] of float32 or bfloat16 out. Returns a LegokvStatus.
 int legokv_cpu_pack_weight(const void* weight, int32_t num_columns, int32_t num_products,
-                           void* packed);
+                           int32_t dtype, void* packed);
 
 // Returns a LegokvStatus.
 int legokv_cpu_multiply(const struct LegokvCpuLinear* linear);
 
-// Whether this library and this processor have a LegokvTiles.
-int legokv_cpu_has_tiles(int tiles);
+// Returns a LegokvStatus.
+int legokv_cpu_gate(const struct LegokvCpuGate* gate);
 
-// Whether this library and this processor have a LegokvInstructionSet.
+// Whether this library and this processor multiply rows of a LegokvDtype by a LegokvInstructionSet.
+int legokv_cpu_multiplies(int instruction_set, int dtype);
+
+// Whether this library and this processor attend by a LegokvInstructionSet.
 int legokv_cpu_has(int instruction_set);
 
 // The LegokvInstructionSet that BEST stands for with pools of a LegokvDtype.

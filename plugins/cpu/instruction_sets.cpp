@@ -60,6 +60,7 @@ bool has_instruction_set(int instruction_set) {
 }
 
 const char* instruction_set_name(int instruction_set) {
+  if (instruction_set == LEGOKV_AMX) return "amx";
   const bool known = instruction_set >= LEGOKV_BEST && instruction_set <= LEGOKV_AVX512_BF16;
   return known ? kSets[instruction_set].name : "unknown";
 }

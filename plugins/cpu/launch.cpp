@@ -3,6 +3,7 @@
 
 #include "cpu/check_step.h"
 #include "cpu/cpu_launchers.h"
+#include "cpu/gate.h"
 #include "cpu/kv_import.h"
 #include "cpu/linear.h"
 #include "cpu/step.h"
@@ -57,15 +58,22 @@ LEGOKV_EXPORT int64_t legokv_cpu_packed_elements(int32_t num_columns, int32_t nu
 }
 
 LEGOKV_EXPORT int legokv_cpu_pack_weight(const void* weight, int32_t num_columns,
-                                         int32_t num_products, void* packed) {
-  return static_cast<int>(legokv::cpu::pack_weight(weight, num_columns, num_products, packed));
+                                         int32_t num_products, int32_t dtype, void* packed) {
+  return static_cast<int>(
+      legokv::cpu::pack_weight(weight, num_columns, num_products, dtype, packed));
 }
 
 LEGOKV_EXPORT int legokv_cpu_multiply(const LegokvCpuLinear* linear) {
   return static_cast<int>(legokv::cpu::multiply(*linear));
 }
 
-LEGOKV_EXPORT int legokv_cpu_has_tiles(int tiles) { return legokv::cpu::has_tiles(tiles) ? 1 : 0; }
+LEGOKV_EXPORT int legokv_cpu_gate(const LegokvCpuGate* gate) {
+  return static_cast<int>(legokv::cpu::gate_rows(*gate));
+}
+
+LEGOKV_EXPORT int legokv_cpu_multiplies(int instruction_set, int dtype) {
+  return legokv::cpu::multiplies(instruction_set, dtype) ? 1 : 0;
+}
 
 LEGOKV_EXPORT int legokv_cpu_has(int instruction_set) {
   return legokv::cpu::has_instruction_set(instruction_set) ? 1 : 0;

@@ -1,7 +1,9 @@
 #include "cpu/linear.h"
 
 #include <algorithm>
+#include <type_traits>
 
+#include "cpu/instruction_sets.h"
 #include "cpu/kernels/linear_group.h"
 #include "cpu/parallel.h"
 
@@ -16,10 +18,11 @@ namespace {
 // Enough for a thread that others hold up to leave work to the rest.
 constexpr int kGroupsForAThread = 2;
 
-using MultiplyGroup = void (*)(const LinearGroup&);
+template <typename Number>
+using MultiplyGroup = void (*)(const LinearGroup<Number>&);
 
 #if defined(LEGOKV_HAS_AMX)
-constexpr MultiplyGroup kMultiplyByAmx = multiply_by_amx;
+constexpr MultiplyGroup<bfloat16> kMultiplyByAmx = multiply_by_amx;
 
 // Linux lets a process use the tiles' large registers only if it asks.
 bool ask_for_amx() {
@@ -30,7 +33,7 @@ bool ask_for_amx() {
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #else
-constexpr MultiplyGroup kMultiplyByAmx = nullptr;
+constexpr MultiplyGroup<bfloat16> kMultiplyByAmx = nullptr;
 
 bool ask_for_amx() { return false; }
 #endif
@@ -46,22 +49,78 @@ Range range_of(int64_t end, int size, int64_t i, int64_t count) {
   return {pieces * i / count * size, std::min(pieces * (i + 1) / count * size, end)};
 }
 
-LinearGroup group_of(const LegokvCpuLinear& linear, const Range& rows, const Range& columns) {
-  return {static_cast<const bfloat16*>(linear.x) + rows.first * linear.num_products,
-          static_cast<const bfloat16*>(linear.weight) + columns.first * linear.num_products,
+template <typename Number>
+LinearGroup<Number> group_of(const LegokvCpuLinear& linear, const Range& rows,
+                             const Range& columns) {
+  return {static_cast<const Number*>(linear.x) + rows.first * linear.num_products,
+          static_cast<const Number*>(linear.weight) + columns.first * linear.num_products,
           linear.bias == nullptr ? nullptr : linear.bias + columns.first,
-          static_cast<bfloat16*>(linear.out) + rows.first * linear.num_columns + columns.first,
+          static_cast<Number*>(linear.out) + rows.first * linear.num_columns + columns.first,
           linear.num_columns,
           rows.end - rows.first,
           static_cast<int32_t>(columns.end - columns.first),
           linear.num_products};
 }
 
+bool has_amx() {
+  static const bool amx = ask_for_amx();
+  return amx;
+}
+
+template <typename Number>
+MultiplyGroup<Number> multiplier(int instruction_set) {
+  if constexpr (std::is_same_v<Number, bfloat16>) {
+    if (instruction_set == LEGOKV_PORTABLE) return multiply_by_software;
+    return instruction_set == LEGOKV_AMX && has_amx() ? kMultiplyByAmx : nullptr;
+  } else {
+    const Kernels* kernels = choose_kernels(instruction_set, LEGOKV_FLOAT32).kernels;
+    return kernels == nullptr ? nullptr : kernels->multiply;
+  }
+}
+
+// Where a product of a panel's column stands in the panel.
+int64_t place_in_panel(const bfloat16*, int column, int product) {
+  const int step = product / kStepProducts, pair = product % kStepProducts / 2;
+  return int64_t{step} * kStepElements + column / kTileColumns * (kStepElements / 2) +
+         pair * 2 * kTileColumns + column % kTileColumns * 2 + product % 2;
+}
+
+int64_t place_in_panel(const float*, int column, int product) {
+  return int64_t{product} * kPanelColumns + column;
+}
+
+template <typename Number>
+void pack(const Number* from, int32_t num_columns, int32_t num_products, Number* to) {
+  std::fill(to, to + packed_elements(num_columns, num_products), Number{0});
+  for (int64_t column = 0; column < num_columns; ++column, from += num_products) {
+    Number* panel = to + column / kPanelColumns * kPanelColumns * num_products;
+    for (int product = 0; product < num_products; ++product) {
+      panel[place_in_panel(from, column % kPanelColumns, product)] = from[product];
+    }
+  }
+}
+
+template <typename Number>
+void multiply_all(const LegokvCpuLinear& linear) {
+  const MultiplyGroup<Number> multiply_group = multiplier<Number>(linear.instruction_set);
+  const int64_t wanted = linear.num_threads == 1 ? 1 : kGroupsForAThread * linear.num_threads;
+  const int64_t num_panels = (linear.num_columns + kPanelColumns - 1) / kPanelColumns;
+  const int64_t num_blocks = (linear.num_rows + kBlockRows - 1) / kBlockRows;
+  // Columns first: another thread's rows would read the same weights.
+  const int64_t across = std::min(num_panels, wanted);
+  const int64_t down = std::min(num_blocks, (wanted + across - 1) / across);
+  parallel_for(across * down, linear.num_threads, [&](int64_t item, int) {
+    multiply_group(
+        group_of<Number>(linear, range_of(linear.num_rows, kBlockRows, item / across, down),
+                         range_of(linear.num_columns, kPanelColumns, item % across, across)));
+  });
+}
+
 }  // namespace
 
-bool has_tiles(int tiles) {
-  static const bool amx = ask_for_amx();
-  return tiles == LEGOKV_SOFTWARE_TILES || (tiles == LEGOKV_AMX_TILES && amx);
+bool multiplies(int instruction_set, int dtype) {
+  if (dtype == LEGOKV_BFLOAT16) return multiplier<bfloat16>(instruction_set) != nullptr;
+  return dtype == LEGOKV_FLOAT32 && multiplier<float>(instruction_set) != nullptr;
 }
 
 int64_t packed_elements(int32_t num_columns, int32_t num_products) {
@@ -70,47 +129,33 @@ int64_t packed_elements(int32_t num_columns, int32_t num_products) {
   return num_panels * kPanelColumns * num_products;
 }
 
-Status pack_weight(const void* weight, int32_t num_columns, int32_t num_products, void* packed) {
-  const int64_t count = packed_elements(num_columns, num_products);
-  if (count == 0) {
-    return invalid_argument("no tiles for a weight [%d, %d]: sums of a multiple of %d products",
+Status pack_weight(const void* weight, int32_t num_columns, int32_t num_products, int32_t dtype,
+                   void* packed) {
+  if (packed_elements(num_columns, num_products) == 0) {
+    return invalid_argument("cannot pack a weight [%d, %d]: sums of a multiple of %d products",
                             num_columns, num_products, kStepProducts);
   }
-  const auto* from = static_cast<const bfloat16*>(weight);
-  auto* to = static_cast<bfloat16*>(packed);
-  std::fill(to, to + count, bfloat16{0});
-  for (int64_t column = 0; column < num_columns; ++column, from += num_products) {
-    const int64_t panel = column / kPanelColumns, in_panel = column % kPanelColumns;
-    bfloat16* tile = to + panel * kPanelColumns * num_products +
-                     in_panel / kTileColumns * (kStepElements / 2) + in_panel % kTileColumns * 2;
-    for (int product = 0; product < num_products; ++product) {
-      const int step = product / kStepProducts, pair = product % kStepProducts / 2;
-      tile[int64_t{step} * kStepElements + pair * 2 * kTileColumns + product % 2] = from[product];
-    }
+  if (dtype == LEGOKV_BFLOAT16) {
+    pack(static_cast<const bfloat16*>(weight), num_columns, num_products,
+         static_cast<bfloat16*>(packed));
+  } else if (dtype == LEGOKV_FLOAT32) {
+    pack(static_cast<const float*>(weight), num_columns, num_products, static_cast<float*>(packed));
+  } else {
+    return invalid_argument("cannot pack a weight of dtype %d: only float32 and bfloat16", dtype);
   }
   return Status::kOk;
 }
 
 Status multiply(const LegokvCpuLinear& linear) {
   if (packed_elements(linear.num_columns, linear.num_products) == 0 || linear.num_rows < 0 ||
-      linear.num_threads < 1 || !has_tiles(linear.tiles)) {
-    return invalid_argument("multiply: %lld rows [%d, %d], tiles %d, %d threads",
-                            static_cast<long long>(linear.num_rows), linear.num_columns,
-                            linear.num_products, linear.tiles, linear.num_threads);
+      linear.num_threads < 1 || !multiplies(linear.instruction_set, linear.dtype)) {
+    return invalid_argument(
+        "multiply: %lld rows [%d, %d], dtype %d, instruction set %d, %d threads",
+        static_cast<long long>(linear.num_rows), linear.num_columns, linear.num_products,
+        linear.dtype, linear.instruction_set, linear.num_threads);
   }
-  const MultiplyGroup multiply_group =
-      linear.tiles == LEGOKV_AMX_TILES ? kMultiplyByAmx : multiply_by_software;
   if (linear.num_rows == 0) return Status::kOk;
-  const int64_t wanted = linear.num_threads == 1 ? 1 : kGroupsForAThread * linear.num_threads;
-  const int64_t num_panels = (linear.num_columns + kPanelColumns - 1) / kPanelColumns;
-  const int64_t num_blocks = (linear.num_rows + kBlockRows - 1) / kBlockRows;
-  // Columns first: another thread's rows would read the same weights.
-  const int64_t across = std::min(num_panels, wanted);
-  const int64_t down = std::min(num_blocks, (wanted + across - 1) / across);
-  parallel_for(across * down, linear.num_threads, [&](int64_t item, int) {
-    multiply_group(group_of(linear, range_of(linear.num_rows, kBlockRows, item / across, down),
-                            range_of(linear.num_columns, kPanelColumns, item % across, across)));
-  });
+  linear.dtype == LEGOKV_BFLOAT16 ? multiply_all<bfloat16>(linear) : multiply_all<float>(linear);
   return Status::kOk;
 }
 

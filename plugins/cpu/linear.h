@@ -1,4 +1,4 @@
-// Linear layers by tiles: weights packed once, rows and columns shared among the threads.
+// Linear layers: weights packed once, rows and columns shared among the threads.
 #pragma once
 
 #include "cpu/cpu_launchers.h"
@@ -6,11 +6,12 @@
 
 namespace legokv::cpu {
 
-bool has_tiles(int tiles);
+bool multiplies(int instruction_set, int dtype);
 
 int64_t packed_elements(int32_t num_columns, int32_t num_products);
 
-Status pack_weight(const void* weight, int32_t num_columns, int32_t num_products, void* packed);
+Status pack_weight(const void* weight, int32_t num_columns, int32_t num_products, int32_t dtype,
+                   void* packed);
 
 Status multiply(const LegokvCpuLinear& linear);
 

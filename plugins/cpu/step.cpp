@@ -14,9 +14,9 @@ namespace {
 // Enough that packing a block of keys costs little beside the products with it, few enough that
 // their sums stay in a core's cache and a step gives work to several threads.
 constexpr int kTileRows = 192;
-// A sequence without tiles enough for all threads has its keys cut into parts of about so many: in
-// a step of one token each, a thread then has several even pieces of work.
-constexpr int kPartKeys = 512;
+// A sequence without tiles enough for all threads has its keys shared out, about so many to a tile:
+// in a step of one token each, a thread then has several even pieces of work.
+constexpr int kShareKeys = 512;
 constexpr int kTilesForAThread = 4;
 constexpr float kLog2OfE = 1.44269504f;
 
@@ -82,32 +82,36 @@ void Step::plan_tiles(const LegokvCpuStep& step) {
 }
 
 void Step::add_sequence(SequencePlan* sequence, int max_tokens) {
-  const int num_uncut = sequence->num_token_tiles(max_tokens) * shape_.num_kv_heads;
-  // What others are in the step does not count: a sequence's sums are the same in any company.
-  if (num_threads_ > 1 && num_uncut < kTilesForAThread * num_threads_) {
-    sequence->cut_keys(static_cast<int>(sequence->num_keys() / kPartKeys));
+  const int num_whole = sequence->num_token_tiles(max_tokens) * shape_.num_kv_heads;
+  int num_shares = 1;
+  if (num_threads_ > 1 && num_whole < kTilesForAThread * num_threads_) {
+    const int64_t wanted =
+        std::min<int64_t>(sequence->num_keys() / kShareKeys, sequence->num_parts());
+    num_shares = static_cast<int>(std::max<int64_t>(1, wanted));
   }
   const size_t first = tiles_.size();
-  sequence->add_tiles(max_tokens, shape_.num_kv_heads, &tiles_);
-  const int num_parts = sequence->num_parts();
-  if (num_parts < 2) return;
-  for (size_t i = first; i < tiles_.size(); i += num_parts) cuts_.push_back({i, num_parts});
+  sequence->add_tiles(max_tokens, shape_.num_kv_heads, num_shares, &tiles_);
+  if (num_shares == 1) return;
+  for (size_t i = first; i < tiles_.size(); i += num_shares) {
+    shared_.push_back({i, num_shares, sequence->num_parts()});
+  }
 }
 
 void Step::place_parts() {
   const int row_floats = shape_.head_size + kPartTail;
   const int heads = shape_.num_heads / shape_.num_kv_heads;
   int64_t num_floats = 0;
-  for (const Cut& cut : cuts_) {
-    num_floats += int64_t{cut.num_parts} * tiles_[cut.first_tile].num_tokens * heads * row_floats;
+  for (const Shared& shared : shared_) {
+    num_floats +=
+        int64_t{shared.num_parts} * tiles_[shared.first_tile].num_tokens * heads * row_floats;
   }
   parts_ = uninitialised<float>(num_floats);
-  float* part = parts_.get();
-  for (const Cut& cut : cuts_) {
-    for (int i = 0; i < cut.num_parts; ++i) {
-      Tile& tile = tiles_[cut.first_tile + i];
-      tile.part = part;
-      part += int64_t{tile.num_tokens} * heads * row_floats;
+  float* parts = parts_.get();
+  for (const Shared& shared : shared_) {
+    for (int i = 0; i < shared.num_shares; ++i) {
+      Tile& tile = tiles_[shared.first_tile + i];
+      tile.parts = parts;
+      parts += int64_t{tile.num_groups} * tile.num_tokens * heads * row_floats;
     }
   }
 }
@@ -131,8 +135,8 @@ void Step::attend(const LegokvCpuLayer& layer) {
   parallel_for(static_cast<int64_t>(tiles_.size()), num_threads_, [&](int64_t i, int thread) {
     kernels.attend_tile(shape_, layer, tiles_[order_[i]], scratch_.get() + thread * scratch_bytes_);
   });
-  parallel_for(static_cast<int64_t>(cuts_.size()), num_threads_, [&](int64_t i, int) {
-    kernels.join_parts(shape_, layer, tiles_[cuts_[i].first_tile], cuts_[i].num_parts);
+  parallel_for(static_cast<int64_t>(shared_.size()), num_threads_, [&](int64_t i, int) {
+    kernels.join_parts(shape_, layer, tiles_[shared_[i].first_tile], shared_[i].num_parts);
   });
   clear_unattended(layer.out);
 }

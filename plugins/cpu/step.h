@@ -24,9 +24,10 @@ class Step {
   };
 
   // Some tiles of one KV head of a sequence, one after another, that differ in their keys only.
-  struct Cut {
+  struct Shared {
     size_t first_tile;
-    int num_parts;
+    int num_shares;
+    int num_parts;  // of all shares
   };
 
   void plan_writes(const LegokvCpuStep& step);
@@ -46,7 +47,7 @@ class Step {
   Array<float> key_turns_;  // one for each write
   std::vector<SequencePlan> sequences_;
   std::vector<Tile> tiles_;
-  std::vector<Cut> cuts_;
+  std::vector<Shared> shared_;
   std::vector<size_t> order_;  // in which the tiles are attended
   Array<float> parts_;
   int64_t scratch_bytes_;

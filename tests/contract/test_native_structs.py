@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from paths import PLUGINS
 
-from legokv.kernels.cpu import InstructionSet, LayerArguments, StepArguments
+from legokv.kernels.cpu import LayerArguments, StepArguments
 from legokv.kernels.gpu import AttentionArguments, KvImportArguments, Regime
-from legokv.kernels.linear import LinearArguments, Tiles
+from legokv.kernels.linear import GateArguments, LinearArguments
+from legokv.kernels.native_library import InstructionSet
 
 CPU, CUDA = PLUGINS / "cpu" / "cpu_launchers.h", PLUGINS / "include" / "legokv" / "launchers.h"
 TYPES = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
@@ -33,6 +34,7 @@ def fields_of(header: Path, name: str) -> list[tuple[str, type]]:
         (CPU, "LegokvCpuStep", StepArguments),
         (CPU, "LegokvCpuLayer", LayerArguments),
         (CPU, "LegokvCpuLinear", LinearArguments),
+        (CPU, "LegokvCpuGate", GateArguments),
         (CUDA, "LegokvKvImport", KvImportArguments),
         (CUDA, "LegokvLegolinkAttention", AttentionArguments),
     ],
@@ -47,13 +49,10 @@ def test_a_structure_has_the_header_s_fields_of_its_types(
     ("header", "name", "numbers"),
     [
         (CPU, "LegokvInstructionSet", InstructionSet),
-        (CPU, "LegokvTiles", Tiles),
         (CUDA, "LegokvRegime", Regime),
     ],
 )
 def test_a_choice_has_the_header_s_numbers(header: Path, name: str, numbers: type[IntEnum]) -> None:
     (body,) = re.findall(rf"enum {name} \{{(.*?)\}};", code_of(header), re.DOTALL)
     found = re.findall(r"LEGOKV_(\w+) = (\d+)", body)
-    assert [(each.removesuffix("_TILES"), number) for each, number in found] == [
-        (each.name, str(each.value)) for each in numbers
-    ]
+    assert found == [(each.name, str(each.value)) for each in numbers]

@@ -9,12 +9,14 @@ namespace {
 // Four tiles of sums, two of x below each other, two of the weight side by side.
 class AmxTiles {
  public:
+  using Number = bfloat16;
+
   AmxTiles() = default;
   AmxTiles(const AmxTiles&) = delete;
   AmxTiles& operator=(const AmxTiles&) = delete;
   ~AmxTiles() { _tile_release(); }
 
-  void multiply(const LinearBlock& block) {
+  void multiply(const LinearBlock<bfloat16>& block) {
     configure(block.num_rows);
     if (block.num_rows > kTileRows) {
       block.keep_x ? multiply_rows<true, true>(block) : multiply_rows<true, false>(block);
@@ -48,7 +50,7 @@ class AmxTiles {
   }
 
   template <bool kTwo>
-  static void begin(const LinearBlock& block) {
+  static void begin(const LinearBlock<bfloat16>& block) {
     constexpr int kStride = kPanelColumns * sizeof(float);
     if (block.add) {
       _tile_loadd(0, block.sums, kStride);
@@ -66,7 +68,7 @@ class AmxTiles {
   }
 
   template <bool kTwo>
-  static void end(const LinearBlock& block) {
+  static void end(const LinearBlock<bfloat16>& block) {
     constexpr int kStride = kPanelColumns * sizeof(float);
     _tile_stored(0, block.sums, kStride);
     _tile_stored(1, block.sums + kTileColumns, kStride);
@@ -74,11 +76,6 @@ class AmxTiles {
       _tile_stored(2, block.sums + kTileRows * kPanelColumns, kStride);
       _tile_stored(3, block.sums + kTileRows * kPanelColumns + kTileColumns, kStride);
     }
-  }
-
-  static const char* fetch(const char* from, int num_lines) {
-    for (int line = 0; line < num_lines; ++line, from += 64) _mm_prefetch(from, _MM_HINT_T1);
-    return from;
   }
 
   // What the first cache need not keep is streamed past it. Compilers want tiles by number.
@@ -106,14 +103,14 @@ class AmxTiles {
   }
 
   template <bool kTwo, bool kKeepX>
-  static void multiply_rows(const LinearBlock& block) {
+  static void multiply_rows(const LinearBlock<bfloat16>& block) {
     begin<kTwo>(block);
     const int64_t row_bytes = block.row_bytes;
     const auto* x = reinterpret_cast<const char*>(block.x);
-    const char *weight_ahead = block.weight_ahead.from, *x_ahead = block.x_ahead.from;
+    Ahead weight_ahead = block.weight_ahead, x_ahead = block.x_ahead;
     for (int step = 0; step < block.num_steps; ++step, x += 64) {
-      weight_ahead = fetch(weight_ahead, block.weight_ahead.lines);
-      x_ahead = fetch(x_ahead, block.x_ahead.lines);
+      weight_ahead.fetch();
+      x_ahead.fetch();
       load_weight<!kKeepX>(block.weight + step * kStepElements);
       load_x<kTwo, kKeepX>(x, row_bytes);
       _tile_dpbf16ps(0, 4, 6);
@@ -131,6 +128,6 @@ class AmxTiles {
 
 }  // namespace
 
-void multiply_by_amx(const LinearGroup& group) { GroupProduct<AmxTiles>(group).run(); }
+void multiply_by_amx(const LinearGroup<bfloat16>& group) { GroupProduct<AmxTiles>(group).run(); }
 
 }  // namespace legokv::cpu

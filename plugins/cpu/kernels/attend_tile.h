@@ -1,7 +1,7 @@
 // Attention of one tile: rows stay, blocks of keys pass by, stored keys are read as they are.
 #pragma once
 
-#include "cpu/kernels/output_row.h"
+#include "cpu/kernels/join_parts.h"
 #include "cpu/kernels/product.h"
 #include "cpu/kernels/rotate.h"
 #include "cpu/kernels/scratch.h"
@@ -20,21 +20,18 @@ class TileAttention {
         num_rows_(tile.num_tokens * heads_),
         scale_{shape.exponent_scale, kSlack / shape.exponent_scale} {
     carve(shape, memory, &scratch_);
-    clear(shape, num_rows_, scratch_);
+    memset(scratch_.zeros, 0, sizeof(T) * shape.head_size);
     for (int row = 0; row < num_rows_; ++row) {
       scratch_.positions[row] = tile.positions[row / heads_];
     }
   }
 
   void run() {
-    for (int g = 0; g < tile_.num_groups; ++g) attend_group(tile_.groups[g]);
-    for (int row = 0; row < num_rows_; ++row) {
-      if (tile_.part == nullptr) {
-        finish_row(row);
-      } else {
-        leave_row(row);
-      }
+    for (int g = 0; g < tile_.num_groups; ++g) {
+      const int first_row = attend_part(tile_.groups[g]);
+      tile_.parts == nullptr ? join_part(g, first_row) : leave_part(g);
     }
+    if (tile_.parts == nullptr) finish();
   }
 
  private:
@@ -45,10 +42,12 @@ class TileAttention {
     return token;
   }
 
-  void attend_group(const KeyGroup& group) {
+  // The rows' sums over the part's keys; the first row that sees one.
+  int attend_part(const KeyGroup& group) {
+    clear(shape_, num_rows_, scratch_);
     const int first_token = first_token_at(group.first_position);
-    if (first_token == tile_.num_tokens) return;
-    turn_queries(group, first_token);
+    if (first_token == tile_.num_tokens) return num_rows_;
+    if (group.turns != turns_) turn_queries(group, first_token);
     const T* pool_head = static_cast<const T*>(layer_.pool) + tile_.kv_head * shape_.head_size;
     const int last_position = tile_.positions[tile_.num_tokens - 1];
     RunCursor cursor = {group.runs, group.runs + group.num_runs, 0};
@@ -59,9 +58,12 @@ class TileAttention {
       take_block(&cursor, shape_, pool_head, last_position, scratch_.zeros, &next);
       attend_block(blocks[i % 2], next);
     }
+    return first_token * heads_;
   }
 
+  // A later part of the base is seen by some of these tokens, no others.
   void turn_queries(const KeyGroup& group, int first_token) {
+    turns_ = group.turns;
     const int head_size = shape_.head_size;
     for (int token = first_token; token < tile_.num_tokens; ++token) {
       const float* turn = group.turns + int64_t{tile_.first_in_sequence + token} * head_size;
@@ -125,17 +127,53 @@ class TileAttention {
     return sum_of_lanes(load_vector<Floats>(scratch_.totals + row * kLanes));
   }
 
-  void finish_row(int row) {
-    store_mean(scratch_.sums + row * shape_.head_size, total_of(row), shape_.head_size,
-               output_row<T>(shape_, layer_, tile_, row));
+  RowPart joined_row(int row) const {
+    return {scratch_.joined_sums + row * shape_.head_size, scratch_.joined_totals + row,
+            scratch_.joined_maxima + row};
   }
 
-  void leave_row(int row) {
-    const int head_size = shape_.head_size;
-    float* part = tile_.part + row * (head_size + kPartTail);
-    memcpy(part, scratch_.sums + row * head_size, sizeof(float) * head_size);
-    part[head_size] = total_of(row);
-    part[head_size + 1] = scratch_.maxima[row];
+  void join_part(int part, int first_row) {
+    if (part == 0) return begin_joining();
+    for (int row = first_row; row < num_rows_; ++row) {
+      float total = total_of(row);
+      add_part(joined_row(row),
+               {scratch_.sums + row * shape_.head_size, &total, scratch_.maxima + row},
+               shape_.exponent_scale, shape_.head_size);
+    }
+  }
+
+  // With the first part's sums where they are.
+  void begin_joining() {
+    float* sums = scratch_.sums;
+    scratch_.sums = scratch_.joined_sums;
+    scratch_.joined_sums = sums;
+    for (int row = 0; row < num_rows_; ++row) {
+      scratch_.joined_totals[row] = total_of(row);
+      scratch_.joined_maxima[row] = scratch_.maxima[row];
+    }
+  }
+
+  void finish() {
+    // No key in sight: as for a part of none.
+    if (tile_.num_groups == 0) {
+      clear(shape_, num_rows_, scratch_);
+      begin_joining();
+    }
+    for (int row = 0; row < num_rows_; ++row) {
+      const RowPart joined = joined_row(row);
+      store_mean(joined.sums, *joined.total, shape_.head_size,
+                 output_row<T>(shape_, layer_, tile_, row));
+    }
+  }
+
+  void leave_part(int part) const {
+    const int head_size = shape_.head_size, row_floats = head_size + kPartTail;
+    float* left = tile_.parts + int64_t{part} * num_rows_ * row_floats;
+    for (int row = 0; row < num_rows_; ++row, left += row_floats) {
+      memcpy(left, scratch_.sums + row * head_size, sizeof(float) * head_size);
+      left[head_size] = total_of(row);
+      left[head_size + 1] = scratch_.maxima[row];
+    }
   }
 
   const Shape& shape_;
@@ -144,6 +182,7 @@ class TileAttention {
   const int heads_;  // query heads of the KV head
   const int num_rows_;
   const ScoreScale scale_;
+  const float* turns_ = nullptr;  // of the queries as they are turned now
   Scratch<Operand, T> scratch_;
 };
 

@@ -1,7 +1,11 @@
 // One instruction set's table of kernels; CMake compiles this file once for each of them.
 #include "cpu/kernels/kernels.h"
 
+#include <type_traits>
+
 #include "cpu/kernels/attend_tile.h"
+#include "cpu/kernels/float_panels.h"
+#include "cpu/kernels/gate_row.h"
 #include "cpu/kernels/join_parts.h"
 
 namespace legokv::cpu {
@@ -32,8 +36,12 @@ void attend_tile(const Shape& shape, const LegokvCpuLayer& layer, const Tile& ti
 }
 
 template <typename Operand, typename T>
-constexpr Kernels kTable = {scratch_bytes<Operand, T>, write_token<T>, attend_tile<Operand, T>,
-                            join_parts<T>};
+constexpr Kernels kTable = {scratch_bytes<Operand, T>,
+                            write_token<T>,
+                            attend_tile<Operand, T>,
+                            join_parts<T>,
+                            gate_row<T>,
+                            std::is_same_v<T, float> ? multiply_floats : nullptr};
 
 }  // namespace
 

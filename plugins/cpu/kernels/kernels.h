@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "cpu/cpu_launchers.h"
+#include "cpu/kernels/linear_group.h"
 
 namespace legokv::cpu {
 
@@ -17,7 +18,12 @@ struct KeyRun {
   int32_t num_keys;
 };
 
-// Keys of one sequence that share a base, ascending by position, and how queries turn to them.
+// A part of a row's keys is attended by itself and then joined to the parts before it. Parts end
+// after so many keys of one base, whatever rows or threads there are: so a row's sums are rounded
+// at the same places in any company.
+constexpr int kPartKeys = 512;
+
+// A part of a sequence's keys: they share a base and ascend by position; how queries turn to them.
 struct KeyGroup {
   const KeyRun* runs;
   int32_t num_runs;
@@ -26,7 +32,7 @@ struct KeyGroup {
 };
 
 // Some tokens of a sequence, and the query heads of one KV head: a row is a token's query head.
-// A tile attends to all keys of its groups, which may be a part only of what its rows see.
+// A tile attends to all keys of its groups, which may be some only of those that its rows see.
 struct Tile {
   const KeyGroup* groups;
   const int32_t* positions;  // of its tokens
@@ -35,10 +41,10 @@ struct Tile {
   int32_t first_in_sequence;  // the same token, counted in its sequence
   int32_t num_tokens;
   int32_t kv_head;
-  // Where to leave the rows of a part, one after another: weighted values [D] relative to a
-  // maximum, then kPartTail numbers, of them the sum of the weights and the maximum. Null: the
-  // tile's keys are all, and its rows are the layer's output.
-  float* part;
+  // Where to leave its groups' parts, one after another, rows in each: weighted values [D] relative
+  // to a maximum, then kPartTail numbers, of them the sum of the weights and the maximum. Null: the
+  // tile's groups are all, and its rows are the layer's output.
+  float* parts;
 };
 
 // A whole number of cache lines, so that rows stay aligned.
@@ -62,9 +68,13 @@ struct Kernels {
                       int64_t key_offset);
   void (*attend_tile)(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile,
                       void* scratch);
-  // Makes the layer's output of a tile from its parts, all attended: `tile` is the first of them.
+  // Makes the layer's output of a tile's rows from all their parts: `tile` has the first of them.
   void (*join_parts)(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile,
                      int num_parts);
+  // silu(gate) * up of one row: x is gates [columns], then ups [columns].
+  void (*gate_row)(const void* x, int num_columns, void* out);
+  // Null for other types than float32.
+  void (*multiply)(const LinearGroup<float>& group);
 };
 
 // Each for a LegokvDtype; null where that build cannot do it.

@@ -10,24 +10,33 @@ namespace legokv::cpu {
 namespace {
 
 // Steps of a part: so much of a block's rows, or of a panel, stays in the first cache.
-constexpr int kPartSteps = 18;
+template <typename Number>
+constexpr int kPartSteps = 36 / sizeof(Number);
 // Panels that meet a block of rows one after another: so much of the weight stays in the second.
-constexpr int kMostPanels = 8;
+template <typename Number>
+constexpr int kMostPanels = 16 / sizeof(Number);
 // Cache lines of a panel's step, and of a block's rows.
-constexpr int kStepLines = kStepElements * sizeof(bfloat16) / 64;
+template <typename Number>
+constexpr int kStepLines = kStepElements * sizeof(Number) / 64;
 
 // What is read later: so many cache lines of it are fetched at each step.
 struct Ahead {
   const char* from;
   int lines;
+
+  // Asks for the lines of one step; those of the next follow.
+  void fetch() {
+    for (int line = 0; line < lines; ++line, from += 64) __builtin_prefetch(from, 0, 2);
+  }
 };
 
 // Up to 32 rows against a panel's 32 columns, in some steps.
+template <typename Number>
 struct LinearBlock {
-  const bfloat16* x;
+  const Number* x;
   int64_t row_bytes;
   int num_rows;
-  const bfloat16* weight;
+  const Number* weight;
   int num_steps;
   float* sums;  // [kBlockRows, kPanelColumns], 64-aligned
   bool add;     // to the sums; else they are replaced
@@ -36,18 +45,21 @@ struct LinearBlock {
   Ahead x_ahead;
 };
 
-// Tiles::multiply does a block; rows of its sums past num_rows may change.
+// Tiles::multiply does a block of Tiles::Number; rows of its sums past num_rows may change.
 template <typename Tiles>
 class GroupProduct {
  public:
-  explicit GroupProduct(const LinearGroup& group)
+  using Number = typename Tiles::Number;
+
+  explicit GroupProduct(const LinearGroup<Number>& group)
       : group_(group),
         num_steps_(group.num_products / kStepProducts),
         num_panels_((group.num_columns + kPanelColumns - 1) / kPanelColumns),
         num_blocks_((group.num_rows + kBlockRows - 1) / kBlockRows),
-        num_parts_(num_blocks_ == 1 ? 1 : (num_steps_ + kPartSteps - 1) / kPartSteps),
+        num_parts_(num_blocks_ == 1 ? 1
+                                    : (num_steps_ + kPartSteps<Number> - 1) / kPartSteps<Number>),
         // For few rows the panels are what takes time to arrive.
-        panels_at_once_(clamp(num_blocks_ / 2, 1, kMostPanels)) {}
+        panels_at_once_(clamp(num_blocks_ / 2, 1, kMostPanels<Number>)) {}
 
   void run() {
     for (int first = 0; first < num_panels_; first += panels_at_once_) {
@@ -72,11 +84,11 @@ class GroupProduct {
 
   int first_step(int part) const { return num_steps_ * part / num_parts_; }
 
-  const bfloat16* weight_of(int panel, int step) const {
+  const Number* weight_of(int panel, int step) const {
     return group_.weight + (int64_t{panel} * num_steps_ + step) * kStepElements;
   }
 
-  const bfloat16* rows_of(int64_t block) const {
+  const Number* rows_of(int64_t block) const {
     return group_.x + block * kBlockRows * group_.num_products;
   }
 
@@ -84,14 +96,15 @@ class GroupProduct {
   Ahead weight_ahead(int64_t block, int step, int num_steps, int panel) const {
     const int next = panel + panels_at_once_;
     if (next >= num_panels_) return {nullptr, 0};
-    const int lines = static_cast<int>((kStepLines + num_blocks_ - 1) / num_blocks_);
+    const int lines = static_cast<int>((kStepLines<Number> + num_blocks_ - 1) / num_blocks_);
     const auto* from = reinterpret_cast<const char*>(weight_of(next, step));
     return {from + block * num_steps * lines * 64, lines};
   }
 
   // The next block's rows, spread over this one's panels.
   Ahead x_ahead(int64_t block, int step, int num_steps, const Panels& panels, int i) const {
-    const int lines = panels.count < kMostPanels / 2 ? 0 : kStepLines / panels.count;
+    const int lines =
+        panels.count < kMostPanels<Number> / 2 ? 0 : kStepLines<Number> / panels.count;
     if (lines == 0 || block + 1 == num_blocks_) return {nullptr, 0};
     const auto* from = reinterpret_cast<const char*>(rows_of(block + 1));
     return {from + (int64_t{step} * panels.count + i * num_steps) * lines * 64, lines};
@@ -102,7 +115,7 @@ class GroupProduct {
     const int num_rows = clamp(group_.num_rows - block * kBlockRows, 1, kBlockRows);
     const int step = first_step(part), num_steps = first_step(part + 1) - step;
     tiles_.multiply(
-        {rows_of(block) + step * kStepProducts, group_.num_products * int64_t{sizeof(bfloat16)},
+        {rows_of(block) + step * kStepProducts, group_.num_products * int64_t{sizeof(Number)},
          num_rows, weight_of(panel, step), num_steps, sums_[i], part > 0,
          panels.count > 1 || num_blocks_ == 1, weight_ahead(block, step, num_steps, panel),
          x_ahead(block, step, num_steps, panels, i)});
@@ -116,33 +129,33 @@ class GroupProduct {
     if (group_.bias != nullptr) {
       memcpy(bias, group_.bias + first_column, num_columns * sizeof(float));
     }
-    bfloat16* out = group_.out + first_row * group_.out_stride + first_column;
+    Number* out = group_.out + first_row * group_.out_stride + first_column;
     for (int row = 0; row < num_rows; ++row, sums += kPanelColumns, out += group_.out_stride) {
       if (num_columns == kPanelColumns) {
         round(sums, bias, out);
       } else {
-        bfloat16 results[kPanelColumns];
+        Number results[kPanelColumns];
         round(sums, bias, results);
-        memcpy(out, results, num_columns * sizeof(bfloat16));
+        memcpy(out, results, num_columns * sizeof(Number));
       }
     }
   }
 
-  static void round(const float* sums, const float* bias, bfloat16* results) {
+  static void round(const float* sums, const float* bias, Number* results) {
     for (int i = 0; i < kPanelColumns; i += kLanes) {
       store_floats<kLanes>(results + i,
                            load_vector<Floats>(sums + i) + load_vector<Floats>(bias + i));
     }
   }
 
-  const LinearGroup& group_;
+  const LinearGroup<Number>& group_;
   const int num_steps_;
   const int num_panels_;
   const int64_t num_blocks_;
   const int num_parts_;
   const int panels_at_once_;
   Tiles tiles_;
-  alignas(64) float sums_[kMostPanels][kBlockRows * kPanelColumns];
+  alignas(64) float sums_[kMostPanels<Number>][kBlockRows * kPanelColumns];
 };
 
 }  // namespace

@@ -14,6 +14,9 @@ struct Scratch {
   float* sums;                        // [R, D]
   float* totals;                      // [R, kLanes]
   float* maxima;                      // [R]
+  float* joined_sums;                 // [R, D], of the parts before
+  float* joined_totals;               // [R]
+  float* joined_maxima;               // [R]
   int32_t* positions;                 // [R]
   uint32_t* keys;
   uint32_t* values;
@@ -44,6 +47,9 @@ int64_t carve(const Shape& shape, void* memory, Scratch<Operand, T>* scratch) {
   carver.take(&scratch->sums, rows * head_size);
   carver.take(&scratch->totals, rows * kLanes);
   carver.take(&scratch->maxima, rows);
+  carver.take(&scratch->joined_sums, rows * head_size);
+  carver.take(&scratch->joined_totals, rows);
+  carver.take(&scratch->joined_maxima, rows);
   carver.take(&scratch->positions, rows);
   carver.take(&scratch->keys, kBlockKeys * head_size / Operand::kPerWord);
   carver.take(&scratch->values, kBlockKeys * padded / Operand::kPerWord);
@@ -58,7 +64,6 @@ template <typename Operand, typename T>
 void clear(const Shape& shape, int num_rows, const Scratch<Operand, T>& scratch) {
   memset(scratch.sums, 0, sizeof(float) * num_rows * shape.head_size);
   memset(scratch.totals, 0, sizeof(float) * num_rows * kLanes);
-  memset(scratch.zeros, 0, sizeof(T) * shape.head_size);
   for (int row = 0; row < num_rows; ++row) scratch.maxima[row] = kNoScore;
 }
 

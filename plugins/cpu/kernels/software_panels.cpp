@@ -5,7 +5,9 @@ namespace legokv::cpu {
 namespace {
 
 struct SoftwareTiles {
-  void multiply(const LinearBlock& block) const {
+  using Number = bfloat16;
+
+  void multiply(const LinearBlock<bfloat16>& block) const {
     for (int row = 0; row < block.num_rows; ++row) {
       const char* at = reinterpret_cast<const char*>(block.x) + row * block.row_bytes;
       for (int column = 0; column < kPanelColumns; ++column) {
@@ -35,6 +37,8 @@ struct SoftwareTiles {
 
 }  // namespace
 
-void multiply_by_software(const LinearGroup& group) { GroupProduct<SoftwareTiles>(group).run(); }
+void multiply_by_software(const LinearGroup<bfloat16>& group) {
+  GroupProduct<SoftwareTiles>(group).run();
+}
 
 }  // namespace legokv::cpu

@@ -1,27 +1,16 @@
-"""The CPU library's plain C functions, called with tensors' addresses."""
+"""The CPU library's two operations, called with tensors' addresses."""
 
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from legokv.errors import LaunchRefused
 from legokv.kernels.gpu import DTYPES, AttentionTables, kv_import_arguments
-
-
-class InstructionSet(IntEnum):
-    """Which build of the kernels runs; BEST is the last this processor has for the dtype."""
-
-    BEST = 0
-    PORTABLE = 1
-    AVX2 = 2
-    AVX512 = 3
-    AVX512_BF16 = 4
+from legokv.kernels.native_library import InstructionSet, NativeLibrary
 
 
 class StepArguments(ctypes.Structure):
@@ -79,12 +68,14 @@ class StepShape:
 class NativeStep:
     """A step that was begun; one thread at a time may use it, until its `with` block ends."""
 
-    def __init__(self, library: ctypes.CDLL, begun: int, shape: StepShape, num_tokens: int) -> None:
-        self._attend = library.legokv_cpu_attend
+    def __init__(
+        self, library: NativeLibrary, begun: int, shape: StepShape, num_tokens: int
+    ) -> None:
+        self._attend = library.functions.legokv_cpu_attend
         self._begun = begun
         self._shape = shape
         self._num_tokens = num_tokens
-        self.instruction_set = InstructionSet(library.legokv_cpu_instruction_set(begun))
+        self.instruction_set = InstructionSet(library.functions.legokv_cpu_instruction_set(begun))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> Tensor:
         """legolink_attention's output [T, H, D], its keys and values written into `pool` itself.
@@ -131,26 +122,19 @@ class NativeStep:
 
 
 class NativeCalls:
-    """The functions of one loaded library."""
+    """The two operations of one loaded library."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._library = ctypes.CDLL(str(path))
-        self._library.legokv_cpu_begin.restype = ctypes.c_void_p
-        self._library.legokv_cpu_last_error.restype = ctypes.c_char_p
-        for name in ("attend", "instruction_set", "end"):
-            getattr(self._library, f"legokv_cpu_{name}").argtypes = [ctypes.c_void_p]
-        self._library.legokv_cpu_attend.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-        self._library.legokv_cpu_attend.restype = None
-        self._library.legokv_cpu_end.restype = None
+    def __init__(self, library: NativeLibrary) -> None:
+        self.library = library
+        self._functions = library.functions
 
     def instruction_sets(self) -> list[InstructionSet]:
         """Those that the library and this processor have, best last."""
-        return [each for each in InstructionSet if each and self._library.legokv_cpu_has(each)]
+        return [each for each in InstructionSet if each and self._functions.legokv_cpu_has(each)]
 
     def best(self, dtype: torch.dtype) -> InstructionSet:
         """The one that BEST stands for with pools of `dtype`."""
-        return InstructionSet(self._library.legokv_cpu_best(DTYPES[dtype]))
+        return InstructionSet(self._functions.legokv_cpu_best(DTYPES[dtype]))
 
     @contextmanager
     def step(
@@ -166,24 +150,21 @@ class NativeCalls:
         arguments = _step_arguments(tables, shape)
         arguments.num_threads = num_threads
         arguments.instruction_set = instruction_set
-        begun = self._library.legokv_cpu_begin(ctypes.byref(arguments))
+        begun = self._functions.legokv_cpu_begin(ctypes.byref(arguments))
         if begun is None:
-            raise LaunchRefused(self._last_error())
+            raise self.library.refusal()
         try:
-            yield NativeStep(self._library, begun, shape, num_tokens)
+            yield NativeStep(self.library, begun, shape, num_tokens)
         finally:
-            self._library.legokv_cpu_end(begun)
+            self._functions.legokv_cpu_end(begun)
 
     def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor, *, num_threads: int) -> None:
         """Write `block` [M, 2, S, G, D] over `pages` int32 [M] of `pool` [N, 2, S, G, D]."""
         block, pages = block.contiguous(), pages.contiguous()
         arguments = kv_import_arguments(pool, block, pages)
-        if self._library.legokv_cpu_kv_import(ctypes.byref(arguments), num_threads) != 0:
-            raise LaunchRefused(self._last_error())
-
-    def _last_error(self) -> str:
-        message: bytes = self._library.legokv_cpu_last_error()
-        return message.decode()
+        self.library.check(
+            self._functions.legokv_cpu_kv_import(ctypes.byref(arguments), num_threads)
+        )
 
 
 def _step_arguments(tables: AttentionTables, shape: StepShape) -> StepArguments:

@@ -1,23 +1,16 @@
-"""Linear layers by the CPU library, for processors with tiles (AMX).
+"""What lies between the attentions, by the CPU library: linear layers and gates.
 
 A result's products are summed in one order, so a row's have the same bits in any company.
 """
 
 import ctypes
-from enum import IntEnum
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from legokv.errors import LaunchRefused
-
-
-class Tiles(IntEnum):
-    """What multiplies; SOFTWARE gives the bits that AMX does, slowly, for tests."""
-
-    SOFTWARE = 0
-    AMX = 1
+from legokv.kernels.gpu import DTYPES
+from legokv.kernels.native_library import InstructionSet, NativeLibrary
 
 
 class LinearArguments(ctypes.Structure):
@@ -31,47 +24,69 @@ class LinearArguments(ctypes.Structure):
         ("num_rows", ctypes.c_int64),
         ("num_columns", ctypes.c_int32),
         ("num_products", ctypes.c_int32),
-        ("tiles", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("instruction_set", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    )
+
+
+class GateArguments(ctypes.Structure):
+    """LegokvCpuGate of cpu_launchers.h."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("num_rows", ctypes.c_int64),
+        ("num_columns", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("instruction_set", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
     )
 
 
 class LinearCalls:
-    """The functions of one loaded library."""
+    """The functions of one loaded library, on torch's number of threads."""
 
-    def __init__(self, path: Path) -> None:
-        self._library = ctypes.CDLL(str(path))
-        self._library.legokv_cpu_packed_elements.restype = ctypes.c_int64
-        self._library.legokv_cpu_last_error.restype = ctypes.c_char_p
-        self._library.legokv_cpu_multiply.argtypes = [ctypes.c_void_p]
+    def __init__(self, library: NativeLibrary) -> None:
+        self._library = library
+        self._functions = library.functions
 
-    def has(self, tiles: Tiles) -> bool:
-        """Whether the library and this processor have them."""
-        return bool(self._library.legokv_cpu_has_tiles(tiles))
+    def instruction_sets(self, dtype: torch.dtype) -> list[InstructionSet]:
+        """Those that multiply rows of `dtype` with this library and processor, best last."""
+        return [
+            each
+            for each in InstructionSet
+            if each and self._functions.legokv_cpu_multiplies(each, DTYPES[dtype])
+        ]
 
     def takes(self, weight: Tensor) -> bool:
-        """Whether `weight` [N, K] can be packed: bfloat16, K a multiple of 32."""
-        return weight.dtype == torch.bfloat16 and self._packed_elements(weight) > 0
+        """Whether `weight` [N, K] can be packed: float32 or bfloat16, K a multiple of 32."""
+        known = weight.dtype in (torch.float32, torch.bfloat16)
+        return known and self._packed_elements(weight) > 0
 
     def pack(self, weight: Tensor) -> Tensor:
-        """A copy of a bfloat16 `weight` [N, K] as the tiles read it; LaunchRefused for other K."""
+        """A copy of `weight` [N, K] as the kernels read it; LaunchRefused where `takes` is not."""
         weight = weight.detach().contiguous()
         packed = weight.new_empty(self._packed_elements(weight))
-        self._check(
-            self._library.legokv_cpu_pack_weight(
+        self._library.check(
+            self._functions.legokv_cpu_pack_weight(
                 ctypes.c_void_p(weight.data_ptr()),
                 *weight.shape,
+                DTYPES[weight.dtype],
                 ctypes.c_void_p(packed.data_ptr()),
             )
         )
         return packed
 
-    def multiply(self, x: Tensor, weight: "TiledWeight", tiles: Tiles = Tiles.AMX) -> Tensor:
-        """nn.Linear's result [T, N] of bfloat16 `x` [T, K], on torch's number of threads."""
+    def multiply(
+        self, x: Tensor, weight: "NativeWeight", instruction_set: InstructionSet
+    ) -> Tensor:
+        """nn.Linear's result [T, N] of `x` [T, K]; bfloat16 goes by PORTABLE or AMX."""
         num_columns, num_products = weight.shape
-        if x.dtype != torch.bfloat16 or x.dim() != 2 or x.shape[1] != num_products:
+        dtype = weight.packed.dtype
+        if x.dtype != dtype or x.dim() != 2 or x.shape[1] != num_products:
             raise LaunchRefused(
-                f"x must be [rows, {num_products}] of bfloat16, it is {list(x.shape)} of {x.dtype}"
+                f"x must be [rows, {num_products}] of {dtype}, it is {list(x.shape)} of {x.dtype}"
             )
         x = x.contiguous()
         out = x.new_empty(len(x), num_columns)
@@ -83,23 +98,35 @@ class LinearCalls:
             len(x),
             num_columns,
             num_products,
-            tiles,
+            DTYPES[dtype],
+            instruction_set,
             torch.get_num_threads(),
         )
-        self._check(self._library.legokv_cpu_multiply(ctypes.byref(arguments)))
+        self._library.check(self._functions.legokv_cpu_multiply(ctypes.byref(arguments)))
+        return out
+
+    def gate(self, x: Tensor, instruction_set: InstructionSet = InstructionSet.BEST) -> Tensor:
+        """silu(gate) * up [T, N] of `x` [T, 2 * N]: a row's gates, then its ups."""
+        x = x.contiguous()
+        out = x.new_empty(len(x), x.shape[1] // 2)
+        arguments = GateArguments(
+            x.data_ptr(),
+            out.data_ptr(),
+            len(x),
+            out.shape[1],
+            DTYPES[x.dtype],
+            instruction_set,
+            torch.get_num_threads(),
+        )
+        self._library.check(self._functions.legokv_cpu_gate(ctypes.byref(arguments)))
         return out
 
     def _packed_elements(self, weight: Tensor) -> int:
-        elements: int = self._library.legokv_cpu_packed_elements(*weight.shape)
+        elements: int = self._functions.legokv_cpu_packed_elements(*weight.shape)
         return elements
 
-    def _check(self, status: int) -> None:
-        if status != 0:
-            message: bytes = self._library.legokv_cpu_last_error()
-            raise LaunchRefused(message.decode())
 
-
-class TiledWeight:
+class NativeWeight:
     """A weight [N, K] that `calls` packed, and its bias [N] in float32."""
 
     def __init__(self, calls: LinearCalls, weight: Tensor, bias: Tensor | None) -> None:
@@ -108,13 +135,25 @@ class TiledWeight:
         self.bias = None if bias is None else bias.detach().float().contiguous()
 
 
-class TiledLinear(nn.Module):
-    """nn.Linear for bfloat16 rows; `calls` must have AMX and take the weight."""
+class NativeLinear(nn.Module):
+    """nn.Linear by the library; `calls` must take the weight and have an instruction set for it."""
 
     def __init__(self, calls: LinearCalls, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self._calls = calls
-        self._weight = TiledWeight(calls, weight, bias)
+        self._weight = NativeWeight(calls, weight, bias)
+        self._instruction_set = calls.instruction_sets(weight.dtype)[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._calls.multiply(x, self._weight)
+        return self._calls.multiply(x, self._weight, self._instruction_set)
+
+
+class NativeGate(nn.Module):
+    """The decoder's gate by the library, for the types that it knows."""
+
+    def __init__(self, calls: LinearCalls) -> None:
+        super().__init__()
+        self._calls = calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._calls.gate(x)

@@ -29,6 +29,14 @@ class RMSNorm(nn.Module):
         return self.weight * scaled.to(x.dtype)
 
 
+class Gate(nn.Module):
+    """silu(gate) * up [T, N] of x [T, 2 * N]: a row's gates, then its ups."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
 class Layer(nn.Module):
     """Attention and gated MLP, each behind a norm and added to the residual stream [T, hidden]."""
 
@@ -45,6 +53,7 @@ class Layer(nn.Module):
         self.out = nn.Linear(config.num_heads * config.head_size, hidden, bias=config.out_bias)
         self.mlp_norm = RMSNorm(hidden, eps)
         self.gate_up = nn.Linear(hidden, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.gate: nn.Module = Gate()
         self.down = nn.Linear(config.intermediate_size, hidden, bias=config.mlp_bias)
 
     def forward(self, x: Tensor, pool: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
@@ -54,8 +63,7 @@ class Layer(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         attended, pool = attention(self.number, q, k, v, pool)
         x = x + self.out(attended.flatten(1))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up), pool
+        return x + self.down(self.gate(self.gate_up(self.mlp_norm(x)))), pool
 
 
 class Decoder(nn.Module):

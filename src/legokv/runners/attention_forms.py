@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol, TypeVar, assert_never
 
 import torch
@@ -16,6 +15,7 @@ from legokv.errors import InvalidRequest, NativeLibraryMissing
 from legokv.kernels.build_cpu import build_native_library, find_native_library
 from legokv.kernels.cpu import NativeCalls, NativeStep, StepShape
 from legokv.kernels.gpu import INDEX_TABLES, AttentionTables, Launchers, attention_arguments
+from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.model.config import ModelConfig
 from legokv.model.decoder import Attention
 from legokv.model.rope import layer_frequencies, layer_scale
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 class AttentionForm(Protocol):
     """One way to do the two ops in place; `description` says which, for logs and reports.
 
-    `library` is where the CPU library lies that it uses, if it does.
+    `library` is the CPU library that it uses, if it does.
     """
 
     description: str
-    library: Path | None
+    library: NativeLibrary | None
 
     def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> AbstractContextManager[Attention]:
         """The attention of a step's layers, over pools [N, 2, S, G, D] all of one shape."""
@@ -86,7 +86,7 @@ class TorchForm:
     """Pages gathered, tiles by torch's fused attention."""
 
     description = "torch"
-    library: Path | None = None
+    library: NativeLibrary | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         self._rotations = rotations_of(config)
@@ -116,14 +116,21 @@ class TorchForm:
 class NativeForm:
     """The CPU library: pages read where they lie, by the processor's best instructions."""
 
-    def __init__(self, calls: NativeCalls, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        calls: NativeCalls,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        instruction_set: InstructionSet = InstructionSet.BEST,
+    ) -> None:
         if config.head_size % 16:
             raise InvalidRequest(
                 f"the native attention has no head size {config.head_size}, only multiples of 16: "
                 "choose attention 'torch'"
             )
-        self.description = f"native, {calls.best(dtype).name.lower()}"
-        self.library: Path | None = calls.path
+        self._instruction_set = instruction_set or calls.best(dtype)
+        self.description = f"native, {self._instruction_set.name.lower()}"
+        self.library: NativeLibrary | None = calls.library
         self._calls = calls
         self._rotations = rotations_of(config)
         self._num_heads = config.num_heads
@@ -139,7 +146,9 @@ class NativeForm:
 
             def begin(rotation: Rotation) -> NativeStep:
                 tables = attention_tables(index, rotation)
-                step = self._calls.step(tables, shape, num_threads=num_threads)
+                step = self._calls.step(
+                    tables, shape, num_threads=num_threads, instruction_set=self._instruction_set
+                )
                 return stack.enter_context(step)
 
             begun = by_layer(self._rotations, begin)
@@ -163,7 +172,7 @@ class KernelForm:
 
     def __init__(self, launchers: Launchers, config: ModelConfig, device: torch.device) -> None:
         self.description = f"kernels, {device.type}"
-        self.library: Path | None = None
+        self.library: NativeLibrary | None = None
         self._launchers = launchers
         self._rotations = rotations_of(config, device)
         self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
@@ -214,7 +223,7 @@ def attention_form(
     if requested == "torch":
         form = TorchForm(config)
     elif requested == "native":
-        form = NativeForm(NativeCalls(build_native_library(log.info)), config, dtype)
+        form = NativeForm(NativeCalls(NativeLibrary(build_native_library(log.info))), config, dtype)
     else:
         assert_never(requested)
     log.info("attention: %s, as asked", form.description)
@@ -223,7 +232,7 @@ def attention_form(
 
 def _present_form(config: ModelConfig, dtype: torch.dtype) -> AttentionForm:
     try:
-        form = NativeForm(NativeCalls(find_native_library()), config, dtype)
+        form = NativeForm(NativeCalls(NativeLibrary(find_native_library())), config, dtype)
     except (NativeLibraryMissing, InvalidRequest) as error:
         log.warning("attention: torch, the slower form, since %s", error)
         return TorchForm(config)

@@ -10,12 +10,12 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from legokv.kernels.linear import LinearCalls, TiledLinear, Tiles
+from legokv.kernels.linear import LinearCalls, NativeGate, NativeLinear
+from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.model.decoder import Decoder
 
 log = logging.getLogger(__name__)
@@ -118,23 +118,29 @@ class PackedLinear(nn.Module):
         return out[: len(x)]
 
 
-def pack_decoder(decoder: Decoder, library: Path | None = None) -> None:
-    """Replace the decoder's bfloat16 layers by packed ones, the head too.
+def pack_decoder(decoder: Decoder, library: NativeLibrary | None = None) -> None:
+    """Replace the decoder's layers by packed ones, the head too, and its gates.
 
-    With AMX the CPU `library` multiplies what it takes, else oneDNN does. A head tied to the
-    embedding takes its size once more, since rows of the embedding are still looked up. Other types
-    stay: float32 goes to another library, which does not gain by it. So does all where neither is
-    there, or no oneDNN with bfloat16 for this processor.
+    float32 goes by the CPU `library`, bfloat16 where the processor has AMX; other bfloat16 goes by
+    oneDNN. A head tied to the embedding takes its size once more, since rows of the embedding are
+    still looked up. What neither takes stays, as do other types: nothing is promised of its bits.
     """
     calls = None if library is None else LinearCalls(library)
-    if calls is not None and not calls.has(Tiles.AMX):
-        calls = None
-    _pack_linear_layers(decoder, calls)
-    if decoder.embed.weight.dtype != torch.bfloat16:
-        return
-    log.info("bfloat16 layers: %s", "torch" if calls is None else "native, AMX")
+    weight = decoder.embed.weight
+    if calls is not None:
+        for layer in decoder.layers:
+            layer.gate = NativeGate(calls)
+    by_library = calls if calls is not None and _multiplies(calls, weight.dtype) else None
+    _pack_linear_layers(decoder, by_library)
     if decoder.head is None:
-        decoder.head = _packed(calls, decoder.embed.weight, None)
+        decoder.head = _packed(by_library, weight, None)
+    log.info("linear layers of %s: %s", weight.dtype, type(decoder.head).__name__)
+
+
+def _multiplies(calls: LinearCalls, dtype: torch.dtype) -> bool:
+    """Whether the library is fast for it: for bfloat16 only with AMX."""
+    sets = calls.instruction_sets(dtype)
+    return InstructionSet.AMX in sets if dtype == torch.bfloat16 else bool(sets)
 
 
 def _pack_linear_layers(module: nn.Module, calls: LinearCalls | None) -> None:
@@ -149,11 +155,11 @@ def _pack_linear_layers(module: nn.Module, calls: LinearCalls | None) -> None:
 
 def _packed(
     calls: LinearCalls | None, weight: Tensor, bias: Tensor | None
-) -> TiledLinear | PackedLinear | None:
+) -> NativeLinear | PackedLinear | None:
+    if calls is not None and calls.takes(weight):
+        return NativeLinear(calls, weight, bias)
     if weight.dtype != torch.bfloat16:
         return None
-    if calls is not None and calls.takes(weight):
-        return TiledLinear(calls, weight, bias)
     if torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return PackedLinear(weight, bias)
     return None

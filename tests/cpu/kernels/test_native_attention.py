@@ -13,8 +13,9 @@ from torch import Tensor
 
 from legokv.errors import LaunchRefused
 from legokv.kernels.build_cpu import build_native_library
-from legokv.kernels.cpu import InstructionSet, NativeCalls, StepShape
+from legokv.kernels.cpu import NativeCalls, StepShape
 from legokv.kernels.gpu import AttentionTables
+from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.ops.kv_import import kv_import
 from legokv.ops.legolink_attention import legolink_attention
 
@@ -30,7 +31,7 @@ KERNELS = [
     (each, dtype)
     for each in InstructionSet
     for dtype in DTYPES
-    if each and (each != InstructionSet.AVX512_BF16 or dtype == torch.bfloat16)
+    if each and (each < InstructionSet.AVX512_BF16 or dtype == torch.bfloat16)
 ]
 RAGGED = (
     whole_chunk(1),
@@ -43,7 +44,7 @@ RAGGED = (
 
 @pytest.fixture(scope="module")
 def calls() -> NativeCalls:
-    return NativeCalls(build_native_library(print))
+    return NativeCalls(NativeLibrary(build_native_library(print)))
 
 
 def shape_of(inputs: Inputs) -> StepShape:

@@ -1,6 +1,4 @@
-"""Linear layers by tiles: the definition's results, and each row's bits whatever is beside it."""
-
-from pathlib import Path
+"""Linear layers and gates by the library: the definition's results, a row's bits in any company."""
 
 import pytest
 import torch
@@ -9,104 +7,161 @@ from torch import Tensor
 from legokv.checkpoint import load_weights, read_model_config
 from legokv.errors import LaunchRefused
 from legokv.kernels.build_cpu import build_native_library
-from legokv.kernels.linear import LinearCalls, TiledLinear, TiledWeight, Tiles
-from legokv.model.decoder import decoder_from_weights
+from legokv.kernels.linear import LinearCalls, NativeGate, NativeLinear, NativeWeight
+from legokv.kernels.native_library import InstructionSet, NativeLibrary
+from legokv.model.decoder import Gate, decoder_from_weights
 from legokv.runners.packed_weights import PackedLinear, pack_decoder
 
 # Rows, columns, products: a lone row, tiles that are not full, columns that end within a panel,
 # sums of several parts, several panels at once.
 SHAPES = [(1, 32, 32), (3, 7, 64), (17, 40, 96), (33, 100, 576), (150, 300, 608), (300, 96, 1536)]
+# Half a unit in the last of 8 or 24 bits, and what summing up in float32 adds to it.
+TOLERANCE = {torch.bfloat16: (1e-5, 2**-8), torch.float32: (1e-5, 2**-24)}
+FORMS = [
+    (InstructionSet.PORTABLE, torch.float32),
+    (InstructionSet.AVX2, torch.float32),
+    (InstructionSet.AVX512, torch.float32),
+    (InstructionSet.PORTABLE, torch.bfloat16),
+    (InstructionSet.AMX, torch.bfloat16),
+]
+GATES = [
+    (each, dtype)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    for each in InstructionSet
+    if each and (each < InstructionSet.AVX512_BF16 or dtype == torch.bfloat16)
+    if each < InstructionSet.AMX
+]
 
 
 @pytest.fixture(scope="module")
-def library() -> Path:
-    return build_native_library(print)
+def library() -> NativeLibrary:
+    return NativeLibrary(build_native_library(print))
 
 
 @pytest.fixture(scope="module")
-def calls(library: Path) -> LinearCalls:
+def calls(library: NativeLibrary) -> LinearCalls:
     return LinearCalls(library)
 
 
-def case(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def case(
+    shape: tuple[int, int, int], dtype: torch.dtype = torch.bfloat16
+) -> tuple[Tensor, Tensor, Tensor]:
     num_rows, num_columns, num_products = shape
     dice = torch.Generator().manual_seed(num_rows)
-    x = torch.randn(num_rows, num_products, generator=dice).bfloat16()
-    weight = (
-        torch.randn(num_columns, num_products, generator=dice) * num_products**-0.5
-    ).bfloat16()
-    return x, weight, torch.randn(num_columns, generator=dice).bfloat16()
+    x = torch.randn(num_rows, num_products, generator=dice)
+    weight = torch.randn(num_columns, num_products, generator=dice) * num_products**-0.5
+    bias = torch.randn(num_columns, generator=dice)
+    return x.to(dtype), weight.to(dtype), bias.to(dtype)
 
 
-def best_tiles(calls: LinearCalls) -> Tiles:
-    return Tiles.AMX if calls.has(Tiles.AMX) else Tiles.SOFTWARE
+def skip_if_missing(
+    calls: LinearCalls, instruction_set: InstructionSet, dtype: torch.dtype
+) -> None:
+    if instruction_set not in calls.instruction_sets(dtype):
+        pytest.skip(f"this processor or compiler has no {instruction_set.name}")
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_tiled_layer_gives_the_layer_s_result(calls, shape, with_bias):
-    x, weight, bias = case(shape)
+@pytest.mark.parametrize(("instruction_set", "dtype"), FORMS)
+def test_a_native_layer_gives_the_layer_s_result(calls, instruction_set, dtype, shape, with_bias):
+    skip_if_missing(calls, instruction_set, dtype)
+    x, weight, bias = case(shape, dtype)
     exact = x.double() @ weight.double().T
     exact = exact + bias.double() if with_bias else exact
-    layer = TiledWeight(calls, weight, bias if with_bias else None)
-    out = calls.multiply(x, layer, best_tiles(calls))
-    # Half a unit in the last of 8 bits, and what summing up in float32 adds to it.
-    torch.testing.assert_close(out.double(), exact, atol=1e-5, rtol=2**-8)
+    layer = NativeWeight(calls, weight, bias if with_bias else None)
+    out = calls.multiply(x, layer, instruction_set)
+    atol, rtol = TOLERANCE[dtype]
+    torch.testing.assert_close(out.double(), exact, atol=atol, rtol=rtol)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_processor_s_tiles_round_as_the_software_s_do(calls, shape):
-    if not calls.has(Tiles.AMX):
-        pytest.skip("this processor or compiler has no AMX")
+    skip_if_missing(calls, InstructionSet.AMX, torch.bfloat16)
     x, weight, bias = case(shape)
-    layer = TiledWeight(calls, weight, bias)
-    assert torch.equal(
-        calls.multiply(x, layer, Tiles.AMX), calls.multiply(x, layer, Tiles.SOFTWARE)
+    layer = NativeWeight(calls, weight, bias)
+    found, expected = (
+        calls.multiply(x, layer, each) for each in (InstructionSet.AMX, InstructionSet.PORTABLE)
     )
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("shape", [(700, 96, 1536), (700, 200, 576)])
-def test_any_number_of_rows_gives_a_row_the_same_bits(calls, shape, num_threads, torch_threads):
-    tiles, (x, weight, _) = best_tiles(calls), case(shape)
-    layer = TiledWeight(calls, weight, None)
-    whole = calls.multiply(x, layer, tiles)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_any_number_of_rows_gives_a_row_the_same_bits(
+    calls, dtype, shape, num_threads, torch_threads
+):
+    (x, weight, _), best = case(shape, dtype), calls.instruction_sets(dtype)[-1]
+    layer = NativeWeight(calls, weight, None)
+    whole = calls.multiply(x, layer, best)
     torch_threads(num_threads)
     dice = torch.Generator().manual_seed(3)
     for rows in [1, 2, 32, *torch.randint(1, 700, (10,), generator=dice).tolist()]:
         first = int(torch.randint(0, 700 - rows, (1,), generator=dice))
-        part = calls.multiply(x[first : first + rows].clone(), layer, tiles)
+        part = calls.multiply(x[first : first + rows].clone(), layer, best)
         assert torch.equal(part, whole[first : first + rows]), f"rows {first} to {first + rows}"
 
 
-def test_no_rows_give_no_rows(calls):
-    x, weight, _ = case((1, 32, 64))
-    layer = TiledWeight(calls, weight, None)
-    assert calls.multiply(x[:0], layer, Tiles.SOFTWARE).shape == (0, 32)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_no_rows_give_no_rows(calls, dtype):
+    x, weight, _ = case((1, 32, 64), dtype)
+    layer = NativeWeight(calls, weight, None)
+    assert calls.multiply(x[:0], layer, InstructionSet.PORTABLE).shape == (0, 32)
+    assert calls.gate(x[:0]).shape == (0, 32)
 
 
 def test_what_does_not_fit_is_refused(calls):
     x, weight, _ = case((2, 32, 80))
     assert not calls.takes(weight)
+    assert not calls.takes(weight[:, :64].half())
     with pytest.raises(LaunchRefused, match=r"\[32, 80\]: sums of a multiple of 32 products"):
         calls.pack(weight)
-    fitting = TiledWeight(calls, weight[:, :64], None)
-    with pytest.raises(LaunchRefused, match=r"\[rows, 64\] of bfloat16, it is \[2, 80\]"):
-        calls.multiply(x, fitting, Tiles.SOFTWARE)
+    with pytest.raises(LaunchRefused, match="dtype 1: only float32 and bfloat16"):
+        calls.pack(weight[:, :64].half())
+    fitting = NativeWeight(calls, weight[:, :64], None)
+    with pytest.raises(LaunchRefused, match=r"\[rows, 64\] of .*bfloat16, it is \[2, 80\]"):
+        calls.multiply(x, fitting, InstructionSet.PORTABLE)
     with pytest.raises(LaunchRefused, match="float32"):
-        calls.multiply(x[:, :64].float(), fitting, Tiles.SOFTWARE)
-    with pytest.raises(LaunchRefused, match="tiles 2"):
-        calls.multiply(x[:, :64], fitting, 2)
+        calls.multiply(x[:, :64].float(), fitting, InstructionSet.PORTABLE)
+    with pytest.raises(LaunchRefused, match="instruction set 2"):
+        calls.multiply(x[:, :64], fitting, InstructionSet.AVX2)
 
 
+@pytest.mark.parametrize("num_columns", [1, 15, 64, 100])
+@pytest.mark.parametrize(("instruction_set", "dtype"), GATES)
+def test_a_native_gate_gives_the_definition_s_result(
+    calls, library, instruction_set, dtype, num_columns
+):
+    if not library.functions.legokv_cpu_has(instruction_set):
+        pytest.skip(f"this processor or compiler has no {instruction_set.name}")
+    x = torch.randn(9, 2 * num_columns, generator=torch.Generator().manual_seed(2)) * 3
+    x[0, 0], x[1, 0], x[2, 0] = 200.0, -200.0, torch.nan
+    found, expected = calls.gate(x.to(dtype), instruction_set), Gate()(x.to(dtype))
+    # A unit in the last place, twice rounded; silu(-200) is all but zero.
+    rtol = {torch.float32: 1e-6, torch.float16: 2**-9, torch.bfloat16: 2**-6}[dtype]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=rtol, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_any_number_of_rows_gives_a_gate_s_row_the_same_bits(calls, dtype):
+    x = torch.randn(300, 2 * 173, generator=torch.Generator().manual_seed(4)).to(dtype)
+    whole = calls.gate(x)
+    for first, end in ((0, 1), (7, 9), (100, 299)):
+        assert torch.equal(calls.gate(x[first:end].clone()), whole[first:end])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ["llama", "llama-untied"])
-def test_a_decoder_takes_the_tiles_where_there_are_some(library, name, tiny_checkpoint):
+def test_a_decoder_is_packed_whole(library, calls, name, dtype, tiny_checkpoint):
     folder = tiny_checkpoint(name)
     config = read_model_config(folder)
-    decoder = decoder_from_weights(config, load_weights(folder, config, torch.bfloat16))
+    decoder = decoder_from_weights(config, load_weights(folder, config, dtype))
     pack_decoder(decoder, library)
-    layers = [layer for layer in decoder.modules() if isinstance(layer, TiledLinear | PackedLinear)]
+    layers = [each for each in decoder.modules() if isinstance(each, NativeLinear | PackedLinear)]
     assert len(layers) == 4 * config.num_layers + 1
-    has_amx = LinearCalls(library).has(Tiles.AMX)
+    has_best = dtype == torch.float32 or InstructionSet.AMX in calls.instruction_sets(dtype)
     for layer in layers:
-        assert isinstance(layer, TiledLinear if has_amx else PackedLinear)
+        assert isinstance(layer, NativeLinear if has_best else PackedLinear)
+    assert not [each for each in decoder.modules() if isinstance(each, Gate)]
+    assert sum(isinstance(each, NativeGate) for each in decoder.modules()) == config.num_layers

@@ -17,6 +17,7 @@ from legokv.kernels.build_cpu import build_native_library
 from legokv.kernels.build_gpu import PluginBuild, build_host_kernels
 from legokv.kernels.cpu import NativeCalls
 from legokv.kernels.gpu import Launchers
+from legokv.kernels.native_library import NativeLibrary
 from legokv.model.config import LayerKind, ModelConfig, RopeConfig
 from legokv.model.decoder import decoder_from_weights
 from legokv.runners.attention_forms import (
@@ -81,7 +82,8 @@ def expected(config: ModelConfig, weights: dict[str, Tensor]) -> Tensor:
 
 
 def native_form(config: ModelConfig) -> AttentionForm:
-    return NativeForm(NativeCalls(build_native_library(print)), config, torch.float32)
+    calls = NativeCalls(NativeLibrary(build_native_library(print)))
+    return NativeForm(calls, config, torch.float32)
 
 
 def kernel_form(config: ModelConfig) -> AttentionForm:

@@ -77,7 +77,7 @@ def test_a_bfloat16_decoder_is_packed_whole_and_answers_as_before(name, tiny_che
     torch.testing.assert_close(packed, expected, atol=0.15, rtol=0.02)
 
 
-def test_a_float32_decoder_stays_as_it_is(tiny_checkpoint):
+def test_a_float32_decoder_without_the_library_stays_as_it_is(tiny_checkpoint):
     folder = tiny_checkpoint("llama")
     config = read_model_config(folder)
     decoder = decoder_from_weights(config, load_weights(folder, config, torch.float32))
