@@ -68,7 +68,9 @@ def forms_of(case: Case, dtype: torch.dtype, calls: NativeCalls, stack: ExitStac
     forms: Forms = {"torch": lambda q, k, v, pool: attend_in_place(q, k, v, pool, tiles, SCALE)}
     native = AttentionTables(**tables, inv_freq=INV_FREQ, scale=SCALE)
     shape = StepShape(case.num_pages, PAGE_SIZE, NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, dtype)
-    for each in (one for one in calls.instruction_sets() if one <= calls.best(dtype)):
+    for each in calls.instruction_sets()[1:]:
+        if each.bfloat16_only and dtype != torch.bfloat16:
+            continue
         threads = torch.get_num_threads()
         step = calls.step(native, shape, num_threads=threads, instruction_set=each)
         begun = stack.enter_context(step)

@@ -17,7 +17,7 @@ def load() -> Callable[[], None]:
 
     def build() -> None:
         library = NativeLibrary(build_native_library(say))
-        sets = ", ".join(each.name.lower() for each in NativeCalls(library).instruction_sets())
+        sets = ", ".join(each.name.lower() for each in NativeCalls(library).instruction_sets()[1:])
         say(f"{library.path}: instruction sets of this processor: {sets}")
 
     return build

@@ -18,11 +18,12 @@ extern "C" {
 // dtype; naming another is for tests and measurements.
 enum LegokvInstructionSet {
   LEGOKV_BEST = 0,
-  LEGOKV_PORTABLE = 1,
-  LEGOKV_AVX2 = 2,         // with FMA and F16C
-  LEGOKV_AVX512 = 3,       // F, BW, DQ, VL
-  LEGOKV_AVX512_BF16 = 4,  // bfloat16 only: attention and gates
-  LEGOKV_AMX = 5,          // bfloat16 only: linear layers, whose sums PORTABLE gives the bits of
+  LEGOKV_SOFTWARE_TILES = 1,  // bfloat16 only: what AMX does, slowly, for tests anywhere
+  LEGOKV_PORTABLE = 2,
+  LEGOKV_AVX2 = 3,         // with FMA and F16C
+  LEGOKV_AVX512 = 4,       // F, BW, DQ, VL
+  LEGOKV_AVX512_BF16 = 5,  // bfloat16 only, no linear layers
+  LEGOKV_AMX = 6,          // bfloat16 only
 };
 
 // What all layers of a step share. Nothing of it is read after legokv_cpu_begin has returned.
@@ -71,7 +72,7 @@ struct LegokvCpuLinear {
   int32_t num_columns;
   int32_t num_products;  // a multiple of 32
   int32_t dtype;
-  int32_t instruction_set;  // for bfloat16 PORTABLE or AMX
+  int32_t instruction_set;  // for bfloat16 SOFTWARE_TILES or AMX
   int32_t num_threads;
 };
 

@@ -1,5 +1,10 @@
 #include "cpu/instruction_sets.h"
 
+#if defined(LEGOKV_HAS_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace legokv::cpu {
 namespace {
 
@@ -24,12 +29,36 @@ constexpr auto* kAvx512Bf16 = avx512_bf16_kernels;
 constexpr const Kernels* (*kAvx512Bf16)(int) = nullptr;
 #endif
 
+#ifdef LEGOKV_HAS_AMX
+constexpr auto* kAmx = amx_kernels;
+#else
+constexpr const Kernels* (*kAmx)(int) = nullptr;
+#endif
+
 // By number of LegokvInstructionSet.
 constexpr InstructionSet kSets[] = {{"best", nullptr},
+                                    {"software_tiles", software_tiles_kernels},
                                     {"portable", portable_kernels},
                                     {"avx2", kAvx2},
                                     {"avx512", kAvx512},
-                                    {"avx512_bf16", kAvx512Bf16}};
+                                    {"avx512_bf16", kAvx512Bf16},
+                                    {"amx", kAmx}};
+
+#if defined(LEGOKV_HAS_AMX)
+// Linux lets a process use the tiles' large registers only if it asks.
+bool ask_for_amx() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#else
+bool ask_for_amx() { return false; }
+#endif
+
+bool may_use_amx() {
+  static const bool may = ask_for_amx();
+  return may;
+}
 
 bool processor_has(int instruction_set) {
 #if defined(__x86_64__)
@@ -45,23 +74,24 @@ bool processor_has(int instruction_set) {
       return avx512;
     case LEGOKV_AVX512_BF16:
       return avx512 && __builtin_cpu_supports("avx512bf16");
+    case LEGOKV_AMX:
+      return avx512 && __builtin_cpu_supports("avx512bf16") && may_use_amx();
     default:
       break;
   }
 #endif
-  return instruction_set == LEGOKV_PORTABLE;
+  return instruction_set == LEGOKV_PORTABLE || instruction_set == LEGOKV_SOFTWARE_TILES;
 }
 
 }  // namespace
 
 bool has_instruction_set(int instruction_set) {
-  return instruction_set >= LEGOKV_PORTABLE && instruction_set <= LEGOKV_AVX512_BF16 &&
+  return instruction_set > LEGOKV_BEST && instruction_set <= LEGOKV_AMX &&
          kSets[instruction_set].kernels != nullptr && processor_has(instruction_set);
 }
 
 const char* instruction_set_name(int instruction_set) {
-  if (instruction_set == LEGOKV_AMX) return "amx";
-  const bool known = instruction_set >= LEGOKV_BEST && instruction_set <= LEGOKV_AVX512_BF16;
+  const bool known = instruction_set >= LEGOKV_BEST && instruction_set <= LEGOKV_AMX;
   return known ? kSets[instruction_set].name : "unknown";
 }
 
@@ -70,7 +100,7 @@ Choice choose_kernels(int instruction_set, int dtype) {
     const bool has = has_instruction_set(instruction_set);
     return {has ? kSets[instruction_set].kernels(dtype) : nullptr, instruction_set};
   }
-  for (int set = LEGOKV_AVX512_BF16; set > LEGOKV_PORTABLE; --set) {
+  for (int set = LEGOKV_AMX; set > LEGOKV_PORTABLE; --set) {
     if (!has_instruction_set(set)) continue;
     if (const Kernels* kernels = kSets[set].kernels(dtype)) return {kernels, set};
   }

@@ -7,11 +7,6 @@
 #include "cpu/kernels/linear_group.h"
 #include "cpu/parallel.h"
 
-#if defined(LEGOKV_HAS_AMX)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 namespace legokv::cpu {
 namespace {
 
@@ -21,21 +16,10 @@ constexpr int kGroupsForAThread = 2;
 template <typename Number>
 using MultiplyGroup = void (*)(const LinearGroup<Number>&);
 
-#if defined(LEGOKV_HAS_AMX)
+#if defined(LEGOKV_HAS_AMX_PANELS)
 constexpr MultiplyGroup<bfloat16> kMultiplyByAmx = multiply_by_amx;
-
-// Linux lets a process use the tiles' large registers only if it asks.
-bool ask_for_amx() {
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("avx512bf16") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") &&
-         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
 #else
 constexpr MultiplyGroup<bfloat16> kMultiplyByAmx = nullptr;
-
-bool ask_for_amx() { return false; }
 #endif
 
 // The range of blocks or panels, `size` long each, that is the `i`-th of `count`; it ends at `end`.
@@ -62,16 +46,12 @@ LinearGroup<Number> group_of(const LegokvCpuLinear& linear, const Range& rows,
           linear.num_products};
 }
 
-bool has_amx() {
-  static const bool amx = ask_for_amx();
-  return amx;
-}
-
 template <typename Number>
 MultiplyGroup<Number> multiplier(int instruction_set) {
   if constexpr (std::is_same_v<Number, bfloat16>) {
-    if (instruction_set == LEGOKV_PORTABLE) return multiply_by_software;
-    return instruction_set == LEGOKV_AMX && has_amx() ? kMultiplyByAmx : nullptr;
+    if (instruction_set == LEGOKV_SOFTWARE_TILES) return multiply_by_software;
+    const bool amx = instruction_set == LEGOKV_AMX && has_instruction_set(LEGOKV_AMX);
+    return amx ? kMultiplyByAmx : nullptr;
   } else {
     const Kernels* kernels = choose_kernels(instruction_set, LEGOKV_FLOAT32).kernels;
     return kernels == nullptr ? nullptr : kernels->multiply;

@@ -2,9 +2,9 @@
 #pragma once
 
 #include "cpu/kernels/join_parts.h"
-#include "cpu/kernels/product.h"
 #include "cpu/kernels/rotate.h"
 #include "cpu/kernels/scratch.h"
+#include "cpu/kernels/tile_product.h"
 
 namespace legokv::cpu {
 namespace {
@@ -18,9 +18,13 @@ class TileAttention {
         tile_(tile),
         heads_(shape.num_heads / shape.num_kv_heads),
         num_rows_(tile.num_tokens * heads_),
+        row_words_(head_words<Operand>(shape.head_size)),
         scale_{shape.exponent_scale, kSlack / shape.exponent_scale} {
     carve(shape, memory, &scratch_);
     memset(scratch_.zeros, 0, sizeof(T) * shape.head_size);
+    if (row_words_ * Operand::kPerWord > shape.head_size) {
+      memset(scratch_.queries, 0, sizeof(uint32_t) * num_rows_ * row_words_);
+    }
     for (int row = 0; row < num_rows_; ++row) {
       scratch_.positions[row] = tile.positions[row / heads_];
     }
@@ -72,42 +76,42 @@ class TileAttention {
                        tile_.kv_head * heads_ * head_size;
       for (int h = 0; h < heads_; ++h) {
         rotate_head(heads + h * head_size, turn, head_size,
-                    scratch_.queries + (token * heads_ + h) * head_size);
+                    scratch_.queries + (token * heads_ + h) * row_words_ * Operand::kPerWord);
       }
     }
   }
 
   void attend_block(const KeyBlock<T>& block, const KeyBlock<T>& next) {
+    constexpr int kRows = Operand::kRows;
     pack_keys<Operand>(block, shape_.head_size, scratch_.keys);
     pack_values<Operand>(block, shape_.head_size, scratch_.values);
     const int first_row = first_token_at(block.positions[0]) * heads_;
-    const int num_panels = (num_rows_ - first_row + kPanelRows - 1) / kPanelRows;
+    const int num_panels = (num_rows_ - first_row + kRows - 1) / kRows;
     const int keys_a_panel = (kBlockKeys + num_panels - 1) / num_panels;
     for (int panel = 0; panel < num_panels; ++panel) {
       prefetch(next, panel * keys_a_panel, (panel + 1) * keys_a_panel, shape_.head_size);
-      const int row = first_row + panel * kPanelRows;
-      attend_rows(block, row, num_rows_ - row < kPanelRows ? num_rows_ - row : kPanelRows);
+      const int row = first_row + panel * kRows;
+      attend_rows(block, row, num_rows_ - row < kRows ? num_rows_ - row : kRows);
     }
   }
 
   void attend_rows(const KeyBlock<T>& block, int first_row, int num_rows) {
     constexpr int kPerWord = Operand::kPerWord;
-    const int head_size = shape_.head_size, row_words = head_size / kPerWord;
+    const int head_size = shape_.head_size;
     // The last row sees the most; nothing is computed for keys that only later ones see.
     const int num_keys = block.num_seen(scratch_.positions[first_row + num_rows - 1]);
-    const int num_vectors = (num_keys + kLanes - 1) / kLanes;
+    const int num_columns = rounded_up(num_keys, Operand::kKeys);
+    const int depth = rounded_up((num_keys + kPerWord - 1) / kPerWord, Operand::kWords);
     const auto* queries = reinterpret_cast<const uint32_t*>(scratch_.queries);
-    multiply<Operand>(
-        num_rows, num_vectors,
-        {queries + first_row * row_words, row_words, scratch_.keys, row_words, row_words},
+    multiply_as<Operand>(
+        num_rows, num_columns,
+        {queries + first_row * row_words_, row_words_, scratch_.keys, row_words_, row_words_},
         {scratch_.scores, kBlockKeys, false});
-    for (int row = 0; row < num_rows; ++row)
-      weigh_row(block, first_row + row, row, num_vectors * kLanes);
-    multiply<Operand>(
-        num_rows, head_size / kLanes,
-        {reinterpret_cast<const uint32_t*>(scratch_.weights), kBlockKeys / kPerWord,
-         scratch_.values, (num_keys + kPerWord - 1) / kPerWord, kBlockKeys / kPerWord},
-        {scratch_.sums + first_row * head_size, head_size, true});
+    for (int row = 0; row < num_rows; ++row) weigh_row(block, first_row + row, row, num_columns);
+    multiply_as<Operand>(num_rows, head_size,
+                         {reinterpret_cast<const uint32_t*>(scratch_.weights),
+                          kBlockKeys / kPerWord, scratch_.values, depth, kBlockKeys / kPerWord},
+                         {scratch_.sums + first_row * head_size, head_size, true});
   }
 
   // Of `count` scores; `panel_row` is the row's place in the products.
@@ -181,7 +185,9 @@ class TileAttention {
   const Tile& tile_;
   const int heads_;  // query heads of the KV head
   const int num_rows_;
+  const int row_words_;  // of a query
   const ScoreScale scale_;
+  const SessionOf<Operand> session_{};
   const float* turns_ = nullptr;  // of the queries as they are turned now
   Scratch<Operand, T> scratch_;
 };

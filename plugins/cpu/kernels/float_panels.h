@@ -49,6 +49,7 @@ class FloatTiles {
     for (int step = 0; step < block.num_steps; ++step) {
       weight_ahead.fetch();
       x_ahead.fetch();
+#pragma GCC unroll 8
       for (int product = 0; product < kStepProducts; ++product, ++x, weight += kPanelColumns) {
         const Floats left = load_vector<Floats>(weight);
         const Floats right = load_vector<Floats>(weight + kLanes);

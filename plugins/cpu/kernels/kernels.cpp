@@ -46,7 +46,9 @@ constexpr Kernels kTable = {scratch_bytes<Operand, T>,
 }  // namespace
 
 const Kernels* LEGOKV_KERNELS(int dtype) {
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__) || defined(LEGOKV_SOFTWARE_TILES_FORM)
+  return dtype == LEGOKV_BFLOAT16 ? &kTable<TileWords, bfloat16> : nullptr;
+#elif defined(__AVX512BF16__)
   return dtype == LEGOKV_BFLOAT16 ? &kTable<PairWords, bfloat16> : nullptr;
 #else
   switch (dtype) {

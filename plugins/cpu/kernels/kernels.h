@@ -82,5 +82,7 @@ const Kernels* portable_kernels(int dtype);
 const Kernels* avx2_kernels(int dtype);
 const Kernels* avx512_kernels(int dtype);
 const Kernels* avx512_bf16_kernels(int dtype);
+const Kernels* amx_kernels(int dtype);
+const Kernels* software_tiles_kernels(int dtype);
 
 }  // namespace legokv::cpu

@@ -18,8 +18,6 @@ struct KeyBlock {
   int32_t positions[kBlockKeys];
   int num_keys;
 
-  int num_vectors() const { return (num_keys + kLanes - 1) / kLanes; }
-
   // How many of its keys, from the first on, a query sees.
   int num_seen(int query_position) const {
     int count = num_keys;
@@ -76,15 +74,30 @@ inline void prefetch(const KeyBlock<T>& block, int first, int end, int head_size
   }
 }
 
+inline int rounded_up(int count, int multiple) {
+  return (count + multiple - 1) / multiple * multiple;
+}
+
+// Words of a head as products take them, zeros at its end.
+template <typename Operand>
+inline int head_words(int head_size) {
+  return rounded_up(head_size / Operand::kPerWord, Operand::kWords);
+}
+
 // packed[panel][word of D][kPanelWidth keys].
 template <typename Operand, typename T>
 void pack_keys(const KeyBlock<T>& block, int head_size, uint32_t* packed) {
-  const int depth = head_size / Operand::kPerWord;
-  for (int v = 0; v < block.num_vectors(); ++v) {
+  const int num_head_words = head_size / Operand::kPerWord;
+  const int depth = head_words<Operand>(head_size);
+  const int num_vectors = rounded_up(block.num_keys, Operand::kKeys) / kLanes;
+  for (int v = 0; v < num_vectors; ++v) {
     uint32_t* columns =
         packed + int64_t{v / kPanelVectors} * depth * kPanelWidth + v % kPanelVectors * kLanes;
-    for (int first = 0; first < depth; first += kLanes) {
-      const int num_words = depth - first < kLanes ? depth - first : kLanes;
+    for (int word = num_head_words; word < depth; ++word) {
+      store_vector(columns + int64_t{word} * kPanelWidth, Words{});
+    }
+    for (int first = 0; first < num_head_words; first += kLanes) {
+      const int left = num_head_words - first, num_words = left < kLanes ? left : kLanes;
       Words square[kLanes];
       for (int key = 0; key < kLanes; ++key) {
         square[key] = Operand::load_key_words(
@@ -105,7 +118,8 @@ void pack_values(const KeyBlock<T>& block, int head_size, uint32_t* packed) {
   for (int v = 0; v < head_size / kLanes; ++v) {
     uint32_t* column =
         packed + v / kPanelVectors * kPackedDepth * kPanelWidth + v % kPanelVectors * kLanes;
-    for (int key = 0; key < block.num_keys; key += Operand::kPerWord) {
+    const int num_keys = rounded_up(block.num_keys, Operand::kWords * Operand::kPerWord);
+    for (int key = 0; key < num_keys; key += Operand::kPerWord) {
       store_vector(column, Operand::load_value_words(block.values + key, v * kLanes));
       column += kPanelWidth;
     }

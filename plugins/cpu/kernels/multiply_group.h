@@ -13,8 +13,7 @@ namespace {
 template <typename Number>
 constexpr int kPartSteps = 36 / sizeof(Number);
 // Panels that meet a block of rows one after another: so much of the weight stays in the second.
-template <typename Number>
-constexpr int kMostPanels = 16 / sizeof(Number);
+constexpr int kMostPanels = 8;
 // Cache lines of a panel's step, and of a block's rows.
 template <typename Number>
 constexpr int kStepLines = kStepElements * sizeof(Number) / 64;
@@ -59,7 +58,7 @@ class GroupProduct {
         num_parts_(num_blocks_ == 1 ? 1
                                     : (num_steps_ + kPartSteps<Number> - 1) / kPartSteps<Number>),
         // For few rows the panels are what takes time to arrive.
-        panels_at_once_(clamp(num_blocks_ / 2, 1, kMostPanels<Number>)) {}
+        panels_at_once_(clamp(num_blocks_ / 2, 1, kMostPanels)) {}
 
   void run() {
     for (int first = 0; first < num_panels_; first += panels_at_once_) {
@@ -103,8 +102,7 @@ class GroupProduct {
 
   // The next block's rows, spread over this one's panels.
   Ahead x_ahead(int64_t block, int step, int num_steps, const Panels& panels, int i) const {
-    const int lines =
-        panels.count < kMostPanels<Number> / 2 ? 0 : kStepLines<Number> / panels.count;
+    const int lines = panels.count < kMostPanels / 2 ? 0 : kStepLines<Number> / panels.count;
     if (lines == 0 || block + 1 == num_blocks_) return {nullptr, 0};
     const auto* from = reinterpret_cast<const char*>(rows_of(block + 1));
     return {from + (int64_t{step} * panels.count + i * num_steps) * lines * 64, lines};
@@ -155,7 +153,7 @@ class GroupProduct {
   const int num_parts_;
   const int panels_at_once_;
   Tiles tiles_;
-  alignas(64) float sums_[kMostPanels<Number>][kBlockRows * kPanelColumns];
+  alignas(64) float sums_[kMostPanels][kBlockRows * kPanelColumns];
 };
 
 }  // namespace

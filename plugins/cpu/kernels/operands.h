@@ -1,10 +1,11 @@
-// The two ways to multiply: float32 numbers, or pairs of bfloat16 where the processor can.
+// The ways to multiply: float32 numbers, pairs of bfloat16 where the processor can, tiles of pairs.
 //
-// Both work on 32-bit words, a word being one float32 or two neighbouring bfloat16, so that
-// packing and the product are written once.
+// All work on 32-bit words, a word being one float32 or two neighbouring bfloat16, so that packing
+// is written once. A product takes kRows rows at most, and whole kKeys of keys and kWords of words.
 #pragma once
 
 #include "cpu/kernels/conversions.h"
+#include "cpu/kernels/linear_group.h"
 
 namespace legokv::cpu {
 namespace {
@@ -12,6 +13,9 @@ namespace {
 struct FloatWords {
   using Number = float;
   static constexpr int kPerWord = 1;
+  static constexpr int kRows = kPanelRows;
+  static constexpr int kKeys = kLanes;
+  static constexpr int kWords = 1;
 
   static Floats multiply_add(Floats sum, uint32_t a, Words b) {
     float number;
@@ -32,30 +36,45 @@ struct FloatWords {
   }
 };
 
-#if defined(__AVX512BF16__)
 struct PairWords {
   using Number = bfloat16;
   static constexpr int kPerWord = 2;
+  static constexpr int kRows = kPanelRows;
+  static constexpr int kKeys = kLanes;
+  static constexpr int kWords = 1;
 
+#if defined(__AVX512BF16__)
   static Floats multiply_add(Floats sum, uint32_t a, Words b) {
     return reinterpret_cast<Floats>(
         _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
                          reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a))),
                          reinterpret_cast<__m512bh>(b)));
   }
+#endif
 
-  static Words load_key_words(const bfloat16* key, int num_words) {
+  static Words load_key_words(const bfloat16* key, [[maybe_unused]] int num_words) {
+#if defined(__AVX512F__)
     const __mmask16 wanted = static_cast<__mmask16>((1u << num_words) - 1);
     return reinterpret_cast<Words>(_mm512_maskz_loadu_epi32(wanted, key));
+#else
+    return load_vector<Words>(key);  // head sizes are multiples of 16
+#endif
   }
 
   static Words load_value_words(const bfloat16* const* values, int dimension) {
-    const __m512i first = _mm512_cvtepu16_epi32(load_vector<__m256i>(values[0] + dimension));
-    const __m512i second = _mm512_cvtepu16_epi32(load_vector<__m256i>(values[1] + dimension));
-    return reinterpret_cast<Words>(_mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+    using Halves = Types<kLanes>::Halves;
+    const Words first = __builtin_convertvector(load_vector<Halves>(values[0] + dimension), Words);
+    const Words second = __builtin_convertvector(load_vector<Halves>(values[1] + dimension), Words);
+    return first | second << 16;
   }
 };
-#endif
+
+// Pairs that tiles multiply: 16 rows and columns and 32 products at once.
+struct TileWords : PairWords {
+  static constexpr int kRows = 2 * kTileRows;
+  static constexpr int kKeys = kStepProducts;
+  static constexpr int kWords = kStepProducts / kPerWord;
+};
 
 }  // namespace
 }  // namespace legokv::cpu

@@ -7,10 +7,11 @@
 namespace legokv::cpu {
 namespace {
 
-// R rows of a tile, D rounded up to whole panels where values are packed.
+// R rows of a tile and of what a product takes past them; W words of a head as products take them;
+// D rounded up to whole panels where values are packed.
 template <typename Operand, typename T>
 struct Scratch {
-  typename Operand::Number* queries;  // [R, D], turned to a group
+  typename Operand::Number* queries;  // [R, W], turned to a base
   float* sums;                        // [R, D]
   float* totals;                      // [R, kLanes]
   float* maxima;                      // [R]
@@ -20,8 +21,8 @@ struct Scratch {
   int32_t* positions;                 // [R]
   uint32_t* keys;
   uint32_t* values;
-  float* scores;                      // [kPanelRows, kBlockKeys]
-  typename Operand::Number* weights;  // [kPanelRows, kBlockKeys]
+  float* scores;                      // [Operand::kRows, kBlockKeys]
+  typename Operand::Number* weights;  // [Operand::kRows, kBlockKeys]
   T* zeros;                           // [D]
   KeyBlock<T>* blocks;                // [2]: the present one and the next
 };
@@ -40,10 +41,11 @@ struct Carver {
 
 template <typename Operand, typename T>
 int64_t carve(const Shape& shape, void* memory, Scratch<Operand, T>* scratch) {
-  const int64_t rows = shape.max_rows, head_size = shape.head_size;
+  const int64_t rows = shape.max_rows + Operand::kRows, head_size = shape.head_size;
+  const int64_t row_words = head_words<Operand>(shape.head_size);
   const int64_t padded = (head_size + kPanelWidth - 1) / kPanelWidth * kPanelWidth;
   Carver carver{static_cast<char*>(memory)};
-  carver.take(&scratch->queries, rows * head_size);
+  carver.take(&scratch->queries, rows * row_words * Operand::kPerWord);
   carver.take(&scratch->sums, rows * head_size);
   carver.take(&scratch->totals, rows * kLanes);
   carver.take(&scratch->maxima, rows);
@@ -51,10 +53,10 @@ int64_t carve(const Shape& shape, void* memory, Scratch<Operand, T>* scratch) {
   carver.take(&scratch->joined_totals, rows);
   carver.take(&scratch->joined_maxima, rows);
   carver.take(&scratch->positions, rows);
-  carver.take(&scratch->keys, kBlockKeys * head_size / Operand::kPerWord);
+  carver.take(&scratch->keys, kBlockKeys * row_words);
   carver.take(&scratch->values, kBlockKeys * padded / Operand::kPerWord);
-  carver.take(&scratch->scores, kPanelRows * kBlockKeys);
-  carver.take(&scratch->weights, kPanelRows * kBlockKeys);
+  carver.take(&scratch->scores, Operand::kRows * kBlockKeys);
+  carver.take(&scratch->weights, Operand::kRows * kBlockKeys);
   carver.take(&scratch->zeros, head_size);
   carver.take(&scratch->blocks, 2);
   return carver.used;

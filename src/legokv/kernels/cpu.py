@@ -129,7 +129,7 @@ class NativeCalls:
         self._functions = library.functions
 
     def instruction_sets(self) -> list[InstructionSet]:
-        """Those that the library and this processor have, best last."""
+        """Those that the library and this processor have, best last, that for tests first."""
         return [each for each in InstructionSet if each and self._functions.legokv_cpu_has(each)]
 
     def best(self, dtype: torch.dtype) -> InstructionSet:

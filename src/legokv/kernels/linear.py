@@ -61,8 +61,9 @@ class LinearCalls:
 
     def takes(self, weight: Tensor) -> bool:
         """Whether `weight` [N, K] can be packed: float32 or bfloat16, K a multiple of 32."""
-        known = weight.dtype in (torch.float32, torch.bfloat16)
-        return known and self._packed_elements(weight) > 0
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            return False
+        return self._packed_elements(weight) > 0
 
     def pack(self, weight: Tensor) -> Tensor:
         """A copy of `weight` [N, K] as the kernels read it; LaunchRefused where `takes` is not."""
@@ -81,7 +82,7 @@ class LinearCalls:
     def multiply(
         self, x: Tensor, weight: "NativeWeight", instruction_set: InstructionSet
     ) -> Tensor:
-        """nn.Linear's result [T, N] of `x` [T, K]; bfloat16 goes by PORTABLE or AMX."""
+        """nn.Linear's result [T, N] of `x` [T, K]; bfloat16 goes by SOFTWARE_TILES or AMX."""
         num_columns, num_products = weight.shape
         dtype = weight.packed.dtype
         if x.dtype != dtype or x.dim() != 2 or x.shape[1] != num_products:

@@ -10,15 +10,20 @@ from legokv.errors import LaunchRefused
 class InstructionSet(IntEnum):
     """Which build of the kernels runs; BEST is the last this processor has for the dtype.
 
-    AMX is for linear layers of bfloat16; PORTABLE gives their bits, slowly, for tests.
+    SOFTWARE_TILES does what AMX does, slowly, for tests on any machine.
     """
 
     BEST = 0
-    PORTABLE = 1
-    AVX2 = 2
-    AVX512 = 3
-    AVX512_BF16 = 4
-    AMX = 5
+    SOFTWARE_TILES = 1
+    PORTABLE = 2
+    AVX2 = 3
+    AVX512 = 4
+    AVX512_BF16 = 5
+    AMX = 6
+
+    @property
+    def bfloat16_only(self) -> bool:
+        return self in (self.SOFTWARE_TILES, self.AVX512_BF16, self.AMX)
 
 
 class NativeLibrary:

@@ -21,15 +21,14 @@ FORMS = [
     (InstructionSet.PORTABLE, torch.float32),
     (InstructionSet.AVX2, torch.float32),
     (InstructionSet.AVX512, torch.float32),
-    (InstructionSet.PORTABLE, torch.bfloat16),
+    (InstructionSet.SOFTWARE_TILES, torch.bfloat16),
     (InstructionSet.AMX, torch.bfloat16),
 ]
 GATES = [
     (each, dtype)
     for dtype in (torch.float32, torch.float16, torch.bfloat16)
     for each in InstructionSet
-    if each and (each < InstructionSet.AVX512_BF16 or dtype == torch.bfloat16)
-    if each < InstructionSet.AMX
+    if each and (not each.bfloat16_only or dtype == torch.bfloat16)
 ]
 
 
@@ -81,7 +80,8 @@ def test_the_processor_s_tiles_round_as_the_software_s_do(calls, shape):
     x, weight, bias = case(shape)
     layer = NativeWeight(calls, weight, bias)
     found, expected = (
-        calls.multiply(x, layer, each) for each in (InstructionSet.AMX, InstructionSet.PORTABLE)
+        calls.multiply(x, layer, each)
+        for each in (InstructionSet.AMX, InstructionSet.SOFTWARE_TILES)
     )
     assert torch.equal(found, expected)
 
@@ -107,7 +107,7 @@ def test_any_number_of_rows_gives_a_row_the_same_bits(
 def test_no_rows_give_no_rows(calls, dtype):
     x, weight, _ = case((1, 32, 64), dtype)
     layer = NativeWeight(calls, weight, None)
-    assert calls.multiply(x[:0], layer, InstructionSet.PORTABLE).shape == (0, 32)
+    assert calls.multiply(x[:0], layer, calls.instruction_sets(dtype)[0]).shape == (0, 32)
     assert calls.gate(x[:0]).shape == (0, 32)
 
 
@@ -121,10 +121,10 @@ def test_what_does_not_fit_is_refused(calls):
         calls.pack(weight[:, :64].half())
     fitting = NativeWeight(calls, weight[:, :64], None)
     with pytest.raises(LaunchRefused, match=r"\[rows, 64\] of .*bfloat16, it is \[2, 80\]"):
-        calls.multiply(x, fitting, InstructionSet.PORTABLE)
+        calls.multiply(x, fitting, InstructionSet.SOFTWARE_TILES)
     with pytest.raises(LaunchRefused, match="float32"):
-        calls.multiply(x[:, :64].float(), fitting, InstructionSet.PORTABLE)
-    with pytest.raises(LaunchRefused, match="instruction set 2"):
+        calls.multiply(x[:, :64].float(), fitting, InstructionSet.SOFTWARE_TILES)
+    with pytest.raises(LaunchRefused, match="instruction set 3"):
         calls.multiply(x[:, :64], fitting, InstructionSet.AVX2)
 
 
