@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := out/venv
 BIN := $(VENV)/bin
 
-.PHONY: run test mutants check format gpu bench bench-full peers clean
+.PHONY: run test mutants fuzz attack check format gpu bench bench-full peers clean
 
 run: $(VENV)/ready
 	$(BIN)/python examples/tour.py
@@ -16,6 +16,10 @@ test: $(VENV)/ready
 # Breaks many places on a copy, one by one, and says which no test notices. Ten minutes.
 mutants: $(VENV)/ready
 	PYTHONHASHSEED=0 $(BIN)/python tests/mutants
+
+# An hour of drawn requests against a server of its own, and the same with kills and freezes.
+fuzz attack: $(VENV)/ready
+	PYTHONPATH=tests:tests/e2e $(BIN)/python -m fuzz --minutes 60 $(if $(filter attack,$@),--kills)
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

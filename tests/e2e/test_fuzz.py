@@ -1,0 +1,52 @@
+"""A minute of drawn requests: what they do to the server, to others' answers and to its log."""
+
+from pathlib import Path
+
+import pytest
+from fuzz.judging import fault_of
+from fuzz.request import read
+from fuzz.sending import Address, Sender
+from fuzz.trial import keep, run_trial, table
+from server import RunningServer, serving
+
+CORPUS = sorted((Path(__file__).parents[1] / "fuzz" / "corpus").glob("*.json"))
+SECONDS = 60
+MOST_GROWTH = 48 * 2**20
+"""Of a process in that minute, in bytes: caches of Python and Triton are not full before."""
+MOST_DESCRIPTORS = 8
+
+
+def test_a_minute_of_drawn_requests_ends_nothing_and_changes_no_answer(
+    engine_folder: Path, tmp_path: Path, record_property: pytest.RecordProperty
+) -> None:
+    log = tmp_path / "log"
+    limits = {"max_document_bytes": 20_000, "max_documents": 16, "pool_tokens": 8192}
+    with (
+        log.open("wb") as file,
+        serving(engine_folder, tmp_path / "cache", log=file, **limits) as server,
+    ):
+        report = run_trial(address(server), server.process.pid, log, seed=1, seconds=SECONDS)
+    kept = keep(report, tmp_path / "faults")
+    record_property("fact", f"{report.requests.total()} drawn requests")
+    assert not report.lost_processes(), table(report)
+    assert not report.faults, [file.read_text()[:1000] for file in kept]
+    assert not report.log_lines
+    assert not report.wrong_answers
+    assert not report.failed_answers
+    assert report.bystander_answers > 10
+    assert {n: g for n, g in report.growth().items() if g[0] > MOST_GROWTH} == {}
+    assert {n: g for n, g in report.growth().items() if g[1] > MOST_DESCRIPTORS} == {}
+
+
+@pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.stem)
+def test_what_did_harm_once_does_none(server: RunningServer, file: Path) -> None:
+    request, sender = read(file), Sender(address(server))
+    processes = server.processes()
+    assert fault_of(request, sender.send(request)) is None
+    sender.close()
+    assert server.ask(text_input="Who?", max_tokens=2)["generated_tokens"] == 2
+    assert server.processes() == processes
+
+
+def address(server: RunningServer) -> Address:
+    return Address(server.http.removeprefix("http://"), server.grpc)
