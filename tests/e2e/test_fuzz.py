@@ -1,5 +1,6 @@
 """A minute of drawn requests: what they do to the server, to others' answers and to its log."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ MOST_DESCRIPTORS = 8
 
 
 def test_a_minute_of_drawn_requests_ends_nothing_and_changes_no_answer(
-    engine_folder: Path, tmp_path: Path, record_property: pytest.RecordProperty
+    engine_folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     log = tmp_path / "log"
     limits = {"max_document_bytes": 20_000, "max_documents": 16, "pool_tokens": 8192}
