@@ -8,7 +8,7 @@ from fuzz.request import Grpc, Http, Request
 from fuzz.sending import Outcome
 
 # The server may be full, a model may start anew, or an operation may be none: docs/serving.md.
-MAY = {"200", "400", "404", "405", "408", "409", "411", "413", "414", "415", "429", "431", "501",
+MAY = {"200", "400", "403", "404", "405", "408", "409", "411", "413", "414", "415", "429", "431", "501",
        "503", "505", "OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNAVAILABLE", "RESOURCE_EXHAUSTED",
        "UNIMPLEMENTED", "ALREADY_EXISTS", "CANCELLED", "PERMISSION_DENIED", "FAILED_PRECONDITION",
        "UNAUTHENTICATED", "refused", "left", "raw", "unsent"}  # fmt: skip

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,10 @@ def _family(pid: int) -> Iterator[int]:
     if not runs(pid):
         return
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
+        children = ""
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended since
+            children = (task / "children").read_text()
+        for child in children.split():
             yield from _family(int(child))
 
 
