@@ -10,6 +10,8 @@ from fuzz.sending import Address, Sender
 from fuzz.trial import keep, run_trial, table
 from server import RunningServer, serving
 
+from legokv.build.engine import BuildSettings, build_engine_folder
+
 CORPUS = sorted((Path(__file__).parents[1] / "fuzz" / "corpus").glob("*.json"))
 SECONDS = 60
 MOST_GROWTH = 48 * 2**20
@@ -17,14 +19,24 @@ MOST_GROWTH = 48 * 2**20
 MOST_DESCRIPTORS = 8
 
 
+@pytest.fixture(scope="module")
+def bfloat16_engine(
+    tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """In the type whose bits are promised to be the same in any company: docs/serving.md."""
+    folder = tmp_path_factory.mktemp("bfloat16") / "engine"
+    build_engine_folder(tiny_checkpoint("llama"), folder, BuildSettings("llama"))
+    return folder
+
+
 def test_a_minute_of_drawn_requests_ends_nothing_and_changes_no_answer(
-    engine_folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+    bfloat16_engine: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     log = tmp_path / "log"
     limits = {"max_document_bytes": 20_000, "max_documents": 16, "pool_tokens": 8192}
     with (
         log.open("wb") as file,
-        serving(engine_folder, tmp_path / "cache", log=file, **limits) as server,
+        serving(bfloat16_engine, tmp_path / "cache", log=file, **limits) as server,
     ):
         report = run_trial(address(server), server.process.pid, log, seed=1, seconds=SECONDS)
     kept = keep(report, tmp_path / "faults")

@@ -51,7 +51,7 @@ SETTINGS = {"max_document_bytes": 20_000, "max_documents": 16, "pool_tokens": 81
 def tiny_engine(folder: Path) -> Path:
     from legokv.build.engine import BuildSettings, build_engine_folder
 
-    settings = BuildSettings("llama", dtype="float32")
+    settings = BuildSettings("llama", dtype="bfloat16")
     build_engine_folder(make_tiny_checkpoint("llama", folder / "ckpt"), folder / "engine", settings)
     return folder / "engine"
 

@@ -8,10 +8,10 @@ from fuzz.request import Grpc, Http, Request
 from fuzz.sending import Outcome
 
 # The server may be full, a model may start anew, or an operation may be none: docs/serving.md.
-MAY = {"200", "400", "403", "404", "405", "408", "409", "411", "413", "414", "415", "429", "431", "501",
-       "503", "505", "OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNAVAILABLE", "RESOURCE_EXHAUSTED",
-       "UNIMPLEMENTED", "ALREADY_EXISTS", "CANCELLED", "PERMISSION_DENIED", "FAILED_PRECONDITION",
-       "UNAUTHENTICATED", "refused", "left", "raw", "unsent"}  # fmt: skip
+MAY = {"200", "400", "403", "404", "405", "408", "409", "411", "413", "414", "415", "429", "431",
+       "501", "503", "505", "OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNAVAILABLE",
+       "RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "ALREADY_EXISTS", "CANCELLED", "PERMISSION_DENIED",
+       "FAILED_PRECONDITION", "UNAUTHENTICATED", "refused", "left", "raw", "unsent"}  # fmt: skip
 _INSIDE = re.compile(
     rb"Traceback|\nAt:|File \"|site-packages|/src/legokv|/dev/shm|legokv_\d+_|[Ss]tub process"
     rb"|(?:Type|Key|Index|Attribute|Assertion|Unicode\w+|ZeroDivision|Recursion|Value)Error\b"

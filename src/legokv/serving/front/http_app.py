@@ -19,7 +19,7 @@ from legokv.errors import (
     RequestTooLarge,
 )
 from legokv.serving.front import bounds
-from legokv.serving.front.internals import STARTING, Internals
+from legokv.serving.front.internals import STARTING, Internals, is_unreadable_body
 from legokv.serving.front.json_bounds import check_json
 from legokv.serving.front.routes import Kind, kind_of
 from legokv.serving.front.state import State
@@ -257,7 +257,8 @@ class _Request:
         text = _sentence(body)
         replaced = self._front.internals.replaced(text)
         if replaced is None:
-            await self._whole(status, body)
+            wrong = HTTPStatus.BAD_REQUEST if is_unreadable_body(text) else status
+            await self._whole(wrong, body)
             return
         _log_replaced(text)
         unavailable = HTTPStatus.SERVICE_UNAVAILABLE

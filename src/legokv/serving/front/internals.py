@@ -18,6 +18,14 @@ _WORDS = (
 )
 _GONE = re.compile(r"stub process .* (?:not healthy|died|restart)|is not ready|unavailable", re.I)
 
+# What Triton says with status 500 of a body that it cannot read, which is the client's mistake.
+_UNREADABLE = re.compile(
+    r"(?:Converting keyword: .*?: )?"
+    r"(?:failed to parse the request JSON|Unable to parse|attempt to (?:access|get) "
+    r"|parameter key )",
+    re.DOTALL,
+)
+
 FAULT = "an internal error; the server's log has it"
 STARTING = "the server is starting or has lost a process: ask again in a few seconds"
 
@@ -43,3 +51,8 @@ class Internals:
         if _GONE.search(sentence):
             return Replaced(STARTING, gone=True)
         return Replaced(FAULT, gone=False) if self._words.search(sentence) else None
+
+
+def is_unreadable_body(sentence: str) -> bool:
+    """Whether an error of Triton's is about JSON that it cannot read, or of another type."""
+    return _UNREADABLE.match(sentence) is not None
