@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Protocol, TypeVar, assert_never
 
 import torch
@@ -14,6 +15,7 @@ from legokv.built.settings import AttentionName
 from legokv.errors import InvalidRequest, NativeLibraryMissing
 from legokv.kernels.build_cpu import build_native_library, find_native_library
 from legokv.kernels.cpu import NativeCalls, NativeStep, StepShape
+from legokv.kernels.fastest import measured_forms
 from legokv.kernels.gpu import INDEX_TABLES, AttentionTables, Launchers, attention_arguments
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.model.config import ModelConfig
@@ -223,7 +225,7 @@ def attention_form(
     if requested == "torch":
         form = TorchForm(config)
     elif requested == "native":
-        form = NativeForm(NativeCalls(NativeLibrary(build_native_library(log.info))), config, dtype)
+        form = _fastest_form(build_native_library(log.info), config, dtype)
     else:
         assert_never(requested)
     log.info("attention: %s, as asked", form.description)
@@ -232,9 +234,17 @@ def attention_form(
 
 def _present_form(config: ModelConfig, dtype: torch.dtype) -> AttentionForm:
     try:
-        form = NativeForm(NativeCalls(NativeLibrary(find_native_library())), config, dtype)
+        form = _fastest_form(find_native_library(), config, dtype)
     except (NativeLibraryMissing, InvalidRequest) as error:
         log.warning("attention: torch, the slower form, since %s", error)
         return TorchForm(config)
     log.info("attention: %s", form.description)
     return form
+
+
+def _fastest_form(library: Path, config: ModelConfig, dtype: torch.dtype) -> NativeForm:
+    calls = NativeCalls(NativeLibrary(library))
+    milliseconds = measured_forms(calls, dtype)
+    figures = ", ".join(f"{each.name.lower()} {value}" for each, value in milliseconds.items())
+    log.info("native attention, milliseconds of a small layer: %s", figures)
+    return NativeForm(calls, config, dtype, next(iter(milliseconds)))

@@ -1,0 +1,103 @@
+"""The fastest build of the attention: measured once a processor and type, kept, read again."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from legokv.kernels import fastest
+from legokv.kernels.build_cpu import build_native_library
+from legokv.kernels.cpu import NativeCalls
+from legokv.kernels.fastest import measured_forms
+from legokv.kernels.native_library import InstructionSet, NativeLibrary
+
+
+@pytest.fixture
+def calls(tmp_path: Path) -> NativeCalls:
+    """The library in a folder of its own."""
+    copied = tmp_path / "library.so"
+    copied.write_bytes(build_native_library(print).read_bytes())
+    return NativeCalls(NativeLibrary(copied))
+
+
+def kept(folder: Path) -> list[Path]:
+    return sorted(folder.glob("fastest-*.json"))
+
+
+@pytest.fixture
+def several(calls: NativeCalls) -> NativeCalls:
+    if len(calls.instruction_sets()) < 4:
+        pytest.skip("this processor or compiler has one build only: nothing is measured")
+    return calls
+
+
+def test_each_build_that_can_do_the_type_is_measured_and_kept_fastest_first(
+    several: NativeCalls, tmp_path: Path
+) -> None:
+    figures = measured_forms(several, torch.float32)
+    assert {InstructionSet.AVX2} <= set(figures)
+    assert not [each for each in figures if each.bfloat16_only]
+    assert InstructionSet.PORTABLE not in figures
+    assert list(figures.values()) == sorted(figures.values())
+    (file,) = kept(tmp_path)
+    assert json.loads(file.read_text()) == {
+        each.name.lower(): value for each, value in figures.items()
+    }
+
+
+def test_what_was_kept_is_taken_and_nothing_measured(
+    several: NativeCalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured_forms(several, torch.bfloat16)
+    (file,) = kept(tmp_path)
+    figures = json.loads(file.read_text())
+    figures["avx2"] = 0.001
+    file.write_text(json.dumps(figures))
+    monkeypatch.setattr(fastest, "_measured", lambda *_: pytest.fail("it was measured again"))
+    assert next(iter(measured_forms(several, torch.bfloat16))) == InstructionSet.AVX2
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"avx2": "fast"}', '{"sse": 1}', '{"portable": 1}'])
+def test_figures_that_are_broken_or_of_other_builds_are_measured_anew(
+    several: NativeCalls, tmp_path: Path, text: str
+) -> None:
+    expected = set(measured_forms(several, torch.float32))
+    (file,) = kept(tmp_path)
+    file.write_text(text)
+    assert set(measured_forms(several, torch.float32)) == expected
+    assert {name.upper() for name in json.loads(file.read_text())} == {e.name for e in expected}
+
+
+def test_the_first_of_two_processes_decides_for_both(
+    several: NativeCalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = fastest._measured
+
+    def overtaken(*arguments):
+        figures = measure(*arguments)
+        first = {**figures, InstructionSet.AVX2: 0.001}
+        monkeypatch.setattr(fastest, "_measured", lambda *_: first)
+        measured_forms(several, torch.float32)
+        return figures
+
+    monkeypatch.setattr(fastest, "_measured", overtaken)
+    assert next(iter(measured_forms(several, torch.float32))) == InstructionSet.AVX2
+    assert len(kept(tmp_path)) == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_error(
+    several: NativeCalls,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(fastest.os, "link", refused)
+    with caplog.at_level(logging.INFO):
+        assert measured_forms(several, torch.float32)
+    assert "measured at each start, since read-only" in caplog.text
+    assert not [*kept(tmp_path), *tmp_path.glob(".fastest-*")]
