@@ -24,6 +24,7 @@ FIELDS = (
     "link_tokens",
     "max_tokens",
     "stop_words",
+    "stop_token_ids",
     "temperature",
     "top_k",
     "top_p",
@@ -56,6 +57,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     modes.add_argument("--full", dest="mode", action="store_const", const="full")
     parser.add_argument("--max-tokens", type=int, metavar="N")
     parser.add_argument("--stop-words", nargs="+", metavar="WORD")
+    parser.add_argument("--stop-token-ids", nargs="+", type=int, metavar="ID")
     parser.add_argument("--temperature", type=float, help="default 0: the likeliest token")
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--top-p", type=float)

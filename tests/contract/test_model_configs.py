@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from small_tokenizer import small_tokenizer
 
 from legokv.engine.request import Finished, Token, Usage
 from legokv.engine.sampling import TokenLogProbs
@@ -63,7 +64,7 @@ def test_generate_gives_the_values_of_its_replies_in_types_that_hold_them() -> N
 def replied(given: dict[str, object]) -> list[dict[str, object]]:
     """What is sent for a request whose two answers are one token each."""
     question = question_from_fields(given, Settings(engine=Path("/e")))
-    answers = AnswersSoFar(question, str)
+    answers = AnswersSoFar(question, small_tokenizer())
     sent = [answers.add(Token(5, "a", "stop", n, TokenLogProbs(-0.5))) for n in range(2)]
     answered = Finished("stop", Usage(1, 1, 0, 0, 1))
     result = _result(RequestLine("generate"), question, answered, _Progress())

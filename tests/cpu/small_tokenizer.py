@@ -19,9 +19,7 @@ CHATML = (
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>"]
 
 
-def small_tokenizer(
-    template: str | None = CHATML, bos: str | None = None, added: Sequence[str] = ()
-) -> Tokenizer:
+def small_backend(added: Sequence[str] = ()) -> tokenizers.Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate(alphabet)}
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, []))
@@ -29,4 +27,14 @@ def small_tokenizer(
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(SPECIAL)
     backend.add_tokens(list(added))
-    return Tokenizer(backend.to_str(), {"bos_token": bos}, template)
+    return backend
+
+
+def small_tokenizer(
+    template: str | None = CHATML,
+    bos: str | None = None,
+    added: Sequence[str] = (),
+    **settings: object,
+) -> Tokenizer:
+    definition = small_backend(added).to_str()
+    return Tokenizer(definition, {"bos_token": bos, **settings}, template)

@@ -32,6 +32,7 @@ TYPES = {
     "link_tokens": "INT32",
     "max_tokens": "INT32",
     "stop_words": "BYTES",
+    "stop_token_ids": "INT32",
     "temperature": "FP32",
     "top_k": "INT32",
     "top_p": "FP32",

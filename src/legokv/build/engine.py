@@ -192,11 +192,21 @@ def _files(checkpoint: Path) -> tuple[StoredFile, ...]:
 
 
 def _with_tokenizer_end(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The model, which also ends at the tokenizer's end token; all ids must have a row."""
+    """The model, which also ends at the tokenizer's end token; all ids must have a row.
+
+    UnsupportedModel for an end token without an id, or with one that the model has not.
+    """
+    tokenizer.check_named_tokens()
     if tokenizer.vocab_size > model.vocab_size:
         raise UnsupportedModel(
             f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model has "
             f"{model.vocab_size} embedding rows: they do not belong together"
         )
     ends = {*model.eos_token_ids, *tokenizer.eos_token_ids}
+    for end in sorted(ends):
+        if not 0 <= end < model.vocab_size:
+            raise UnsupportedModel(
+                f"the end token {end} is none of the model's {model.vocab_size} tokens: correct "
+                "eos_token_id in config.json or generation_config.json"
+            )
     return replace(model, eos_token_ids=tuple(sorted(ends)))

@@ -25,7 +25,7 @@ _CONTEXT_TOKENS = 8
 class TextCodec(Protocol):
     """What cutting needs of a tokenizer: no special tokens added, none parsed."""
 
-    def encode(self, text: str, /) -> list[int]: ...
+    def encode(self, text: str, /, *, first: bool = False) -> list[int]: ...
 
     def decode(self, ids: list[int], /) -> str: ...
 
@@ -33,6 +33,16 @@ class TextCodec(Protocol):
 def document_token_ids(text: str, codec: TextCodec) -> TokenSpan:
     """The token ids of the whole document, its DOCUMENT_END included."""
     return tuple(codec.encode(text + DOCUMENT_END))
+
+
+def is_tokenised(text: str, ids: TokenSpan, codec: TextCodec) -> bool:
+    """Whether `ids` are the document's, or what versions before 2026-11-29 made of it.
+
+    These put a blank before a document, where the tokenizer puts one before a text.
+    """
+    return ids == document_token_ids(text, codec) or ids == tuple(
+        codec.encode(text + DOCUMENT_END, first=True)
+    )
 
 
 def cut(token_ids: Sequence[int], max_chunk_tokens: int, codec: TextCodec) -> tuple[TokenSpan, ...]:

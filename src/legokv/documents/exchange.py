@@ -17,7 +17,7 @@ from legokv.documents.archive import (
     open_archive,
     write_archive,
 )
-from legokv.documents.cut import TextCodec, document_token_ids
+from legokv.documents.cut import TextCodec, is_tokenised
 from legokv.documents.document import (
     MAX_NAME_LEN,
     MAX_TTL_SECONDS,
@@ -225,7 +225,7 @@ def _checked(cache: Cache, document: ArchivedDocument) -> NewDocument:
     new = NewDocument(document.namespace, document.text, spans)
     ids = tuple(token for span in spans for token in span)
     whole = normalise_text(document.text) == document.text != "" and all(spans)
-    if not whole or new.id != document.id or document_token_ids(new.text, cache.codec) != ids:
+    if not whole or new.id != document.id or not is_tokenised(new.text, ids, cache.codec):
         raise InvalidRequest(f"document {document.id[:80]!r} is not what its text gives")
     return new
 

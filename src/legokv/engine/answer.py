@@ -1,6 +1,5 @@
 """One answer on its way: its tokens drawn, its text found, its end recognised. No pages here."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,8 @@ from numpy.typing import NDArray
 from legokv.chunks.chunk import Chunk
 from legokv.engine.request import AnswerOptions, GenerateRequest, Token
 from legokv.engine.sampling import Sampler, TokenLogProbs, token_log_probs
-from legokv.text.stream import TextStream
+from legokv.text.stop_words import StopWords
+from legokv.text.stream import TextStream, TokenTexts
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,18 @@ class Answer:
 
 
 def answers_to(
-    request: GenerateRequest,
-    decode: Callable[[Sequence[int]], str],
-    eos_token_ids: tuple[int, ...],
+    request: GenerateRequest, texts: TokenTexts, eos_token_ids: tuple[int, ...]
 ) -> list[Answer]:
-    """The answers a request asks for, none begun."""
+    """The answers a request asks for, none begun; its stop tokens end them as the model's do."""
     options = request.answering
-    ending = Ending(eos_token_ids, request.max_tokens, options.min_tokens)
+    ends = tuple(dict.fromkeys((*eos_token_ids, *options.stop_token_ids)))
+    ending = Ending(ends, request.max_tokens, options.min_tokens)
     prompt_ids = _prompt_ids(request)
+    words = StopWords(request.stop_words)
     return [
         Answer(
             Sampler(request.sampling, prompt_ids, index),
-            TextStream(decode, request.stop_words),
+            TextStream(texts, words),
             ending,
             options,
             index,

@@ -23,6 +23,7 @@ from legokv.engine.request import (
     GenerateRequest,
     Token,
     check_prompt,
+    check_stop_token_ids,
 )
 from legokv.engine.sampling import SamplingOptions
 from legokv.errors import LegokvError
@@ -185,10 +186,11 @@ class Engine:
         submitted_at = time.monotonic()
         # Before linking, which lists a page for every token there may be.
         check_prompt(request.segments, request.max_tokens, self.facts.model)
+        check_stop_token_ids(request.answering.stop_token_ids, self.facts.model)
         segments = self._naming.segments(request)
         reserve = max(request.max_tokens - 1, 0)
         placement = place(segments, self.facts.page_size, reserve)
-        answers = answers_to(request, self.tokenizer.decode, self.facts.model.eos_token_ids)
+        answers = answers_to(request, self.tokenizer, self.facts.model.eos_token_ids)
         job = GenerateJob(request, placement, answers, self.executor.metrics, guide, events)
         job.submitted_at = submitted_at
         self.executor.submit(job)

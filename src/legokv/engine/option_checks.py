@@ -45,6 +45,14 @@ def check_texts(name: str, values: object) -> None:
             raise InvalidRequest(f"{name} is a list of texts, one of them is {shown(value)}")
 
 
+def check_whole_numbers(name: str, values: object, low: int = 0) -> None:
+    """InvalidRequest unless `values` is a list or tuple of whole numbers of `low` or more."""
+    if not isinstance(values, list | tuple):
+        raise InvalidRequest(f"{name} is a list of whole numbers, not {shown(values)}")
+    for value in values:
+        check_whole(name, value, low)
+
+
 def check_kind(name: str, value: object, kind: type) -> None:
     """InvalidRequest unless `value` is of the class `kind`."""
     if not isinstance(value, kind):

@@ -12,6 +12,7 @@ from legokv.engine.option_checks import (
     check_number,
     check_texts,
     check_whole,
+    check_whole_numbers,
     shown,
 )
 from legokv.engine.sampling import SamplingOptions, TokenLogProbs
@@ -29,6 +30,10 @@ MAX_RETURN_SEQUENCES = 128
 MAX_TOP_LOG_PROBS = 20
 MAX_TIMEOUT_SECONDS = 604800.0
 """A week."""
+MAX_STOP_WORDS = 128
+MAX_STOP_BYTES = 4096
+"""Most bytes of a request's stop words together, in UTF-8: their automaton takes milliseconds."""
+MAX_STOP_TOKEN_IDS = 128
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class AnswerOptions:
     """What is wanted of an answer besides its tokens; InvalidRequest for a value out of range.
 
     min_tokens: neither an end token nor a stop word among so many first tokens ends an answer.
+    stop_token_ids: tokens that end an answer as the model's own end tokens do, at most 128.
     num_return_sequences: answers drawn from one prompt, 1 to 128, each from the seed and its
         number.
     return_log_probs: each token with its log-probability, a natural logarithm.
@@ -58,6 +64,7 @@ class AnswerOptions:
     return_log_probs: bool = False
     num_top_log_probs: int = 0
     timeout_seconds: float | None = None
+    stop_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_whole("min_tokens", self.min_tokens, 0)
@@ -72,6 +79,12 @@ class AnswerOptions:
             check_number("timeout_seconds", self.timeout_seconds, 0, MAX_TIMEOUT_SECONDS)
             if not self.timeout_seconds:
                 raise InvalidRequest(f"timeout_seconds is above 0, not {self.timeout_seconds}")
+        check_whole_numbers("stop_token_ids", self.stop_token_ids)
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise InvalidRequest(
+                f"stop_token_ids has {len(self.stop_token_ids)} ids, at most {MAX_STOP_TOKEN_IDS} "
+                "are taken"
+            )
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class GenerateRequest:
         none, over chunks compiled behind dummy tokens; "full" all.
     link_tokens: 0 or more, of mode "legolink".
     sampling: how tokens are drawn, greedily unless told.
-    stop_words: texts before the first of which an answer ends.
+    stop_words: texts before the first of which an answer ends, at most 128 and 4,096 bytes.
     answering: how many answers, and what is told of them.
 
     >>> import legokv
@@ -112,6 +125,7 @@ class GenerateRequest:
         check_whole("max_tokens", self.max_tokens, 0)
         check_kind("sampling", self.sampling, SamplingOptions)
         check_texts("stop_words", self.stop_words)
+        check_stop_words(self.stop_words)
         check_kind("answering", self.answering, AnswerOptions)
         if self.answering.min_tokens > self.max_tokens:
             raise InvalidRequest(
@@ -131,6 +145,34 @@ class GenerateRequest:
         if self.mode == "legolink":
             return legolink(self.link_tokens)
         return everything if self.mode == "full" else nothing
+
+
+def check_stop_words(words: Sequence[str]) -> None:
+    """InvalidRequest for an empty word, too many of them or too many bytes."""
+    if "" in words:
+        raise InvalidRequest(f"stop word {words.index('') + 1} of {len(words)} is empty")
+    if len(words) > MAX_STOP_WORDS:
+        raise InvalidRequest(
+            f"stop_words has {len(words)} words, at most {MAX_STOP_WORDS} are taken"
+        )
+    num_bytes = sum(len(word.encode()) for word in words)
+    if num_bytes > MAX_STOP_BYTES:
+        raise InvalidRequest(
+            f"stop_words has {num_bytes} bytes together, at most {MAX_STOP_BYTES} are taken"
+        )
+
+
+def check_stop_token_ids(ids: Sequence[int], config: ModelConfig) -> None:
+    """InvalidRequest for an id that is no token's, or where no token would be left."""
+    for token_id in ids:
+        if not 0 <= token_id < config.vocab_size:
+            raise InvalidRequest(
+                f"stop_token_ids has {token_id}: token ids lie between 0 and "
+                f"{config.vocab_size - 1}"
+            )
+    num_ends = len({*ids, *config.eos_token_ids})
+    if num_ends == config.vocab_size:
+        raise InvalidRequest(f"with stop_token_ids all {num_ends} tokens of the model are ends")
 
 
 def check_context(num_tokens: int, max_tokens: int, config: ModelConfig) -> None:

@@ -1,17 +1,18 @@
 """What has come of each answer to one request, and the outputs it makes. No tensors here."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import cast
 
 from legokv.engine.request import Token
 from legokv.serving.question import Question
-
-Decode = Callable[[Sequence[int]], str]
+from legokv.text.spelling import Spelled, Spelling, TokenNames
 
 
 @dataclass
 class _Answer:
+    spelling: Spelling
     texts: list[str] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     tokens: list[dict[str, object]] = field(default_factory=list)
@@ -22,11 +23,15 @@ class _Answer:
 class AnswersSoFar:
     """Takes the tokens of all answers as they come; texts are streamed or kept to the end."""
 
-    def __init__(self, question: Question, decode: Decode) -> None:
-        self._answers = [_Answer() for _ in range(question.answering.num_return_sequences)]
+    def __init__(
+        self, question: Question, names: TokenNames, end_ids: Collection[int] = ()
+    ) -> None:
+        """`end_ids` are the tokens that end an answer and are no part of its text."""
+        count = question.answering.num_return_sequences
+        self._answers = [_Answer(Spelling(names)) for _ in range(count)]
         self._streamed = question.stream
         self._has_log_probs = question.answering.return_log_probs
-        self._decode = decode
+        self._end_ids = frozenset(end_ids)
 
     def add(self, token: Token) -> dict[str, object] | None:
         """Outputs to send now, None if there are none: text, or log-probabilities without any."""
@@ -62,7 +67,7 @@ class AnswersSoFar:
         return {
             "cum_log_probs": self._each(lambda answer: sum(answer.log_probs)),
             "output_log_probs": padded,
-            "token_log_probs": self._each(lambda answer: _json(answer.tokens)),
+            "token_log_probs": self._each(lambda answer: _json(_cut(answer))),
         }
 
     def _each(self, value: Callable[[_Answer], object]) -> object:
@@ -73,11 +78,45 @@ class AnswersSoFar:
         """The token with its log-probability and those of the likeliest ones."""
         if token.log_probs is None:
             return []
-        top = [self._token(*likely) for likely in token.log_probs.top]
-        return [{**self._token(token.id, token.log_probs.log_prob), "top": top}]
+        spelling = self._answers[token.sequence_index].spelling
+        top = [_token(i, spelling.likely(i), log_prob) for i, log_prob in token.log_probs.top]
+        spelled = self._spelled(token, spelling)
+        return [{**_token(token.id, spelled, token.log_probs.log_prob), "top": top}]
 
-    def _token(self, token_id: int, log_prob: float) -> dict[str, object]:
-        return {"token_id": token_id, "text": self._decode([token_id]), "log_prob": log_prob}
+    def _spelled(self, token: Token, spelling: Spelling) -> Spelled:
+        if token.finish_reason == "stop" and token.id in self._end_ids:
+            return spelling.end(token.id)
+        return spelling.push(token.id, last=token.finish_reason is not None)
+
+
+def _token(token_id: int, spelled: Spelled, log_prob: float) -> dict[str, object]:
+    return {
+        "token_id": token_id,
+        "token": spelled.name,
+        "text": spelled.text,
+        "bytes": list(spelled.bytes),
+        "log_prob": log_prob,
+    }
+
+
+def _cut(answer: _Answer) -> list[dict[str, object]]:
+    """The answer's tokens without what they write of a stop word: it is no part of the text."""
+    written = "".join(str(token["text"]) for token in answer.tokens)
+    surplus = written[len("".join(answer.texts)) :]
+    num_characters, num_bytes = len(surplus), len(surplus.encode())
+    kept = []
+    for token in reversed(answer.tokens):
+        text, own = cast(str, token["text"]), cast(list[int], token["bytes"])
+        kept.append(
+            token
+            | {
+                "text": text[: max(0, len(text) - num_characters)],
+                "bytes": own[: max(0, len(own) - num_bytes)],
+            }
+        )
+        num_characters -= min(num_characters, len(text))
+        num_bytes -= min(num_bytes, len(own))
+    return kept[::-1]
 
 
 def _json(value: object) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import fields as fields_of
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from legokv.chunks.chunk import MAX_TOKEN_ID
 from legokv.documents.document import check_namespace
@@ -85,7 +85,10 @@ def _options(request: fields.Request, name: str, *, kind: type[Options]) -> Opti
     record = fields.require_object(request.get(name))
     names = [item.name for item in fields_of(kind)]
     fields.refuse_unknown(record, names)
-    return kind(**record)
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+    }
+    return kind(**values)
 
 
 _TEXT_ID = partial(fields.text, max_len=MAX_REQUEST_ID_LEN)

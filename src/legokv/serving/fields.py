@@ -144,6 +144,14 @@ def texts(request: Request, name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
+def whole_numbers(request: Request, name: str, *, low: int, high: int) -> tuple[int, ...]:
+    """The whole numbers of a list, each from `low` to `high`; none where it is absent."""
+    values = request.get(name, [])
+    if not isinstance(values, list | tuple):
+        raise InvalidRequest(f"{name!r} is a list, not {_kind(values)}")
+    return tuple(whole_number({name: value}, name, low=low, high=high) for value in values)
+
+
 def optional_choice(request: Request, name: str, choices: Collection[str]) -> str | None:
     """One of the choices, or None where it is absent or null."""
     value = optional_text(request, name)

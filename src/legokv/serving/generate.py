@@ -3,7 +3,7 @@
 import queue
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +11,7 @@ from functools import partial
 from legokv.built.folder import read_engine_folder
 from legokv.documents.protocol import DocumentRegistry
 from legokv.engine.naming import ChunkNaming
-from legokv.engine.request import Finished, Token
+from legokv.engine.request import Finished, Token, check_stop_token_ids
 from legokv.errors import Cancelled
 from legokv.metrics import Histogram, Sample
 from legokv.serving.answering import Reply
@@ -119,7 +119,8 @@ class GenerateService:
         if question.document_ids:
             touch = self._registry.touch
             self._in_background(partial(touch, question.namespace, question.document_ids))
-        answers = AnswersSoFar(question, self._text_of)
+        ends = {*self._naming.facts.model.eos_token_ids, *question.answering.stop_token_ids}
+        answers = AnswersSoFar(question, self._tokenizer, ends)
         with self._inbox.expect(command.request_id) as events:
             for event in self._answered(command, events, is_cancelled):
                 if isinstance(event, Token):
@@ -168,6 +169,7 @@ class GenerateService:
         self._first_tokens.observe(progress.first_token - progress.started)
 
     def _command(self, question: Question, request_id: str) -> Generate:
+        check_stop_token_ids(question.answering.stop_token_ids, self._naming.facts.model)
         asked = question.document_ids
         chunks = self._registry.chunks(question.namespace, *asked) if asked else ()
         ids = [chunk.token_ids for chunk in chunks]
@@ -195,9 +197,6 @@ class GenerateService:
         if prompt.head_ids and (question.system_text is not None or question.switches):
             pieces[0] = replace(pieces[0], persistent=False)
         return (*pieces, PromptSegment(prompt.tail_ids))
-
-    def _text_of(self, token_ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def _default_max_tokens(self, prompt: Prompt) -> int:
         left = self._naming.facts.model.context_len - prompt.num_tokens

@@ -11,6 +11,7 @@ from legokv.engine.request import (
     MAX_TOP_LOG_PROBS,
     MODES,
     AnswerOptions,
+    check_stop_words,
 )
 from legokv.engine.sampling import SamplingOptions
 from legokv.errors import InvalidRequest
@@ -38,6 +39,7 @@ _ANSWERING: dict[str, fields.Reader] = {
     "return_log_probs": fields.flag,
     "num_top_log_probs": partial(fields.whole_number, low=0, high=MAX_TOP_LOG_PROBS),
     "timeout_seconds": fields.if_given(fields.number),
+    "stop_token_ids": partial(fields.whole_numbers, low=0, high=fields.MAX_INT32),
 }
 _FIELDS: dict[str, fields.Reader] = {
     "text_input": fields.text,
@@ -118,8 +120,7 @@ def _check(values: fields.Request, settings: Settings) -> None:
         raise InvalidRequest(f"'mode' is one of {', '.join(MODES)}, not {mode[:80]!r}")
     if mode not in (None, MODES[0]) and values["link_tokens"] is not None:
         raise InvalidRequest(f"'link_tokens' belongs to mode {MODES[0]}, the request has {mode}")
-    if "" in words:
-        raise InvalidRequest(f"stop word {words.index('') + 1} of {len(words)} is empty")
+    check_stop_words(words)
 
 
 def _sampling(values: fields.Request) -> SamplingOptions:

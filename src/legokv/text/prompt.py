@@ -1,8 +1,9 @@
 """From a question and documents to a prompt's segments, in the model's own chat format.
 
 The template is rendered once, with marks in place of the request's texts, and split at the marks.
-A request's texts are never rendered and never parsed for special tokens: nothing that a user or a
-document says can end its own turn.
+A request's texts are never rendered and never parsed for control tokens: nothing that a user or a
+document says can end its own turn. Only a prompt's very first text gets the blank that some
+tokenizers put before a text; documents, which may stand anywhere, never have it.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +79,7 @@ def prompt_format(
     UnsupportedModel if the template does not write the user's message once and whole.
     """
     if not tokenizer.has_chat_template:
-        return _plain_format(tokenizer.bos_token_id)
+        return _plain_format(tokenizer.first_ids)
     render = render or tokenizer.render_chat
     without = _frame(render(ALONE), (_DOCUMENTS, _QUESTION))
     try:
@@ -107,19 +108,20 @@ def build_prompt(
     if not question.strip():
         raise InvalidRequest(f"the question is empty: {len(question)} characters, all blank")
     frame = form.without_system if system is None else form.with_system
-    head = [*form.first_ids, *tokenizer.encode_template(frame.head[0])]
+    head = tokenizer.encode_template(frame.head[0], first=True)
     if system is not None:
-        head += tokenizer.encode(system.strip())
+        head += tokenizer.encode(system.strip(), first=not head)
         head += tokenizer.encode_template(frame.head[1])
-    tail = tokenizer.encode_template(frame.before_question)
-    tail += tokenizer.encode(question.strip())
+    is_first = not (head or document_chunks)
+    tail = tokenizer.encode_template(frame.before_question, first=is_first)
+    tail += tokenizer.encode(question.strip(), first=is_first and not tail)
     tail += tokenizer.encode_template(frame.after_question)
-    return Prompt(tuple(head), tuple(map(tuple, document_chunks)), tuple(tail))
+    return Prompt((*form.first_ids, *head), tuple(map(tuple, document_chunks)), tuple(tail))
 
 
-def _plain_format(bos_token_id: int | None) -> PromptFormat:
+def _plain_format(first_ids: tuple[int, ...]) -> PromptFormat:
     return PromptFormat(
-        first_ids=() if bos_token_id is None else (bos_token_id,),
+        first_ids=first_ids,
         without_system=Frame(("",), _PLAIN_BEFORE_QUESTION, _PLAIN_AFTER_QUESTION),
         with_system=Frame(("", _BLANK_LINE), _PLAIN_BEFORE_QUESTION, _PLAIN_AFTER_QUESTION),
     )

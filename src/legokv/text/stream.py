@@ -1,80 +1,98 @@
 """Token ids to streamed text: whole characters only, and an end where a stop word begins."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-REPLACEMENT = "\ufffd"
+from legokv.text.pieces import Decode, DecodedPieces, Pieces
+from legokv.text.stop_words import StopScan, StopWords
+
+
+class TokenTexts(Protocol):
+    """What a stream needs of a tokenizer."""
+
+    def pieces(self) -> Pieces:
+        """A new list of tokens' text."""
+
+    def control_text(self, token_id: int) -> str | None:
+        """The name of a token that no text shows, "" for an id without a token; else None."""
+
+
+@dataclass(frozen=True)
+class _ByDecode:
+    """Texts by a decode alone, which shows all tokens."""
+
+    decode: Decode
+
+    def pieces(self) -> Pieces:
+        return DecodedPieces(self.decode)
+
+    def control_text(self, token_id: int) -> str | None:
+        return None
 
 
 class TextStream:
     """Text of a growing list of tokens, given out in pieces whose join is the whole text.
 
     A piece never ends inside a UTF-8 character, and text that may still turn out to begin a stop
-    word is held back. `stopped` is true once one was met; it and what follows are left out.
+    word is held back. `stopped` is true once one was met; it and what follows are left out. A stop
+    word may be, or have in it, the names of control tokens, which the text does not show.
     """
 
     def __init__(
-        self, decode: Callable[[Sequence[int]], str], stop_words: Sequence[str] = ()
+        self, texts: TokenTexts | Decode, stop_words: StopWords | Sequence[str] = ()
     ) -> None:
-        self._decode = decode
-        self._stop_words = tuple(word for word in stop_words if word)
-        self._ids: list[int] = []
-        self._context_start = 0
-        self._decoded_ids = 0
-        self._held = ""
-        self.stopped = False
+        """`texts` is a tokenizer, or a decode; `stop_words` may serve several streams."""
+        words = stop_words if isinstance(stop_words, StopWords) else StopWords(stop_words)
+        self._texts = _ByDecode(texts) if callable(texts) else texts
+        self._pieces = self._texts.pieces()
+        self._scan = StopScan(words) if words else None
+        self._may_stop = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop word was met."""
+        return self._scan is not None and self._scan.stopped
 
     def push(self, token_id: int, *, may_stop: bool = True) -> str:
         """The text that is certain after one more token; may be empty.
 
         A stop word that begins in a token pushed with `may_stop` false is text like any other.
         """
-        self._ids.append(token_id)
-        new = self._new_text(whole=True)
-        if not (new and self._stop_words):
-            return new
-        self._held += new
-        return self._release() if may_stop else self._release_all()
+        self._may_stop = may_stop
+        name = self._texts.control_text(token_id)
+        if name is not None:
+            return self._pass_control(name)
+        return self._scanned(self._pieces.push(token_id))
 
     def finish(self) -> str:
         """The text still held back, with an unfinished character as U+FFFD."""
         if self.stopped:
             return ""
-        rest, self._held = self._held, ""
-        if self._decoded_ids < len(self._ids):
-            rest += self._new_text(whole=False)
-        return rest
+        rest = self._scanned(self._pieces.finish())
+        return rest if self._scan is None or self.stopped else rest + self._scan.pass_by("")
 
-    def _new_text(self, *, whole: bool) -> str:
-        """The text of the tokens since the last; if it shall be `whole`, none of a part character.
+    def _scanned(self, new: str) -> str:
+        if self._scan is None:
+            return new
+        return self._scan.feed(new) if self._may_stop else self._scan.pass_by(new)
 
-        Tokenizers treat a first token otherwise than a later one, so a few are decoded again.
+    def _pass_control(self, name: str) -> str:
+        """Text before a control token, if a stop word ends with the token's name.
+
+        What the pieces hold is not certain by it: a decode joins the bytes on both its sides.
         """
-        before = self._decode(self._ids[self._context_start : self._decoded_ids])
-        new = self._decode(self._ids[self._context_start :])[len(before) :]
-        if whole and new.endswith(REPLACEMENT):
+        if self._scan is None:
             return ""
-        self._context_start = max(0, self._decoded_ids - 4)
-        self._decoded_ids = len(self._ids)
-        return new
-
-    def _release_all(self) -> str:
-        text, self._held = self._held, ""
+        held = self._pieces.pending()
+        if not (held and self._may_stop):
+            return self._scan.feed(name, hidden=True) if self._may_stop else self._scan.pass_by("")
+        ended = self._scan.copy()
+        text = ended.feed(held)
+        if ended.stopped:
+            return ""
+        text += ended.feed(name, hidden=True)
+        if not ended.stopped:
+            return ""
+        self._scan = ended
         return text
-
-    def _release(self) -> str:
-        places = [at for at in map(self._held.find, self._stop_words) if at >= 0]
-        if places:
-            self.stopped = True
-            text, self._held = self._held[: min(places)], ""
-            return text
-        keep = max((self._overlap(word) for word in self._stop_words), default=0)
-        text, self._held = (
-            self._held[: len(self._held) - keep],
-            self._held[len(self._held) - keep :],
-        )
-        return text
-
-    def _overlap(self, word: str) -> int:
-        """Length of the longest end of the held text that begins `word`."""
-        longest = min(len(word) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(word[:n])), 0)

@@ -1,7 +1,6 @@
 """Text to token ids and back, from a checkpoint's tokenizer.json. Does not import torch."""
 
-import hashlib
-import json
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,18 @@ from typing import Any
 import tokenizers
 
 from legokv.errors import InvalidRequest, UnsupportedModel
+from legokv.text.backends import open_backends
 from legokv.text.chat_template import Chat, ChatTemplate, Message
-from legokv.text.json_file import json_object, parsed_object, utf8_text
+from legokv.text.definition import read_definition, token_text
+from legokv.text.json_file import json_object, utf8_text
+from legokv.text.pieces import BytePieces, DecodedPieces, Pieces
+from legokv.text.token_bytes import byte_fallback_values, byte_level_bytes, is_byte_level
 
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
 )
 
@@ -24,15 +28,24 @@ class Tokenizer:
     """Encodes users' text and our own template text by different rules; see `encode`."""
 
     def __init__(self, definition: str, settings: dict[str, Any], template: str | None) -> None:
-        """`definition` is tokenizer.json's text, `settings` tokenizer_config.json's object."""
-        self._text = _backend(definition)
-        self._text.encode_special_tokens = True
-        self._template = _backend(definition)
+        """`definition` is tokenizer.json's text, `settings` tokenizer_config.json's object.
+
+        UnsupportedModel for what is no tokenizer, or declares one token twice.
+        """
+        whole = read_definition(definition, settings)
+        self._backends = open_backends(whole)
+        decoder = whole.content.get("decoder")
+        self._is_byte_level = is_byte_level(decoder)
+        self._byte_values = byte_fallback_values(decoder, self._backends.whole)
+        self._hidden = _hidden(self._backends.whole)
         self._chat_template = None if template is None else ChatTemplate(template)
         self._special = {
-            key: _token_text(settings.get(key)) for key in ("bos_token", "eos_token", "unk_token")
+            key: token_text(settings.get(key)) for key in ("bos_token", "eos_token", "unk_token")
         }
-        self.fingerprint = _fingerprint(definition)
+        self._needs_bos = bool(settings.get("add_bos_token")) or "bos_token" in (template or "")
+        self.first_ids = self._first_ids(settings)
+        """What comes before a plain text: most often the first token, or nothing."""
+        self.fingerprint = whole.fingerprint
 
     @classmethod
     def open(cls, folder: Path) -> "Tokenizer":
@@ -50,7 +63,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """One more than the highest token id, added tokens included."""
-        return max(self._text.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        return max(self._backends.whole.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @property
     def bos_token_id(self) -> int | None:
@@ -61,6 +74,16 @@ class Tokenizer:
         """The tokenizer's own end token; a model may have more (ModelConfig.eos_token_ids)."""
         token_id = self._token_id("eos_token")
         return () if token_id is None else (token_id,)
+
+    def check_named_tokens(self) -> None:
+        """UnsupportedModel for an end or first token that is needed and has no id."""
+        for key in ("eos_token", *(("bos_token",) if self._needs_bos else ())):
+            if self._special[key] is not None and self._token_id(key) is None:
+                raise UnsupportedModel(
+                    f"{key} is {self._special[key]!r}, which has no id in tokenizer.json, "
+                    "tokenizer_config.json or added_tokens.json: name one that has, or save the "
+                    "tokenizer anew, with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+                )
 
     @property
     def has_chat_template(self) -> bool:
@@ -77,21 +100,60 @@ class Tokenizer:
         return {key: text for key, text in self._special.items() if text is not None}
 
     def added_token_in(self, text: str) -> str | None:
-        """The first control token, of any kind, that is spelled in `text`; blanks are none."""
-        added = (token.content for token in self._text.get_added_tokens_decoder().values())
-        return next((token for token in added if token.strip() and token in text), None)
+        """The first control token, of any kind, that is spelled in `text`; letters are none."""
+        return next((name for name in self._backends.control_names if name in text), None)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a user's text: nothing added, and what looks like a special token stays text."""
-        return list(self._text.encode(text, add_special_tokens=False).ids)
+    def encode(self, text: str, *, first: bool = False) -> list[int]:
+        """Ids of a user's text: nothing added, and no control token whatever the text looks like.
 
-    def encode_template(self, text: str) -> list[int]:
-        """Ids of text we wrote ourselves: special tokens in it are read as such, none are added."""
-        return list(self._template.encode(text, add_special_tokens=False).ids)
+        No blank is put before it, unless it is a prompt's `first` and the tokenizer does so.
+        """
+        backends = self._backends
+        backend = backends.first_speech if first else backends.speech
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_template(self, text: str, *, first: bool = False) -> list[int]:
+        """Ids of text we wrote ourselves: control tokens in it are read as such, none are added.
+
+        `first` as in `encode`.
+        """
+        encoding = self._backends.template.encode(text, add_special_tokens=False)
+        if not first:
+            return list(encoding.ids)
+        control = self._backends.control_ids
+        places = zip(encoding.ids, encoding.offsets, strict=True)
+        start = next((at for i, (at, _) in places if i in control), len(text))
+        lead = self._backends.whole.encode(text[:start], add_special_tokens=False).ids
+        return [*lead, *self.encode_template(text[start:])]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`; incomplete UTF-8 shows as U+FFFD."""
-        return self._text.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return self._backends.whole.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def pieces(self) -> Pieces:
+        """Text by single tokens, those without text in a decode left out."""
+        if self._is_byte_level:
+            return BytePieces(self.token_bytes)
+        return DecodedPieces(self.decode, self._byte_values.keys())
+
+    def control_text(self, token_id: int) -> str | None:
+        """The name of a token that a decode leaves out, "" for an id without a token; else None."""
+        if token_id in self._hidden:
+            return self._hidden[token_id]
+        return "" if self._backends.whole.id_to_token(token_id) is None else None
+
+    def token_name(self, token_id: int) -> str:
+        """A token as the vocabulary has it, "" for an id without one."""
+        return self._backends.whole.id_to_token(token_id) or ""
+
+    def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
+        """What a token writes in a text, or as the `first` of one, in UTF-8 or a part of it."""
+        if self._is_byte_level:
+            return byte_level_bytes(self.token_name(token_id))
+        if token_id in self._byte_values:
+            return bytes([self._byte_values[token_id]])
+        alone = self.decode([token_id])
+        return (alone if first else self.decode([token_id] * 2)[len(alone) :]).encode()
 
     def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The model's own chat template filled in; InvalidRequest where the model has none."""
@@ -100,29 +162,34 @@ class Tokenizer:
         chat = Chat(tuple(messages), add_generation_prompt)
         return self._chat_template.render(chat, self.special_texts)
 
+    def _first_ids(self, settings: dict[str, Any]) -> tuple[int, ...]:
+        """As transformers does: the settings say it, else tokenizer.json's post-processor."""
+        if settings.keys() & {"add_bos_token", "add_eos_token"}:
+            bos = self.bos_token_id if settings.get("add_bos_token") else None
+            return () if bos is None else (bos,)
+        encoding = self._backends.whole.encode("a")
+        marks = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        return tuple(i for i, mark in itertools.takewhile(lambda pair: pair[1], marks))
+
     def _token_id(self, key: str) -> int | None:
         text = self._special[key]
-        return None if text is None else self._text.token_to_id(text)
+        return None if text is None else self._backends.whole.token_to_id(text)
 
 
-def _backend(definition: str) -> tokenizers.Tokenizer:
-    try:
-        backend = tokenizers.Tokenizer.from_str(definition)
-    except Exception as error:  # noqa: BLE001 - tokenizers raises the bare class
-        raise UnsupportedModel(
-            f"tokenizer.json is no tokenizer that can be read: {str(error)[:200]}"
-        ) from None
-    # A saved tokenizer may carry its trainer's length limit, which would drop text in silence.
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
+def _hidden(backend: tokenizers.Tokenizer) -> dict[int, str]:
+    tokens = backend.get_added_tokens_decoder()
+    return {token_id: token.content for token_id, token in tokens.items() if token.special}
 
 
 def _settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json's object, with what older files beside it say where it says nothing."""
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            settings.update(json_object(folder / name))
+            settings |= json_object(folder / name)
+    if "added_tokens_decoder" not in settings and (folder / "added_tokens.json").is_file():
+        ids = json_object(folder / "added_tokens.json")
+        settings["added_tokens_decoder"] = {str(i): {"content": name} for name, i in ids.items()}
     return settings
 
 
@@ -141,18 +208,3 @@ def _template_text(folder: Path, settings: dict[str, Any]) -> str | None:
             "not a text, nor a list of named ones"
         )
     return template
-
-
-def _token_text(token: Any) -> str | None:
-    """A special token's text; configs hold it bare or inside an object."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return None if content is None else str(content)
-
-
-def _fingerprint(definition: str) -> str:
-    """Hex SHA-256 over what decides ids: tokenizer.json without its length limits."""
-    content = dict(parsed_object(definition.encode(), "tokenizer.json"))
-    content.pop("truncation", None)
-    content.pop("padding", None)
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()

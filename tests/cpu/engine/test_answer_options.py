@@ -189,6 +189,39 @@ def test_a_stop_word_within_min_tokens_is_text_like_any_other(engine):
     assert word in "".join(token.text for token in answer)
 
 
+def test_a_stop_token_ends_an_answer_as_the_models_own_end_does(engine):
+    whole = list(engine.generate([[5, 6]], max_tokens=30))
+    stop = whole[7].id
+    first = next(n for n, token in enumerate(whole) if token.id == stop)
+    ends = AnswerOptions(stop_token_ids=(stop,))
+    answer = list(engine.answer(GenerateRequest([[5, 6]], 30, answering=ends)))
+    assert [token.id for token in answer] == [token.id for token in whole[: first + 1]]
+    assert answer[-1].finish_reason == "stop"
+    ids = [token.id for token in whole[:first]]
+    assert "".join(token.text for token in answer) == engine.tokenizer.decode(ids)
+
+
+def test_no_stop_token_is_drawn_before_min_tokens(engine):
+    stop = next(iter(engine.generate([[5, 6]], max_tokens=1))).id
+    ends = AnswerOptions(stop_token_ids=(stop,), min_tokens=5)
+    answer = list(engine.answer(GenerateRequest([[5, 6]], 30, answering=ends)))
+    assert all(token.id != stop for token in answer[:5])
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [
+        ((5, 384), "stop_token_ids has 384: token ids lie between 0 and 383"),
+        ((0.5,), "stop_token_ids is a whole number"),
+        (5, "stop_token_ids is a list of whole numbers"),
+        ((5,) * 129, "stop_token_ids has 129 ids, at most 128"),
+    ],
+)
+def test_stop_tokens_that_are_none_are_refused(engine, ids, reason):
+    with pytest.raises(InvalidRequest, match=reason):
+        engine.answer(GenerateRequest([[5, 6]], 3, answering=AnswerOptions(stop_token_ids=ids)))
+
+
 def drained(job):
     events = []
     while not job.queue.empty():

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_tokenizer import small_tokenizer
 
 from legokv.engine.request import Token
 from legokv.engine.sampling import TokenLogProbs
@@ -15,12 +16,25 @@ from legokv.serving.settings import Settings
 
 def answers(**fields: object) -> AnswersSoFar:
     question = question_from_fields({"text_input": b"Who?", **fields}, Settings(engine=Path("/e")))
-    return AnswersSoFar(question, lambda ids: f"<{ids[0]}>")
+    return AnswersSoFar(question, small_tokenizer(), END_IDS)
 
 
 def piece(text: str, index: int, finish_reason: str | None = None) -> Token:
     return Token(len(text), text, finish_reason, index)
 
+
+def spelled(text: str, *, ends: bool) -> list[Token]:
+    """The tokens of a text, one a byte, the last with a reason, or an end token behind it."""
+    ids = small_tokenizer().encode(text) + ([END] if ends else [])
+    reasons = (*[None] * (len(ids) - 1), "stop" if ends else "length")
+    return [
+        Token(token_id, "", reason, 0, TokenLogProbs(-0.5, ((token_id, -0.5),)))
+        for token_id, reason in zip(ids, reasons, strict=True)
+    ]
+
+
+(END,) = small_tokenizer().encode_template("<|im_end|>")
+END_IDS = (END,)
 
 MIXED = (
     piece("Or", 0),
@@ -61,11 +75,39 @@ def test_log_probs_are_rows_of_one_length_with_zeros_behind_an_answer_s_end() ->
     assert outputs["output_log_probs"] == [[-0.5, -0.75, 0, -1], [-0.25, -1.25, 0, 0]]
     assert outputs["cum_log_probs"] == [-2.25, -1.5]
     (_, second) = outputs["token_log_probs"]  # type: ignore[misc]
-    top = [{"token_id": 7, "text": "<7>", "log_prob": -0.5}]
+    names = {token_id: small_tokenizer().token_name(token_id) for token_id in (1, 5, 7)}
+
+    def entry(token_id: int, log_prob: float) -> dict[str, object]:
+        name = names[token_id]
+        told = {"token": name, "text": name, "bytes": list(name.encode())}
+        return {"token_id": token_id, **told, "log_prob": log_prob}
+
+    top = [entry(7, -0.5)]
     assert json.loads(second) == [
-        {"token_id": 1, "text": "<1>", "log_prob": -0.25, "top": top},
-        {"token_id": 5, "text": "<5>", "log_prob": -1.25, "top": top},
+        {**entry(1, -0.25), "top": top},
+        {**entry(5, -1.25), "top": top},
     ]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_texts_and_bytes_of_the_tokens_join_to_the_answer(ends: bool) -> None:
+    made = answers(return_log_probs=True, num_top_log_probs=1)
+    text = "Größe 東京"
+    for one in spelled(text, ends=ends):
+        made.add(replace(one, text=text if one.finish_reason else ""))
+    tokens = json.loads(str(made.outputs()["token_log_probs"]))
+    assert "".join(token["text"] for token in tokens) == text
+    assert bytes(byte for token in tokens for byte in token["bytes"]) == text.encode()
+    assert tokens[-1]["token"] == ("<|im_end|>" if ends else "¬")
+
+
+def test_what_tokens_write_of_a_stop_word_is_no_part_of_their_texts() -> None:
+    made = answers(return_log_probs=True, num_top_log_probs=0)
+    for one in spelled("é, 東s", ends=False):
+        made.add(replace(one, text="é, " if one.finish_reason else ""))
+    tokens = json.loads(str(made.outputs()["token_log_probs"]))
+    assert [token["text"] for token in tokens] == ["", "é", ",", " ", "", "", "", ""]
+    assert bytes(byte for token in tokens for byte in token["bytes"]) == "é, ".encode()
 
 
 def test_a_stream_has_each_piece_with_its_answer_s_number_and_no_piece_without_text() -> None:

@@ -230,12 +230,14 @@ def test_log_probs_are_given_for_each_answer_only_where_they_are_asked_for(world
     assert told["text_output"] == plain["text_output"]
     rows: Any = told["output_log_probs"]
     texts: Any = told["token_log_probs"]
+    for whole, text in zip(told["text_output"], texts, strict=True):  # type: ignore[call-overload]
+        assert "".join(token["text"] for token in json.loads(text)) == whole
     for row, text, whole in zip(rows, texts, told["cum_log_probs"], strict=True):  # type: ignore[call-overload]
         tokens = json.loads(text)
         assert [token["log_prob"] for token in tokens] + [0.0] * (len(row) - len(tokens)) == row
         assert sum(row) == whole
         for token in tokens:
-            assert token["text"] == world.tokenizer.decode([token["token_id"]])
+            assert token["token"] == world.tokenizer.token_name(token["token_id"])
             assert len(token["top"]) == 2
             assert token["top"][0]["log_prob"] >= token["top"][1]["log_prob"]
 
@@ -267,6 +269,16 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ({"text_input": b"x" * 201}, "'text_input' has 201 bytes, at most 200 are taken"),
         ({"system_text": b"\xc3"}, "'system_text' is not UTF-8: byte 0xc3 at offset 0 of 1"),
         ({"stop_words": [b"a", b""]}, "stop word 2 of 2 is empty"),
+        ({"stop_words": [b"a"] * 129}, "stop_words has 129 words, at most 128 are taken"),
+        (
+            {"stop_words": ["é".encode() * 1024, b"a" * 2049]},
+            "stop_words has 4097 bytes together, at most 4096 are taken",
+        ),
+        ({"stop_token_ids": [5, 384]}, "stop_token_ids has 384: token ids lie between 0 and 383"),
+        ({"stop_token_ids": [-1]}, "'stop_token_ids' is -1, outside 0"),
+        ({"stop_token_ids": 5}, "'stop_token_ids' is a list, not a whole number"),
+        ({"stop_token_ids": [0.5]}, "'stop_token_ids' is a whole number, not a fraction"),
+        ({"stop_token_ids": [5] * 129}, "stop_token_ids has 129 ids, at most 128 are taken"),
         ({"max_tokens": 0}, "'max_tokens' is 0, outside 1 to"),
         ({"link_tokens": -1}, "'link_tokens' is -1, outside 0 to"),
         ({"mode": b"fast"}, "'mode' is one of legolink, legolink-0, full, not 'fast'"),

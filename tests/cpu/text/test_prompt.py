@@ -1,5 +1,7 @@
 import pytest
-from small_tokenizer import CHATML, small_tokenizer
+from sentencepiece_like import FORMS, LLAMA, sentencepiece_backend, sentencepiece_tokenizer
+from small_tokenizer import CHATML, small_backend, small_tokenizer
+from tokenizers import pre_tokenizers, processors
 
 from legokv.documents.cut import cut, document_token_ids
 from legokv.errors import InvalidRequest, UnsupportedModel
@@ -13,8 +15,11 @@ NO_SYSTEM = (
 )
 
 
-def chat(question="Why?", texts=(), system=None, template=CHATML, bos=None):
-    tokenizer = small_tokenizer(template, bos)
+def chat(question="Why?", texts=(), system=None, template=CHATML, bos=None, **settings):
+    return asked(small_tokenizer(template, bos, **settings), question, texts, system)
+
+
+def asked(tokenizer, question="Why?", texts=(), system=None):
     chunks = [document_token_ids(text, tokenizer) for text in texts]
     prompt = build_prompt(tokenizer, prompt_format(tokenizer), question, chunks, system)
     return tokenizer, prompt
@@ -119,10 +124,66 @@ def test_a_model_without_a_template_gets_question_and_answer_lines():
     assert spell(tokenizer, prompt.tail_ids) == "Question: Who?\nAnswer:"
 
 
-def test_a_model_without_a_template_starts_with_its_own_first_token():
-    tokenizer, prompt = chat("Who?", template=None, bos="<s>", system="Be brief.")
+def test_a_model_without_a_template_starts_with_the_first_token_that_its_settings_say():
+    of_system = {"template": None, "bos": "<s>", "system": "Be brief."}
+    tokenizer, prompt = chat("Who?", add_bos_token=True, **of_system)
     assert spell(tokenizer, prompt.head_ids) == "<s>Be brief.\n\n"
     assert prompt.head_ids[:1] == (tokenizer.bos_token_id,)
+    _, without = chat("Who?", add_bos_token=False, **of_system)
+    assert without.head_ids == prompt.head_ids[1:]
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_where_the_settings_say_nothing_the_post_processor_says_what_comes_first(says):
+    backend = small_backend()
+    if says:
+        first = backend.token_to_id("<s>")
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A <|im_end|>",
+            special_tokens=[("<s>", first), ("<|im_end|>", backend.token_to_id("<|im_end|>"))],
+        )
+    tokenizer = Tokenizer(backend.to_str(), {"bos_token": "<s>"}, None)
+    _, prompt = asked(tokenizer, "Who?")
+    assert prompt.head_ids == ((tokenizer.bos_token_id,) if says else ())
+    _, told_otherwise = asked(
+        Tokenizer(backend.to_str(), {"bos_token": "<s>", "add_bos_token": not says}, None)
+    )
+    assert told_otherwise.head_ids == (() if says else (tokenizer.bos_token_id,))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("template", [LLAMA, "<s>" + LLAMA, "{{ '<s>a' }}" + LLAMA, "a" + LLAMA])
+@pytest.mark.parametrize("system", [None, "BCD"])
+def test_no_blank_is_at_a_seam_that_the_filled_in_template_has_not(form, template, system):
+    tokenizer = sentencepiece_tokenizer(form, template.replace("{{ bos_token }}", ""))
+    _, prompt = asked(tokenizer, "Who?", ["A doc.", "B doc."], system)
+    text = "A doc.\n\nB doc.\n\nWho?"
+    messages = [{"role": "system", "content": system}] if system else []
+    rendered = tokenizer.render_chat([*messages, {"role": "user", "content": text}])
+    joined = [token for ids in (*prompt.chunks, prompt.tail_ids) for token in ids]
+    assert spell(tokenizer, joined) == rendered
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prompts_first_text_has_the_blank_that_its_tokenizer_puts_before_a_text(form):
+    settings = {"add_bos_token": True}
+    tokenizer = sentencepiece_tokenizer(form, None, **settings)
+    backend = sentencepiece_backend(form)
+    expected = backend.encode("Question: Who?\nAnswer:", add_special_tokens=False).ids
+    _, prompt = asked(tokenizer, "Who?")
+    assert prompt.tail_ids == tuple(expected)
+    _, behind_a_document = asked(tokenizer, "Who?", ["A doc."])
+    assert spell(tokenizer, behind_a_document.tail_ids).lstrip() == "Question: Who?\nAnswer:"
+    assert len(behind_a_document.tail_ids) == len(expected) - (form != "never")
+
+
+def test_a_byte_level_tokenizer_that_puts_a_blank_before_a_text_puts_it_before_the_first():
+    backend = small_backend()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer = Tokenizer(backend.to_str(), {}, None)
+    _, prompt = asked(tokenizer, "Who?", ["A doc."], system="Be brief.")
+    joined = [token for ids in (*prompt.chunks, prompt.tail_ids) for token in ids]
+    assert spell(tokenizer, joined) == " Be brief.\n\nA doc.\n\nQuestion: Who?\nAnswer:"
 
 
 def test_without_documents_head_and_tail_stand_alone():
