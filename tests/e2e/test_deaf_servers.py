@@ -1,0 +1,50 @@
+"""A server that does not answer says so, and is started again, whatever of it is lost or stopped."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from killing import next_events
+from server import RunningServer, serving
+from test_readiness import health
+
+from legokv.serving.triton.processes import child_processes, model_of
+
+SEEN_SECONDS = 15
+
+
+def wait_for_ready(server: RunningServer, status: int) -> None:
+    deadline = time.monotonic() + SEEN_SECONDS
+    while health(server.http, "ready") != status:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_whatever_is_lost_or_stops_is_told_and_started_again(
+    engine_folder: Path, tmp_path: Path
+) -> None:
+    with serving(engine_folder, tmp_path, probe_seconds=1, deaf_seconds=2) as server:
+        triton, *_ = server.processes()
+        (front,) = child_processes(server.process.pid) - {triton}
+
+        os.kill(front, signal.SIGKILL)
+        time.sleep(1)
+        wait_for_ready(server, 200)
+        assert server.ask(text_input="Who?", max_tokens=2)["generated_tokens"] == 2
+        assert server.processes()[0] == triton
+
+        os.kill(triton, signal.SIGKILL)
+        lost, again = next_events(server.process, 2)
+        assert (lost["event"], again["event"]) == ("restarting", "ready")
+        assert lost["reason"] == "the server ended with status -9"
+        assert server.ask(text_input="Who?", max_tokens=2)["generated_tokens"] == 2
+
+        engine = next(pid for pid in server.processes() if model_of(pid) == "engine")
+        os.kill(engine, signal.SIGSTOP)
+        wait_for_ready(server, 503)
+        deaf, again = next_events(server.process, 2)
+        assert (deaf["event"], again["event"]) == ("restarting", "ready")
+        assert deaf["reason"].startswith("no question was answered for ")
+        assert health(server.http, "ready") == 200
+        assert server.ask(text_input="Who?", max_tokens=2)["generated_tokens"] == 2
