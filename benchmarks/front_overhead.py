@@ -7,20 +7,36 @@
 
 import argparse
 import json
+import queue
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from socket import AF_UNIX, socket
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "client"))
-from connection import Server
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import triton_to_np_dtype
 
 FIELDS = {"text_input": "Who keeps the lighthouse?", "max_tokens": 4, "stream": True}
+FINAL = "triton_final_response"
 BODY = json.dumps(FIELDS).encode()
+
+
+def _input(name: str, kind: str, value: object) -> triton.InferInput:
+    made = triton.InferInput(name, [1, 1], kind)
+    made.set_data_from_numpy(np.array([[value]], triton_to_np_dtype(kind)))
+    return made
+
+
+INPUTS = [
+    _input("text_input", "BYTES", FIELDS["text_input"]),
+    _input("max_tokens", "INT32", FIELDS["max_tokens"]),
+    _input("stream", "BOOL", True),
+]
 
 
 class SocketConnection(HTTPConnection):
@@ -46,13 +62,19 @@ def first_by_http(connection: HTTPConnection) -> float:
     return seconds
 
 
-def first_by_grpc(server: Server) -> float:
+def first_by_grpc(client: triton.InferenceServerClient) -> float:
+    """The same of the first message of a stream of its own."""
+    replies: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
     started = time.perf_counter()
-    replies = server.answers(dict(FIELDS))
-    next(replies)
+    client.start_stream(lambda result, error: replies.put((result, error)))
+    client.async_stream_infer("generate", INPUTS)
+    result, error = replies.get()
     seconds = time.perf_counter() - started
-    for _ in replies:
-        pass
+    while error is None and not result.get_response().parameters[FINAL].bool_param:
+        result, error = replies.get()
+    if error is not None:
+        raise error
+    client.stop_stream()
     return seconds
 
 
@@ -84,8 +106,8 @@ def main() -> None:
     arguments = parser.parse_args()
     http_past = SocketConnection(str(arguments.sockets / "http"))
     http_through = HTTPConnection("127.0.0.1", arguments.http_port)
-    grpc_past = Server(f"unix:{arguments.sockets}/grpc:{arguments.grpc_port}", "default")
-    grpc_through = Server(f"127.0.0.1:{arguments.grpc_port}", "default")
+    grpc_past = triton.InferenceServerClient(f"unix:{arguments.sockets}/grpc:{arguments.grpc_port}")
+    grpc_through = triton.InferenceServerClient(f"127.0.0.1:{arguments.grpc_port}")
     ways = (http_past, http_through), (grpc_past, grpc_through)
     for name, first, (past, through) in zip(
         ("HTTP", "gRPC"), (first_by_http, first_by_grpc), ways, strict=True

@@ -1,4 +1,4 @@
-"""A server that does not answer says so, and is started again, whatever of it is lost or stopped."""
+"""A server that does not answer says so and is started again, whatever of it is lost or stops."""
 
 import os
 import signal

@@ -1,0 +1,197 @@
+"""What reaches Triton through the front over gRPC, and what comes back of it."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from paths import ROOT
+from tritonclient.grpc import service_pb2
+
+from legokv.serving.front.bounds import Bounds
+from legokv.serving.front.grpc_front import SERVICE, GrpcFront, listening
+from legokv.serving.front.internals import Internals
+from legokv.serving.front.state import State
+from legokv.serving.front.tensor_check import models_in
+
+LEAK = "Failed to increase the shared memory pool size for key 'legokv_1_a'"
+LIMIT = 100_000
+
+
+@dataclass
+class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers each request with one reply of the same id, or with `error`."""
+
+    error: str = ""
+    heard: list[bytes] = field(default_factory=list)
+    num_ended: int = 0
+
+    def service(self, details: Any) -> Any:
+        if details.method.endswith("ModelStreamInfer"):
+            return grpc.stream_stream_rpc_method_handler(self.stream)
+        return grpc.unary_unary_rpc_method_handler(self.unary)
+
+    async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        try:
+            async for body in requests:
+                self.heard.append(body)
+                reply = service_pb2.ModelStreamInferResponse(error_message=self.error)
+                reply.infer_response.id = service_pb2.ModelInferRequest.FromString(body).id
+                yield reply.SerializeToString()
+        finally:
+            self.num_ended += 1
+
+    async def unary(self, body: bytes, context: Any) -> bytes:
+        self.heard.append(body)
+        if self.error:
+            await context.abort(grpc.StatusCode.INTERNAL, self.error)
+        return body
+
+
+@dataclass
+class Running:
+    channel: grpc.aio.Channel
+    triton: FakeTriton
+    state: State
+
+    def call(self, name: str, body: bytes) -> Awaitable[bytes]:
+        call: Awaitable[bytes] = self.channel.unary_unary(f"/{SERVICE}/{name}")(body)
+        return call
+
+    async def stream(self, *bodies: bytes) -> list[Any]:
+        call = self.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+        for body in bodies:
+            await call.write(body)
+        await call.done_writing()
+        return [service_pb2.ModelStreamInferResponse.FromString(reply) async for reply in call]
+
+
+def run(folder: Path, trial: Callable[[Running], Awaitable[None]]) -> None:
+    """The trial, with a front between it and a server that remembers."""
+
+    async def main() -> None:
+        triton, state = FakeTriton(), State(answering=True)
+        behind = grpc.aio.server()
+        behind.add_generic_rpc_handlers((triton,))
+        behind.add_insecure_port(f"unix:{folder}/grpc")
+        await behind.start()
+        models = models_in(ROOT / "model_repo")
+        front = GrpcFront(f"unix:{folder}/grpc", models, Internals(()), state)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        server = await listening(front, "127.0.0.1", port, Bounds(LIMIT, connections=8))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await trial(Running(channel, triton, state))
+        await server.stop(None)
+        await front.close()
+        await behind.stop(None)
+
+    asyncio.run(main())
+
+
+def question(request_id: str = "a", shape: tuple[int, ...] = (1, 1)) -> bytes:
+    made = service_pb2.ModelInferRequest(model_name="generate", id=request_id)
+    made.inputs.add(name="text_input", datatype="BYTES", shape=shape)
+    made.raw_input_contents.append(b"\4\0\0\0Who?")
+    return bytes(made.SerializeToString())
+
+
+def test_a_refused_request_ends_no_other_of_its_stream(tmp_path: Path) -> None:
+    async def trial(front: Running) -> None:
+        bodies = question("a"), question("b", shape=(2, 1)), b"\xff\xff", question("c")
+        replies = await front.stream(*bodies)
+        errors = {reply.infer_response.id: reply.error_message for reply in replies}
+        assert set(errors) == {"a", "b", "", "c"}
+        assert errors["a"] == errors["c"] == ""
+        assert errors["b"] == "text_input has shape [2, 1], [1, 1] is taken (-1: any)"
+        assert errors[""].startswith("not a ModelInferRequest")
+        assert front.triton.heard == [question("a"), question("c")]
+
+    run(tmp_path, trial)
+
+
+def test_errors_that_name_what_is_inside_are_replaced(tmp_path: Path) -> None:
+    async def trial(front: Running) -> None:
+        front.triton.error = LEAK
+        (reply,) = await front.stream(question())
+        assert reply.error_message == "an internal error; the server's log has it"
+        assert reply.infer_response.id == "a"
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await front.call("ModelInfer", question())
+        assert raised.value.details() == "an internal error; the server's log has it"
+        front.triton.error = "max_tokens is 0"
+        assert (await front.stream(question()))[0].error_message == "max_tokens is 0"
+
+    run(tmp_path, trial)
+
+
+def test_what_clients_need_passes_and_what_harms_does_not(tmp_path: Path) -> None:
+    async def trial(front: Running) -> None:
+        named = service_pb2.ModelConfigRequest(name="generate").SerializeToString()
+        assert await front.call("ModelConfig", named) == named
+        other = service_pb2.ModelConfigRequest(name="engine").SerializeToString()
+        for name, body, code in (
+            ("ModelConfig", other, "NOT_FOUND"),
+            ("ModelConfig", b"\xff", "INVALID_ARGUMENT"),
+            ("SystemSharedMemoryRegister", b"", "PERMISSION_DENIED"),
+            ("LogSettings", b"", "PERMISSION_DENIED"),
+            ("ModelStatistics", b"", "PERMISSION_DENIED"),
+            ("Unheard", b"", "UNIMPLEMENTED"),
+            ("ModelInfer", b" " * (LIMIT + 1), "RESOURCE_EXHAUSTED"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await front.call(name, body)
+            assert raised.value.code().name == code
+        assert front.triton.heard == [named]
+
+    run(tmp_path, trial)
+
+
+def test_a_client_that_cancels_cancels_at_triton(tmp_path: Path) -> None:
+    async def trial(front: Running) -> None:
+        call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+        await call.write(question())
+        await call.read()
+        assert front.triton.num_ended == 0
+        call.cancel()
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            if front.triton.num_ended:
+                break
+        assert front.triton.num_ended == 1
+
+    run(tmp_path, trial)
+
+
+def test_readiness_and_refusals_are_the_front_s(tmp_path: Path) -> None:
+    async def trial(front: Running) -> None:
+        for ready in (True, False):
+            front.state.answering = ready
+            reply = service_pb2.ServerReadyResponse.FromString(await front.call("ServerReady", b""))
+            assert reply.ready is ready
+        front.state.refusal = "the server is stopping"
+        (reply,) = await front.stream(question())
+        assert reply.error_message == "the server is stopping"
+        assert front.triton.heard == []
+
+    run(tmp_path, trial)
+
+
+def test_a_server_that_is_gone_is_told_as_something_to_try_later(tmp_path: Path) -> None:
+    async def main() -> None:
+        front = GrpcFront(f"unix:{tmp_path}/none", {}, Internals(()), State())
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        server = await listening(front, "127.0.0.1", port, Bounds(LIMIT, connections=8))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError, match="ask again in a few seconds") as raised:
+                await channel.unary_unary(f"/{SERVICE}/ServerLive")(b"")
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        await server.stop(None)
+        await front.close()
+
+    asyncio.run(main())
