@@ -80,9 +80,10 @@ async def _run(settings: Settings, brief: Brief) -> None:
     probe = Probe(upstream, state, brief.probe_id, settings.probe_seconds)
     tasks = [asyncio.create_task(probe.run()), asyncio.create_task(_beat(probe))]
     if settings.expose_triton == "off":
-        http = HttpFront(limits, upstream, internals, state)
+        models = models_in(Path(brief.models))
+        http = HttpFront(limits, upstream, internals, state, models)
         metrics = MetricsFront(Upstream(brief.metrics))
-        grpc_front = GrpcFront(brief.grpc, models_in(Path(brief.models)), internals, state)
+        grpc_front = GrpcFront(brief.grpc, models, internals, state)
         tasks.append(serve_http(http, limits, _bound(settings.host, settings.http_port)))
         tasks.append(serve_http(metrics, limits, _bound(settings.host, settings.metrics_port)))
         server = await listening(grpc_front, settings.host, settings.grpc_port, limits)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -23,6 +24,8 @@ _CODES = {
 }
 # The first byte of a ModelStreamInferResponse that has an error message.
 _ERROR_TAG = b"\x0a"
+# The two HealthCheckResponses of gRPC's own health protocol: field 1 is 1 or 2.
+_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
 _OPEN = ("ServerMetadata", "ModelMetadata", "ModelConfig", "ModelReady", "ServerLive")
 _NAMED = {
     "ModelMetadata": service_pb2.ModelMetadataRequest,
@@ -63,6 +66,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             f"/{SERVICE}/ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream),
             f"/{SERVICE}/ModelInfer": _unary(self._passed("ModelInfer", self._check_infer)),
             f"/{SERVICE}/ServerReady": _unary(self._ready),
+            "/grpc.health.v1.Health/Check": _unary(self._health),
             **{f"/{SERVICE}/{n}": _unary(self._passed(n, self._named(n))) for n in _OPEN},
             **{f"/{SERVICE}/{n}": _unary(_closed(n)) for n in _CLOSED},
         }
@@ -77,6 +81,9 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
     async def _ready(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
         reply = service_pb2.ServerReadyResponse(ready=self._state.ready)
         return bytes(reply.SerializeToString())
+
+    async def _health(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        return _SERVING if self._state.ready else _NOT_SERVING
 
     def _passed(self, name: str, check: Callable[[bytes], None]) -> Unary:
         upstream = self._channel.unary_unary(f"/{SERVICE}/{name}")
@@ -145,19 +152,25 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         upstream: Any,
         write: Callable[[bytes], Awaitable[None]],
     ) -> None:
-        async for body in requests:
-            request_id = ""
-            try:
-                request = parse_request(body)
-                request_id = request.id
-                self._state.check_taking()
-                check_request(request, self._models)
-            except LegokvError as error:
-                RequestLine("front").failed(error)
-                await write(_stream_error(str(error), request_id))
-            else:
-                await upstream.write(body)
-        await upstream.done_writing()
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # whoever reads tells
+            async for body in requests:
+                await self._ask(body, upstream, write)
+            await upstream.done_writing()
+
+    async def _ask(
+        self, body: bytes, upstream: Any, write: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        request_id = ""
+        try:
+            request = parse_request(body)
+            request_id = request.id
+            self._state.check_taking()
+            check_request(request, self._models)
+        except LegokvError as error:
+            RequestLine("front").failed(error)
+            await write(_stream_error(str(error), request_id))
+        else:
+            await upstream.write(body)
 
     def _checked(self, reply: bytes) -> bytes:
         """A reply of a stream, its error replaced if it names what is inside."""

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import logging
 import zlib
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -19,16 +20,20 @@ from legokv.errors import (
     RequestTooLarge,
 )
 from legokv.serving.front import bounds
-from legokv.serving.front.internals import STARTING, Internals, is_unreadable_body
+from legokv.serving.front.infer_check import check_infer
+from legokv.serving.front.internals import FAULT, STARTING, Internals, is_unreadable_body
 from legokv.serving.front.json_bounds import check_json
 from legokv.serving.front.routes import Kind, kind_of
 from legokv.serving.front.state import State
+from legokv.serving.front.tensor_check import Model
 from legokv.serving.front.upstream import Upstream
 from legokv.serving.log import RequestLine
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+log = logging.getLogger(__name__)
 
 _LENGTH = b"inference-header-content-length"
 _PASSED_ON = (b"content-type", _LENGTH)
@@ -53,6 +58,7 @@ class HttpFront:
     upstream: Upstream
     internals: Internals
     state: State
+    models: Mapping[str, Model]
     _held: _Held = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +73,10 @@ class HttpFront:
             return
         except LegokvError as error:
             await request.refuse(error)
+        except Exception:
+            # The boundary of one request: a fault of ours reaches its client and the log alone.
+            log.exception("a fault in a request at the front")
+            await request.refuse(LegokvError(FAULT))
         finally:
             self._held.num_bytes -= request.num_bytes_held
 
@@ -96,7 +106,11 @@ class _Request:
         if kind in (Kind.INFER, Kind.GENERATE):
             state.check_taking()
             body = await self._body()
-            check_json(self._json_part(kind, body))
+            text = self._json_part(kind, body)
+            check_json(text)
+            if kind is Kind.INFER:
+                model = self._front.models[self._path.split("/")[3]]
+                check_infer(text, model, len(body) - len(text))
         await self._pass_on(body)
 
     async def refuse(self, error: LegokvError) -> None:

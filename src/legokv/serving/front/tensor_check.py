@@ -4,7 +4,7 @@ Triton 24.10 refuses a wrong shape itself, but keeps the client's descriptor for
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from legokv.serving.front.routes import MODELS
 
 MAX_ELEMENTS = 65_536
 """Most elements of one tensor."""
+MAX_PARAMETERS = 64
 _SHARED_MEMORY = "shared_memory"
 _BYTES = "BYTES"
 _ITEM_BYTES = {"BOOL": 1, "INT32": 4, "FP32": 4, "INT64": 8, "UINT64": 8, "FP64": 8}
@@ -76,34 +77,39 @@ def check_request(request: Any, models: Mapping[str, Model]) -> None:
         raise NotFound(
             f"there is no model {request.model_name[:200]!r} here: {' and '.join(models)} are"
         )
-    _check_names(request, model)
+    check_names(request.inputs, request.outputs, model)
+    for output in request.outputs:
+        _check_parameters(output)
+        if output.parameters:
+            raise InvalidRequest(f"output {output.name!r} takes no parameters")
+    if len(request.parameters) > MAX_PARAMETERS:
+        raise InvalidRequest(f"{len(request.parameters)} parameters, at most {MAX_PARAMETERS} fit")
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(f"{len(raw)} raw contents come with {len(request.inputs)} inputs")
     for index, tensor in enumerate(request.inputs):
         _check_parameters(tensor)
-        count = _check_shape(tensor, model.inputs[tensor.name])
+        count = check_shape(tensor, model.inputs[tensor.name])
         if raw:
             _check_raw(tensor, raw[index], count)
         else:
             _check_contents(tensor, count)
 
 
-def _check_names(request: Any, model: Model) -> None:
-    names = [tensor.name for tensor in request.inputs]
+def check_names(inputs: Sequence[Any], outputs: Sequence[Any], model: Model) -> None:
+    """InvalidRequest unless these are inputs and outputs of the model, none missing or twice."""
+    names = [tensor.name for tensor in inputs]
     _check_known(names, model.inputs, "input")
     missing = [n for n, item in model.inputs.items() if not item.optional and n not in names]
     if missing:
         raise InvalidRequest(f"input {missing[0]!r} is missing")
-    _check_known([output.name for output in request.outputs], model.outputs, "output")
-    for output in request.outputs:
-        _check_parameters(output)
-        if output.parameters:
-            raise InvalidRequest(f"output {output.name!r} takes no parameters")
+    _check_known([output.name for output in outputs], model.outputs, "output")
 
 
 def _check_known(names: list[str], taken_names: Iterable[str], noun: str) -> None:
     choices = sorted(taken_names)
+    if len(names) > len(choices):
+        raise InvalidRequest(f"{len(names)} {noun}s are given, there are {len(choices)}")
     for name in names:
         if name not in choices:
             raise InvalidRequest(f"unknown {noun} {name[:100]!r}; known are {', '.join(choices)}")
@@ -117,7 +123,7 @@ def _check_parameters(tensor: Any) -> None:
             raise InvalidRequest(f"{tensor.name!r} lies in shared memory, which is closed here")
 
 
-def _check_shape(tensor: Any, want: Input) -> int:
+def check_shape(tensor: Any, want: Input) -> int:
     """How many elements the tensor has."""
     shape = tuple(tensor.shape)
     if tensor.datatype != want.datatype:

@@ -8,13 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from paths import ROOT
+
 from legokv.serving.front.__main__ import serve_http
 from legokv.serving.front.bounds import Bounds
 from legokv.serving.front.http_app import HttpFront
 from legokv.serving.front.internals import Internals
 from legokv.serving.front.state import State
+from legokv.serving.front.tensor_check import models_in
 from legokv.serving.front.upstream import Upstream
 
+MODELS = models_in(ROOT / "model_repo")
 OK = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{"text": "x"}'
 
 
@@ -81,7 +85,8 @@ def running_front(folder: Path, limits: Bounds) -> Iterator[Running]:
         path = str(folder / "http")
         await asyncio.start_unix_server(triton.serve, path)
         upstream = Upstream(path)
-        serving = serve_http(HttpFront(limits, upstream, Internals(()), state), limits, bound)
+        app = HttpFront(limits, upstream, Internals(()), state, MODELS)
+        serving = serve_http(app, limits, bound)
         ready.set()
         try:
             await serving

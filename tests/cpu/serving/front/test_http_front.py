@@ -17,6 +17,8 @@ GENERATE = "/v2/models/generate/generate"
 STREAM = "/v2/models/generate/generate_stream"
 INFER = "/v2/models/documents/infer"
 LIMIT = 100_000
+TENSOR = {"name": "request", "shape": [1], "datatype": "BYTES"}
+REQUEST = json.dumps({"inputs": [{**TENSOR, "data": ["{}"]}]}).encode()
 
 
 @pytest.fixture
@@ -86,9 +88,10 @@ def test_tiny_chunks_are_refused_and_large_ones_are_not(front: Running) -> None:
     answer = front.ask(head + b"1\r\n \r\n" * 5000 + b"0\r\n\r\n")
     assert b"64 on average" in answer
     assert front.triton.heard == []
-    some = front.ask(head + b"1\r\n \r\n" * 500 + b"2\r\n{}\r\n0\r\n\r\n")
+    last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(REQUEST), REQUEST)
+    some = front.ask(head + b"1\r\n \r\n" * 500 + last)
     assert b" 200 OK" in some
-    assert front.triton.heard[0].endswith(b" {}")
+    assert front.triton.heard[0].endswith(b"  " + REQUEST)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +122,9 @@ def test_what_two_parsers_could_read_in_two_ways_is_refused(front: Running, line
 
 
 def test_tensors_behind_json_are_passed_on_and_only_the_json_is_looked_at(front: Running) -> None:
-    json_part, raw = b'{"inputs":[]}', b"[" * 90_000
+    raw = b"[" * 90_000
+    tensor = {**TENSOR, "parameters": {"binary_data_size": len(raw)}}
+    json_part = json.dumps({"inputs": [tensor]}).encode()
     headers = f"Inference-Header-Content-Length: {len(json_part)}"
     assert front.post(INFER, json_part + raw, headers)[0] == 200
     assert front.triton.heard[0].endswith(raw)
@@ -127,6 +132,51 @@ def test_tensors_behind_json_are_passed_on_and_only_the_json_is_looked_at(front:
         status, _ = front.post(INFER, raw, f"Inference-Header-Content-Length: {value}")
         assert status == 400
     assert front.post(GENERATE, json_part + raw, headers)[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ([{**TENSOR, "shape": [2]}], "request has shape [2], [1] is taken"),
+        ([{**TENSOR, "shape": [2**63]}], "no list of whole numbers"),
+        ([{**TENSOR, "shape": [-1]}], "no list of whole numbers"),
+        ([{**TENSOR, "shape": [[1]]}], "no list of whole numbers"),
+        ([{**TENSOR, "datatype": "FP32"}], "type 'FP32', BYTES is taken"),
+        ([{**TENSOR, "datatype": 3}], "name and datatype are texts"),
+        ([{**TENSOR, "name": "command"}], "unknown input 'command'; known are request"),
+        ([TENSOR, TENSOR], "2 inputs are given, there are 1"),
+        ([{**TENSOR, "parameters": {"shared_memory_region": "evil"}}], "closed here"),
+        ([{**TENSOR, "parameters": {"binary_data_size": 10**9}}], "0 bytes come with them"),
+        ([{**TENSOR, "parameters": {"binary_data_size": -1}}], "0 bytes come with them"),
+        ([7], "no object"),
+        (7, "inputs is no list"),
+        ([], "'request' is missing"),
+    ],
+)
+def test_tensors_that_are_not_the_config_s_end_at_the_front(
+    front: Running, inputs: object, reason: str
+) -> None:
+    status, answer = front.post(INFER, json.dumps({"inputs": inputs}).encode())
+    assert status == 400
+    assert reason in error(answer)
+    assert front.triton.heard == []
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"inputs":[{}],' + REQUEST[1:], "twice"),
+        (REQUEST + b"x", "not JSON"),
+        (b'{"inputs":"\xff"}', "not JSON"),
+        (b"7", "no object with inputs"),
+    ],
+)
+def test_json_that_two_parsers_could_read_in_two_ways_ends_at_the_front(
+    front: Running, body: bytes, reason: str
+) -> None:
+    status, answer = front.post(INFER, body)
+    assert (status, reason in error(answer)) == (400, True)
+    assert front.triton.heard == []
 
 
 def test_an_error_that_names_what_is_inside_is_replaced(front: Running) -> None:
