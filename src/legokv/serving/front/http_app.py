@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-import aiohttp
-
 from legokv.errors import (
     AnswerBroken,
     Busy,
@@ -26,7 +24,7 @@ from legokv.serving.front.json_bounds import check_json
 from legokv.serving.front.routes import Kind, kind_of
 from legokv.serving.front.state import State
 from legokv.serving.front.tensor_check import Model
-from legokv.serving.front.upstream import Upstream
+from legokv.serving.front.upstream import Response, Upstream
 from legokv.serving.log import RequestLine
 
 Message = MutableMapping[str, Any]
@@ -37,7 +35,7 @@ log = logging.getLogger(__name__)
 
 _LENGTH = b"inference-header-content-length"
 _PASSED_ON = (b"content-type", _LENGTH)
-_PASSED_BACK = ("Content-Type", "Content-Length", "Inference-Header-Content-Length")
+_PASSED_BACK = (b"content-type", b"content-length", _LENGTH)
 _STATUS = {"INVALID_ARG": HTTPStatus.BAD_REQUEST, "UNAVAILABLE": HTTPStatus.SERVICE_UNAVAILABLE}
 _EVENT_OF_ERROR = b'data: {"error"'
 
@@ -93,6 +91,7 @@ class _Request:
         self._path = scope["raw_path"].decode("ascii", "replace")
         self._begun = False
         self._more_body = True
+        self._client_left = False
         self.num_bytes_held = 0
 
     async def answer(self) -> None:
@@ -206,21 +205,25 @@ class _Request:
             for key, value in self._headers
             if key in _PASSED_ON
         }
-        method = self._scope["method"]
-        passing = asyncio.ensure_future(self._answered(method, headers, body))
-        leaving = asyncio.ensure_future(self._client_leaves())
+        asking = asyncio.current_task()
+        assert asking is not None, "uvicorn runs each request in a task"
+        leaving = asyncio.ensure_future(self._client_leaves(asking))
         try:
-            await asyncio.wait((passing, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not passing.done():
-                raise AnswerBroken("the client or the server is gone")
-            passing.result()
+            await self._answered(self._scope["method"], headers, body)
+        except asyncio.CancelledError:
+            if not self._client_left:
+                raise
+            asking.uncancel()
+            raise AnswerBroken("the client is gone") from None
         finally:
-            passing.cancel()
             leaving.cancel()
 
-    async def _client_leaves(self) -> None:
+    async def _client_leaves(self, asking: "asyncio.Task[Any]") -> None:
+        """Cancel the task when its client has gone away."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._client_left = True
+        asking.cancel()
 
     async def _answered(self, method: str, headers: dict[str, str], body: bytes) -> None:
         try:
@@ -229,7 +232,7 @@ class _Request:
                     await self._error(response.status, await response.read())
                 else:
                     await self._pass_back(response)
-        except aiohttp.ClientError:
+        except OSError:
             if self._begun:
                 # The client must not take what it has for all of it.
                 raise ConnectionResetError(
@@ -237,15 +240,12 @@ class _Request:
                 ) from None
             raise Busy(STARTING) from None
 
-    async def _pass_back(self, response: aiohttp.ClientResponse) -> None:
-        kept = [
-            (name.lower().encode(), response.headers[name].encode("latin-1"))
-            for name in _PASSED_BACK
-            if name in response.headers
-        ]
+    async def _pass_back(self, response: Response) -> None:
+        kept = [(name, response.headers[name]) for name in _PASSED_BACK if name in response.headers]
         await self._begin(response.status, kept)
-        events = _Events() if response.content_type == "text/event-stream" else None
-        async for part in response.content.iter_any():
+        streamed = response.headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        events = _Events() if streamed else None
+        async for part in response.parts():
             if events is not None:
                 part = self._checked(events.whole(part))
             if part:

@@ -3,8 +3,6 @@
 from http import HTTPStatus
 from typing import Any
 
-import aiohttp
-
 from legokv.serving.front.http_app import Receive, Send
 from legokv.serving.front.upstream import Upstream
 
@@ -20,9 +18,12 @@ class MetricsFront:
         if scope["path"] == "/metrics" and scope["method"] == "GET":
             try:
                 async with self._upstream.request("GET", "/metrics", {}, b"") as response:
-                    status, kind = HTTPStatus(response.status), response.headers["Content-Type"]
+                    status, kind = (
+                        HTTPStatus(response.status),
+                        response.headers[b"content-type"].decode(),
+                    )
                     body = await response.read()
-            except aiohttp.ClientError:
+            except OSError:
                 status, body = HTTPStatus.SERVICE_UNAVAILABLE, b"the server is starting\n"
         headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -5,8 +5,6 @@ import json
 import time
 from dataclasses import dataclass
 
-import aiohttp
-
 from legokv.serving.front.state import State
 from legokv.serving.front.upstream import Upstream
 
@@ -85,5 +83,5 @@ class Probe:
                 return f"model {question.model} says {body[:300].decode(errors='replace')}"
         except TimeoutError:
             return f"model {question.model} did not answer in {self._limit_seconds:g} s"
-        except aiohttp.ClientError as error:
+        except OSError as error:
             return f"nobody answers for model {question.model}: {error}"

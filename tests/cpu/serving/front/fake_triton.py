@@ -29,9 +29,11 @@ class FakeTriton:
     answer: bytes = OK
     heard: list[bytes] = field(default_factory=list)
     cut: bool = False
+    num_connections: int = 0
     num_left: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_connections += 1
         while head := await _head(reader):
             length = [
                 line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
@@ -83,7 +85,7 @@ def running_front(folder: Path, limits: Bounds) -> Iterator[Running]:
 
     async def run() -> None:
         path = str(folder / "http")
-        await asyncio.start_unix_server(triton.serve, path)
+        server = await asyncio.start_unix_server(triton.serve, path)
         upstream = Upstream(path)
         app = HttpFront(limits, upstream, Internals(()), state, MODELS)
         serving = serve_http(app, limits, bound)
@@ -92,6 +94,7 @@ def running_front(folder: Path, limits: Bounds) -> Iterator[Running]:
             await serving
         finally:
             await upstream.close()
+            server.close()
 
     def main() -> None:
         asyncio.set_event_loop(loop)

@@ -40,6 +40,13 @@ def test_a_request_and_its_answer_are_passed_on_byte_for_byte(front: Running) ->
     assert b"Content-Type: application/json" in heard or b"content-type: app" in heard.lower()
 
 
+def test_requests_one_after_another_come_to_triton_over_one_connection(front: Running) -> None:
+    for _ in range(5):
+        assert front.post(GENERATE, b"{}")[0] == 200
+    assert len(front.triton.heard) == 5
+    assert front.triton.num_connections == 1
+
+
 def test_no_header_reaches_triton_but_those_it_needs(front: Running) -> None:
     front.post(GENERATE, b"{}", "X-Secret: a", "Accept-Encoding: gzip", "Cookie: b", "triton-x: c")
     (heard,) = front.triton.heard
@@ -196,7 +203,8 @@ def test_an_error_in_a_stream_is_replaced_and_pieces_are_not(front: Running) -> 
     said = b'data: {"error":"no memory at /dev/shm/legokv_1_a"}\n\n'
     front.triton.cut = True
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-    front.triton.answer = head + b"Connection: close\r\n\r\n" + piece + said
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (piece, said, b""))
+    front.triton.answer = head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
     status, answer = front.post(STREAM, b"{}")
     assert status == 200
     assert piece in answer
@@ -249,7 +257,8 @@ def test_a_head_or_body_that_does_not_come_ends_its_connection(
 
 
 def test_a_client_that_leaves_ends_its_request_at_triton(front: Running) -> None:
-    front.triton.answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+    front.triton.answer = head + b"Transfer-Encoding: chunked\r\n\r\n"
     head = f"POST {STREAM} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}".encode()
     with socket.create_connection(("127.0.0.1", front.port), timeout=10) as leaving:
         leaving.sendall(head)
