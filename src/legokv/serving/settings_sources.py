@@ -35,7 +35,14 @@ def add_flags(parser: argparse.ArgumentParser, names: Collection[str] = tuple(_K
             metavar="DIR" if _kind(_KNOWN[name]) is Path else name.rsplit("_", 1)[-1].upper(),
             default=argparse.SUPPRESS,
             help=described(_KNOWN[name]),
+            **_switch(_KNOWN[name]),
         )
+
+
+def _switch(item: Field[Any]) -> dict[str, Any]:
+    """What makes an option that is off unless given one that needs no value."""
+    is_switch = item.metadata.get("choices") == ("off", "on")
+    return {"nargs": "?", "const": "on"} if is_switch else {}
 
 
 def flags_in(parsed: argparse.Namespace) -> dict[str, object]:

@@ -76,7 +76,7 @@ async def _run(settings: Settings, brief: Brief) -> None:
     limits = Bounds.by_settings(settings)
     internals = Internals((str(settings.cache_dir), str(settings.engine), brief.sockets))
     state = State()
-    upstream = Upstream(brief.http)
+    upstream = Upstream(brief.http if settings.expose_triton == "off" else _exposed(settings))
     probe = Probe(upstream, state, brief.probe_id, settings.probe_seconds)
     tasks = [asyncio.create_task(probe.run()), asyncio.create_task(_beat(probe))]
     if settings.expose_triton == "off":
@@ -88,8 +88,16 @@ async def _run(settings: Settings, brief: Brief) -> None:
         tasks.append(serve_http(metrics, limits, _bound(settings.host, settings.metrics_port)))
         server = await listening(grpc_front, settings.host, settings.grpc_port, limits)
         tasks.append(asyncio.create_task(server.wait_for_termination()))
-    await _listen_for_refusals(state)
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    tasks.append(asyncio.create_task(_listen_for_refusals(state)))
+    over, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in over:
+        task.result()
+
+
+def _exposed(settings: Settings) -> tuple[str, int]:
+    """Where Triton itself listens, from here."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return host, settings.http_port
 
 
 async def _beat(probe: Probe) -> None:

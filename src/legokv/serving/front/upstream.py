@@ -166,10 +166,10 @@ class Request:
 
 
 class Upstream:
-    """Requests to the server behind one socket. Made and used in one event loop."""
+    """Requests to one server, at a socket's path or a port. Made and used in one event loop."""
 
-    def __init__(self, socket: str) -> None:
-        self._socket = socket
+    def __init__(self, address: str | tuple[str, int]) -> None:
+        self._address = address
         self._idle: list[_Connection] = []
 
     def request(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Request:
@@ -187,7 +187,10 @@ class Upstream:
             if connection.is_open():
                 return connection
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_unix_connection(_Connection, self._socket)
+        if isinstance(self._address, str):
+            _, connection = await loop.create_unix_connection(_Connection, self._address)
+        else:
+            _, connection = await loop.create_connection(_Connection, *self._address)
         return connection
 
     def give_back(self, connection: _Connection) -> None:

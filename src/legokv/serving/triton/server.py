@@ -198,7 +198,7 @@ def running_server(settings: Settings, place: Place, witness: Witness) -> Iterat
     install = find_triton()
     with server_folder() as folder, shared_memory_prefix() as prefix:
         lay_out_backend(install, folder)
-        command = _command(settings, install, folder, prefix) + _listening(settings, place)
+        command = [*_command(install, folder, prefix), *command_line(settings, place)]
         variables = {
             **settings.environment(),
             **place.variables,
@@ -213,28 +213,32 @@ def running_server(settings: Settings, place: Place, witness: Witness) -> Iterat
             server.end()
 
 
-def _command(
-    settings: Settings, install: TritonInstall, backends: Path, shared_memory_prefix: str
-) -> list[str]:
-    # The value ends in a new line, which no header can carry: not even who reads it off this
-    # command's line can send it.
-    closed = f"{_CLOSED}:{secrets.token_hex(16)}={secrets.token_hex(32)}\n"
+def _command(install: TritonInstall, backends: Path, shared_memory_prefix: str) -> list[str]:
     return [
         str(install.server),
         f"--model-repository={install.model_repository}",
         f"--backend-directory={backends}",
+        f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
+    ]
+
+
+def command_line(settings: Settings, place: Place) -> list[str]:
+    """Options of how it runs and where it listens; what lay there before it is gone."""
+    # The value ends in a new line, which no header can carry: not even who reads it off this
+    # command's line can send it.
+    closed = f"{_CLOSED}:{secrets.token_hex(16)}={secrets.token_hex(32)}\n"
+    return [
         f"--http-restricted-api={closed}",
         f"--grpc-restricted-protocol={closed}",
         "--disable-auto-complete-config",
         "--log-info=false",
         "--log-warning=false",
         f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
-        f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
+        *_listening(settings, place),
     ]
 
 
 def _listening(settings: Settings, place: Place) -> list[str]:
-    """Options that say where the server listens; what lay there before it is gone."""
     options = []
     for name in ("http", "grpc", "metrics"):
         address, port = settings.host, getattr(settings, f"{name}_port")
