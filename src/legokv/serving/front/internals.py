@@ -16,7 +16,11 @@ _WORDS = (
     r"\.(?:py|cc|h|so)\b[(:]",
     r"Failed to process the request\(s\)",
 )
-_GONE = re.compile(r"stub process .* (?:not healthy|died|restart)|is not ready|unavailable", re.I)
+_GONE = re.compile(
+    r"stub process .* (?:not healthy|died|restart)|Request for unknown model|"
+    r"Server is (?:exiting|stopping|not ready)",
+    re.IGNORECASE,
+)
 
 # What Triton says with status 500 of a body that it cannot read, which is the client's mistake.
 _UNREADABLE = re.compile(

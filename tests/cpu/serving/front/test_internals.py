@@ -33,6 +33,8 @@ def test_a_process_that_is_gone_is_told_as_something_to_try_later() -> None:
         "unknown field '/etc/passwd'; known are text_input",
         "no document doc-1 in namespace 'default'",
         "unexpected size 5 for input 'request', expecting 1 additional bytes",
+        "Redis is unavailable now: ask again",
+        "document doc-1 is not ready after 5 s",
         "the pool is full: 17 tokens need 2 pages, 1 of 1 are free",
     ],
 )
