@@ -151,3 +151,33 @@ def test_pages_of_dummies_are_given_back_when_the_chunk_is_ready():
 def test_past_the_high_watermark_the_pool_evicts_down_to_the_low_one():
     cache = filled(12, chunk(1), chunk(2), high_watermark=0.5, low_watermark=0.25)
     assert left(use(cache, chunk(3))) == ["key 1", "key 2"]
+
+
+def test_whether_a_grant_would_be_given_without_some_that_end_is_foreseen_to_the_page():
+    cache = ChunkCache(PagePool(9, PAGE_SIZE))
+    ending = cache.grant([chunk(1, 8)], 2)
+    staying = cache.grant([chunk(2, 4)], 2)
+    (filling,) = ending.new
+    cache.lease(filling)  # by who compiles it
+    asked = [chunk(2, 4), chunk(3, 4)]
+    assert cache.would_grant(asked, 5, without=[ending])
+    assert not cache.would_grant(asked, 6, without=[ending])
+    assert not cache.would_grant(asked, 5, without=[])
+    # Another one waits for the same chunk: it stays.
+    other = cache.grant([chunk(1, 8)], 0)
+    assert not cache.would_grant(asked, 5, without=[ending])
+    cache.release(other)
+    cache.mark_ready(filling)
+    cache.end_lease(filling)
+    cache.release(ending)
+    assert cache.would_grant(asked, 5, without=[])
+    assert cache.grant(asked, 5)
+    assert staying.residents[0].leases == 2
+
+
+def test_a_pinned_chunk_and_one_that_is_asked_for_make_no_room():
+    cache = filled(6, chunk(1, 8), chunk(2, 8), pinned_keys=lambda: {"key 1"})
+    assert cache.would_grant([], 4, without=[])
+    assert not cache.would_grant([], 5, without=[])
+    assert cache.would_grant([chunk(2, 8)], 2, without=[])
+    assert not cache.would_grant([chunk(2, 8)], 3, without=[])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from fake_runner import World, answer_to, chunk, events, tokens
 
+from legokv import Engine, EngineSettings
 from legokv.chunks.stored_kv import Int8Kv
 from legokv.engine.request import AnswerOptions, Finished
 from legokv.engine.sampling import Sampler, SamplingOptions
@@ -179,3 +180,18 @@ def test_a_chunk_is_compiled_and_not_called_stored_while_its_kept_copy_is_spoilt
     world.finish()
     assert isinstance(events(compiling)[-1], Finished)
     assert torch.isfinite(world.disk.read(chunk(1))).all()
+
+
+@pytest.mark.parametrize("attention", ["native", "torch"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pages_that_held_such_numbers_spoil_nobody_s_answer(attention, dtype, tiny_engine_folder):
+    settings = EngineSettings(pool_tokens=512, attention=attention, dtype=dtype)
+
+    def answer(held):
+        engine = Engine.open(tiny_engine_folder(), settings=settings)
+        for pool in engine.runner.pools:
+            pool.fill_(held)
+        chunks = [engine.compile(range(first, first + 23)) for first in (50, 100)]
+        return [token.id for token in engine.generate([*chunks, [7, 8]], max_tokens=20)]
+
+    assert answer(math.nan) == answer(0)
