@@ -91,6 +91,12 @@ class StepFailed(LegokvError):
     """What a request asked for could not be computed; the log says why, and others go on."""
 
 
+class OutOfMemory(StepFailed):
+    """No memory was left for a step; with less under way the same request may be answered."""
+
+    code = "UNAVAILABLE"
+
+
 class NotFinite(StepFailed):
     """The model gave NaN or infinity where numbers are due; nothing is drawn from or kept of it."""
 

@@ -19,6 +19,8 @@ CODES = {
     "LaunchRefused": "UNSUPPORTED",
     "NativeBuildFailed": "INTERNAL",
     "NativeLibraryMissing": "UNSUPPORTED",
+    "NotFinite": "INTERNAL",
+    "OutOfMemory": "UNAVAILABLE",
     "PlanBuildFailed": "INTERNAL",
     "PluginBuildFailed": "INTERNAL",
     "StepFailed": "INTERNAL",

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from legokv.engine.jobs import Job
-from legokv.errors import StepFailed
+from legokv.errors import OutOfMemory, StepFailed
 from legokv.runners import Runner
 from legokv.step.batch import StepBatch, step_batch
 from legokv.step.sequence import TokenSequence
@@ -87,7 +88,15 @@ def failure(error: Exception) -> StepFailed:
     line = str(error).strip().splitlines()[:1]
     if isinstance(error, StepFailed):
         return type(error)(": ".join(["a step failed", *line]))
-    return StepFailed(": ".join(["a step failed", type(error).__name__, *line]))
+    kind = OutOfMemory if _is_out_of_memory(error) else StepFailed
+    return kind(": ".join(["a step failed", type(error).__name__, *line]))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # Torch has no class of its own for a CPU's memory.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def share(demands: Sequence[int], budget: int) -> list[int]:

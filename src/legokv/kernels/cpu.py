@@ -145,7 +145,7 @@ class NativeCalls:
         num_threads: int,
         instruction_set: InstructionSet = InstructionSet.BEST,
     ) -> Iterator[NativeStep]:
-        """A step over `tables`, freed at the end; LaunchRefused for tables that make no sense."""
+        """A step over `tables`, freed at the end; the library's refusal where it makes none."""
         num_tokens = len(tables.positions)
         arguments = _step_arguments(tables, shape)
         arguments.num_threads = num_threads

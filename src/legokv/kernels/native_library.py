@@ -4,7 +4,10 @@ import ctypes
 from enum import IntEnum
 from pathlib import Path
 
-from legokv.errors import LaunchRefused
+from legokv.errors import LaunchRefused, OutOfMemory
+
+NO_MEMORY = "no memory left"
+"""How the library's sentence begins where it is no fault of the request's."""
 
 
 class InstructionSet(IntEnum):
@@ -42,11 +45,17 @@ class NativeLibrary:
         self.functions.legokv_cpu_end.restype = None
 
     def check(self, status: int) -> None:
-        """LaunchRefused with the library's words unless `status` is that all went well."""
+        """The `refusal`, unless `status` is that all went well."""
         if status != 0:
             raise self.refusal()
 
-    def refusal(self) -> LaunchRefused:
+    def refusal(self) -> LaunchRefused | OutOfMemory:
         """What the last failed call of this thread had to say."""
+        message = self._last_error()
+        if message.startswith(NO_MEMORY):
+            return OutOfMemory(f"{message}: ask again when less is under way")
+        return LaunchRefused(message)
+
+    def _last_error(self) -> str:
         message: bytes = self.functions.legokv_cpu_last_error()
-        return LaunchRefused(message.decode())
+        return message.decode()

@@ -21,11 +21,18 @@ ERRORS = (
     StepFailed("TensorRT refused to execute a step"),
     MemoryError(),
     torch.OutOfMemoryError("no memory: 3 GiB\nwere asked for"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
     RuntimeError("unexpected"),
     IndexError("list index out of range"),
     OSError(errno.EIO, "Input/output error"),
     AssertionError("a bug"),
 )
+# A RuntimeError is told by its words.
+CODES = {
+    LaunchRefused: "UNSUPPORTED",
+    MemoryError: "UNAVAILABLE",
+    torch.OutOfMemoryError: "UNAVAILABLE",
+}
 QUESTION = (7, 8, 9)
 
 
@@ -69,7 +76,8 @@ def test_a_failed_step_ends_its_request_frees_all_it_held_and_the_next_is_answer
         world.finish()
         ended = over(job)
         assert str(ended) == said_of(error)
-        assert ended.code == ("UNSUPPORTED" if isinstance(error, LaunchRefused) else "INTERNAL")
+        no_memory = "can't allocate memory" in str(error)
+        assert ended.code == ("UNAVAILABLE" if no_memory else CODES.get(type(error), "INTERNAL"))
         assert world.held == NOTHING_HELD
         assert caplog.records[-1].exc_info[1] is error
     assert world.answer(*asked) == answer_to([*chunk(1).token_ids, *QUESTION], 3)

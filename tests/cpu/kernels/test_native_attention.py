@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 from attention_cases import Inputs, Sequence, Step, decoded, linked, make_inputs, whole_chunk
+from paths import ROOT
 from ragged_batches import PAGE_SIZE as RAGGED_PAGE_SIZE
 from ragged_batches import random_batch
 from torch import Tensor
 
-from legokv.errors import LaunchRefused
+from legokv.errors import LaunchRefused, OutOfMemory
 from legokv.kernels.build_cpu import build_native_library
 from legokv.kernels.cpu import NativeCalls, StepShape
 from legokv.kernels.gpu import AttentionTables
-from legokv.kernels.native_library import InstructionSet, NativeLibrary
+from legokv.kernels.native_library import NO_MEMORY, InstructionSet, NativeLibrary
 from legokv.ops.kv_import import kv_import
 from legokv.ops.legolink_attention import legolink_attention
 
@@ -324,3 +325,18 @@ def test_an_import_equals_the_definition(calls, pool_dtype, block_dtype):
     assert torch.equal(pool, expected)
     calls.kv_import(pool, block[:0], pages[:0], num_threads=2)
     assert torch.equal(pool, expected)
+
+
+def test_a_step_that_memory_is_too_short_for_is_no_fault_of_the_request(
+    calls: NativeCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = (ROOT / "plugins" / "cpu" / "launch.cpp").read_text()
+    caught = launch[launch.index("std::bad_alloc") :]
+    assert caught[: caught.index(";")].count(f'"{NO_MEMORY} for a step of %d tokens"') == 1
+    monkeypatch.setattr(calls.library.functions, "legokv_cpu_begin", lambda step: None)
+    monkeypatch.setattr(calls.library, "_last_error", lambda: f"{NO_MEMORY} for a step of 5 tokens")
+    with pytest.raises(
+        OutOfMemory, match="no memory left for a step of 5 tokens: ask again"
+    ) as end:
+        native(calls, make_inputs(Step((whole_chunk(5),))))
+    assert end.value.code == "UNAVAILABLE"
