@@ -1,6 +1,7 @@
 """The options of build_engine.py, and the build they ask for."""
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,6 +55,8 @@ def parse_arguments(description: str | None, arguments: list[str] | None) -> arg
 def build(arguments: argparse.Namespace) -> None:
     """Make the engine folder that was asked for, and say what it is."""
     started = time.monotonic()
+    for option in ("checkpoint", "output", "plugin_library"):
+        _refuse_bytes(option, getattr(arguments, option))
     settings = _settings(arguments, choose_backend(arguments.backend, this_machine(), say))
     output = arguments.output or OUT / "engines" / settings.name
     checkpoint = checkpoint_folder(arguments.model, arguments.checkpoint, OUT / "checkpoints", say)
@@ -85,6 +88,17 @@ def _add_plan_arguments(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--plugin-library", type=Path, help="default: compiled from plugins/ as needed"
     )
+
+
+def _refuse_bytes(option: str, path: Path | None) -> None:
+    """InvalidRequest for a path that is no text: onnx and TensorRT take UTF-8 alone."""
+    try:
+        str(path and path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            f"--{option.replace('_', '-')} {str(path)!a} can't be read as "
+            f"{sys.getfilesystemencoding()}: set PYTHONUTF8=1, or choose a path in UTF-8"
+        ) from None
 
 
 def _settings(arguments: argparse.Namespace, backend: str) -> BuildSettings:

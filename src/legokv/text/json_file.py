@@ -16,7 +16,7 @@ def json_object(path: Path) -> JsonObject:
     """The object in a JSON file; UnsupportedModel if the file is gone or holds something else."""
     try:
         body = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise UnsupportedModel(f"{path} is missing: a checkpoint folder must hold it") from None
     return parsed_object(body, str(path))
 

@@ -5,6 +5,7 @@ sentence.
 """
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -40,8 +41,10 @@ def render_apart(
     }
     try:
         finished = subprocess.run(
-            [sys.executable, "-m", __name__],
+            # -P: modules are ours and the environment's, never the working folder's.
+            [sys.executable, "-P", "-m", __name__],
             input=json.dumps(asked).encode(),
+            env=_environment(),
             capture_output=True,
             check=False,
             timeout=MAX_WALL_SECONDS,
@@ -56,6 +59,11 @@ def render_apart(
     if isinstance(answer, dict):
         raise _error(answer)
     return [item if isinstance(item, str) else _error(item) for item in answer]
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without the server's settings and its secret."""
+    return {name: text for name, text in os.environ.items() if not name.startswith("LEGOKV_")}
 
 
 def _why(status: int, log: bytes) -> str:

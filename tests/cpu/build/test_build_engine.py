@@ -126,6 +126,15 @@ def test_an_engine_without_a_name_has_its_checkpoints_dots_and_all(
     assert read_engine_folder(tmp_path / "e").name == "Llama-3.2-1B"
 
 
+def test_a_path_that_is_no_text_is_refused_with_what_to_set() -> None:
+    command = [sys.executable, str(SCRIPT), "--output", b"/tmp/\xff\xfe", "--backend", "torch"]
+    finished = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert finished.returncode == 1
+    assert (
+        r"--output '/tmp/\udcff\udcfe' can't be read as utf-8: set PYTHONUTF8=1" in finished.stderr
+    )
+
+
 def test_every_limit_of_a_plan_has_an_option() -> None:
     finished = build("--help")
     for limit in fields(PlanLimits):
