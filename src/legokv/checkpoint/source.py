@@ -95,7 +95,14 @@ def checkpoint_folder(
     if source is None:
         return PRESETS[preset](checkpoints, say)
     if source.is_dir():
-        return _snapshot(source)
+        folder = _snapshot(source)
+        files = sorted(folder.glob("*.gguf"))
+        if files and not (folder / "config.json").exists():
+            raise InvalidRequest(
+                f"--checkpoint {source} holds GGUF files, no config.json: name one of the files, "
+                f"as {files[0].name}"
+            )
+        return folder
     if not source.is_file():
         raise InvalidRequest(f"--checkpoint {source} does not exist")
     if source.suffix.lower() != ".gguf":

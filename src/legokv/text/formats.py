@@ -3,14 +3,14 @@
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import Any
 
 from legokv.errors import InvalidRequest, LegokvError, UnsupportedModel
-from legokv.text.chat_template import Chat
+from legokv.text.chat_template import Chat, Message
 from legokv.text.prompt import ALONE, TOLD, Frame, PromptFormat, prompt_format
-from legokv.text.switches import Switches
+from legokv.text.switches import Switches, texts_in
 from legokv.text.template_process import render_apart
 from legokv.text.tokenizer import Tokenizer
 
@@ -53,41 +53,42 @@ class PromptFormats:
         if form is not None:
             return form
         with self._locks[not switches]:
-            if key not in self._kept:
-                self._keep(key, self._rendered(chosen, day or date.min, by_request=bool(switches)))
-            return self._kept[key]
+            form = self._kept.get(key)
+            if form is None:
+                form = self._rendered(chosen, day or date.min, by_request=bool(switches))
+                self._keep(key, form)
+            return form
 
     def check(self) -> None:
         """Try the template with a document, a system text and several turns.
 
         UnsupportedModel if it fails at any, or changes what they say.
         """
-        form = self.of({})
-        template = self._tokenizer.chat_template
-        if template is None:
+        if self._tokenizer.chat_template is None:
+            self.of({})
             return
         asked = {"role": "user", "content": _TRIED_DOCUMENT + _TRIED_QUESTION}
         system = {"role": "system", "content": _TRIED_SYSTEM}
         turns = (asked, {"role": "assistant", "content": "Orrin."}, asked)
-        alone, with_system, *several = self._texts(
-            (asked,), (system, asked), turns, (system, *turns)
+        chats = (ALONE, TOLD, (asked,), (system, asked), turns, (system, *turns))
+        *marks, alone, with_system, turns_alone, turns_told = self._render(
+            chats, self._switches, self._today()
         )
+        form = self._format(*marks)
         if alone != _joined(form.without_system):
             raise _changed("the user's message")
         # Without a system role of the template's, the system text stands in the user's message.
         has_role = isinstance(with_system, str) and _TRIED_SYSTEM.partition("\n")[0] in with_system
         if has_role and with_system != _joined(form.with_system):
             raise _changed("the system text")
-        for rendering in (with_system, *several):
+        for rendering in (with_system, turns_alone, turns_told):
             if isinstance(rendering, UnsupportedModel):
                 raise rendering
-
-    def _texts(self, *chats: tuple[Mapping[str, str], ...]) -> list[str | LegokvError]:
-        return self._render(chats, self._switches, self._today())
 
     def _render(
         self, chats: tuple[tuple[Mapping[str, str], ...], ...], switches: Switches, day: date
     ) -> list[str | LegokvError]:
+        self._refuse_control_tokens(switches)
         template, special_tokens = self._tokenizer.chat_template, self._tokenizer.special_texts
         assert template is not None, "only a template renders"
         asked = [Chat(messages, switches=switches, day=day) for messages in chats]
@@ -100,23 +101,25 @@ class PromptFormats:
                     f"this model has no chat template that reads {next(iter(switches))[:80]!r}"
                 )
             return prompt_format(self._tokenizer)
-        self._refuse_control_tokens(switches)
         try:
-            alone, with_system = self._render((ALONE, TOLD), switches, day)
-            return prompt_format(
-                self._tokenizer,
-                lambda chat: _text(alone if len(chat) == len(ALONE) else with_system),
-            )
+            return self._format(*self._render((ALONE, TOLD), switches, day))
         except UnsupportedModel as error:
             # With the usual switches the template was tried.
             if by_request:
                 raise InvalidRequest(str(error)) from None
             raise
 
+    def _format(self, alone: str | LegokvError, with_system: str | LegokvError) -> PromptFormat:
+        def render(chat: Sequence[Message]) -> str:
+            return _text(alone if len(chat) == len(ALONE) else with_system)
+
+        return prompt_format(self._tokenizer, render)
+
     def _refuse_control_tokens(self, switches: Switches) -> None:
-        held = self._tokenizer.added_token_in(json.dumps(switches, ensure_ascii=False))
-        if held is not None:
-            raise InvalidRequest(f"a template's switch holds the control token {held[:80]!r}")
+        for text in texts_in(switches):
+            token = self._tokenizer.added_token_in(text)
+            if token is not None:
+                raise InvalidRequest(f"a template's switch holds the control token {token[:80]!r}")
 
     def _keep(self, key: tuple[date | None, str], form: PromptFormat) -> None:
         self._kept[key] = form

@@ -2,7 +2,7 @@
 
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from legokv.errors import InvalidRequest
@@ -38,6 +38,15 @@ def parse_switches(text: str, where: str) -> Switches:
         )
     _check_value(switches, where, MAX_SWITCH_DEPTH)
     return switches
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in the switches, names too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from texts_in(item)
 
 
 def _check_value(value: Any, where: str, depth: int) -> None:

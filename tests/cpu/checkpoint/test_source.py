@@ -41,6 +41,12 @@ def test_several_snapshots_of_which_none_is_named_are_refused(tmp_path: Path) ->
         found(folder)
 
 
+def test_a_folder_of_gguf_files_says_to_name_one(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"")
+    with pytest.raises(InvalidRequest, match=r"name one of the files, as a\.gguf"):
+        found(tmp_path)
+
+
 def test_a_folder_of_its_own_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "snapshots").mkdir()
