@@ -19,7 +19,8 @@ from legokv.serving.answering import Reply, answer
 from legokv.serving.engine_service import EngineService
 from legokv.serving.generate import GenerateService
 from legokv.serving.log import RequestLine
-from legokv.serving.messages import Cancel, Command, Event, Generate, PromptSegment
+from legokv.serving.messages import Cancel, Command, Event, Generate, Probe, PromptSegment
+from legokv.serving.probe import PROBE_VARIABLE
 from legokv.serving.settings import Settings
 from legokv.stores.local.registry import Registry
 from legokv.text.tokenizer import Tokenizer
@@ -240,6 +241,19 @@ def test_log_probs_are_given_for_each_answer_only_where_they_are_asked_for(world
             assert token["token"] == world.tokenizer.token_name(token["token_id"])
             assert len(token["top"]) == 2
             assert token["top"][0]["log_prob"] >= token["top"][1]["log_prob"]
+
+
+def test_the_server_s_own_question_goes_to_the_engine_and_is_neither_counted_nor_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(PROBE_VARIABLE, "a5a5")
+    world.line = RequestLine("generate", "a5a5")
+    before = list(world.service.samples())
+    (reply,) = world.replies()
+    assert (reply.final, reply.values["text_output"]) == (True, "")
+    assert world.commands == [Probe()]
+    assert list(world.service.samples()) == before
+    assert caplog.records == []
 
 
 def test_a_client_that_goes_away_has_its_request_cancelled(world: World) -> None:
