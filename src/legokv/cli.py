@@ -160,7 +160,7 @@ def add_cache_parser(commands: Any) -> None:
     """Add `cache` and its commands to argparse's subparsers."""
     cache = commands.add_parser("cache", help="look at, check, empty, export or import the cache")
     kinds = cache.add_subparsers(dest="cache_command", required=True)
-    common = _cache_options()
+    common = _cache_options(("engine", "cache_dir", "redis_url"))
     kinds.add_parser("stats", parents=[common], help="documents, chunks and bytes by namespace")
     kinds.add_parser(
         "verify",
@@ -171,6 +171,10 @@ def add_cache_parser(commands: Any) -> None:
     clear.add_argument("--documents", action="store_true", help="delete the documents as well")
     export = kinds.add_parser("export", parents=[common], help="write documents and KV to one file")
     load = kinds.add_parser("import", parents=[common], help="take documents and KV from a file")
+    models = _cache_options(("cache_dir", "redis_url"))
+    kinds.add_parser("models", parents=[models], help="what each model keeps, of all engines")
+    forget = kinds.add_parser("forget", parents=[models], help="remove all that a model keeps")
+    forget.add_argument("model", metavar="MODEL", help="as `models` calls it")
     for command in (clear, export):
         command.add_argument(
             "--namespace", action="append", help="only of this one; may be given again"
@@ -179,10 +183,10 @@ def add_cache_parser(commands: Any) -> None:
         command.add_argument("file", type=Path, metavar="FILE")
 
 
-def _cache_options() -> argparse.ArgumentParser:
+def _cache_options(settings: Sequence[str]) -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
-    add_flags(common, ("engine", "cache_dir", "redis_url"))
+    add_flags(common, settings)
     common.add_argument("--format", choices=("text", "json"), default="text", help="of the output")
     return common
 

@@ -1,7 +1,6 @@
 """`legokv cache`: look at, check, empty, export and import what a cache folder keeps."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Collection
@@ -14,6 +13,8 @@ from tqdm import tqdm
 from legokv.built.folder import read_engine_folder
 from legokv.chunks.tier import ChunkTier, StoredRow
 from legokv.commands.cache_opening import OpenCache, check_is_cache, open_cache
+from legokv.commands.models import MODEL_COMMANDS, run_models_command
+from legokv.commands.printing import Facts, print_facts
 from legokv.documents.document import check_namespace
 from legokv.documents.exchange import (
     documents_of,
@@ -25,11 +26,11 @@ from legokv.errors import NotFound
 from legokv.serving.settings_sources import flags_in, settings_from
 from legokv.stores.local.repair import mend, verify
 
-Facts = dict[str, object]
-
 
 def run_cache_command(parsed: argparse.Namespace) -> int:
     """Carry out one of the commands and print its facts; the exit status."""
+    if parsed.cache_command in MODEL_COMMANDS:
+        return run_models_command(parsed)
     settings = settings_from(parsed.config, os.environ, flags_in(parsed))
     facts = read_engine_folder(settings.engine)
     if parsed.cache_command != "import":
@@ -37,7 +38,7 @@ def run_cache_command(parsed: argparse.Namespace) -> int:
     cache = open_cache(settings, facts)
     with closing(cache.registry):
         status, outcome = _COMMANDS[parsed.cache_command](cache, parsed)
-    _print({"cache": str(settings.registry_path(facts).parent), **outcome}, parsed.format)
+    print_facts({"cache": str(settings.registry_path(facts).parent), **outcome}, parsed.format)
     return status
 
 
@@ -171,18 +172,6 @@ def _all_namespaces(cache: OpenCache) -> tuple[str, ...]:
 def _bytes_bar(total: int, what: str) -> "tqdm[Any]":
     # On a terminal only, and on standard error: output stays for pipes.
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, file=sys.stderr)
-
-
-def _print(facts: Facts, form: str) -> None:
-    if form == "json":
-        print(json.dumps(facts, allow_nan=False))
-        return
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            for inner, numbers in value.items():
-                print(f"{name} {inner}: {', '.join(f'{k} {v}' for k, v in numbers.items())}")
-        else:
-            print(f"{name}: {value}")
 
 
 _COMMANDS: dict[str, Callable[[OpenCache, argparse.Namespace], tuple[int, Facts]]] = {

@@ -50,18 +50,13 @@ class CompileJob(ChunkJob):
     waits_in_line = False
     is_to_store = True
 
-    def is_over(self, transfer: Transfer) -> bool:
-        if not transfer.is_kept(self.chunks[0]):
-            return False
-        self._finish()
-        return True
-
     def start(self, transfer: Transfer) -> bool:
         assert self.grant is not None, "a job starts after it was granted its pages"
         transfer.store(self.grant.residents[0])
-        self._finish()
+        self.finish()
         return False
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """The chunk is kept, or is as good as kept: say so."""
         length = len(self.chunks[0].token_ids)
         self.events.put(Finished("stop", Usage(length, 0, 0, length, 1, compiled_tokens=length)))

@@ -73,12 +73,15 @@ class Engine:
         *,
         settings: EngineSettings | None = None,
         pinned_keys: PinnedKeys = frozenset,
+        write_behind: bool = False,
     ) -> "Engine":
         """Load an engine folder.
 
         path: what `build_engine_folder` made.
         settings: type, threads, sizes in tokens and bytes, tiers; None for the defaults.
         pinned_keys: called when room is made; the chunks of these keys are not evicted.
+        write_behind: threads of their own write to disk and to Redis, and nobody waits for them
+            but `tiers.flush`. For a server, whose one thread that steps must not.
 
         EngineMismatch if the folder does not fit this version or its runner this machine;
         InvalidRequest for settings that this engine can't have, with the numbers.
@@ -89,7 +92,7 @@ class Engine:
         >>> [stats.tier for stats in engine.cache_stats()]
         ['pool', 'host']
         """
-        return cls(open_parts(Path(path), settings or EngineSettings(), pinned_keys))
+        return cls(open_parts(Path(path), settings or EngineSettings(), pinned_keys, write_behind))
 
     def chunk(
         self,
@@ -197,9 +200,15 @@ class Engine:
         return job
 
     def submit_compile(self, chunk: Chunk) -> CompileJob:
-        """Queue a chunk to be compiled and kept; ends with a Finished."""
+        """Queue a chunk to be compiled and kept; ends with a Finished.
+
+        It is kept when the tiers are flushed then.
+        """
         job = CompileJob(chunk)
-        self.executor.submit(job)
+        if self.tiers.is_kept(chunk):
+            job.finish()
+        else:
+            self.executor.submit(job)
         return job
 
     def warm(self, chunk: Chunk, tier: str) -> ChunkJob | None:
@@ -242,7 +251,10 @@ class Engine:
         yield Sample(WAITING, (), self.executor.num_waiting)
 
     def drop(self, key: str) -> None:
-        """Forget a chunk's KV in pool and on disk; requests that use it now are not disturbed."""
+        """Forget a chunk's KV in pool and on disk; requests that use it now are not disturbed.
+
+        It is gone when the tiers are flushed then.
+        """
         with self._stepping:
             self.executor.drop(key)
 

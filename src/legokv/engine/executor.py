@@ -7,13 +7,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from legokv.chunks.pool import ChunkCache, Grant, Resident
+from legokv.chunks.stored_kv import StoredKv
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.chunk_jobs import FillJob
 from legokv.engine.jobs import Job, JobEvent
@@ -24,6 +25,8 @@ from legokv.engine.transfer import Transfer
 from legokv.errors import Busy, NotFinite, PoolFull, StepFailed
 from legokv.runners import Runner
 from legokv.step.sequence import chunk_sequence
+
+_FETCHING_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -96,15 +99,18 @@ class Executor:
         if not job.waits_in_line:
             self._waiting.append(job)
             return
+        # Before others are kept out: it may ask a disk or a network.
+        job.prefetch = self._transfer.prefetch(job.chunks)
         with self._joining:
             num_waiting = sum(other.waits_in_line for other in list(self._waiting))
-            if num_waiting >= self._max_queue_requests:
-                raise Busy(
-                    f"the queue is full: {num_waiting} waiting, max_queue_requests allows "
-                    f"{self._max_queue_requests}; ask again later"
-                )
-            job.prefetch = self._transfer.prefetch(job.chunks)
-            self._waiting.append(job)
+            if num_waiting < self._max_queue_requests:
+                self._waiting.append(job)
+                return
+        self._close_prefetch(job)
+        raise Busy(
+            f"the queue is full: {num_waiting} waiting, max_queue_requests allows "
+            f"{self._max_queue_requests}; ask again later"
+        )
 
     def step(self) -> bool:
         """Do one step's work; False if there was none."""
@@ -196,9 +202,6 @@ class Executor:
         started = time.monotonic()
         if not self._is_fetched(job):
             return False
-        if job.is_over(self._transfer):
-            self._waiting.remove(job)
-            return True
         try:
             grant = self._cache.grant(job.chunks, job.num_private_pages)
         except PoolFull as error:
@@ -210,23 +213,34 @@ class Executor:
         job.grant = grant
         self._waiting.remove(job)
         self._granted.append(job)
-        self._fill_all(grant)
+        self._fill_all(grant, {} if job.prefetch is None else job.prefetch.held)
         self._transfer.used(job.chunks)
         self._close_prefetch(job)
         job.admitted(grant, time.monotonic() - started)
         return True
 
     def _is_fetched(self, job: Job) -> bool:
-        """True if the job's prefetch is over; waited for only if there is nothing to compute."""
-        if job.prefetch is None or job.prefetch.done:
-            return True
-        if self._running:
+        """True if what the job needs was fetched as far as it could be. Waited for only if there
+        is nothing to compute, and not for long.
+        """
+        coming = job.prefetch
+        # Nobody else's answer waits for it: what is running goes on.
+        seconds = 0.0 if self._running else _FETCHING_SECONDS
+        if coming is not None and not coming.done and not coming.wait(seconds):
             return False
-        job.prefetch.wait()
-        return True
+        if job.has_fetched:
+            return True
+        # What was fetched may have left again, and some was never to be fetched.
+        job.has_fetched = True
+        far = self._transfer.fetch(job.chunks)
+        if far is None:
+            return True
+        self._close_prefetch(job)
+        job.prefetch = far
+        return self._is_fetched(job)
 
-    def _fill_all(self, grant: Grant) -> None:
-        """Load each new resident's KV, or begin to compile it."""
+    def _fill_all(self, grant: Grant, held: Mapping[str, StoredKv]) -> None:
+        """Load each new resident's KV, of the tiers' or what is held, or begin to compile it."""
         try:
             # Before anything is written: the evicted chunks' KV is still in the new pages.
             if grant.evicted:
@@ -234,7 +248,7 @@ class Executor:
                     self._transfer.keep_evicted(grant.evicted)
             for resident in grant.new:
                 with _going_on("a chunk could not be loaded and is compiled again"):
-                    self.counters.loaded_chunks += self._transfer.load(resident)
+                    self.counters.loaded_chunks += self._transfer.load(resident, held)
         finally:
             # Also after a Ctrl-C: a resident that nobody fills would be waited for without end.
             for resident in grant.new:

@@ -80,6 +80,7 @@ class Job:
         self.cancelled = False
         self.submitted_at = time.monotonic()
         self.prefetch: Prefetch | None = None
+        self.has_fetched = False
         self.grant: Grant | None = None
         # What the executor notes: pages it may hold at once, and that it has passed another.
         self.num_pages = 0
@@ -90,10 +91,6 @@ class Job:
     def is_fetched(self) -> bool:
         """Whether no stored chunk of its is on its way any more."""
         return self.prefetch is None or self.prefetch.done
-
-    def is_over(self, transfer: Transfer) -> bool:
-        """True if nothing is to be done, which the job then has said; asked before pages."""
-        return False
 
     def admitted(self, grant: Grant, load_seconds: float) -> None:
         """Pages were granted; `grant.new` is what no tier had and is being compiled."""

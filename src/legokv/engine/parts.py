@@ -16,7 +16,7 @@ from legokv.engine.executor import Executor
 from legokv.runners import Runner
 from legokv.runners.opening import open_runner
 from legokv.stores.fleet.address import shared_cache
-from legokv.stores.tiers import PinnedKeys, open_tiers
+from legokv.stores.tiers import PinnedKeys, TierUse, open_tiers
 from legokv.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,12 @@ class EngineParts:
     tiers: LowerTiers
 
 
-def open_parts(folder: Path, settings: EngineSettings, pinned_keys: PinnedKeys) -> EngineParts:
+def open_parts(
+    folder: Path,
+    settings: EngineSettings,
+    pinned_keys: PinnedKeys,
+    write_behind: bool = False,
+) -> EngineParts:
     """The parts over an engine folder; EngineMismatch if it does not fit this version, or
     if its weights or tokenizer are no longer those it was built of."""
     built = read_engine_folder(folder)
@@ -48,7 +53,7 @@ def open_parts(folder: Path, settings: EngineSettings, pinned_keys: PinnedKeys) 
     runner = open_runner(folder, built, settings)
     facts = replace(built, dtype=settings.dtype_or(built.dtype))
     cache = ChunkCache(PagePool(num_pages, facts.page_size), pinned_keys, *settings.watermarks)
-    tiers = _open_tiers(facts, settings, pinned_keys, runner)
+    tiers = _open_tiers(facts, settings, pinned_keys, runner, write_behind)
     executor = Executor(
         runner,
         cache,
@@ -61,16 +66,19 @@ def open_parts(folder: Path, settings: EngineSettings, pinned_keys: PinnedKeys) 
 
 
 def _open_tiers(
-    facts: EngineFacts, settings: EngineSettings, pinned_keys: PinnedKeys, runner: Runner
+    facts: EngineFacts,
+    settings: EngineSettings,
+    pinned_keys: PinnedKeys,
+    runner: Runner,
+    write_behind: bool,
 ) -> LowerTiers:
     cache_dir = settings.cache_dir
     return open_tiers(
         None if cache_dir is None else cache_root(cache_dir, facts),
         settings,
         pinned_keys,
-        pin_memory=runner.device.type == "cuda",
+        use=TierUse(kv_form(facts), runner.device.type == "cuda", write_behind),
         shared=shared_cache(settings.redis_url, facts.fingerprint),
-        form=kv_form(facts),
     )
 
 

@@ -1,6 +1,6 @@
 """Moves chunks' KV between the pool and the tiers below it. Knows no jobs and no order of work."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.pool import ChunkCache, Evicted, Resident
@@ -31,13 +31,20 @@ class Transfer:
         missing = [chunk for chunk in chunks if self._cache.find(chunk.key) is None]
         return self._prefetcher.begin(missing) if missing else None
 
+    def fetch(self, chunks: Sequence[Chunk]) -> Prefetch | None:
+        """Begin to read what is neither in the pool nor at hand; None if all is."""
+        far = [c for c in chunks if not (self._cache.find(c.key) or self._tiers.is_at_hand(c))]
+        return self._prefetcher.read(far) if far else None
+
     def is_kept(self, chunk: Chunk) -> bool:
         """Whether the chunk is compiled and stored wherever it shall be."""
         return self._tiers.is_kept(chunk)
 
-    def load(self, resident: Resident) -> bool:
-        """Fill a new resident's pages from a tier; False if none has its KV whole."""
-        kv = self._tiers.read(resident.chunk)
+    def load(self, resident: Resident, held: Mapping[str, StoredKv]) -> bool:
+        """Fill a new resident's pages with what is held or at hand; False if its KV is neither."""
+        kv = held.get(resident.chunk.key)
+        if kv is None:
+            kv = self._tiers.read_at_hand(resident.chunk)
         if kv is None:
             return False
         self._runner.import_pages(resident.pages, from_stored(kv))
@@ -62,15 +69,19 @@ class Transfer:
         return stored
 
     def store(self, resident: Resident, stored: StoredKv | None = None) -> None:
-        """Keep a resident's KV, `stored` if that is given, wherever it shall be and is not.
+        """Keep a resident's KV wherever it shall be and is not; nowhere, if the chunk was dropped
+        since somebody wanted it stored.
 
-        Nowhere, if the chunk was dropped since somebody wanted it stored.
+        stored: what was just computed, which may be left out where too much waits to be written.
         """
         chunk = resident.chunk
         lacking = [] if chunk.key in self._dropped else self._tiers.lacking(chunk)
-        if lacking:
-            kept = self._stored(chunk, resident.pages) if stored is None else stored
-            self._tiers.keep(chunk, kept, lacking)
+        if not lacking:
+            return
+        if stored is not None:
+            self._tiers.keep(chunk, stored, lacking)
+        else:
+            self._tiers.keep_surely(chunk, self._stored(chunk, resident.pages), lacking)
 
     def keep_evicted(self, evicted: Sequence[Evicted]) -> None:
         """Hold on to what left the pool; to be called before its pages are written to."""

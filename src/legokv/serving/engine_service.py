@@ -39,6 +39,7 @@ from legokv.serving.messages import (
 )
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
+from legokv.stores.pins import LatestPins
 
 COMPUTE_NICENESS = 10
 MAX_NAMED_TOKENS = 1 << 21
@@ -47,6 +48,7 @@ MAX_STEP_SECONDS = 900.0
 """A step that lasts longer is believed never to end: the longest, of a large model on a few cores,
 takes minutes."""
 _IDLE_SECONDS = 30.0
+_DROPPED_SECONDS, _CLOSING_SECONDS = 10.0, 2.0
 _SWITCH_SECONDS = 0.0005
 
 log = logging.getLogger(__name__)
@@ -78,8 +80,10 @@ class EngineService:
         facts = read_engine_folder(settings.engine)
         check_gate(facts.gate, str(settings.engine))
         registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
-        pinned = registry.pinned_chunk_keys
-        return cls(Engine.open(settings.engine, settings=settings, pinned_keys=pinned))
+        pinned = LatestPins(registry.pinned_chunk_keys)
+        return cls(
+            Engine.open(settings.engine, settings=settings, pinned_keys=pinned, write_behind=True)
+        )
 
     def samples(self) -> Iterator[Sample]:
         """The engine's numbers now; for any thread."""
@@ -90,6 +94,7 @@ class EngineService:
         self._stopping = True
         self._wake.set()
         self._scheduler.join()
+        self._engine.tiers.flush(_CLOSING_SECONDS)
 
     def replies(self, body: bytes) -> Iterator[Reply]:
         """The one reply to a command, both JSON; an error is an event in it."""
@@ -192,6 +197,8 @@ class EngineService:
     def _compile(self, command: Compile) -> Event:
         chunk = self._engine.chunk(command.token_ids, command.namespace)
         self._finish(self._engine.submit_compile(chunk))
+        # Its asker waits until it is on disk, so only as many wait to be written as are asked for.
+        self._engine.tiers.flush()
         self._named.put(chunk)
         return Compiled(chunk.key)
 
@@ -218,6 +225,7 @@ class EngineService:
         for key in command.keys:
             self._named.forget(key)
             self._engine.drop(key)
+        self._engine.tiers.flush(_DROPPED_SECONDS)
 
     def _run(self) -> None:
         if self._engine.runner.device.type == "cpu":

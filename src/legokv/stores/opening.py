@@ -9,6 +9,7 @@ from legokv.errors import CacheUnavailable, InvalidRequest
 from legokv.stores.fleet.address import SharedCache
 
 if TYPE_CHECKING:
+    from legokv.stores.fleet.connection import Connection
     from legokv.stores.fleet.registry import RedisRegistry
     from legokv.stores.fleet.tier import RemoteTier
 from pathlib import Path
@@ -17,6 +18,14 @@ from legokv.documents.protocol import DocumentRegistry
 from legokv.stores.local.registry import Registry
 
 _log = logging.getLogger(__name__)
+
+
+def open_connection(redis_url: str) -> "Connection":
+    """The Redis itself, for what is of no model."""
+    _require_client()
+    from legokv.stores.fleet.connection import Connection
+
+    return Connection(redis_url, "")
 
 
 def open_shared_registry(shared: SharedCache) -> "RedisRegistry":
@@ -59,5 +68,9 @@ def _require_client() -> None:
 
 
 def open_registry(file: Path, shared: SharedCache | None) -> DocumentRegistry:
-    """The registry in `file`, or the shared one if there is one."""
-    return Registry.open(file) if shared is None else open_shared_registry(shared)
+    """A server's registry: the one in `file`, or the shared one if there is one."""
+    if shared is None:
+        return Registry.open(file)
+    registry = open_shared_registry(shared)
+    registry.hear_deletions()
+    return registry

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from legokv.built.folder import registry_file
@@ -16,14 +17,34 @@ from legokv.stores.fleet.address import SharedCache
 from legokv.stores.local.chunk_rows import StoredChunks
 from legokv.stores.local.evictions import DiskLimits
 from legokv.stores.local.files import ChunkFolder
+from legokv.stores.local.models import ModelContents, models_in, remove_model
+from legokv.stores.local.neighbours import Neighbours
 from legokv.stores.local.registry import Registry
 from legokv.stores.local.repair import NamedKeys, mend
 from legokv.stores.local.tier import DiskTier
 from legokv.stores.opening import advise_on, open_remote_tier, open_shared_registry
 
+CHUNKS = "chunks"
+"""The folder of chunk files below a model's root."""
 PinnedKeys = Callable[[], Collection[str]]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TierUse:
+    """What of an engine decides how its tiers work.
+
+    form: that of its KV; other KV is not used. pin_memory: keep KV where a GPU copies from.
+    write_behind: as LowerTiers has it.
+    """
+
+    form: KvForm | None = None
+    pin_memory: bool = False
+    write_behind: bool = False
+
+
+PLAIN_USE = TierUse()
 
 
 def open_tiers(
@@ -31,14 +52,12 @@ def open_tiers(
     settings: EngineSettings,
     pinned_keys: PinnedKeys,
     *,
-    pin_memory: bool = False,
+    use: TierUse = PLAIN_USE,
     shared: SharedCache | None = None,
-    form: KvForm | None = None,
 ) -> LowerTiers:
     """The tiers, mended. Without a root, or with one that cannot be used, there is none on disk.
 
-    With a shared cache there is a remote one, and the documents in it are those that count. KV
-    that is not of `form` is not used.
+    With a shared cache there is a remote one, and the documents in it are those that count.
     """
     fleet = None if shared is None else open_shared_registry(shared)
     if fleet is not None:
@@ -46,7 +65,7 @@ def open_tiers(
     tiers: list[ChunkTier] = []
     if settings.host_bytes:
         budget = settings.budget(settings.host_bytes)
-        tiers.append(HostTier(budget, pinned_keys, pin_memory=pin_memory))
+        tiers.append(HostTier(budget, pinned_keys, pin_memory=use.pin_memory))
     if root is not None and settings.disk_bytes:
         try:
             tiers.append(_mended(root, settings, pinned_keys, fleet))
@@ -54,7 +73,7 @@ def open_tiers(
             log.error("no chunk is kept on disk: %s", error)
     if fleet is not None and settings.remote_bytes:
         tiers.append(open_remote_tier(fleet, settings))
-    return LowerTiers(tiers, settings.kv_stored_dtype, form)
+    return LowerTiers(tiers, settings.kv_stored_dtype, use.form, write_behind=use.write_behind)
 
 
 def open_disk_tier(
@@ -65,7 +84,8 @@ def open_disk_tier(
 ) -> DiskTier:
     """The disk tier under `root`, as it is; chunks of the registry's pinned documents stay.
 
-    Its rows are in the root's own registry file, whichever registry has the documents.
+    The budget is that of all models with a root beside this one. The tier's rows are in the root's
+    own registry file, whichever registry has the documents.
     """
     limits = DiskLimits(settings.budget(settings.disk_bytes), settings.namespace_budget)
 
@@ -74,7 +94,18 @@ def open_disk_tier(
 
     own = registry if isinstance(registry, Registry) else Registry.open(registry_file(root))
     stored = StoredChunks(own.database, limits, stay)
-    return DiskTier(ChunkFolder(root / "chunks"), stored)
+    neighbours = Neighbours(registry_file(root), CHUNKS)
+    return DiskTier(ChunkFolder(root / CHUNKS), stored, neighbours.bytes_beside)
+
+
+def disk_models(cache_dir: Path) -> dict[str, ModelContents]:
+    """What each model keeps below `cache_dir`, by the beginning of its fingerprint."""
+    return models_in(cache_dir, registry_file(Path()).name, CHUNKS)
+
+
+def remove_disk_model(cache_dir: Path, model: str) -> None:
+    """Remove all that one of the `disk_models` keeps; Busy while a server has it open."""
+    remove_model(cache_dir, model, registry_file(Path()).name)
 
 
 def _mended(

@@ -54,6 +54,10 @@ class RedisRegistry:
         self._deletions.close()
         self.connection.close()
 
+    def hear_deletions(self) -> None:
+        """Be known as one who listens, before there is anything to remember."""
+        self._deletions.start()
+
     def now(self) -> float:
         return self.connection.now()
 

@@ -44,34 +44,38 @@ class StoredChunks:
         self._used_lock = threading.Lock()
 
     @contextmanager
-    def keep(self, row: StoredRow) -> Iterator[Room]:
-        """Note a chunk that is about to be stored, if there is room; the block removes others."""
+    def keep(self, row: StoredRow, beside: int = 0) -> Iterator[Room]:
+        """Note a chunk that is about to be stored, if there is room; the block removes others.
+
+        beside: bytes of the budget that others than these rows have.
+        """
+        limits = self.limits.beside(beside)
         with self._database.transaction() as sql:
-            room = self._room(sql, row, ())
+            room = self._room(sql, row, limits, ())
             if not room.leaving:  # so it does not matter who has to stay
                 yield room
                 self._note(sql, row, room)
                 return
         stay = self._pinned_keys()  # before the transaction: it may ask the same database
         with self._database.transaction() as sql:
-            room = self._room(sql, row, stay)
+            room = self._room(sql, row, limits, stay)
             yield room
             self._note(sql, row, room)
 
     @contextmanager
-    def trim(self) -> Iterator[Room]:
-        """Who leaves because the budget became smaller, or nobody names them any more."""
+    def trim(self, beside: int = 0) -> Iterator[Room]:
+        """Who leaves because the budget became smaller, or others have so much of it."""
         stay = self._pinned_keys()
-        with self._database.transaction() as sql:
+        with self._database.transaction(frees_room=True) as sql:
             end_overdue_leases(sql, self._database.now())
-            room = surplus(sql, self.limits.budget, stay)
+            room = surplus(sql, self.limits.beside(beside).budget, stay)
             yield room
             _delete(sql, room.leaving)
 
     @contextmanager
     def drop(self, keys: Collection[str]) -> Iterator[tuple[str, ...]]:
         """Mark the chunks as unwanted, and give those unwanted ones that nobody leases."""
-        with self._database.transaction() as sql:
+        with self._database.transaction(frees_room=True) as sql:
             sql.executemany("UPDATE stored_chunks SET dropped = 1 WHERE key = ?", _ones(keys))
             with self._ended(sql) as free:
                 yield free
@@ -85,14 +89,14 @@ class StoredChunks:
     @contextmanager
     def release(self, holder: str) -> Iterator[tuple[str, ...]]:
         """End the holder's leases, and give the unwanted chunks that nobody leases now."""
-        with self._database.transaction() as sql:
+        with self._database.transaction(frees_room=True) as sql:
             release_leases(sql, holder)
             with self._ended(sql) as free:
                 yield free
 
     def forget(self, keys: Iterable[str]) -> None:
         """Delete the rows, whoever leases them: their files are gone."""
-        with self._database.transaction() as sql:
+        with self._database.transaction(frees_room=True) as sql:
             _delete(sql, keys)
 
     def adopt(self, rows: Iterable[StoredRow]) -> None:
@@ -127,10 +131,18 @@ class StoredChunks:
             ).fetchone()
             return int(number), int(num_bytes), count_leases(sql, self._database.now())
 
-    def _room(self, sql: sqlite3.Connection, row: StoredRow, stay: Collection[str]) -> Room:
+    def num_bytes(self) -> int:
+        """Bytes of all chunks that are stored."""
+        with self._database.snapshot() as sql:
+            row = sql.execute("SELECT coalesce(sum(num_bytes), 0) FROM stored_chunks").fetchone()
+            return int(row[0])
+
+    def _room(
+        self, sql: sqlite3.Connection, row: StoredRow, limits: DiskLimits, stay: Collection[str]
+    ) -> Room:
         self._flush_uses(sql)
         end_overdue_leases(sql, self._database.now())
-        return room_for(sql, row, self.limits, stay)
+        return room_for(sql, row, limits, stay)
 
     def _note(self, sql: sqlite3.Connection, row: StoredRow, room: Room) -> None:
         _delete(sql, room.leaving)

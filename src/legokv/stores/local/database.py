@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from legokv.errors import Busy, CacheUnavailable, EngineMismatch, LegokvError
+from legokv.stores.local.reserve import Reserve
 from legokv.whole_files import make_private_folder, private_opener
 
 SCHEMA_VERSION = 3
@@ -65,12 +67,18 @@ CREATE INDEX leases_by_holder ON leases (holder);
 # What `expires_at` was set by, so that one from before the clock was set back is known.
 TIME_TO_LIVE = "ALTER TABLE documents ADD COLUMN ttl_seconds REAL;"
 
+PINNED = "CREATE INDEX IF NOT EXISTS pinned ON documents (number, expires_at) WHERE pinned = 1"
+
 # What brings a file of each version to the next one; version 0 is an empty file.
 STEPS = {0: DOCUMENTS, 1: STORED_CHUNKS, 2: TIME_TO_LIVE}
 
 
 BUSY_SECONDS = 10.0
 _MAX_IDLE_READERS = 8
+# Of 4 KiB: what waits to go into the file must have room there when the disk is full.
+_LOG_PAGES = 256
+USERS_SUFFIX = ".users"
+"""Beside a registry's file: locked by each process that has the registry open."""
 
 # What SQLite says when the file cannot be reached or written now; anything else is our mistake.
 _UNAVAILABLE = {
@@ -94,6 +102,9 @@ class Database:
 
     def __init__(self, path: Path, writer: sqlite3.Connection, clock: Callable[[], float]) -> None:
         self._path = path
+        self._user = _user_of(path)
+        self._reserve = Reserve(path.with_name(f"{path.name}.reserve"))
+        self._reserve.take()
         self._connection = writer
         self._lock = threading.Lock()
         self._idle_readers: list[sqlite3.Connection] = []
@@ -127,18 +138,24 @@ class Database:
             self._connection.close()
         while self._idle_readers:
             self._idle_readers.pop().close()
+        self._user.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, frees_room: bool = False) -> Iterator[sqlite3.Connection]:
         """All statements of the `with` block or none, alone among all processes' writers.
 
         Busy if other processes keep the file locked for BUSY_SECONDS; CacheUnavailable, and
-        nothing done, if the file cannot be written.
+        nothing done, if the file cannot be written. frees_room: it may use the room kept back.
         """
         with self._lock, _sqlite_errors():
+            if frees_room and self._reserve.give():
+                # Else each deletion would add to the log beside the file, which has no room.
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._connection.execute("BEGIN IMMEDIATE")
             with self._connection:  # commits, or rolls back on an exception
                 yield self._connection
+        if frees_room:
+            self._reserve.take()
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
@@ -186,6 +203,13 @@ def _sqlite_errors() -> Iterator[None]:
         raise
 
 
+def _user_of(path: Path) -> IO[str]:
+    """A file by which others see that a process has the registry open, until it is closed."""
+    file = open(path.with_name(path.name + USERS_SUFFIX), "a", opener=private_opener)  # noqa: SIM115
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
 def _opened(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -220,6 +244,7 @@ def _is_damaged(error: CacheUnavailable) -> bool:
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
     connection.execute("PRAGMA foreign_keys = ON")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -231,3 +256,6 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     steps = "".join(STEPS[old] for old in range(version, SCHEMA_VERSION))
     if steps:
         connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    # Of no version: older programs read the file as before. Pins are asked for twice a second.
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'pinned'").fetchone():
+        connection.execute(PINNED)

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from legokv.chunks.budget import Budget, Candidate, victims
@@ -52,6 +52,11 @@ class DiskLimits:
 
     budget: Budget
     quota: Budget | None = None
+
+    def beside(self, num_bytes: int) -> "DiskLimits":
+        """What is left where others have so much of the budget."""
+        left = max(0, self.budget.limit - num_bytes)
+        return replace(self, budget=replace(self.budget, limit=left))
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,11 @@ class Registry:
             _log.warning("the use of documents was not noted: %s", error)
 
     def delete(self, namespace: str, document_id: str) -> tuple[str, ...]:
-        """Forget the document; the chunk keys now unnamed. NotFound if there is none."""
-        with self.database.transaction() as sql:
+        """Forget the document; the chunk keys now unnamed. NotFound if there is none.
+
+        On a full disk too.
+        """
+        with self.database.transaction(frees_room=True) as sql:
             row = document_rows.require(sql, namespace, document_id)
             return document_rows.delete(sql, [row["number"]])
 
@@ -172,8 +175,9 @@ class Registry:
         """Keys of the compiled chunks of pinned documents, in all namespaces."""
         with self.database.snapshot() as sql:
             rows = sql.execute(
-                "SELECT DISTINCT key FROM chunks JOIN documents ON document = number"
-                " WHERE pinned AND key IS NOT NULL AND coalesce(expires_at > ?, 1)",
+                # In this order: few documents are pinned, and an index has them.
+                "SELECT DISTINCT key FROM documents CROSS JOIN chunks ON document = number"
+                " WHERE pinned = 1 AND key IS NOT NULL AND coalesce(expires_at > ?, 1)",
                 (self.database.now(),),
             )
             return frozenset(key for (key,) in rows)

@@ -1,6 +1,6 @@
 """The disk tier: a folder of chunk files with a row for each, under a byte budget and quotas."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -14,6 +14,9 @@ from legokv.stores.local.chunk_rows import StoredChunks
 from legokv.stores.local.evictions import Room
 from legokv.stores.local.files import ChunkFolder
 
+# `beside(own_bytes, limit)`: what others keep in the same cache, having given way if they may.
+BytesBeside = Callable[[int, int], int]
+
 
 class DiskTier:
     """A ChunkTier on disk, shared by all processes that use the folder and its registry file.
@@ -24,9 +27,12 @@ class DiskTier:
     name = "disk"
     durable = True
 
-    def __init__(self, folder: ChunkFolder, stored: StoredChunks) -> None:
+    def __init__(
+        self, folder: ChunkFolder, stored: StoredChunks, beside: BytesBeside | None = None
+    ) -> None:
         self.folder = folder
         self.stored = stored
+        self._bytes_beside = beside
         self._counts = TierCounts(self.name)
 
     def has(self, key: str) -> bool:
@@ -86,7 +92,8 @@ class DiskTier:
         """Evict what nobody names any more, and down to the budget if more than that is stored."""
         with self._disk_errors("the disk tier was not trimmed to its budget"):
             self._drop([])
-            with self.folder.writing(), self.stored.trim() as room:
+            beside = self._beside(0)
+            with self.folder.writing(), self.stored.trim(beside) as room:
                 self._remove_files(room.leaving)
             self._count_evictions(room)
 
@@ -114,9 +121,17 @@ class DiskTier:
             num_leases=num_leases,
         )
 
+    def _beside(self, incoming: int) -> int:
+        """Bytes of the budget that others have."""
+        if self._bytes_beside is None:
+            return 0
+        limit = self.stored.limits.budget.limit
+        return self._bytes_beside(self.stored.num_bytes() + incoming, limit)
+
     def _store(self, row: StoredRow, encoded: EncodedChunk) -> bool:
+        beside = self._beside(row.num_bytes)
         with self.folder.writing():
-            with self.stored.keep(row) as room:
+            with self.stored.keep(row, beside) as room:
                 self._remove_files(room.leaving)
             if room.leaving:
                 self._count_evictions(room)

@@ -137,3 +137,41 @@ print(tier.write(small_chunk(0), small_kv(0)))
     assert "No space left" in said or "disk is full" in said, (said, result.stderr)
     assert state == "True True [] 1", (state, result.stderr)
     assert (mended, again) == ("True 1", "True")
+
+
+def test_documents_can_be_deleted_on_a_full_disk_and_make_room_for_others(tmp_path):
+    code = """
+import contextlib, subprocess
+from pathlib import Path
+from legokv.documents.document import NewDocument
+from legokv.errors import CacheUnavailable
+from legokv.stores.local.registry import Registry
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", sys.argv[1]], check=True)
+registry = Registry.open(Path(sys.argv[1]) / "model" / "registry.sqlite")
+def register(n):
+    text = f"{n} " * 50_000
+    return registry.register(NewDocument("default", text, ((n,),)), {}, 0)[0].id
+ids = []
+try:
+    for n in range(1000):
+        ids.append(register(n))
+except CacheUnavailable as error:
+    print(error)
+with open(Path(sys.argv[1]) / "rest", "wb", buffering=0) as rest, contextlib.suppress(OSError):
+    while True:
+        rest.write(b"x" * 4096)
+for document_id in ids:
+    registry.delete("default", document_id)
+print(len(ids), len(registry.page("default").documents))
+print(register(2000) == registry.page("default").documents[0].id)
+"""
+    namespace = ("unshare", "--user", "--map-root-user", "--mount")
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets no user mount a small file system")
+    result = run_elsewhere("import sys\n" + code, tmp_path, prefix=namespace)
+    assert result.returncode == 0, result.stderr
+    said, counts, again = result.stdout.splitlines()
+    assert "the disk is full" in said
+    number, left = map(int, counts.split())
+    assert number > 10
+    assert (left, again) == (0, "True")
