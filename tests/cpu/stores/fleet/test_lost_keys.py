@@ -6,16 +6,20 @@ import uuid
 from contextlib import closing, suppress
 
 import pytest
+from redis_server import redis_running
 from registries import CAP, compile_all, new
 from small_chunks import small_chunk, small_kv
 
+from legokv.built.settings import EngineSettings
 from legokv.chunks.budget import Budget
 from legokv.documents.document import State
 from legokv.errors import CacheUnavailable, NotFound
+from legokv.stores.fleet.address import shared_cache
 from legokv.stores.fleet.advice import advice
 from legokv.stores.fleet.connection import Connection
 from legokv.stores.fleet.registry import RedisRegistry
 from legokv.stores.fleet.tier import RemoteLimits, RemoteTier
+from legokv.stores.tiers import open_tiers
 
 TEXTS = ("One text.", "Two texts.", "Three texts.")
 
@@ -174,3 +178,32 @@ def test_a_policy_that_evicts_and_a_memory_too_small_are_said_with_what_to_set()
     assert "set maxmemory-policy noeviction" in policy
     (memory,) = advice(2**20, "noeviction", 2**30)
     assert "maxmemory of 1048576 bytes" in memory
+
+
+def test_a_server_says_at_its_start_that_redis_evicts(tmp_path, caplog):
+    with redis_running(tmp_path, "--maxmemory-policy", "allkeys-lru") as redis:
+        shared = shared_cache(redis.url, "f" * 64)
+        open_tiers(None, EngineSettings(host_bytes=0), frozenset, shared=shared)
+        assert "its maxmemory-policy is allkeys-lru" in caplog.text
+        assert "set maxmemory-policy noeviction" in caplog.text
+
+
+def test_a_redis_without_room_lets_documents_be_deleted_and_taken_again(tmp_path):
+    with redis_running(tmp_path, "--maxmemory", "6mb") as redis:
+        registry = RedisRegistry(Connection(redis.url, uuid.uuid4().hex))
+        ids = []
+
+        def fill():
+            for number in range(1000):
+                document = registry.register(new(f"{number} " * 20_000), {}, CAP)[0]
+                compile_all(registry, document, [f"one {number}", f"two {number}"])
+                ids.append(document.id)
+
+        with pytest.raises(CacheUnavailable, match="maxmemory"):
+            fill()
+        assert len(ids) > 10
+        for document_id in ids:
+            registry.sweep()
+            registry.delete("default", document_id)
+        assert registry.register(new(), {}, CAP)[1]
+        registry.close()
