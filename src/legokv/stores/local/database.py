@@ -141,21 +141,34 @@ class Database:
         self._user.close()
 
     @contextmanager
-    def transaction(self, *, frees_room: bool = False) -> Iterator[sqlite3.Connection]:
+    def transaction(
+        self, *, frees_room: bool = False, seconds: float = BUSY_SECONDS
+    ) -> Iterator[sqlite3.Connection]:
         """All statements of the `with` block or none, alone among all processes' writers.
 
-        Busy if other processes keep the file locked for BUSY_SECONDS; CacheUnavailable, and
+        Busy if others keep the file locked for so many seconds, each; CacheUnavailable, and
         nothing done, if the file cannot be written. frees_room: it may use the room kept back.
         """
-        with self._lock, _sqlite_errors():
+        with self._alone(seconds), _sqlite_errors():
             if frees_room and self._reserve.give():
                 # Else each deletion would add to the log beside the file, which has no room.
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
             self._connection.execute("BEGIN IMMEDIATE")
             with self._connection:  # commits, or rolls back on an exception
                 yield self._connection
         if frees_room:
             self._reserve.take()
+
+    @contextmanager
+    def _alone(self, seconds: float) -> Iterator[None]:
+        """Alone among this process's writers; one who can wait for others waits for these too."""
+        if not self._lock.acquire(timeout=-1 if seconds == BUSY_SECONDS else seconds):
+            raise _busy(seconds)
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
@@ -187,6 +200,10 @@ class Database:
             self._idle_readers.append(reader)
 
 
+def _busy(seconds: float) -> Busy:
+    return Busy(f"the document registry was locked for {seconds:g} s")
+
+
 @contextmanager
 def _sqlite_errors() -> Iterator[None]:
     """Turn what SQLite says of its file into this project's errors."""
@@ -195,7 +212,7 @@ def _sqlite_errors() -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_BUSY:
-            raise Busy(f"the document registry was locked for {BUSY_SECONDS:g} s") from error
+            raise _busy(BUSY_SECONDS) from error
         if code in _UNAVAILABLE:
             raise CacheUnavailable(
                 f"the document registry cannot be used now: {_UNAVAILABLE[code]} ({error})"

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +20,8 @@ from legokv.documents.protocol import Claim, CompiledChunk
 from legokv.errors import Busy, CacheUnavailable
 from legokv.stores.local import claims, document_rows
 from legokv.stores.local.database import Database
+
+_SWEEP_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -158,6 +161,7 @@ class Registry:
         """Unpin all documents whose time is over, so that their chunks may be evicted.
 
         If the clock was set back, times to live begin anew: none ends early, none lasts for ever.
+        While others write, nothing is done: it is for readers too, and the next one tries again.
         """
         now = self.database.now()
         with self.database.snapshot() as sql:
@@ -165,7 +169,7 @@ class Registry:
                 document_rows.expired_pins(sql, now) or document_rows.expiries_set_ahead(sql, now)
             ):
                 return  # the usual case takes no writer's lock
-        with self.database.transaction() as sql:
+        with suppress(Busy), self.database.transaction(seconds=_SWEEP_SECONDS) as sql:
             for number, ttl_seconds in document_rows.expiries_set_ahead(sql, now):
                 document_rows.change(sql, number, {"ttl_seconds": ttl_seconds}, now)
             for number in document_rows.expired_pins(sql, now):

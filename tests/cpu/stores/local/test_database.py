@@ -39,6 +39,20 @@ def test_a_reader_waits_for_no_writer_of_another_process_nor_for_one_that_waits(
     assert registry.get("default", document.id).last_used_at is not None
 
 
+def test_an_ended_pin_makes_no_reader_wait_for_a_writer(locked):
+    registry, document, other = locked
+    other.execute("UPDATE documents SET pinned = 1, expires_at = 1.0, ttl_seconds = 1.0")
+    other.execute("COMMIT")
+    other.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    registry.sweep()
+    assert registry.get("default", document.id).pinned
+    assert time.monotonic() - started < BUSY_SECONDS / 10
+    other.execute("COMMIT")
+    registry.sweep()
+    assert not registry.get("default", document.id).pinned
+
+
 def test_a_process_that_opens_the_registry_waits_for_no_writer(locked, tmp_path):
     started = time.monotonic()
     with Registry.open(tmp_path / "registry.sqlite") as beside:
