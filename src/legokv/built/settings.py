@@ -97,14 +97,14 @@ class EngineSettings:
     pool_tokens: int = setting(32768, "tokens whose KV the page pool holds", 1)
     cache_dir: str | Path | None = setting(None, "where documents and their KV are kept")
     host_bytes: int = setting(2**30, "most KV in memory beside the pool; 0: none", 0)
-    disk_bytes: int = setting(32 * 2**30, "most KV in cache_dir; 0: none", 0)
+    disk_bytes: int = setting(32 * 2**30, "most KV in cache_dir, of all models; 0: none", 0)
     redis_url: str = field(
         default=NO_REDIS,
         repr=False,
         metadata={"meaning": "Redis that a fleet shares, redis://HOST:PORT/NUMBER, or none"},
     )
     remote_bytes: int = setting(8 * 2**30, "most KV in Redis; 0: none", 0)
-    namespace_bytes: int = setting(0, "most KV of one namespace in cache_dir or Redis; 0: any", 0)
+    namespace_bytes: int = setting(0, "most KV and texts of one namespace; 0: any", 0)
     kv_stored_dtype: StoredDtype = choice(
         get_args(StoredDtype), "of KV outside the pool; int8: half the bytes"
     )

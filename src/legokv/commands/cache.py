@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from legokv.built.folder import read_engine_folder
 from legokv.chunks.tier import ChunkTier, StoredRow
+from legokv.commands import Facts, print_facts
 from legokv.commands.cache_opening import OpenCache, check_is_cache, open_cache
 from legokv.commands.models import MODEL_COMMANDS, run_models_command
-from legokv.commands.printing import Facts, print_facts
 from legokv.documents.document import check_namespace
 from legokv.documents.exchange import (
     documents_of,

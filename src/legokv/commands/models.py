@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from legokv.commands.printing import print_facts
+from legokv.commands import print_facts
 from legokv.errors import NotFound
 from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import flags_in, settings_from
