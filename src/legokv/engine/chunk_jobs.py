@@ -53,10 +53,9 @@ class CompileJob(ChunkJob):
     def start(self, transfer: Transfer) -> bool:
         assert self.grant is not None, "a job starts after it was granted its pages"
         transfer.store(self.grant.residents[0])
-        self.finish()
+        self.kept()
         return False
 
-    def finish(self) -> None:
-        """The chunk is kept, or is as good as kept: say so."""
+    def kept(self) -> None:
         length = len(self.chunks[0].token_ids)
         self.events.put(Finished("stop", Usage(length, 0, 0, length, 1, compiled_tokens=length)))

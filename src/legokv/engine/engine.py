@@ -205,10 +205,7 @@ class Engine:
         It is kept when the tiers are flushed then.
         """
         job = CompileJob(chunk)
-        if self.tiers.is_kept(chunk):
-            job.finish()
-        else:
-            self.executor.submit(job)
+        self.executor.submit(job)
         return job
 
     def warm(self, chunk: Chunk, tier: str) -> ChunkJob | None:

@@ -96,6 +96,10 @@ class Executor:
         if job.is_to_store:
             for chunk in job.chunks:
                 self._transfer.want_stored(chunk)
+            # Asked here, for it may ask a disk or a network, which the thread that steps must not.
+            if all(map(self._transfer.is_kept, job.chunks)):
+                job.kept()
+                return
         if not job.waits_in_line:
             self._waiting.append(job)
             return

@@ -92,6 +92,9 @@ class Job:
         """Whether no stored chunk of its is on its way any more."""
         return self.prefetch is None or self.prefetch.done
 
+    def kept(self) -> None:
+        """All chunks of a job that `is_to_store` are kept already: say that it is over."""
+
     def admitted(self, grant: Grant, load_seconds: float) -> None:
         """Pages were granted; `grant.new` is what no tier had and is being compiled."""
         self.grant = grant
