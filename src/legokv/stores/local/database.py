@@ -1,17 +1,18 @@
 """The registry's SQLite file: opened at this version, with transactions several processes share."""
 
 import fcntl
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from legokv.errors import Busy, CacheUnavailable, EngineMismatch, LegokvError
 from legokv.stores.local.reserve import Reserve
-from legokv.whole_files import make_private_folder, private_opener
+from legokv.whole_files import PRIVATE_FILE, make_private_folder, private_opener
 
 SCHEMA_VERSION = 3
 
@@ -122,8 +123,7 @@ class Database:
             # Going over to WAL does not wait for other processes; a lock beside the file does.
             with open(path.with_name(path.name + ".lock"), "w", opener=private_opener) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                # SQLite gives the files that it makes beside this one the same mode.
-                open(path, "ab", opener=private_opener).close()
+                _make_private(path)
                 return cls(path, _connect(path), clock)
         except OSError as error:
             raise CacheUnavailable(
@@ -218,6 +218,16 @@ def _sqlite_errors() -> Iterator[None]:
                 f"the document registry cannot be used now: {_UNAVAILABLE[code]} ({error})"
             ) from error
         raise
+
+
+def _make_private(path: Path) -> None:
+    """Make the file if there is none, its owner's alone; SQLite makes others beside it like it.
+
+    One that is there is never opened but by SQLite: to close it would end the locks that this
+    process's other connections have on it.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, PRIVATE_FILE))
 
 
 def _user_of(path: Path) -> IO[str]:

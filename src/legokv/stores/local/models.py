@@ -24,6 +24,11 @@ class ModelContents:
     num_bytes: int
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder is called as a model's is: by the beginning of a fingerprint."""
+    return bool(_MODEL.fullmatch(folder.name))
+
+
 def models_in(cache_dir: Path, registry: str, chunks: str) -> dict[str, ModelContents]:
     """What each model keeps below `cache_dir`, by the beginning of its fingerprint.
 
@@ -32,7 +37,7 @@ def models_in(cache_dir: Path, registry: str, chunks: str) -> dict[str, ModelCon
     return {
         folder.name: _contents(folder / registry, folder / chunks)
         for folder in sorted(cache_dir.glob("*"))
-        if _MODEL.fullmatch(folder.name) and (folder / registry).is_file()
+        if is_model(folder) and (folder / registry).is_file()
     }
 
 

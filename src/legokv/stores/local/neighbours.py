@@ -13,6 +13,7 @@ from legokv.stores.local.chunk_rows import StoredChunks
 from legokv.stores.local.database import Database
 from legokv.stores.local.evictions import DiskLimits
 from legokv.stores.local.files import ChunkFolder
+from legokv.stores.local.models import is_model
 from legokv.stores.local.registry import Registry
 from legokv.stores.local.tier import DiskTier
 from legokv.whole_files import PRIVATE_FILE
@@ -74,7 +75,7 @@ class Neighbours:
         Opened anew each time: a model's folder may be removed while this server lives.
         """
         files = self._registry.parent.parent.glob(f"*/{self._registry.name}")
-        others = [file for file in files if file.parent != self._registry.parent]
+        others = [file for file in files if is_model(file.parent) and file != self._registry]
         with ExitStack() as databases:
             neighbours = []
             for file in sorted(others, key=_used_at):

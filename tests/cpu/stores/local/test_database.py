@@ -1,6 +1,8 @@
 """Who waits for whom at the registry's file."""
 
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -90,3 +92,13 @@ def test_a_closed_registry_reads_no_more(tmp_path):
     registry.close()
     with pytest.raises(sqlite3.ProgrammingError):
         registry.page("default")
+
+
+def test_opening_the_registry_again_ends_no_lock_of_this_process(tmp_path):
+    path = tmp_path / "registry.sqlite"
+    with Registry.open(path) as registry, registry.database.transaction():
+        with Registry.open(path):
+            pass
+        code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], 0).execute('BEGIN IMMEDIATE')"
+        beside = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True)
+        assert b"database is locked" in beside.stderr
