@@ -8,7 +8,7 @@ Facts = dict[str, object]
 def print_facts(facts: Facts, form: str) -> None:
     """Print the facts on standard output, as `form` "text" or "json"."""
     if form == "json":
-        print(json.dumps(facts))
+        print(json.dumps(facts, allow_nan=False))
         return
     for name, value in facts.items():
         if isinstance(value, dict):

@@ -19,13 +19,13 @@ def models_in(connection: Connection) -> dict[str, dict[str, int]]:
         for name in client.scan_iter(f"legokv:{LAYOUT_VERSION}:*", _AT_ONCE):
             match = _KEY.fullmatch(name.decode(errors="replace"))
             if match is not None:
-                found = counts.setdefault(match[1], Counter())
-                found["documents"] += match[2].startswith("document/")
-                found["chunks"] += match[2].startswith("kv/")
-        for model, found in counts.items():
+                kept = counts.setdefault(match[1], Counter())
+                kept["documents"] += match[2].startswith("document/")
+                kept["chunks"] += match[2].startswith("kv/")
+        for model, kept in counts.items():
             num_bytes = client.get(f"{prefix_of(model)}bytes")
-            found["bytes"] = int(num_bytes or 0)
-    return {model: dict(found) for model, found in sorted(counts.items())}
+            kept["bytes"] = int(num_bytes or 0)
+    return {model: dict(kept) for model, kept in sorted(counts.items())}
 
 
 def remove_model(connection: Connection, model: str) -> None:
