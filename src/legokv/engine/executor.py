@@ -96,9 +96,7 @@ class Executor:
         if job.is_to_store:
             for chunk in job.chunks:
                 self._transfer.want_stored(chunk)
-            # Asked here, for it may ask a disk or a network, which the thread that steps must not.
-            if all(map(self._transfer.is_kept, job.chunks)):
-                job.kept()
+            if self._is_kept(job):
                 return
         if not job.waits_in_line:
             self._waiting.append(job)
@@ -115,6 +113,21 @@ class Executor:
             f"the queue is full: {num_waiting} waiting, max_queue_requests allows "
             f"{self._max_queue_requests}; ask again later"
         )
+
+    def _is_kept(self, job: Job) -> bool:
+        """True if the job is over, for all of it is kept or that cannot be asked.
+
+        Asked when it is submitted, for it may ask a disk or a network: who steps must not.
+        """
+        try:
+            is_kept = all(map(self._transfer.is_kept, job.chunks))
+        except Exception as error:
+            log.exception("a request failed")
+            self._tell(job, failure(error))
+            return True
+        if is_kept:
+            job.kept()
+        return is_kept
 
     def step(self) -> bool:
         """Do one step's work; False if there was none."""
