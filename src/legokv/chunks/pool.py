@@ -3,6 +3,7 @@
 Host bookkeeping only: it hands out page numbers; computing and loading KV is the executor's.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,9 @@ from dataclasses import dataclass, field
 from legokv.chunks.budget import Budget, Candidate, victims
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.stats import TierCounts, TierStats
-from legokv.errors import PoolFull
+from legokv.errors import Busy, CacheUnavailable, PoolFull
+
+log = logging.getLogger(__name__)
 
 
 class PagePool:
@@ -107,7 +110,8 @@ class ChunkCache:
         self.pool = pool
         self._budget = Budget(pool.num_pages, high_watermark, low_watermark)
         self._counts = TierCounts("pool")
-        self._pinned_keys = pinned_keys
+        self._ask_pinned_keys = pinned_keys
+        self._known_pins: frozenset[str] = frozenset()
         self._residents: dict[str, Resident] = {}
 
     def find(self, key: str) -> Resident | None:
@@ -154,7 +158,7 @@ class ChunkCache:
         """
         ended = list(without)
         theirs = Counter(id(resident) for grant in ended for resident in grant.residents)
-        protected = {chunk.key for chunk in chunks} | set(self._pinned_keys())
+        protected = {chunk.key for chunk in chunks} | self._pinned_keys()
         available = self.pool.num_free + sum(len(grant.private_pages) for grant in ended)
         for resident in self._residents.values():
             # Until a chunk is ready, the job that compiles it has a lease too.
@@ -206,7 +210,7 @@ class ChunkCache:
         target, needed = self._budget.to_free(self.pool.num_used, num_pages)
         if not target:
             return ()
-        protected = keep | set(self._pinned_keys())
+        protected = keep | self._pinned_keys()
         evictable = [
             resident
             for key, resident in self._residents.items()
@@ -221,6 +225,14 @@ class ChunkCache:
                 f"{self.pool.num_pages} are free or can be freed"
             )
         return tuple(self._evict(candidate.key) for candidate in leaving)
+
+    def _pinned_keys(self) -> frozenset[str]:
+        """The pinned chunks, as they were known last while nobody can say."""
+        try:
+            self._known_pins = frozenset(self._ask_pinned_keys())
+        except (CacheUnavailable, Busy) as error:
+            log.warning("pins are used as they were known last: %s", error)
+        return self._known_pins
 
     def _evict(self, key: str) -> Evicted:
         resident = self._residents[key]

@@ -4,7 +4,7 @@ import pytest
 from fake_runner import PAGE_SIZE, chunk
 
 from legokv.chunks.pool import ChunkCache, PagePool
-from legokv.errors import PoolFull
+from legokv.errors import Busy, CacheUnavailable, PoolFull
 
 
 def filled(num_pages, *chunks, **settings):
@@ -181,3 +181,19 @@ def test_a_pinned_chunk_and_one_that_is_asked_for_make_no_room():
     assert not cache.would_grant([], 5, without=[])
     assert cache.would_grant([chunk(2, 8)], 2, without=[])
     assert not cache.would_grant([chunk(2, 8)], 3, without=[])
+
+
+@pytest.mark.parametrize("error", [CacheUnavailable("disk I/O error"), Busy("database is locked")])
+def test_while_nobody_can_say_what_is_pinned_what_was_known_last_counts(error, caplog):
+    said = [lambda: {"key 1"}]
+    cache = filled(9, chunk(1), chunk(2), chunk(3), pinned_keys=lambda: said[0]())
+    assert left(use(cache, chunk(4))) == ["key 2"]
+
+    def fail():
+        raise error
+
+    said[0] = fail
+    assert left(use(cache, chunk(5))) == ["key 3"]
+    assert str(error) in caplog.text
+    said[0] = set
+    assert left(use(cache, chunk(6))) == ["key 1"]
