@@ -15,6 +15,7 @@ from tier_engines import (  # noqa: F401 - fixtures
 )
 
 from legokv.chunks.header import STORED_DTYPES
+from legokv.chunks.stored_form import encode_chunk
 
 REGIONS = {
     "length of the header": lambda content: range(8),
@@ -80,6 +81,49 @@ def test_no_damage_to_a_stored_file_changes_an_answer(open_engine, form, record_
     failed = tier(first, "disk").failed_reads
     assert sum(failed.values()) >= len(DAMAGES) - 4
     assert failed.keys() == {"length", "header", "identity", "checksum"}
+
+
+def with_number(kv, value):
+    changed = kv.clone()
+    changed[1, 1, 7, 0, 3] = value
+    return changed
+
+
+# Whole files with a right checksum, as an archive or another program may bring them.
+FOREIGN_KV = {
+    "NaN": lambda kv: with_number(kv, float("nan")),
+    "infinity": lambda kv: with_number(kv, float("-inf")),
+    "a layer too many": lambda kv: kv[[0, *range(len(kv))]],
+    "one layer": lambda kv: kv[:1],
+    "a head too few": lambda kv: kv[:, :, :, :1],
+    "wider heads": lambda kv: kv.repeat(1, 1, 1, 1, 2),
+    "another type": lambda kv: kv.half(),
+}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN_KV)
+def test_a_whole_file_that_is_not_this_model_s_kv_is_compiled_and_written_again(
+    open_engine, foreign
+):
+    engine = open_engine(16 * 8, host_bytes=0)
+    chunk = engine.compile(random_ids(1))
+    expected = answer(engine, [chunk]).logits
+    path = engine.tiers.tiers[0].folder.path(chunk.key)
+    sound = path.read_bytes()
+    wrong = encode_chunk(
+        chunk.key, chunk.token_ids, FOREIGN_KV[foreign](engine.tiers.tiers[0].read(chunk))
+    )
+    path.write_bytes(wrong.header + wrong.data)
+    for compiled_tokens in (40, 0):
+        engine.cache.drop(chunk.key)
+        running = engine.generate([[7, 8]], max_tokens=6)
+        assert next(running).finish_reason is None
+        result = answer(engine, [chunk])
+        # Float32's products beside another row differ in their last bits.
+        torch.testing.assert_close(result.logits, expected, atol=1e-4, rtol=0)
+        assert result.usage.compiled_tokens == compiled_tokens
+        assert len(list(running)) == 5
+    assert path.read_bytes() == sound
 
 
 def test_two_files_that_changed_places_change_no_answer(open_engine):
