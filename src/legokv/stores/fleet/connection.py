@@ -21,6 +21,10 @@ from legokv.stores.fleet.address import check_redis_url, shown_redis_url
 
 REPLY_SECONDS = 2.0
 RETRY_SECONDS = 5.0
+_NO_ROOM = (
+    "; its memory is full: delete documents, or `legokv cache models` says what other models keep "
+    "and `legokv cache forget MODEL` removes it"
+)
 LAYOUT_VERSION = 1
 """Part of every key: programs of different layouts do not see each other's."""
 
@@ -120,7 +124,8 @@ class Connection:
                 f"{RETRY_SECONDS:g} s"
             ) from error
         except redis.RedisError as error:
-            raise CacheUnavailable(f"{self.shown_url} refused: {error}") from error
+            room = _NO_ROOM if "maxmemory" in str(error) else ""
+            raise CacheUnavailable(f"{self.shown_url} refused: {error}{room}") from error
 
     def _refuse_while_away(self) -> None:
         with self._lock:
