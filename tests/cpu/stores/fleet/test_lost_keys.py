@@ -199,7 +199,7 @@ def test_a_redis_without_room_lets_documents_be_deleted_and_taken_again(tmp_path
                 compile_all(registry, document, [f"one {number}", f"two {number}"])
                 ids.append(document.id)
 
-        with pytest.raises(CacheUnavailable, match="maxmemory.*legokv cache models"):
+        with pytest.raises(CacheUnavailable, match=r"maxmemory.*legokv cache models"):
             fill()
         assert len(ids) > 10
         for document_id in ids:
