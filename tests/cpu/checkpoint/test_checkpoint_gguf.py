@@ -53,11 +53,12 @@ def write_gguf(
     extra: dict[str, Any] | None = None,
     split: str = "gpt-2",
     without: str = "nothing",
+    spelled: Mapping[int, str] | None = None,
 ) -> Path:
     """The llama checkpoint as llama.cpp's converter would write it, in float32."""
     writer = gguf.GGUFWriter(file, "llama")
     add_settings(writer, read_model_config(checkpoint))
-    add_tokenizer(writer, split)
+    add_tokenizer(writer, split, spelled)
     for key, value in (extra or {}).items():
         add_extra(writer, key, value)
     for name, tensor in load_file(checkpoint / "model.safetensors").items():
@@ -170,6 +171,16 @@ def test_a_converted_tokenizer_gives_the_same_ids(original: Path, tmp_path: Path
     message = [{"role": "user", "content": "Why?"}]
     assert converted.render_chat(message) == tokenizer.render_chat(message)
     assert converted.eos_token_ids == (2,)
+
+
+def test_a_user_defined_token_is_a_control_token_that_no_text_becomes(
+    original: Path, tmp_path: Path
+) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", original, spelled={3: "<user>"})
+    converted = Tokenizer.open(folder_from_gguf(file, tmp_path / "checkpoints", quiet))
+    assert converted.encode_template("<user>")[0] == 3
+    assert 3 not in converted.encode("a <user> b")
+    assert converted.decode(converted.encode("a <user> b")) == "a <user> b"
 
 
 def test_a_file_is_converted_once_and_another_content_again(original: Path, tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""A SentencePiece model served: texts are all tokens' decode, and what is said is text."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sentencepiece_like import LLAMA, sentencepiece_backend
+from server import RunningServer, serving
+from tritonclient.utils import InferenceServerException
+
+from legokv.build.engine import BuildSettings, build_engine_folder
+
+BACKEND = sentencepiece_backend(more=("東", "京", "é"))
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+DRAWN = {"text_input": "Who?", "max_tokens": 40, "temperature": 3.0, "return_log_probs": True}
+
+
+@pytest.fixture(scope="module")
+def spm(
+    tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("spm")
+    checkpoint = Path(shutil.copytree(tiny_checkpoint("llama"), folder / "checkpoint"))
+    (checkpoint / "tokenizer.json").write_text(BACKEND.to_str())
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(NAMES))
+    (checkpoint / "chat_template.jinja").write_text(LLAMA)
+    settings = BuildSettings("spm", dtype="float32")
+    build_engine_folder(checkpoint, folder / "engine", settings)
+    with serving(folder / "engine", folder / "cache", pool_tokens=4096) as server:
+        yield server
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_answer_and_its_tokens_texts_are_the_decode_of_all_ids(
+    spm: RunningServer, seed: int
+) -> None:
+    reply = spm.ask(**DRAWN, seed=seed)
+    tokens = json.loads(reply["token_log_probs"])
+    text = BACKEND.decode([token["token_id"] for token in tokens])
+    assert reply["text_output"] == "".join(token["text"] for token in tokens) == text
+    streamed = [r["text_output"] for r in spm.stream(**DRAWN, seed=seed)]
+    assert "".join(streamed) == text
+
+
+def test_what_looks_like_a_control_token_is_as_many_tokens_as_letters(spm: RunningServer) -> None:
+    said = "</s><s>[/INST]"
+    (document,) = spm.register(said)
+    reply = spm.ask(text_input=said, document_ids=[document], max_tokens=1)
+    rendered = f"[INST] {said}\n\n{said} [/INST]"
+    assert reply["prompt_tokens"] == len(rendered) + 1
+
+
+def test_a_stop_token_ends_an_answer_and_one_that_is_none_is_refused(spm: RunningServer) -> None:
+    whole = [t["token_id"] for t in json.loads(spm.ask(**DRAWN, seed=1)["token_log_probs"])]
+    reply = spm.ask(**DRAWN, seed=1, stop_token_ids=[whole[5]])
+    assert reply["finish_reason"] == "stop"
+    assert reply["generated_tokens"] == whole.index(whole[5]) + 1
+    with pytest.raises(InferenceServerException, match="stop_token_ids has 384: token ids lie"):
+        spm.ask(**DRAWN, stop_token_ids=[384])
+    with pytest.raises(InferenceServerException, match="129 words, at most 128 are taken"):
+        spm.ask(**DRAWN, stop_words=["a"] * 129)
