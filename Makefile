@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := out/venv
 BIN := $(VENV)/bin
 
-.PHONY: run test mutants fuzz attack check format gpu bench bench-full peers clean
+.PHONY: run test mutants fuzz attack soak check format gpu bench bench-full peers clean
 
 run: $(VENV)/ready
 	$(BIN)/python examples/tour.py
@@ -20,6 +20,10 @@ mutants: $(VENV)/ready
 # An hour of drawn requests against a server of its own, and the same with kills and freezes.
 fuzz attack: $(VENV)/ready
 	PYTHONPATH=tests:tests/e2e $(BIN)/python -m fuzz --minutes 60 $(if $(filter attack,$@),--kills)
+
+# Twenty thousand short requests, and what each process holds meanwhile. Three minutes.
+soak: $(VENV)/ready
+	PYTHONPATH=tests:tests/e2e $(BIN)/python -m fuzz.soak
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .
