@@ -12,6 +12,7 @@ from legokv.errors import (
     Busy,
     CacheUnavailable,
     ClaimLost,
+    EngineGone,
     InvalidRequest,
     LegokvError,
     NotFound,
@@ -87,6 +88,9 @@ class Compiler:
                 return self._compiled(claim)
         except ClaimLost:
             return None
+        except EngineGone:
+            # No fault of the document's: whoever asks next compiles the rest.
+            raise
         except LegokvError as error:
             _log.warning("document %s was not compiled: %s", document_id, error)
             return self._failed(claim, str(error))

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from legokv.built.folder import read_engine_folder
 from legokv.built.gate_facts import check_gate
@@ -15,12 +16,13 @@ from legokv.engine.engine import Engine
 from legokv.engine.jobs import Job, JobEvent, Prefill
 from legokv.engine.naming import NamedChunks
 from legokv.engine.request import GenerateRequest, Token
-from legokv.errors import InvalidRequest, LegokvError, StepFailed
+from legokv.errors import EngineGone, InvalidRequest, LegokvError, StepFailed
 from legokv.link.link import Segment
 from legokv.metrics import Sample
 from legokv.serving.answering import Reply
 from legokv.serving.command_reading import decode_command
-from legokv.serving.event_stream import EventOutlet
+from legokv.serving.ending import EndingWatch
+from legokv.serving.event_stream import FOLDER_VARIABLE, EventOutlet
 from legokv.serving.messages import (
     Cancel,
     Command,
@@ -65,6 +67,7 @@ class EngineService:
         self._connecting = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
+        self._ended: EngineGone | None = None
         self._step_began = 0.0
         # Python's 5 ms would be the time a first token waits while the next step is prepared.
         sys.setswitchinterval(_SWITCH_SECONDS)
@@ -81,13 +84,25 @@ class EngineService:
         check_gate(facts.gate, str(settings.engine))
         registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
         pinned = LatestPins(registry.pinned_chunk_keys)
-        return cls(
+        service = cls(
             Engine.open(settings.engine, settings=settings, pinned_keys=pinned, write_behind=True)
         )
+        folder = os.environ.get(FOLDER_VARIABLE)
+        if folder is not None:
+            EndingWatch(Path(folder), service.end_all)
+        return service
 
     def samples(self) -> Iterator[Sample]:
         """The engine's numbers now; for any thread."""
         return self._engine.samples()
+
+    def end_all(self, sentence: str) -> None:
+        """End all that is under way with this sentence, and whatever is asked from now on."""
+        self._ended = EngineGone(sentence)
+        for job in list(self._live.values()):
+            self._engine.cancel(job)
+            job.events.put(self._ended)
+        self._wake.set()
 
     def close(self) -> None:
         """Stop computing; what is under way stays unfinished."""
@@ -169,6 +184,7 @@ class EngineService:
         sink = _Sink(self, command.request_id, self._outlet(command.reply_to))
         job = self._engine.submit(request, sink)
         self._live[command.request_id] = job
+        self._end_if_late(job)
         if sink.ended:  # before it was noted as live
             self.over(command.request_id)
         self._wake.set()
@@ -209,10 +225,16 @@ class EngineService:
             self._finish(job)
         return Done()
 
+    def _end_if_late(self, job: Job) -> None:
+        if self._ended is not None:
+            self._engine.cancel(job)
+            job.events.put(self._ended)
+
     def _finish(self, job: Job) -> None:
         """Return when a job of one event is over; raises its error."""
         name = f"job {id(job)}"
         self._live[name] = job
+        self._end_if_late(job)
         self._wake.set()
         try:
             event = job.queue.get()

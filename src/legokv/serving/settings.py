@@ -41,6 +41,7 @@ class Settings(EngineSettings):
     max_request_bytes: int = setting(0, "longest request; 0: what the longest text takes", 0)
     probe_seconds: int = setting(5, "longest answer to the server's question to itself", 1)
     deaf_seconds: int = setting(60, "after so long without such an answer it starts anew", 1)
+    drain_seconds: int = setting(25, "longest for answers under way when it is told to stop", 0)
     ready_timeout_seconds: int = setting(120, "longest start of the server", 1)
     max_chunk_tokens: int = setting(1024, "longest span of a document compiled at once", 1)
     max_document_tokens: int = setting(131072, "longest document", 1)

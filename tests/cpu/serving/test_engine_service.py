@@ -18,7 +18,15 @@ from torch import Tensor
 from legokv import Engine, EngineSettings
 from legokv.engine.request import Finished, Token
 from legokv.engine.sampling import SamplingOptions
-from legokv.errors import Cancelled, InvalidRequest, LaunchRefused, LegokvError, StepFailed
+from legokv.errors import (
+    Cancelled,
+    EngineGone,
+    InvalidRequest,
+    LaunchRefused,
+    LegokvError,
+    StepFailed,
+)
+from legokv.serving.ending import EndingWatch, tell_ending
 from legokv.serving.engine_service import COMPUTE_NICENESS, EngineService
 from legokv.serving.event_stream import EventInbox, Events
 from legokv.serving.messages import (
@@ -387,3 +395,26 @@ def test_an_error_is_an_event_in_the_reply(service: Asker) -> None:
     assert InvalidRequest.__name__.encode() in reply.values["events"]  # type: ignore[operator]
     (reply,) = service.process.replies(b"nonsense")
     assert InvalidRequest.__name__.encode() in reply.values["events"]  # type: ignore[operator]
+
+
+def test_a_server_s_end_ends_what_is_under_way_and_what_comes_later(
+    service: Asker, tmp_path: Path
+) -> None:
+    watch = EndingWatch(tmp_path, service.process.end_all)
+    with service.asked(command("r", max_tokens=1500)) as events:
+        assert isinstance(events.get(timeout=60), Token)
+        tell_ending(tmp_path, "the server stops: ask again")
+        with pytest.raises(EngineGone, match="the server stops: ask again"):
+            rest(events)
+    watch.close()
+    with pytest.raises(EngineGone, match="the server stops"):
+        service.events(Compile("default", SPANS[0]))
+    with pytest.raises(EngineGone, match="the server stops"):
+        answer(service, command("late"))
+
+
+def test_an_ending_that_nobody_told_of_ends_nothing(service: Asker, tmp_path: Path) -> None:
+    watch = EndingWatch(tmp_path, service.process.end_all)
+    (tmp_path / "ending.new").write_text("half")
+    assert len(answer(service, command("r"))[0]) == 12
+    watch.close()

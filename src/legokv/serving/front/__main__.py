@@ -78,7 +78,7 @@ async def _run(settings: Settings, brief: Brief) -> None:
     state = State()
     upstream = Upstream(brief.http if settings.expose_triton == "off" else _exposed(settings))
     probe = Probe(upstream, state, brief.probe_id, settings.probe_seconds)
-    tasks = [asyncio.create_task(probe.run()), asyncio.create_task(_beat(probe))]
+    tasks = [asyncio.create_task(probe.run()), asyncio.create_task(_beat(probe, state))]
     if settings.expose_triton == "off":
         models = models_in(Path(brief.models))
         http = HttpFront(limits, upstream, internals, state, models)
@@ -100,13 +100,23 @@ def _exposed(settings: Settings) -> tuple[str, int]:
     return host, settings.http_port
 
 
-async def _beat(probe: Probe) -> None:
+async def _beat(probe: Probe, state: State) -> None:
     """Tell whoever started this what is known, again and again: silence means that it hangs."""
     while True:
         failing = probe.failing_seconds
-        line = {"reason": probe.reason, "failing_seconds": failing, "asked": probe.num_asked}
+        line = {
+            "reason": probe.reason,
+            "failing_seconds": failing,
+            "asked": probe.num_asked,
+            "refusal": state.refusal,
+            "num_open": state.num_open,
+        }
         print(json.dumps(line), flush=True)
-        await asyncio.sleep(BEAT_SECONDS if not probe.reason else BEAT_SECONDS / 10)
+        often = probe.reason or state.refusal
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BEAT_SECONDS / 10 if often else BEAT_SECONDS):
+                await state.told.wait()
+                await asyncio.sleep(BEAT_SECONDS / 10)
 
 
 async def _listen_for_refusals(state: State) -> None:
@@ -115,6 +125,7 @@ async def _listen_for_refusals(state: State) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
         state.refusal = line.decode().strip()
+        state.told.set()
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from legokv.errors import InvalidRequest, LegokvError, NotFound
+from legokv.errors import Busy, InvalidRequest, LegokvError, NotFound
 from legokv.serving.front.bounds import Bounds
 from legokv.serving.front.internals import STARTING, Internals
 from legokv.serving.front.state import State
@@ -26,6 +26,12 @@ _CODES = {
 _ERROR_TAG = b"\x0a"
 # The two HealthCheckResponses of gRPC's own health protocol: field 1 is 1 or 2.
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
+# What a request's last reply has among its parameters.
+_FINAL = b"triton_final_response\x12\x02\x08\x01"
+STREAMED = "generate"
+"""The model that Triton answers by streams alone."""
+_ERRORS_AS_STATUS = (("triton_grpc_error", "true"),)
+_ONE_REPLY = "ModelInfer gives one reply: leave 'stream' out, or call ModelStreamInfer"
 _OPEN = ("ServerMetadata", "ModelMetadata", "ModelConfig", "ModelReady", "ServerLive")
 _NAMED = {
     "ModelMetadata": service_pb2.ModelMetadataRequest,
@@ -62,9 +68,11 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         self._internals = internals
         self._state = state
         self._stream_upstream = self._channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        self._infer_passed = self._passed("ModelInfer", self._check_infer)
+        self._infer_streamed = self._call(self._infer_of_stream, self._check_infer)
         self._handlers = {
             f"/{SERVICE}/ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream),
-            f"/{SERVICE}/ModelInfer": _unary(self._passed("ModelInfer", self._check_infer)),
+            f"/{SERVICE}/ModelInfer": _unary(self._infer),
             f"/{SERVICE}/ServerReady": _unary(self._ready),
             "/grpc.health.v1.Health/Check": _unary(self._health),
             **{f"/{SERVICE}/{n}": _unary(self._passed(n, self._named(n))) for n in _OPEN},
@@ -86,12 +94,16 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         return _SERVING if self._state.ready else _NOT_SERVING
 
     def _passed(self, name: str, check: Callable[[bytes], None]) -> Unary:
-        upstream = self._channel.unary_unary(f"/{SERVICE}/{name}")
+        return self._call(self._channel.unary_unary(f"/{SERVICE}/{name}"), check)
 
+    def _call(
+        self, upstream: Callable[[bytes], Awaitable[bytes]], check: Callable[[bytes], None]
+    ) -> Unary:
         async def call(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
             try:
                 check(body)
-                return bytes(await upstream(body))
+                with self._state.one_open():
+                    return bytes(await upstream(body))
             except LegokvError as error:
                 RequestLine("front").failed(error)
                 return await _abort(context, error)
@@ -122,6 +134,39 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         self._state.check_taking()
         check_request(parse_request(body), self._models)
 
+    async def _infer(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        """One request and its one reply; of `generate`, which Triton answers by streams alone, too.
+
+        What cannot be read is refused by the call that does so.
+        """
+        request = service_pb2.ModelInferRequest()
+        with suppress(DecodeError):
+            request.ParseFromString(body)
+        if request.model_name == STREAMED:
+            return await self._infer_streamed(body, context)
+        return await self._infer_passed(body, context)
+
+    async def _infer_of_stream(self, body: bytes) -> bytes:
+        """The one reply to a request that is streamed; InvalidRequest if there are more."""
+        call = self._stream_upstream(metadata=_ERRORS_AS_STATUS)
+        answer = None
+        over = False
+        try:
+            await call.write(body)
+            await call.done_writing()
+            async for reply in call:
+                if _FINAL not in reply:
+                    raise InvalidRequest(_ONE_REPLY)
+                answer = service_pb2.ModelStreamInferResponse.FromString(reply)
+            over = True
+        finally:
+            # Triton waits ten seconds, when it stops, for what was cancelled after its end.
+            if not over:
+                call.cancel()
+        if answer is None:
+            raise Busy(STARTING)
+        return bytes(answer.infer_response.SerializeToString())
+
     async def _stream(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> None:
@@ -133,10 +178,13 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             async with writing:
                 await context.write(reply)
 
-        asking = asyncio.create_task(self._ask_all(requests, upstream, write))
+        under_way = _UnderWay(self._state)
+        asking = asyncio.create_task(self._ask_all(requests, upstream, write, under_way))
         try:
             async for reply in upstream:
                 await write(self._checked(reply))
+                if _FINAL in reply or reply.startswith(_ERROR_TAG):
+                    under_way.change(-1)
             code = await upstream.code()
             if code is not grpc.StatusCode.OK:
                 await context.abort(code, await upstream.details())
@@ -145,20 +193,26 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         finally:
             asking.cancel()
             upstream.cancel()
+            under_way.change(-under_way.number)
 
     async def _ask_all(
         self,
         requests: AsyncIterator[bytes],
         upstream: Any,
         write: Callable[[bytes], Awaitable[None]],
+        under_way: "_UnderWay",
     ) -> None:
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # whoever reads tells
             async for body in requests:
-                await self._ask(body, upstream, write)
+                await self._ask(body, upstream, write, under_way)
             await upstream.done_writing()
 
     async def _ask(
-        self, body: bytes, upstream: Any, write: Callable[[bytes], Awaitable[None]]
+        self,
+        body: bytes,
+        upstream: Any,
+        write: Callable[[bytes], Awaitable[None]],
+        under_way: "_UnderWay",
     ) -> None:
         request_id = ""
         try:
@@ -170,6 +224,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             RequestLine("front").failed(error)
             await write(_stream_error(str(error), request_id))
         else:
+            under_way.change(1)
             await upstream.write(body)
 
     def _checked(self, reply: bytes) -> bytes:
@@ -199,6 +254,18 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             code = grpc.StatusCode.UNAVAILABLE if replaced.gone else code
         await context.abort(code, details)
         raise AssertionError("abort raises")
+
+
+class _UnderWay:
+    """How many of one stream's requests are under way, counted in the state's."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.number = 0
+
+    def change(self, by: int) -> None:
+        self.number += by
+        self._state.num_open += by
 
 
 def _from_triton(error: grpc.aio.AioRpcError) -> bool:

@@ -110,7 +110,10 @@ class _Request:
             if kind is Kind.INFER:
                 model = self._front.models[self._path.split("/")[3]]
                 check_infer(text, model, len(body) - len(text))
-        await self._pass_on(body)
+            with state.one_open():
+                await self._pass_on(body)
+        else:
+            await self._pass_on(body)
 
     async def refuse(self, error: LegokvError) -> None:
         """Tell the client and the log; too late for the client if its answer has begun."""

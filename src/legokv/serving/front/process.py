@@ -35,6 +35,8 @@ class Beat:
     reason: str = "the front has not asked yet"
     failing_seconds: float = 0.0
     asked: int = 0
+    refusal: str = ""
+    num_open: int = 0
 
 
 class Front:
@@ -70,6 +72,11 @@ class Front:
         """Refuse new requests with this sentence, and be not ready; "" ends that."""
         self._refusal = sentence
         self._tell()
+
+    def num_open(self) -> int:
+        """Requests under way; 1 or more also until the front has heard of the refusal."""
+        beat = self._beat
+        return beat.num_open if beat.refusal == self._refusal else max(1, beat.num_open)
 
     def look(self) -> None:
         """Start the process again if it has ended or hangs; ServerError if it does so often."""

@@ -36,7 +36,7 @@ _VERSION = r"(?:/versions/[0-9]{1,9})?"
 _MODEL = rf"/v2/models/(?:{'|'.join(MODELS)}){_VERSION}"
 _ROWS = (
     _row("POST", rf"/v2/models/generate{_VERSION}/generate(?:_stream)?", Kind.GENERATE),
-    _row("POST", rf"{_MODEL}/infer", Kind.INFER),
+    _row("POST", rf"/v2/models/documents{_VERSION}/infer", Kind.INFER),
     _row("GET", r"/v2/health/live", Kind.LIVE),
     _row("GET", r"/v2/health/ready", Kind.READY),
     _row("GET", rf"{_MODEL}/ready", Kind.READY),
@@ -61,6 +61,13 @@ def kind_of(method: str, path: str) -> Kind:
     if rows:
         raise PathClosed(
             f"{path} takes {rows[0].method}, not {method[:20]}", HTTPStatus.METHOD_NOT_ALLOWED
+        )
+    if re.fullmatch(rf"/v2/models/generate{_VERSION}/infer", path):
+        raise PathClosed(
+            "generate has no infer over HTTP: POST /v2/models/generate/generate for the whole "
+            "answer or /v2/models/generate/generate_stream for its pieces; over gRPC call "
+            "ModelInfer or ModelStreamInfer",
+            HTTPStatus.BAD_REQUEST,
         )
     for pattern, what in _CLOSED:
         if re.fullmatch(pattern, path):

@@ -5,6 +5,7 @@ closed either way.
 """
 
 import collections
+import math
 import os
 import secrets
 import signal
@@ -21,6 +22,7 @@ from typing import Protocol
 
 from legokv.errors import ModelProcessLost, ServerDeaf, ServerError
 from legokv.parent_death import end_with_parent
+from legokv.serving.ending import tell_ending
 from legokv.serving.event_stream import FOLDER_VARIABLE
 from legokv.serving.secret import SECRET_VARIABLE, new_secret
 from legokv.serving.settings import Settings
@@ -49,6 +51,11 @@ _LOOK_SECONDS = 10.0
 """How often its descriptors are counted."""
 _MANY_DESCRIPTORS = 0.5
 """The share of the limit past which a line says so."""
+STOPPING = "the server is stopping and takes no new requests: ask another, or again in a while"
+_SAID_SECONDS = 0.5
+"""After so long a line says what is waited for."""
+_ENDING_SECONDS = 3.0
+"""So long an error that ends an answer may be under way to its client and its log."""
 _CLOSED = "shared-memory,model-repository,statistics,trace,logging"
 """What nobody needs of Triton, and some can use to write into it or to hide."""
 
@@ -61,6 +68,15 @@ class Witness(Protocol):
 
     def forget(self) -> None:
         """A new server starts."""
+
+    def refuse(self, sentence: str) -> None:
+        """Refuse new requests with this sentence."""
+
+    def num_open(self) -> int:
+        """Requests that are under way."""
+
+    def end(self) -> None:
+        """Ask nothing any more, and let go of all connections."""
 
     def deaf_reason(self) -> str:
         """Why the server is to be started anew, "" if it is not."""
@@ -78,10 +94,18 @@ class TritonServer:
     """A running server for the models of this package. Its log goes to standard error."""
 
     def __init__(
-        self, settings: Settings, process: subprocess.Popen[bytes], witness: Witness
+        self,
+        settings: Settings,
+        process: subprocess.Popen[bytes],
+        witness: Witness,
+        folder: Path,
     ) -> None:
+        """`folder` is the one that the models know."""
         self.settings = settings
         self.stopping = False
+        self._hurry = False
+        self._was_ready = False
+        self._folder = folder
         self._witness = witness
         witness.forget()
         self._looked = time.monotonic()
@@ -104,6 +128,7 @@ class TritonServer:
             if time.monotonic() > deadline:
                 raise ServerError(f"the server was not ready after {limit} s\n{self._log_end()}")
             time.sleep(_POLL_SECONDS)
+        self._was_ready = not self.stopping
         self._models.look()
 
     def _check_start(self) -> None:
@@ -149,14 +174,23 @@ class TritonServer:
         return ModelProcessLost(f"the process of model {models} {what}\n{self._log_end()}")
 
     def stop(self) -> None:
-        """Ask the server to end; to be called from a signal handler too."""
-        if not self.stopping and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+        """Have the server end, a second time without waiting; to be called by a signal too."""
+        self._hurry = self.stopping
         self.stopping = True
 
     def end(self) -> None:
-        """Stop, wait at most EXIT_TIMEOUT_SECONDS for open requests, end what is left by force."""
-        self.stop()
+        """Let answers under way come to their end, end the others, then stop what is there.
+
+        By force what does not stop within EXIT_TIMEOUT_SECONDS.
+        """
+        if self.stopping and self._was_ready:
+            self._drain()
+        if self.stopping:
+            # Triton waits for connections that are open, its asker's own too.
+            self._witness.end()
+        self.stopping = True
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(EXIT_TIMEOUT_SECONDS + 2)
         except subprocess.TimeoutExpired:
@@ -164,6 +198,39 @@ class TritonServer:
         self._kill()
         self._process.wait()
         self._log.join()
+
+    def _drain(self) -> None:
+        """Refuse new requests, and wait for those under way as long as the settings say."""
+        limit = self.settings.drain_seconds
+        self._witness.refuse(STOPPING)
+        self._wait_for_answers(limit, _SAID_SECONDS)
+        # Nobody counts the requests of an exposed one.
+        exposed = self.settings.expose_triton == "on"
+        if self._witness.num_open() or exposed:
+            tell_ending(
+                self._folder,
+                f"the server stops, and the answer was not over after drain_seconds {limit}: ask "
+                "again, another server or this one when it is back",
+            )
+            self._wait_for_answers(_ENDING_SECONDS, None)
+            time.sleep(_LOST_SECONDS if exposed else 0)
+
+    def _wait_for_answers(self, seconds: float, say_after: float | None) -> None:
+        """Return when no request is under way, the time is over, or a second signal came."""
+        began = time.monotonic()
+        while self._witness.num_open() and self._process.poll() is None:
+            waited = time.monotonic() - began
+            if waited >= seconds or (self._hurry and say_after is not None):
+                return
+            if say_after is not None and waited >= say_after:
+                say_after = math.inf
+                print(
+                    f"legokv: stopping: {self._witness.num_open()} requests under way have "
+                    f"{seconds:g} s (--drain-seconds); another signal ends them now",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            time.sleep(_POLL_SECONDS)
 
     def _kill(self) -> None:
         # The model processes are in the server's group, and outlive a server that crashed.
@@ -206,7 +273,7 @@ def running_server(settings: Settings, place: Place, witness: Witness) -> Iterat
             SECRET_VARIABLE: new_secret(),
         }
         environment = server_environment(install, {**os.environ, **variables})
-        server = TritonServer(settings, _start(command, environment), witness)
+        server = TritonServer(settings, _start(command, environment), witness, folder)
         try:
             yield server
         finally:
