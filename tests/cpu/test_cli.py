@@ -44,6 +44,7 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], {}, "no engine folder given: pass --engine DIR"),
         (["--engine", "/nowhere"], {}, "engine folder /nowhere does not exist"),
+        (["--engine", __file__], {}, f"engine folder {__file__} is a file"),
         (["--engine", "/nowhere"], {"LEGOKV_SPEED": "9"}, "unknown setting 'speed'"),
         (["--engine", "/nowhere", "--pool-tokens", "x"], {}, "pool_tokens in the command line"),
     ],

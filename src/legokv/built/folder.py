@@ -127,7 +127,8 @@ def refuse_foreign_folder(path: Path) -> None:
 
 def _engine_json(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise EngineMismatch(f"engine folder {path} does not exist: run build/build_engine.py")
+        what = "is a file" if path.exists() else "does not exist"
+        raise EngineMismatch(f"engine folder {path} {what}: run build/build_engine.py")
     try:
         data = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -13,6 +13,8 @@ from legokv.errors import InvalidRequest
 TokenSpan = tuple[int, ...]
 
 DEFAULT_NAMESPACE = "default"
+MAX_ID_LEN = 64
+"""Longest id that is looked for: ours have 28 characters."""
 MAX_NAME_LEN = 256
 DOCUMENT_BYTES = 1024
 """What a document counts against its namespace's quota, however short it is."""

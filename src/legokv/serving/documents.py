@@ -12,6 +12,7 @@ from legokv.built.folder import read_engine_folder
 from legokv.documents.compiling import Compiler
 from legokv.documents.cut import TextCodec, cut, document_token_ids
 from legokv.documents.document import (
+    MAX_ID_LEN,
     MAX_NAME_LEN,
     Changes,
     Document,
@@ -32,6 +33,7 @@ from legokv.serving.log import RequestLine
 from legokv.serving.messages import WARM_TIERS, Compile, Compiled, Drop, Warm
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
+from legokv.text.length import check_num_tokens
 from legokv.text.tokenizer import Tokenizer
 
 MAX_PAGE_LEN = 1000
@@ -47,6 +49,7 @@ _OF_CHANGES: dict[str, fields.Reader] = {
     "ttl_seconds": fields.optional_seconds,
     "pinned": fields.flag,
 }
+_ID = partial(fields.text, max_len=MAX_ID_LEN)
 _FIELDS: dict[str, dict[str, fields.Reader]] = {
     "create": {
         **_OF_ALL,
@@ -55,15 +58,15 @@ _FIELDS: dict[str, dict[str, fields.Reader]] = {
         "warm": partial(fields.optional_choice, choices=WARM_TIERS),
         "text": fields.text,
     },
-    "get": {**_OF_ALL, "id": fields.text, "wait": fields.flag, "text": fields.flag},
+    "get": {**_OF_ALL, "id": _ID, "wait": fields.flag, "text": fields.flag},
     "list": {
         **_OF_ALL,
         "after": partial(fields.whole_number, low=0, high=2**63 - 1),
         "limit": partial(fields.whole_number, default=100, low=1, high=MAX_PAGE_LEN),
         "name": partial(fields.optional_text, max_len=MAX_NAME_LEN),
     },
-    "update": {**_OF_ALL, "id": fields.text, **_OF_CHANGES},
-    "delete": {**_OF_ALL, "id": fields.text},
+    "update": {**_OF_ALL, "id": _ID, **_OF_CHANGES},
+    "delete": {**_OF_ALL, "id": _ID},
 }
 
 Result = dict[str, Any]
@@ -107,6 +110,11 @@ class DocumentService:
             "update": self._update,
             "delete": self._delete,
         }
+
+    @property
+    def max_request_bytes(self) -> int:
+        """Longest request in JSON, which takes up to six bytes for one of a text."""
+        return 6 * self._limits.max_document_bytes + 2**16
 
     def reply(self, request: object) -> Result:
         """The reply to one request, an object with an `operation`; expired pins go first."""
@@ -155,7 +163,9 @@ class DocumentService:
         num_bytes, max_bytes = len(text.encode()), self._limits.max_document_bytes
         if num_bytes > max_bytes:
             raise InvalidRequest(f"the document has {num_bytes} bytes, at most {max_bytes} fit")
-        ids, max_tokens = document_token_ids(text, self._codec), self._limits.max_document_tokens
+        max_tokens = self._limits.max_document_tokens
+        check_num_tokens(text, self._codec.encode, max_tokens, "the document")
+        ids = document_token_ids(text, self._codec)
         if len(ids) > max_tokens:
             raise InvalidRequest(f"the document has {len(ids)} tokens, at most {max_tokens} fit")
         chunks = cut(ids, self._limits.max_chunk_tokens, self._codec)
@@ -240,7 +250,7 @@ def document_replies(
     body = payload.get("request")
     if not isinstance(body, bytes):
         raise InvalidRequest("'request' is missing: a JSON object as text")
-    request = fields.parse_request(body)
+    request = fields.parse_request(body, service.max_request_bytes)
     reply = service.reply(request)
     line.facts |= {
         name: request[name] for name in ("namespace", "operation", "id") if name in request

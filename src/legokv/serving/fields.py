@@ -17,12 +17,15 @@ MAX_INT32 = 2**31 - 1
 MAX_UINT64 = 2**64 - 1
 
 
-def parse_request(body: bytes) -> Request:
-    """The JSON object in `body`; InvalidRequest if it is not UTF-8, not JSON or not an object.
+def parse_request(body: bytes, max_bytes: int | None = None) -> Request:
+    """The JSON object in `body`; InvalidRequest if it is not UTF-8, not JSON or not an object, or
+    longer than `max_bytes`.
 
     Numbers that are none (NaN) and a name given twice are no JSON here: who reads the request
     before us may take the other of the two.
     """
+    if max_bytes is not None and len(body) > max_bytes:
+        raise InvalidRequest(f"the request has {len(body)} bytes, at most {max_bytes} are taken")
     try:
         request = json.loads(
             body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_number

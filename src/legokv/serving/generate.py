@@ -34,6 +34,7 @@ from legokv.serving.question import Question, question_from_fields
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
 from legokv.text.formats import PromptFormats
+from legokv.text.length import check_num_tokens
 from legokv.text.prompt import Prompt, build_prompt
 from legokv.text.tokenizer import Tokenizer
 
@@ -174,6 +175,7 @@ class GenerateService:
         chunks = self._registry.chunks(question.namespace, *asked) if asked else ()
         ids = [chunk.token_ids for chunk in chunks]
         form = self._formats.of(question.switches)
+        self._check_length(question)
         prompt = build_prompt(self._tokenizer, form, question.text, ids, question.system_text)
         return Generate(
             # Two clients may give the same id.
@@ -188,6 +190,13 @@ class GenerateService:
             stop_words=question.stop_words,
             answering=question.answering,
         )
+
+    def _check_length(self, question: Question) -> None:
+        """InvalidRequest for a text that no prompt of the model's could hold."""
+        most = self._naming.facts.model.max_positions
+        texts = {"text_input": question.text, "system_text": question.system_text or ""}
+        for name, text in texts.items():
+            check_num_tokens(text, self._tokenizer.encode, most, repr(name))
 
     def _segments(self, prompt: Prompt, question: Question) -> tuple[PromptSegment, ...]:
         """The prompt's pieces. A head with a request's own words is not worth a file on disk."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from legokv.documents.document import namespace_or_default
+from legokv.documents.document import MAX_ID_LEN, namespace_or_default
 from legokv.engine.request import (
     LINK_TOKENS,
     MAX_RETURN_SEQUENCES,
@@ -81,8 +81,9 @@ def question_from_fields(payload: Mapping[str, object], settings: Settings) -> Q
 
     Only text_input must be there. Unknown fields are refused by name.
     """
+    fields.refuse_unknown(payload, INPUT_NAMES)
+    _check_ids(payload.get("document_ids", ()), settings.max_documents)
     request = fields.decoded(payload)
-    fields.refuse_unknown(request, INPUT_NAMES)
     values = fields.read(without_tensorrt_llm(request), _FIELDS)
     _check(values, settings)
     link_tokens = values["link_tokens"]
@@ -102,6 +103,22 @@ def question_from_fields(payload: Mapping[str, object], settings: Settings) -> Q
     )
 
 
+def _check_ids(ids: object, max_documents: int) -> None:
+    """InvalidRequest for too many ids, or one too long, before anything is done with them."""
+    if not isinstance(ids, list | tuple):
+        return
+    if len(ids) > max_documents:
+        raise InvalidRequest(
+            f"'document_ids' names {len(ids)} documents, at most {max_documents} are taken"
+        )
+    for place, item in enumerate(ids, 1):
+        if isinstance(item, str | bytes) and len(item) > MAX_ID_LEN:
+            raise InvalidRequest(
+                f"id {place} of {len(ids)} in 'document_ids' has {len(item)} bytes, at most "
+                f"{MAX_ID_LEN} are taken"
+            )
+
+
 def _check(values: fields.Request, settings: Settings) -> None:
     """InvalidRequest for what a setting or another field does not allow."""
     for name in ("text_input", "system_text"):
@@ -110,12 +127,7 @@ def _check(values: fields.Request, settings: Settings) -> None:
             raise InvalidRequest(
                 f"{name!r} has {num_bytes} bytes, at most {settings.max_question_bytes} are taken"
             )
-    num_documents, mode, words = len(values["document_ids"]), values["mode"], values["stop_words"]
-    if num_documents > settings.max_documents:
-        raise InvalidRequest(
-            f"'document_ids' names {num_documents} documents, at most {settings.max_documents} "
-            "are taken"
-        )
+    mode, words = values["mode"], values["stop_words"]
     if mode is not None and mode not in MODES:
         raise InvalidRequest(f"'mode' is one of {', '.join(MODES)}, not {mode[:80]!r}")
     if mode not in (None, MODES[0]) and values["link_tokens"] is not None:

@@ -8,7 +8,7 @@ import argparse
 import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field
+from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser, names: Collection[str] = tuple(_K
             f"--{name.replace('_', '-')}",
             metavar="DIR" if _kind(_KNOWN[name]) is Path else name.rsplit("_", 1)[-1].upper(),
             default=argparse.SUPPRESS,
-            help=described(_KNOWN[name]),
+            help=_help(_KNOWN[name]),
             **_switch(_KNOWN[name]),
         )
 
@@ -43,6 +43,16 @@ def _switch(item: Field[Any]) -> dict[str, Any]:
     """What makes an option that is off unless given one that needs no value."""
     is_switch = item.metadata.get("choices") == ("off", "on")
     return {"nargs": "?", "const": "on"} if is_switch else {}
+
+
+def _help(item: Field[Any]) -> str:
+    """What a setting means and is where nobody says; argparse reads percent signs."""
+    meaning = described(item)
+    if item.default_factory is not MISSING:
+        meaning += f" (default: {item.default_factory()})"
+    elif item.default is not MISSING:
+        meaning += f" (default: {item.default})"
+    return meaning.replace("%", "%%")
 
 
 def flags_in(parsed: argparse.Namespace) -> dict[str, object]:

@@ -193,6 +193,7 @@ def test_a_bad_request_says_what_is_wrong_and_changes_nothing(service, store, re
         (b'{"namespace": "a", "namespace": "b"}', "has 'namespace' twice"),
         (b'{"after": ' + b"9" * 5000 + b"}", "not JSON: Exceeds the limit"),
         (b'"create"', "JSON object, not a text"),
+        (b'{"operation": "get", "id": "%s"}' % (b"d" * 65), "'id' has 65 characters, at most 64"),
     ],
 )
 def test_bytes_that_are_no_request_are_refused(service, body, reason):

@@ -315,6 +315,10 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ({"namespace": None}, "'namespace' is a text, not null"),
         ({"namespace": [b"default"]}, "'namespace' is a text, not a list"),
         ({"document_ids": [b"doc-0"] * 257}, "'document_ids' names 257 documents, at most 256"),
+        (
+            {"document_ids": [b"a", b"d" * 65]},
+            "id 2 of 2 in 'document_ids' has 65 bytes, at most",
+        ),
     ],
 )
 def test_a_bad_field_is_refused_with_the_reason_and_the_engine_is_not_asked(
