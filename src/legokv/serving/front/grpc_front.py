@@ -155,9 +155,11 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             await call.write(body)
             await call.done_writing()
             async for reply in call:
+                answer = service_pb2.ModelStreamInferResponse.FromString(self._checked(reply))
+                if answer.error_message:
+                    raise InvalidRequest(answer.error_message)
                 if _FINAL not in reply:
                     raise InvalidRequest(_ONE_REPLY)
-                answer = service_pb2.ModelStreamInferResponse.FromString(reply)
             over = True
         finally:
             # Triton waits ten seconds, when it stops, for what was cancelled after its end.

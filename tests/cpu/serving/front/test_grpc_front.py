@@ -29,6 +29,11 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
     error: str = ""
     heard: list[bytes] = field(default_factory=list)
     num_ended: int = 0
+    num_replies: int = 1
+    may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.may_go_on.set()
 
     def service(self, details: Any) -> Any:
         if details.method.endswith("ModelStreamInfer"):
@@ -41,7 +46,11 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
                 self.heard.append(body)
                 reply = service_pb2.ModelStreamInferResponse(error_message=self.error)
                 reply.infer_response.id = service_pb2.ModelInferRequest.FromString(body).id
-                yield reply.SerializeToString()
+                for number in range(self.num_replies):
+                    last = number == self.num_replies - 1
+                    reply.infer_response.parameters["triton_final_response"].bool_param = last
+                    yield reply.SerializeToString()
+                    await self.may_go_on.wait()
         finally:
             self.num_ended += 1
 
@@ -195,3 +204,42 @@ def test_a_server_that_is_gone_is_told_as_something_to_try_later(tmp_path: Path)
         await front.close()
 
     asyncio.run(main())
+
+
+def test_one_reply_of_a_model_that_streams_is_got_by_the_plain_call(tmp_path: Path) -> None:
+    async def trial(front: Running) -> None:
+        body = await front.call("ModelInfer", question("mine"))
+        assert service_pb2.ModelInferResponse.FromString(body).id == "mine"
+        front.triton.num_replies = 2
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await front.call("ModelInfer", question())
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert raised.value.details().startswith("ModelInfer gives one reply: leave 'stream' out")
+        assert front.state.num_open == 0
+
+    run(tmp_path, trial)
+
+
+def test_requests_are_counted_while_they_are_under_way(tmp_path: Path) -> None:
+    """Each of a stream from its arrival to its last reply, also where the client leaves before."""
+
+    async def trial(front: Running) -> None:
+        front.triton.num_replies = 2
+        front.triton.may_go_on.clear()
+        call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+        await call.write(question("a"))
+        await call.read()
+        assert front.state.num_open == 1
+        front.triton.may_go_on.set()
+        await call.read()
+        assert front.state.num_open == 0
+        front.triton.may_go_on.clear()
+        await call.write(question("b"))
+        await call.read()
+        assert front.state.num_open == 1
+        call.cancel()
+        async with asyncio.timeout(10):
+            while front.state.num_open:
+                await asyncio.sleep(0.01)
+
+    run(tmp_path, trial)
