@@ -74,7 +74,7 @@ def test_an_answer_that_is_not_over_in_time_ends_with_an_error_that_says_so_and_
     engine_folder: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    many = {"num_return_sequences": 32, "temperature": 1.0, "min_tokens": 1900}
+    many = {"num_return_sequences": 16, "temperature": 1.0, "min_tokens": 1900}
     with (
         log.open("wb") as errors,
         serving(engine_folder, tmp_path, errors, drain_seconds=1) as server,
