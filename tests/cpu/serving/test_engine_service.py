@@ -401,7 +401,7 @@ def test_a_server_s_end_ends_what_is_under_way_and_what_comes_later(
     service: Asker, tmp_path: Path
 ) -> None:
     watch = EndingWatch(tmp_path, service.process.end_all)
-    with service.asked(command("r", max_tokens=1500)) as events:
+    with service.asked(command("r", max_tokens=900)) as events:
         assert isinstance(events.get(timeout=60), Token)
         tell_ending(tmp_path, "the server stops: ask again")
         with pytest.raises(EngineGone, match="the server stops: ask again"):
