@@ -115,7 +115,7 @@ async def _beat(probe: Probe, state: State) -> None:
         often = probe.reason or state.refusal
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(BEAT_SECONDS / 10 if often else BEAT_SECONDS):
-                await state.told.wait()
+                await state.news.wait()
                 await asyncio.sleep(BEAT_SECONDS / 10)
 
 
@@ -125,7 +125,7 @@ async def _listen_for_refusals(state: State) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
         state.refusal = line.decode().strip()
-        state.told.set()
+        state.news.set()
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ class State:
     refusal: str = ""
     num_open: int = 0
     """Requests that were passed on and whose last reply has not come."""
-    told: asyncio.Event = field(default_factory=asyncio.Event)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a refusal was told."""
 
     @property
