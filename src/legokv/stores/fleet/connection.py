@@ -103,7 +103,7 @@ class Connection:
         """
         # A client of its own, that nobody closes who closes this connection.
         with (
-            self._errors_said(),
+            self._errors_said(leave_alone=False),
             _client(self._url) as client,
             client.pubsub() as heard,
         ):
@@ -114,11 +114,13 @@ class Connection:
             yield _messages(heard, seconds)
 
     @contextmanager
-    def _errors_said(self) -> Iterator[None]:
+    def _errors_said(self, *, leave_alone: bool = True) -> Iterator[None]:
+        """Turn what Redis says into CacheUnavailable, and leave it alone if it does not answer."""
         try:
             yield
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            self._retry_at = time.monotonic() + RETRY_SECONDS
+            if leave_alone:
+                self._retry_at = time.monotonic() + RETRY_SECONDS
             raise CacheUnavailable(
                 f"{self.shown_url} does not answer: {error}; it is asked again in "
                 f"{RETRY_SECONDS:g} s"
