@@ -22,6 +22,7 @@ FIELDS = (
     "chat_template_kwargs",
     "mode",
     "link_tokens",
+    "recompute_percent",
     "max_tokens",
     "stop_words",
     "stop_token_ids",
@@ -51,9 +52,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         metavar="JSON",
         help="""variables of the chat template, as '{"enable_thinking": false}'""",
     )
-    parser.add_argument("--link-tokens", type=int, metavar="K", help="recomputed of each chunk")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--link-tokens", type=int, metavar="K", help="recomputed of each document")
+    budget.add_argument("--recompute-percent", type=float, metavar="R", help="in place of them")
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--mode", help="legolink, legolink-0 or full")
+    modes.add_argument("--mode", help="legolink, spread, guided, legolink-0 or full")
     modes.add_argument("--full", dest="mode", action="store_const", const="full")
     parser.add_argument("--max-tokens", type=int, metavar="N")
     parser.add_argument("--stop-words", nargs="+", metavar="WORD")

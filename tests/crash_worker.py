@@ -5,20 +5,22 @@ Its engine, registry and folder are real and far too small, so that every step e
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import permutations
 from pathlib import Path
 
 import torch
 import torch._dynamo  # what a first model takes two seconds to import; forked workers have it
+from engine_chunks import chunks_of, compile_last
 
 from legokv import Engine, EngineSettings
 from legokv.built.folder import cache_root, read_engine_folder
+from legokv.chunks.chunk import Chunk
 from legokv.chunks.header import STORED_DTYPES
 from legokv.documents.compiling import Compiler
 from legokv.documents.cut import cut, document_token_ids
-from legokv.documents.document import DocumentLimits
+from legokv.documents.document import DocumentLimits, StoredChunk
 from legokv.errors import Busy, LegokvError
 from legokv.serving.documents import DocumentService
 from legokv.stores.local.registry import Registry
@@ -71,19 +73,15 @@ class Worker:
     def answer(self, question: tuple[int, ...]) -> torch.Tensor:
         """The next token's logits behind the question's documents, which are registered for it."""
         ids = [self.register(number) for number in question]
-        chunks = [
-            self.engine.chunk(chunk.token_ids)
-            for document in ids
-            for chunk in self.registry.chunks("default", document)
-        ]
+        chunks = chunks_of(self.engine, self.registry.chunks("default", *ids))
         return self.engine.prefill([*chunks, [5, 6, 7]]).logits
 
     def delete(self, number: int) -> None:
         document = self.register(number)
         self.service.reply({"operation": "delete", "id": document})
 
-    def _compile(self, namespace: str, token_ids: tuple[int, ...]) -> str:
-        return self.engine.compile(token_ids, namespace).key
+    def _compile(self, namespace: str, chunks: Sequence[StoredChunk]) -> str:
+        return compile_last(self.engine, chunks, namespace)
 
     def _drop(self, keys: tuple[str, ...]) -> None:
         for key in keys:
@@ -102,15 +100,11 @@ def answers(engine_folder: Path, form: str = "model") -> torch.Tensor:
 
 
 def _answer_alone(engine: Engine, question: tuple[int, ...]) -> torch.Tensor:
-    chunks = [
-        engine.compile(span)
-        for number in question
-        for span in cut(
-            document_token_ids(TEXTS[number].rstrip(), engine.tokenizer),
-            LIMITS.max_chunk_tokens,
-            engine.tokenizer,
-        )
-    ]
+    chunks: list[Chunk] = []
+    for number in question:
+        ids = document_token_ids(TEXTS[number].rstrip(), engine.tokenizer)
+        for place, span in enumerate(cut(ids, LIMITS.max_chunk_tokens, engine.tokenizer)):
+            chunks.append(engine.compile(span, behind=chunks[-1] if place else ()))
     return engine.prefill([*chunks, [5, 6, 7]]).logits
 
 

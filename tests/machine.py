@@ -3,6 +3,7 @@
 import json
 
 from crash_worker import LIMITS, TEXTS
+from engine_chunks import chunks_of, compile_last
 
 from legokv.cli import main
 from legokv.documents.compiling import Compiler
@@ -18,8 +19,8 @@ class Machine:
         compiler = Compiler(registry, self._compile, lambda keys: None, LIMITS)
         self.service = DocumentService(registry, engine.tokenizer, compiler, LIMITS)
 
-    def _compile(self, namespace, token_ids):
-        return self.engine.compile(token_ids, namespace).key
+    def _compile(self, namespace, chunks):
+        return compile_last(self.engine, chunks, namespace)
 
     def register(self, number, **fields):
         request = {"operation": "create", "text": TEXTS[number], **fields}
@@ -27,7 +28,7 @@ class Machine:
 
     def answer(self, document):
         stored = self.registry.chunks(document["namespace"], document["id"])
-        chunks = [self.engine.chunk(chunk.token_ids, document["namespace"]) for chunk in stored]
+        chunks = chunks_of(self.engine, stored, document["namespace"])
         return self.engine.prefill([*chunks, [5, 6]])
 
     def command(self, capsys, kind, *rest):

@@ -23,11 +23,15 @@ that stands first is exact as it was compiled, and only `full` computes it.
 | `prefix` | the first one alone | everything behind it |
 | `naive` | alone | nothing |
 | `legolink-K` | alone | the first K tokens of every chunk but the first |
-| `legolink-0` | behind 4 dummy tokens whose KV is dropped | nothing |
+| `spread-K` | alone | as many, spread evenly over each chunk |
+| `legolink-0` | behind 4 dummy tokens that are not in the prompt | nothing |
 | `cacheblend-R` | alone | the R % of tokens whose values in layer 1 differ most from full's |
 | `guided-R` | alone | the R % the question attends to most when nothing is recomputed |
 | `guided-R+legolink-2` | alone | those, and the first 2 of every chunk but the first |
 | `behind-head` | behind the prompt's own first segment, kept apart from its KV | nothing |
+| `behind-head+X` | so | as X |
+| `behind-chat-head` | behind the chat template's head, which is not in the prompt | nothing |
+| `one-document` | behind all chunks that stand before | nothing |
 | `last-K`, `random-K` | alone | controls: as many as `legolink-K`, the last or at random |
 | `no-documents` | there are none | the floor |"""
 

@@ -7,6 +7,7 @@ from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.prompt import Prompt
 from legokv.chunks.chunk import Chunk
 from legokv.engine.request import DUMMY_TOKENS
+from legokv.text.prompt import build_prompt, prompt_format
 
 
 def alone(model: LinkedModel, prompt: Prompt) -> list[Chunk]:
@@ -24,6 +25,22 @@ def behind_dummies(model: LinkedModel, prompt: Prompt) -> list[Chunk]:
 def behind_first(model: LinkedModel, prompt: Prompt) -> list[Chunk]:
     """Each but the first behind the prompt's own first segment; the second is exact then."""
     return _behind(model, prompt, prompt.segments[0] if prompt.segments else ())
+
+
+def behind_chat_head(model: LinkedModel, prompt: Prompt) -> list[Chunk]:
+    """Each but a first segment of the prompt's own behind the head of the model's chat template."""
+    head = build_prompt(model.tokenizer, prompt_format(model.tokenizer), "?").head_ids
+    first = prompt.segments[: bool(prompt.head)]
+    rest = prompt.segments[len(first) :]
+    return [model.compile(ids) for ids in first] + [model.compile(ids, head) for ids in rest]
+
+
+def as_one_document(model: LinkedModel, prompt: Prompt) -> list[Chunk]:
+    """Each behind all that stand before it, as a document's own chunks are."""
+    chunks: list[Chunk] = []
+    for ids in prompt.segments:
+        chunks.append(model.compile_behind(ids, chunks[-1] if chunks else None))
+    return chunks
 
 
 def _behind(model: LinkedModel, prompt: Prompt, before: tuple[int, ...]) -> list[Chunk]:

@@ -22,7 +22,7 @@ from legokv.model.decoder import Attention
 from legokv.runners.attention_forms import AttentionForm, attention_form, rotations_of
 from legokv.runners.eager import EagerRunner
 from legokv.step.batch import StepBatch, step_batch
-from legokv.step.sequence import TokenSequence, chunk_sequence, linked_sequence
+from legokv.step.sequence import CompiledPages, TokenSequence, chunk_sequence, linked_sequence
 from legokv.text.tokenizer import Tokenizer
 
 Watch = Callable[[Attention], Attention]
@@ -94,16 +94,22 @@ class LinkedModel:
         self._compiled.clear()
 
     def compile(self, token_ids: TokenIds, before: TokenIds = ()) -> Chunk:
-        """A chunk computed from position 0, or behind the tokens `before`, whose KV is dropped."""
-        chunk = Chunk(f"{before}{token_ids}", "", token_ids, dummy_tokens=len(before))
-        if chunk.key not in self._compiled:
-            pages, dropped = (
-                self._pool.take(self._pool.pages_for(len(ids))) for ids in (token_ids, before)
-            )
-            sequence = chunk_sequence(token_ids, pages, self.page_size, before, dropped)
-            self.runner.run(_batch(sequence))
-            self._pool.give_back(dropped)
-            self._compiled[chunk.key] = pages
+        """A chunk computed from position 0, or behind the tokens `before`."""
+        behind = self.compile(before) if before else None
+        return self.compile_behind(token_ids, behind)
+
+    def compile_behind(self, token_ids: TokenIds, behind: Chunk | None) -> Chunk:
+        """A chunk computed behind another, and all that this was computed behind."""
+        key = f"{'' if behind is None else behind.key}{token_ids}"
+        chunk = Chunk(key, "", token_ids, behind=behind)
+        if key not in self._compiled:
+            pages = self._pool.take(self._pool.pages_for(len(token_ids)))
+            before = [
+                CompiledPages(part.start, part.num_tokens, self._compiled[part.key])
+                for part in chunk.before
+            ]
+            self.runner.run(_batch(chunk_sequence(token_ids, pages, self.page_size, before)))
+            self._compiled[key] = pages
         return chunk
 
     def place(self, segments: Sequence[Segment], reserve_tokens: int = 0) -> Placement:

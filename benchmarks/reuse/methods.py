@@ -8,7 +8,16 @@ from benchmarks.reuse.linked_model import LinkedModel, Placed
 from benchmarks.reuse.prompt import Prompt, TokenIds, without_documents
 from benchmarks.reuse.selections import Best, Both
 from legokv.chunks.chunk import Chunk
-from legokv.link.policy import Policy, Scores, everything, legolink, nothing
+from legokv.link.policy import (
+    Guided,
+    Policy,
+    Scores,
+    Share,
+    everything,
+    legolink,
+    nothing,
+    spread,
+)
 
 Compile = Callable[[LinkedModel, Prompt], list[Chunk]]
 Score = Callable[[LinkedModel, list[Chunk], TokenIds], Scores]
@@ -62,6 +71,7 @@ def _cacheblend(percent: int) -> Method:
     return Method(f"cacheblend-{percent}", Best(percent), score=cacheblend.scores)
 
 
+BEHIND_HEAD = behind_head.behind_first
 MAIN = (
     Method("full", everything),
     Method("no-documents", nothing, has_documents=False),
@@ -69,19 +79,29 @@ MAIN = (
     Method("legolink-2", legolink(2)),
     Method("legolink-16", legolink(16)),
     _cacheblend(15),
-    Method("guided-10+legolink-2", Both(Best(10), legolink(2))),
+    Method("guided-10+legolink-2", Both(Guided(Share(10)), legolink(2))),
     Method("legolink-0", nothing, behind_head.behind_dummies),
-    Method("behind-head", nothing, behind_head.behind_first),
+    Method("behind-head", nothing, BEHIND_HEAD),
     Method("last-16", selections.last(16)),
     Method("random-16", selections.scattered(16)),
 )
 OTHERS = (
     *(Method(f"legolink-{k}", legolink(k)) for k in (1, 4, 8, 32, 64)),
     *map(_cacheblend, (5, 30)),
-    *(Method(f"guided-{r}", Best(r)) for r in (5, 10, 20)),
-    *(Method(f"guided-{r}+legolink-2", Both(Best(r), legolink(2))) for r in (5, 20)),
+    *(Method(f"guided-{r}", Guided(Share(r))) for r in (5, 10, 20)),
+    *(Method(f"guided-{r}+legolink-2", Both(Guided(Share(r)), legolink(2))) for r in (5, 20)),
     *(Method(f"last-{k}", selections.last(k)) for k in (2,)),
     *(Method(f"random-{k}", selections.scattered(k)) for k in (2,)),
+    *(Method(f"spread-{k}", spread(k)) for k in (4, 8, 16)),
+    *(Method(f"behind-head+spread-{k}", spread(k), BEHIND_HEAD) for k in (4, 8, 16)),
+    *(Method(f"behind-head+legolink-{k}", legolink(k), BEHIND_HEAD) for k in (16,)),
+    Method("behind-chat-head", nothing, behind_head.behind_chat_head),
+    *(
+        Method(f"behind-chat-head+spread-{k}", spread(k), behind_head.behind_chat_head)
+        for k in (8, 16)
+    ),
+    *(Method(f"behind-head+guided-{r}", Guided(Share(r)), BEHIND_HEAD) for r in (5, 10)),
+    Method("one-document", nothing, behind_head.as_one_document),
     Method("prefix", selections.prefix),
 )
 METHODS = {method.name: method for method in (*MAIN, *OTHERS)}

@@ -32,7 +32,8 @@ class Store:
         self.failure = None
         self.failures_after = None
 
-    def compile(self, namespace, token_ids):
+    def compile(self, namespace, chunks):
+        token_ids = chunks[-1].token_ids
         if self.failure is not None:
             raise self.failure
         if len(self.compiled) == self.failures_after:

@@ -127,7 +127,6 @@ class World:
             self.tiers,
             max_step_tokens=max_step_tokens,
             max_queue_requests=given.get("max_queue_requests", 100),
-            dummy_token_id=0,
         )
 
     @property

@@ -37,6 +37,7 @@ TYPES = {
     "top_k": "INT32",
     "top_p": "FP32",
     "min_p": "FP32",
+    "recompute_percent": "FP32",
     "repetition_penalty": "FP32",
     "presence_penalty": "FP32",
     "frequency_penalty": "FP32",

@@ -66,6 +66,8 @@ class GateRun:
         alone = [(number, k) for number in range(len(self._chunks)) for k in (0, 16)]
         one_full = [self._full([number]) for number, _ in alone]
         one_linked = [self._linked([number], k) for number, k in alone]
+        one_full.append(full[0])
+        one_linked.append(self._behind_a_head())
         return GateFacts(
             tolerance=TOLERANCES[self._engine.facts.dtypes.compute],
             recomputed_difference=_difference(full, [self._linked(o, whole) for o in _ORDERS]),
@@ -78,6 +80,13 @@ class GateRun:
     def _linked(self, order: Sequence[int], link_tokens: int) -> Tensor:
         segments: list[Segment] = [*self._placed(order), self._question]
         return self._engine.prefill(segments, link_tokens=link_tokens).logits
+
+    def _behind_a_head(self) -> Tensor:
+        """The passages in their order, the last two as one document behind the first."""
+        chunks = self._chunks[:1]
+        for chunk in self._chunks[1:]:
+            chunks.append(self._engine.chunk(chunk.token_ids, behind=chunks[-1]))
+        return self._engine.prefill([*chunks, self._question]).logits
 
     def _full(self, order: Sequence[int]) -> Tensor:
         """The logits of the same tokens as one fresh segment: no chunk, no base but 0."""

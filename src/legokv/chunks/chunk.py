@@ -3,7 +3,8 @@
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,35 +55,22 @@ def chunk_key(
     kv_dtype: str,
     namespace: str,
     token_ids: TokenIds,
-    dummy_tokens: int = 0,
+    behind: str | None = None,
 ) -> str:
     """Hexadecimal SHA-256 of all that decides a chunk's KV and of who may use it.
 
-    The same in every process and on every machine. `kv_dtype` is a `kv_dtype_name`. `dummy_tokens`
-    is the number of dummy tokens the chunk was compiled behind (LegoLink-0); chunks compiled with
-    and without never meet.
+    The same in every process and on every machine. `kv_dtype` is a `kv_dtype_name`. `behind`
+    is the key of the chunk it was compiled behind; chunks compiled behind other things never meet.
     """
-    return chunk_keys(fingerprint, kv_dtype, namespace, [token_ids], dummy_tokens)[0]
-
-
-def chunk_keys(
-    fingerprint: str,
-    kv_dtype: str,
-    namespace: str,
-    spans: Iterable[TokenIds],
-    dummy_tokens: int = 0,
-) -> list[str]:
-    """The `chunk_key` of each span of token ids."""
-    version, dummies = str(CHUNK_FORMAT_VERSION), str(dummy_tokens)
-    shared = hashlib.sha256()
-    for text in ("legokv chunk", version, fingerprint, kv_dtype, namespace, dummies):
-        _add_part(shared, text.encode())
-    keys = []
-    for token_ids in spans:
-        digest = shared.copy()
-        _add_part(digest, token_blob(token_ids))
-        keys.append(digest.hexdigest())
-    return keys
+    digest, version = hashlib.sha256(), str(CHUNK_FORMAT_VERSION)
+    # "0" is what stood there of a chunk compiled alone when there were other ways to say it.
+    for text in ("legokv chunk", version, fingerprint, kv_dtype, namespace, "0"):
+        _add_part(digest, text.encode())
+    # A chunk compiled alone has no such part: its key is what it was before there were others.
+    if behind is not None:
+        _add_part(digest, behind.encode())
+    _add_part(digest, token_blob(token_ids))
+    return digest.hexdigest()
 
 
 def _add_part(digest: "hashlib._Hash", part: bytes) -> None:
@@ -93,16 +81,17 @@ def _add_part(digest: "hashlib._Hash", part: bytes) -> None:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A span of tokens compiled alone from position 0, and reused by `key` at any position.
+    """A span of tokens compiled once, alone or behind others, and reused by `key` at any position.
 
     `Engine.chunk` and `Engine.compile` make them; InvalidRequest there for ids that are no tokens.
 
-    key: hexadecimal SHA-256 of all that decides the KV: model, type, namespace, tokens, dummies.
+    key: hexadecimal SHA-256 of all that decides the KV: model, type, namespace, tokens, and what
+        it was compiled behind.
     namespace: whose it is; the same tokens of two namespaces are two chunks.
     token_ids: at least one.
-    dummy_tokens: so many dummies stood before it when it was compiled (LegoLink-0; their KV is
-        dropped, so token i was at position dummy_tokens + i).
     persistent: also kept on disk and in Redis.
+    behind: the chunk that stood right before it when it was compiled, behind whatever that was
+        compiled behind; None: it was compiled alone.
 
     >>> import legokv
     >>> engine = legokv.Engine.open("out/engines/llama")
@@ -116,9 +105,34 @@ class Chunk:
     key: str
     namespace: str
     token_ids: tuple[int, ...]
-    dummy_tokens: int = 0
     persistent: bool = True
+    # The key says it already, and a long document's chunks would compare one another over and over.
+    behind: "Chunk | None" = field(default=None, compare=False, repr=False)
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @cached_property
+    def start(self) -> int:
+        """How many tokens it was compiled behind: the position of its first one then."""
+        return sum(chunk.num_tokens for chunk in self.before)
+
+    @cached_property
+    def before(self) -> "tuple[Chunk, ...]":
+        """All chunks that it was compiled behind, in order."""
+        found: list[Chunk] = []
+        chunk = self.behind
+        while chunk is not None:
+            found.append(chunk)
+            chunk = chunk.behind
+        return tuple(reversed(found))
+
+
+def with_all_before(chunks: Iterable[Chunk]) -> tuple[Chunk, ...]:
+    """The chunks and all that they were compiled behind, each once, what stood before first."""
+    found: dict[str, Chunk] = {}
+    for chunk in chunks:
+        for part in (*chunk.before, chunk):
+            found.setdefault(part.key, part)
+    return tuple(found.values())

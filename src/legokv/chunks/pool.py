@@ -6,7 +6,7 @@ Host bookkeeping only: it hands out page numbers; computing and loading KV is th
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from legokv.chunks.budget import Budget, Candidate, victims
 from legokv.chunks.chunk import Chunk
@@ -58,14 +58,10 @@ class PagePool:
 
 @dataclass
 class Resident:
-    """A chunk with pages in the pool; `ready` once its KV is in them.
-
-    Dummy tokens before the chunk are computed into `dummy_pages`, given back when it is ready.
-    """
+    """A chunk with pages in the pool; `ready` once its KV is in them."""
 
     chunk: Chunk
     pages: list[int]
-    dummy_pages: list[int] = field(default_factory=list)
     ready: bool = False
     leases: int = 0
     dropped: bool = False
@@ -90,6 +86,10 @@ class Grant:
     new: tuple[Resident, ...]
     private_pages: list[int]
     evicted: tuple[Evicted, ...] = ()
+
+    def resident_of(self, chunk: Chunk) -> Resident:
+        """The grant's resident of a chunk that was asked."""
+        return next(r for r in self.residents if r.chunk.key == chunk.key)
 
 
 class ChunkCache:
@@ -164,7 +164,7 @@ class ChunkCache:
             # Until a chunk is ready, the job that compiles it has a lease too.
             others = resident.leases - theirs[id(resident)] - (not resident.ready)
             if others <= 0 and resident.chunk.key not in protected:
-                available += len(resident.pages) + len(resident.dummy_pages)
+                available += len(resident.pages)
         absent = [chunk for chunk in chunks if chunk.key not in self._residents]
         return num_private_pages + sum(map(self._pages_of, absent)) <= available
 
@@ -188,8 +188,6 @@ class ChunkCache:
     def mark_ready(self, resident: Resident) -> None:
         """The resident's KV is in its pages."""
         resident.ready = True
-        self.pool.give_back(resident.dummy_pages)
-        resident.dummy_pages = []
 
     def drop(self, key: str) -> None:
         """Forget a chunk; its pages are freed when its last lease ends."""
@@ -203,8 +201,7 @@ class ChunkCache:
         return num_private_pages + sum(self._pages_of(chunk) for chunk in chunks)
 
     def _pages_of(self, chunk: Chunk) -> int:
-        pages_for = self.pool.pages_for
-        return pages_for(len(chunk.token_ids)) + pages_for(chunk.dummy_tokens)
+        return self.pool.pages_for(chunk.num_tokens)
 
     def _make_room(self, num_pages: int, keep: set[str]) -> tuple[Evicted, ...]:
         target, needed = self._budget.to_free(self.pool.num_used, num_pages)
@@ -242,9 +239,7 @@ class ChunkCache:
         return evicted
 
     def _place(self, chunk: Chunk) -> Resident:
-        pages = self.pool.take(self.pool.pages_for(len(chunk.token_ids)))
-        dummy_pages = self.pool.take(self.pool.pages_for(chunk.dummy_tokens))
-        resident = Resident(chunk, pages, dummy_pages)
+        resident = Resident(chunk, self.pool.take(self._pages_of(chunk)))
         self._residents[chunk.key] = resident
         return resident
 
@@ -256,5 +251,5 @@ class ChunkCache:
 
     def _free_if_dropped(self, resident: Resident) -> None:
         if resident.dropped and not resident.leases and resident.pages:
-            self.pool.give_back(resident.pages + resident.dummy_pages)
-            resident.pages, resident.dummy_pages = [], []
+            self.pool.give_back(resident.pages)
+            resident.pages = []

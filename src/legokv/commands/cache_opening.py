@@ -1,6 +1,6 @@
 """Opens what `legokv cache` works on: a cache folder without its engine, and its fleet's Redis."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from legokv.built.folder import EngineFacts
@@ -59,7 +59,7 @@ def open_cache(settings: Settings, facts: EngineFacts) -> OpenCache:
         remote = remote_tier_of(registry, settings) if settings.remote_bytes else None
     disk = open_disk_tier(file.parent, registry, settings)
     tiers = (disk,) if remote is None else (disk, remote)
-    limits = replace(settings.document_limits, namespace_quota=settings.namespace_quota(facts))
+    limits = settings.document_limits_of(facts)
     codec = Tokenizer.open(settings.engine)
     documents = Cache(facts.fingerprint, facts.model, registry, tiers, codec, limits)
     return OpenCache(documents, disk, remote)

@@ -5,8 +5,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
-from legokv.documents.document import Document, DocumentLimits, State
+from legokv.documents.document import Document, DocumentLimits, State, StoredChunk
 from legokv.documents.protocol import Claim, CompiledChunk, DocumentRegistry
 from legokv.errors import (
     Busy,
@@ -19,12 +20,13 @@ from legokv.errors import (
     PoolFull,
 )
 
-# `compile_chunk(namespace, token_ids)` compiles and keeps one chunk and gives its key.
-CompileChunk = Callable[[str, Sequence[int]], str]
+# `compile_chunk(namespace, chunks)` compiles the last of a document's first chunks behind the
+# others, keeps it, and gives its key.
+CompileChunk = Callable[[str, Sequence[StoredChunk]], str]
 # `drop_chunks(keys)` lets the stored KV of these chunks go.
 DropChunks = Callable[[Sequence[str]], None]
-# `warm_chunk(namespace, token_ids, tier)` has one chunk's KV in that tier or a faster one.
-WarmChunk = Callable[[str, Sequence[int], str], None]
+# `warm_chunk(namespace, chunks, tier)` has the KV of the last of them in that tier or a faster one.
+WarmChunk = Callable[[str, Sequence[StoredChunk], str], None]
 
 POLL_SECONDS = 0.05
 RENEWALS_PER_CLAIM = 4
@@ -33,7 +35,7 @@ RENEWALS_PER_CLAIM = 4
 _log = logging.getLogger(__name__)
 
 
-def _no_tiers(namespace: str, token_ids: Sequence[int], tier: str) -> None:
+def _no_tiers(namespace: str, chunks: Sequence[StoredChunk], tier: str) -> None:
     raise InvalidRequest(f"there is no engine here whose tier '{tier}' could be warmed")
 
 
@@ -102,8 +104,9 @@ class Compiler:
         """How many of the document's chunks, from the first, are in `tier` or a faster one now."""
         warmed = 0
         try:
-            for chunk in self._registry.chunks(namespace, document_id):
-                self._warm_chunk(namespace, chunk.token_ids, tier)
+            chunks = self._registry.chunks(namespace, document_id)
+            for number in range(len(chunks)):
+                self._warm_chunk(namespace, chunks[: number + 1], tier)
                 warmed += 1
         except (PoolFull, Busy, CacheUnavailable) as error:
             _log.warning("document %s has %d warm chunks: %s", document_id, warmed, error)
@@ -120,9 +123,11 @@ class Compiler:
 
     def _compiled(self, claim: Claim) -> Document:
         # The others are by an earlier holder that died or failed at a later chunk.
-        missing = [place for place, chunk in enumerate(claim.chunks) if chunk.key is None]
+        chunks = list(claim.chunks)
+        missing = [place for place, chunk in enumerate(chunks) if chunk.key is None]
         for place in missing:
-            key = self._compile_chunk(claim.namespace, claim.chunks[place].token_ids)
+            key = self._compile_chunk(claim.namespace, chunks[: place + 1])
+            chunks[place] = replace(chunks[place], key=key)
             try:
                 if place == missing[-1]:
                     return self._registry.finish_claim(claim, last=CompiledChunk(place, key))

@@ -133,10 +133,11 @@ class Document:
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """One chunk of a document, in its place; `key` is None until it has been compiled once."""
+    """A document's chunk number `position`, from 0; `key` is None until it was compiled once."""
 
     token_ids: TokenSpan
     key: str | None
+    position: int
 
 
 @dataclass(frozen=True)

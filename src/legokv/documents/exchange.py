@@ -134,9 +134,11 @@ def _expected(cache: Cache, archive: Archive) -> dict[str, _ExpectedChunk]:
     expected: dict[str, _ExpectedChunk] = {}
     for document in _documents(cache, archive):
         _checked(cache, document)
+        last = None
         for chunk in document.chunks:
             if chunk.key is not None:
-                expected[chunk.key] = _expected_chunk(cache, document.namespace, chunk)
+                expected[chunk.key] = _expected_chunk(cache, document.namespace, chunk, last)
+            last = chunk.key
         if len(expected) > MAX_ARCHIVE_CHUNKS:
             raise InvalidRequest(f"an archive of more than {MAX_ARCHIVE_CHUNKS} chunks is refused")
     for _ in archive.chunks(_most_bytes(cache, expected)):
@@ -144,11 +146,15 @@ def _expected(cache: Cache, archive: Archive) -> dict[str, _ExpectedChunk]:
     return expected
 
 
-def _expected_chunk(cache: Cache, namespace: str, chunk: ArchivedChunk) -> _ExpectedChunk:
+def _expected_chunk(
+    cache: Cache, namespace: str, chunk: ArchivedChunk, last: str | None
+) -> _ExpectedChunk:
+    """The chunk was compiled behind the `last` one of its document, or alone: once all were."""
     ids = chunk.token_ids
     keys = {
-        chunk_key(cache.fingerprint, kv_dtype, namespace, ids): kv_dtype
+        chunk_key(cache.fingerprint, kv_dtype, namespace, ids, behind): kv_dtype
         for kv_dtype in stored_dtype_names()
+        for behind in (last, None)
     }
     kv_dtype = keys.get(chunk.key or "")
     return _ExpectedChunk(namespace, len(ids), token_digest(ids), kv_dtype)

@@ -14,7 +14,10 @@ from legokv.step.sequence import TokenSequence
 
 
 class FillJob(Job):
-    """Compute one resident's KV; `filled` is told it and the seconds taken when it is there."""
+    """Compute one resident's KV; `filled` is told it and the seconds taken when it is there.
+
+    It waits for what stands before the chunk.
+    """
 
     waits_in_line = False
 
@@ -25,10 +28,15 @@ class FillJob(Job):
         self.filling = resident
         self.sequences = (sequence,)
         self._filled = filled
+        self._started_at = self.submitted_at
+
+    def start(self, transfer: Transfer) -> bool:
+        self._started_at = time.monotonic()
+        return True
 
     def computed(self, sequence: TokenSequence, logits: Tensor) -> bool:
         assert self.filling is not None, "a FillJob has its resident"
-        self._filled(self.filling, time.monotonic() - self.submitted_at)
+        self._filled(self.filling, time.monotonic() - self._started_at)
         return True
 
 
@@ -52,7 +60,7 @@ class CompileJob(ChunkJob):
 
     def start(self, transfer: Transfer) -> bool:
         assert self.grant is not None, "a job starts after it was granted its pages"
-        transfer.store(self.grant.residents[0])
+        transfer.store(self.grant.resident_of(self.chunks[0]))
         self.kept()
         return False
 

@@ -18,7 +18,6 @@ from legokv.engine.naming import ChunkNaming
 from legokv.engine.option_checks import check_texts, check_whole
 from legokv.engine.parts import EngineParts, open_parts
 from legokv.engine.request import (
-    LINK_TOKENS,
     Finished,
     GenerateRequest,
     Token,
@@ -26,7 +25,7 @@ from legokv.engine.request import (
     check_stop_token_ids,
 )
 from legokv.engine.sampling import SamplingOptions
-from legokv.errors import LegokvError
+from legokv.errors import InvalidRequest, LegokvError
 from legokv.link.link import Segment, place
 from legokv.metrics import Sample
 from legokv.model.dtypes import Int32
@@ -99,27 +98,44 @@ class Engine:
         token_ids: Sequence[int] | Int32,
         namespace: str = DEFAULT_NAMESPACE,
         *,
+        behind: Segment = (),
         persistent: bool = True,
     ) -> Chunk:
         """Name a chunk without compiling it; a request that uses it does that when it must.
 
         token_ids: at least one, at most the model's context. namespace: only who names the same
-        one meets the chunk. persistent: also kept on disk and in Redis.
+        one meets the chunk. persistent: also kept on disk and in Redis. behind: what it is
+        compiled behind, a chunk or token ids; without any it is compiled alone.
+
+        >>> import legokv
+        >>> engine = legokv.Engine.open("out/engines/llama")
+        >>> head = engine.tokenizer.encode("Answer from the documents.")
+        >>> first = engine.chunk([5, 6, 7], behind=head)
+        >>> second = engine.chunk([8, 9], behind=first)
+        >>> second.start - len(head)
+        3
         """
-        return self._naming.chunk(token_ids, namespace, persistent=persistent)
+        before = None
+        if isinstance(behind, Chunk):
+            before = behind
+        elif len(behind):
+            before = self._naming.chunk(behind, namespace, persistent=persistent)
+        return self._naming.chunk(token_ids, namespace, behind=before, persistent=persistent)
 
     def compile(
         self,
         token_ids: Sequence[int] | Int32,
         namespace: str = DEFAULT_NAMESPACE,
         *,
+        behind: Segment = (),
         persistent: bool = True,
     ) -> Chunk:
-        """Compile `token_ids` alone from position 0 and keep the KV, unless it is kept already.
+        """Compile `token_ids` alone or `behind` others, and keep the KV, unless it is kept already.
 
-        The arguments are those of `chunk`. PoolFull if the chunk does not fit into the pool.
+        The arguments are those of `chunk`. What it is compiled behind is kept as a chunk of its
+        own. PoolFull if both together do not fit into the pool.
         """
-        chunk = self.chunk(token_ids, namespace, persistent=persistent)
+        chunk = self.chunk(token_ids, namespace, behind=behind, persistent=persistent)
         job = self.submit_compile(chunk)
         for _ in self.results(job):
             pass
@@ -129,33 +145,39 @@ class Engine:
         self,
         segments: Sequence[Segment],
         *,
-        link_tokens: int = LINK_TOKENS,
+        link_tokens: int | None = None,
         mode: str = "legolink",
+        recompute_percent: float | None = None,
     ) -> Prefill:
         """Link a prompt: the next token's logits, float32 [V], and how many tokens were reused.
 
-        segments: chunks and token ids, in prompt order. link_tokens, mode: see `GenerateRequest`.
+        segments: chunks and token ids, in prompt order. link_tokens, mode, recompute_percent: see
+        `GenerateRequest`.
         """
-        job = self.submit(GenerateRequest(segments, 0, mode, link_tokens))
+        request = GenerateRequest(
+            segments, 0, mode, link_tokens, recompute_percent=recompute_percent
+        )
+        job = self.submit(request)
         result = next(self.results(job))
         assert isinstance(result, Prefill), "a request for 0 tokens ends with its logits"
         return result
 
-    def generate(
+    def generate(  # noqa: PLR0913 - one call names all that a caller may choose
         self,
         segments: Sequence[Segment],
         *,
         max_tokens: int,
-        link_tokens: int = LINK_TOKENS,
+        link_tokens: int | None = None,
         mode: str = "legolink",
+        recompute_percent: float | None = None,
         sampling: SamplingOptions | None = None,
         stop_words: Sequence[str] = (),
     ) -> Iterator[Token]:
         """Answer the prompt token by token; the last has a finish_reason, "stop" or "length".
 
         segments: chunks and token ids, in prompt order. max_tokens: 1 or more. sampling: None for
-        greedy. link_tokens, mode, stop_words: see `GenerateRequest`. Closing the iterator cancels
-        the request.
+        greedy. link_tokens, mode, recompute_percent, stop_words: see `GenerateRequest`. Closing
+        the iterator cancels the request.
         """
         check_whole("max_tokens", max_tokens, 1)
         check_texts("stop_words", stop_words)
@@ -166,6 +188,7 @@ class Engine:
             link_tokens,
             sampling or SamplingOptions(),
             tuple(stop_words),
+            recompute_percent=recompute_percent,
         )
         return self.answer(request)
 
@@ -190,6 +213,11 @@ class Engine:
         # Before linking, which lists a page for every token there may be.
         check_prompt(request.segments, request.max_tokens, self.facts.model)
         check_stop_token_ids(request.answering.stop_token_ids, self.facts.model)
+        if request.policy.needs_scores and not self.runner.gives_attention:
+            raise InvalidRequest(
+                f"mode '{request.mode}' asks what the question attends to, which an engine's plan "
+                "does not say: open it with runner 'torch'"
+            )
         segments = self._naming.segments(request)
         reserve = max(request.max_tokens - 1, 0)
         placement = place(segments, self.facts.page_size, reserve)

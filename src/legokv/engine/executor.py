@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from legokv.chunks.chunk import Chunk, with_all_before
 from legokv.chunks.pool import ChunkCache, Grant, Resident
 from legokv.chunks.stored_kv import StoredKv
 from legokv.chunks.tiers import LowerTiers
@@ -24,7 +25,7 @@ from legokv.engine.schedule import Turn, can_plan, failure, finish_step, plan_st
 from legokv.engine.transfer import Transfer
 from legokv.errors import Busy, NotFinite, PoolFull, StepFailed
 from legokv.runners import Runner
-from legokv.step.sequence import chunk_sequence
+from legokv.step.sequence import CompiledPages, chunk_sequence
 
 _FETCHING_SECONDS = 0.05
 
@@ -55,7 +56,6 @@ class Executor:
         *,
         max_step_tokens: int,
         max_queue_requests: int,
-        dummy_token_id: int,
     ) -> None:
         self.counters = Counters()
         self.metrics = EngineMetrics()
@@ -64,7 +64,6 @@ class Executor:
         self._transfer = Transfer(runner, cache, tiers)
         self._max_step_tokens = max_step_tokens
         self._max_queue_requests = max_queue_requests
-        self._dummy_token_id = dummy_token_id
         # A job is in one of these, in this order: for pages, with pages but without all its
         # chunks, with sequences to compute. A FillJob begins in the last.
         self._waiting: deque[Job] = deque()
@@ -76,7 +75,7 @@ class Executor:
     @property
     def num_running(self) -> int:
         """Jobs that hold pages. For any thread."""
-        return len(self._granted) + sum(job.filling is None for job in list(self._running))
+        return sum(job.filling is None for job in [*self._granted, *self._running])
 
     @property
     def num_waiting(self) -> int:
@@ -87,7 +86,8 @@ class Executor:
         """Queue a job. PoolFull if it could not run even with the pool to itself, Busy if too many
         requests wait already; compiles, one for each document being registered, always may.
         """
-        job.num_pages = self._cache.pages_needed(job.chunks, job.num_private_pages)
+        needed = with_all_before(job.chunks)
+        job.num_pages = self._cache.pages_needed(needed, job.num_private_pages)
         if job.num_pages > self._runner.num_pages:
             raise PoolFull(
                 f"the request needs {job.num_pages} pages of {self._runner.page_size} tokens, "
@@ -145,7 +145,8 @@ class Executor:
 
     def drop(self, key: str) -> None:
         """Forget a chunk in every tier here; requests that hold it go on."""
-        if not any(job.filling and job.filling.chunk.key == key for job in self._running):
+        jobs = [*self._granted, *self._running]
+        if not any(job.filling and job.filling.chunk.key == key for job in jobs):
             self._cache.drop(key)
         self._transfer.drop(key)
 
@@ -220,7 +221,7 @@ class Executor:
         if not self._is_fetched(job):
             return False
         try:
-            grant = self._cache.grant(job.chunks, job.num_private_pages)
+            grant = self._cache.grant(self._chunks_for(job), job.num_private_pages)
         except PoolFull as error:
             if self._granted or self._running:
                 return False
@@ -228,13 +229,42 @@ class Executor:
             self._tell(job, error)
             return True
         job.grant = grant
+        place = self._waiting.index(job)
         self._waiting.remove(job)
         self._granted.append(job)
-        self._fill_all(grant, {} if job.prefetch is None else job.prefetch.held)
+        self._fill_all(grant, job.held)
+        if self._lacks_what_stood_before(grant):
+            self._ask_for_more(job, grant, place)
+            return True
         self._transfer.used(job.chunks)
         self._close_prefetch(job)
         job.admitted(grant, time.monotonic() - started)
         return True
+
+    def _chunks_for(self, job: Job) -> tuple[Chunk, ...]:
+        """The job's chunks, and what stands before those that are to be compiled."""
+        found = {chunk.key: chunk for chunk in job.chunks}
+        for chunk in job.chunks:
+            others = {part.key: part for part in chunk.before if part.key not in found}
+            # No tier, which may be far, is asked about what is linked with all before it anyway.
+            absent = others and self._cache.find(chunk.key) is None
+            if absent and (job.needs_all_before or not self._transfer.can_load(chunk, job.held)):
+                found = {**others, **found}
+        return tuple(found.values())
+
+    def _lacks_what_stood_before(self, grant: Grant) -> bool:
+        """Whether a chunk that a tier did not have after all cannot be compiled in this grant."""
+        return any(not self._can_compile(r.chunk) for r in grant.new if not r.ready)
+
+    def _can_compile(self, chunk: Chunk) -> bool:
+        return all(self._cache.find(part.key) is not None for part in chunk.before)
+
+    def _ask_for_more(self, job: Job, grant: Grant, place: int) -> None:
+        """Give the pages back, and have the job ask again with what stands before its chunks."""
+        job.grant, job.needs_all_before = None, True
+        self._granted.remove(job)
+        self._cache.release(grant)
+        self._waiting.insert(place, job)
 
     def _is_fetched(self, job: Job) -> bool:
         """True if what the job needs was fetched as far as it could be. Waited for only if there
@@ -249,7 +279,7 @@ class Executor:
             return True
         # What was fetched may have left again, and some was never to be fetched.
         job.has_fetched = True
-        far = self._transfer.fetch(job.chunks)
+        far = self._transfer.fetch(with_all_before(job.chunks))
         if far is None:
             return True
         self._close_prefetch(job)
@@ -269,27 +299,29 @@ class Executor:
         finally:
             # Also after a Ctrl-C: a resident that nobody fills would be waited for without end.
             for resident in grant.new:
-                if not resident.ready:
+                if not resident.ready and self._can_compile(resident.chunk):
                     self._compile(resident)
 
     def _compile(self, resident: Resident) -> None:
         chunk = resident.chunk
-        dummies = (self._dummy_token_id,) * chunk.dummy_tokens
+        before = [found for part in chunk.before if (found := self._cache.find(part.key))]
+        assert len(before) == len(chunk.before), "a chunk is compiled with all that stands before"
         sequence = chunk_sequence(
-            chunk.token_ids, resident.pages, self._runner.page_size, dummies, resident.dummy_pages
+            chunk.token_ids,
+            resident.pages,
+            self._runner.page_size,
+            [CompiledPages(r.chunk.start, r.chunk.num_tokens, r.pages) for r in before],
         )
-        # Newcomers stand behind those who have waited since the last step.
-        sequence.last_step = self.counters.steps
         job = FillJob(resident, sequence, self._filled)
-        # A lease of its own: the chunk is compiled to its end, whoever asked for it goes away.
-        self._cache.lease(resident)
-        job.grant = Grant((resident,), (), [])
-        self._running.append(job)
+        # Leases of its own: the chunk is compiled to its end, whoever asked for it goes away.
+        job.grant = Grant((*before, resident), (), [])
+        for held in job.grant.residents:
+            self._cache.lease(held)
+        self._granted.append(job)
 
     def _start(self) -> None:
         for job in list(self._granted):
-            assert job.grant is not None, "a granted job has its grant"
-            if all(resident.ready for resident in job.grant.residents):
+            if job.is_ready:
                 with self._ending(job):
                     self._begin(job)
 
@@ -326,21 +358,26 @@ class Executor:
 
     def _fail(self, jobs: Sequence[Job], error: StepFailed) -> None:
         # A job with several answers is there several times.
-        failed = list(dict.fromkeys(jobs))
-        lost = [job.filling for job in failed if job.filling is not None]
-        for job in self._granted:
-            assert job.grant is not None, "a granted job has its grant"
-            # By identity: two residents are never the same for having the same fields.
-            if job not in failed and any(r is gone for r in job.grant.residents for gone in lost):
-                failed.append(job)
-        for job in failed:
+        left = list(dict.fromkeys(jobs))
+        while left:
+            job = left.pop(0)
+            lost = job.filling
             self._end(job)
             self._tell(job, error)
+            if lost is not None:
+                left += [
+                    other for other in self._granted if other not in left and _has(other, lost)
+                ]
 
     def _tell(self, job: Job, event: JobEvent) -> None:
         """Hand out a job's last event: who cannot take it must not be the end of another."""
         with _going_on("an error reached nobody"):
             job.events.put(event)
+
+
+def _has(job: Job, resident: Resident) -> bool:
+    """By identity: two residents are never the same for having the same fields."""
+    return job.grant is not None and any(held is resident for held in job.grant.residents)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import math
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.pool import Grant, Resident
 from legokv.chunks.prefetch import Prefetch
+from legokv.chunks.stored_kv import StoredKv
 from legokv.engine.answer import Answer
 from legokv.engine.metrics import EngineMetrics
 from legokv.engine.request import Finished, GenerateRequest, Token, Usage
@@ -67,6 +68,8 @@ class Job:
     waits_in_line = True
     is_to_store = False
     filling: Resident | None = None
+    needs_all_before = False
+    """Whether a chunk of it that a tier has must still be compiled, behind what stood before it."""
     patience_seconds = math.inf
     max_new_tokens = 0
 
@@ -95,9 +98,20 @@ class Job:
     def kept(self) -> None:
         """All chunks of a job that `is_to_store` are kept already: say that it is over."""
 
+    @property
+    def held(self) -> Mapping[str, StoredKv]:
+        """What was read of its chunks and what stood before them, by key."""
+        return {} if self.prefetch is None else self.prefetch.held
+
     def admitted(self, grant: Grant, load_seconds: float) -> None:
         """Pages were granted; `grant.new` is what no tier had and is being compiled."""
         self.grant = grant
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all that it reads is in the pool."""
+        assert self.grant is not None, "a job waits for chunks while it holds their pages"
+        return all(resident.ready or resident is self.filling for resident in self.grant.residents)
 
     def start(self, transfer: Transfer) -> bool:
         """All chunks are in the pool: make `sequences`, or False if there is nothing to compute."""
@@ -141,6 +155,8 @@ class GenerateJob(Job):
         own_pages = num_own_pages(link, placement.page_size)
         num_pages = placement.most_private_pages(policy) + (len(answers) - 1) * own_pages
         super().__init__(link.chunks, num_pages, events)
+        # Without a guide, the question's attention chooses as soon as the chunks are there.
+        self._by_attention = policy if policy.needs_scores and guide is None else None
         # What is still to choose, after the link at hand is computed.
         self._guide = guide if policy.needs_scores else None
         self.usage = Usage(0, 0, 0, 0, chunks_used=len(link.chunks))
@@ -164,11 +180,9 @@ class GenerateJob(Job):
         self._granted_at = time.monotonic()
         self.usage.queue_seconds = self._granted_at - load_seconds - self.submitted_at
         self.usage.load_seconds = load_seconds
-        missing = {resident.chunk.key for resident in grant.residents if not resident.ready}
-        self.usage.chunks_found = len(self.chunks) - len(missing)
-        self.usage.compiled_tokens = sum(
-            len(chunk.token_ids) for chunk in self.chunks if chunk.key in missing
-        )
+        missing = {r.chunk.key: r.chunk for r in grant.residents if not r.ready}
+        self.usage.chunks_found = sum(chunk.key not in missing for chunk in self.chunks)
+        self.usage.compiled_tokens = sum(chunk.num_tokens for chunk in missing.values())
         self._metrics.queue.observe(self.usage.queue_seconds)
 
     def start(self, transfer: Transfer) -> bool:
@@ -177,6 +191,10 @@ class GenerateJob(Job):
         self.usage.compile_seconds = self._started_at - self._granted_at
         self._transfer = transfer
         self._bind(self.grant, transfer)
+        if self._by_attention is not None:
+            num_rows = self._placement.question_tokens
+            mass = transfer.attention_mass(self.sequences[0], num_rows)
+            self._link_for_good(self._by_attention, mass)
         return True
 
     def _bind(self, grant: Grant, transfer: Transfer) -> None:
@@ -194,12 +212,12 @@ class GenerateJob(Job):
         self.usage.recomputed_tokens = self._link.recomputed_tokens
         self.usage.fresh_tokens = self._link.fresh_tokens
 
-    def _choose(self, guide: Guide) -> None:
-        """The first pass is computed: link for good, by its scores."""
+    def _link_for_good(self, policy: Policy, scores: Scores) -> None:
+        """The first pass is computed: link again, by its scores."""
         assert self.grant is not None, "a job chooses while it holds its pages"
         assert self._transfer is not None, "a job chooses after it was started"
         self._guide = None
-        self._link = self._placement.link(guide.policy, guide.scores())
+        self._link = self._placement.link(policy, scores)
         self._count()
         self._bind(self.grant, self._transfer)
 
@@ -215,7 +233,7 @@ class GenerateJob(Job):
 
     def computed(self, sequence: TokenSequence, logits: Tensor) -> bool:
         if self._guide is not None:
-            self._choose(self._guide)
+            self._link_for_good(self._guide.policy, self._guide.scores())
             return False
         if self.usage.time_to_first_token_seconds:
             drawing = [pair for pair in self._going_on if pair[1].sequence is sequence]
@@ -235,7 +253,7 @@ class GenerateJob(Job):
         now = time.monotonic()
         self.usage.link_seconds = now - self._started_at
         self.usage.time_to_first_token_seconds = now - self.submitted_at
-        self._metrics.linked(self.usage)
+        self._metrics.linked(self.usage, self._request.mode)
 
     def _begun(self, prompt: TokenSequence) -> list[tuple[Answer, Tail]]:
         """All answers, each with where its tokens go."""

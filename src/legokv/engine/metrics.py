@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
 from legokv.chunks.stats import EvictionReason, TierStats
-from legokv.engine.request import Usage
+from legokv.engine.request import MODES, Usage
 from legokv.errors import UnreadableReason
 from legokv.metrics import Family, Histogram, Sample
 
 PROMPT_TOKENS = Family(
     "legokv_prompt_tokens_total", "counter", "Prompt tokens: read as stored, recomputed, or fresh"
 )
+PROMPTS = Family("legokv_prompts_total", "counter", "Prompts with their first logits, by mode")
 GENERATED_TOKENS = Family("legokv_generated_tokens_total", "counter", "Tokens of answers")
 LOOKUPS = Family("legokv_chunk_lookups_total", "counter", "Chunks looked for in a tier")
 EVICTIONS = Family("legokv_evictions_total", "counter", "Chunks that left a tier, and why")
@@ -54,6 +55,7 @@ class EngineMetrics:
             "legokv_inter_token_latency_seconds", "From one token of an answer to its next"
         )
         self._prompt_tokens = {"cached": 0, "recomputed": 0, "fresh": 0}
+        self._prompts = dict.fromkeys(MODES, 0)
         self._failed_steps: dict[FailedStepReason, int] = {"runner": 0, "engine": 0}
         self.generated_tokens = 0
 
@@ -61,8 +63,9 @@ class EngineMetrics:
         """A step failed; those whose work was in it have ended."""
         self._failed_steps[reason] += 1
 
-    def linked(self, usage: Usage) -> None:
+    def linked(self, usage: Usage, mode: str) -> None:
         """A request has its first logits; `usage` says whence its prompt's KV came, and when."""
+        self._prompts[mode] += 1
         self.link.observe(usage.link_seconds)
         self._prompt_tokens["cached"] += usage.cached_tokens
         self._prompt_tokens["recomputed"] += usage.recomputed_tokens
@@ -74,6 +77,8 @@ class EngineMetrics:
             yield from histogram.samples()
         for source, number in self._prompt_tokens.items():
             yield Sample(PROMPT_TOKENS, (("source", source),), number)
+        for mode, number in self._prompts.items():
+            yield Sample(PROMPTS, (("mode", mode),), number)
         for reason, number in self._failed_steps.items():
             yield Sample(FAILED_STEPS, (("reason", reason),), number)
         yield Sample(GENERATED_TOKENS, (), self.generated_tokens)

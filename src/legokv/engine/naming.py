@@ -8,11 +8,24 @@ import numpy as np
 
 from legokv.built.folder import EngineFacts
 from legokv.built.settings import EngineSettings
-from legokv.chunks.chunk import Chunk, chunk_keys, kv_dtype_name
+from legokv.chunks.chunk import Chunk, TokenIds, chunk_key, kv_dtype_name
 from legokv.documents.document import check_namespace
-from legokv.engine.request import DUMMY_TOKENS, GenerateRequest, check_chunks
+from legokv.engine.request import (
+    DUMMY_TOKENS,
+    GenerateRequest,
+    check_behind,
+    check_chunks,
+)
 from legokv.link.link import Segment
 from legokv.model.dtypes import Int32
+
+
+@dataclass(frozen=True)
+class ChunkKey:
+    """A chunk's key, and that of the chunk it is compiled behind; None: it is compiled alone."""
+
+    key: str
+    behind: str | None
 
 
 @dataclass(frozen=True)
@@ -29,41 +42,85 @@ class ChunkNaming:
         return cls(replace(facts, dtype=dtype), settings.kv_stored_dtype)
 
     def chunk(
-        self, token_ids: Sequence[int] | Int32, namespace: str, *, persistent: bool = True
+        self,
+        token_ids: Sequence[int] | Int32,
+        namespace: str,
+        *,
+        behind: Chunk | None = None,
+        persistent: bool = True,
     ) -> Chunk:
-        """The chunk of these ids; InvalidRequest for none, too many, one that is no token, or a
-        namespace that is none.
+        """The chunk of these ids, compiled `behind` another or alone.
+
+        InvalidRequest for no ids, too many, one that is no token, or a namespace that is none.
         """
         check_namespace(namespace)
         check_chunks([token_ids], self.facts.model)
         ids = tuple(np.asarray(token_ids, np.int32).tolist())
-        (key,) = self._keys([ids], namespace)
-        return Chunk(key, namespace, ids, persistent=persistent)
+        if behind is not None:
+            check_behind(behind, len(ids), namespace, self.facts.model)
+        key = self._key(ids, namespace, None if behind is None else behind.key)
+        return Chunk(key, namespace, ids, persistent=persistent, behind=behind)
 
-    def keys(self, spans: Sequence[Sequence[int]], namespace: str) -> list[str]:
-        """The keys of these spans' chunks; InvalidRequest as `chunk` has it."""
+    def document_keys(
+        self, chunks: Iterable[tuple[TokenIds, str | None]], namespace: str, head: str | None = None
+    ) -> list[ChunkKey]:
+        """The keys of one document's chunks, given as ids and the key that was recorded for them.
+
+        Each is behind the one before, and the first behind the chunk of the key `head`, unless it
+        is recorded as compiled alone: chunks were always, once. InvalidRequest as `chunk` has it.
+        """
         check_namespace(namespace)
-        check_chunks(spans, self.facts.model)
-        return self._keys(spans, namespace)
+        found: list[ChunkKey] = []
+        behind = head
+        for token_ids, recorded in chunks:
+            check_chunks([token_ids], self.facts.model)
+            key = self._key(token_ids, namespace, behind)
+            if recorded is not None and recorded != key:
+                alone = self._key(token_ids, namespace)
+                key, behind = (alone, None) if recorded == alone else (key, behind)
+            found.append(ChunkKey(key, behind))
+            behind = key
+        return found
 
     def segments(self, request: GenerateRequest) -> list[Segment]:
-        """The request's, for LegoLink-0 with chunks compiled behind dummies but at the start."""
+        """The request's, for LegoLink-0 with documents compiled behind dummies but at the start."""
         if request.mode != "legolink-0":
             return list(request.segments)
-        return [
-            self._behind_dummies(segment) if number and isinstance(segment, Chunk) else segment
-            for number, segment in enumerate(request.segments)
-        ]
+        named: list[Segment] = []
+        last: Segment | None = None
+        for segment in request.segments:
+            chunk = segment
+            if named and isinstance(segment, Chunk):
+                # A document's chunks go on behind its first, as what that is here.
+                goes_on = _goes_on(segment, last)
+                chunk = self._recompiled(segment, named[-1] if goes_on else self._dummies(segment))
+            named.append(chunk)
+            last = segment
+        return named
 
-    def _behind_dummies(self, chunk: Chunk) -> Chunk:
-        (key,) = self._keys([chunk.token_ids], chunk.namespace, DUMMY_TOKENS)
-        return replace(chunk, key=key, dummy_tokens=DUMMY_TOKENS, persistent=False)
+    def _recompiled(self, chunk: Chunk, behind: Segment) -> Chunk:
+        """The chunk as it is behind another."""
+        assert isinstance(behind, Chunk), "what goes on goes on behind a chunk"
+        if chunk.behind is not None and behind.key == chunk.behind.key:
+            return chunk
+        key = self._key(chunk.token_ids, chunk.namespace, behind.key)
+        return replace(chunk, key=key, persistent=False, behind=behind)
 
-    def _keys(
-        self, spans: Sequence[Sequence[int]], namespace: str, dummy_tokens: int = 0
-    ) -> list[str]:
+    def _dummies(self, chunk: Chunk) -> Chunk:
+        """What LegoLink-0 compiles it behind: beginnings of text where the model has one."""
+        model = self.facts.model
+        dummy = next(t for t in (model.bos_token_id, *model.eos_token_ids, 0) if t is not None)
+        return self.chunk([dummy] * DUMMY_TOKENS, chunk.namespace, persistent=False)
+
+    def _key(self, token_ids: TokenIds, namespace: str, behind: str | None = None) -> str:
         dtype = kv_dtype_name(self.facts.dtypes.kv, self.stored_dtype)
-        return chunk_keys(self.facts.fingerprint, dtype, namespace, spans, dummy_tokens)
+        return chunk_key(self.facts.fingerprint, dtype, namespace, token_ids, behind)
+
+
+def _goes_on(chunk: Chunk, last: Segment | None) -> bool:
+    """Whether a chunk was compiled right behind the segment that stands before it."""
+    behind = chunk.behind
+    return isinstance(last, Chunk) and behind is not None and behind.key == last.key
 
 
 class NamedChunks:

@@ -60,7 +60,6 @@ def open_parts(
         tiers,
         max_step_tokens=settings.max_step_tokens,
         max_queue_requests=settings.max_queue_requests,
-        dummy_token_id=_dummy_token_id(facts),
     )
     return EngineParts(facts, tokenizer, runner, executor, cache, tiers)
 
@@ -87,9 +86,3 @@ def kv_form(facts: EngineFacts) -> KvForm:
     model = facts.model
     dtype: torch.dtype = getattr(torch, facts.dtypes.kv)
     return KvForm(model.num_layers, model.num_kv_heads, model.head_size, dtype)
-
-
-def _dummy_token_id(facts: EngineFacts) -> int:
-    """LegoLink-0's dummy: the beginning of text where the model has one, else an end."""
-    model = facts.model
-    return next(t for t in (model.bos_token_id, *model.eos_token_ids, 0) if t is not None)

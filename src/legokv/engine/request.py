@@ -1,6 +1,6 @@
 """What a caller asks of the engine and what it is told: plain data, checked before it runs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,10 +18,11 @@ from legokv.engine.option_checks import (
 from legokv.engine.sampling import SamplingOptions, TokenLogProbs
 from legokv.errors import InvalidRequest
 from legokv.link.link import Segment
-from legokv.link.policy import Policy, everything, legolink, nothing
+from legokv.link.policy import Budget, Guided, Policy, Share, everything, legolink, nothing, spread
 from legokv.model.config import ModelConfig
 
-MODES = ("legolink", "legolink-0", "full")
+MODES = ("legolink", "spread", "guided", "legolink-0", "full")
+MODES_WITH_BUDGET = ("legolink", "spread", "guided")
 LINK_TOKENS = 16
 DUMMY_TOKENS = 4
 """How many dummies stand before a chunk compiled for LegoLink-0 (arXiv 2410.15332)."""
@@ -93,12 +94,14 @@ class GenerateRequest:
 
     segments: chunks and token ids, in prompt order.
     max_tokens: of each answer at most. 0: the prompt is computed, its logits are the answer.
-    mode: "legolink" recomputes the first link_tokens of each chunk but the first; "legolink-0"
-        none, over chunks compiled behind dummy tokens; "full" all.
-    link_tokens: 0 or more, of mode "legolink".
+    mode: "legolink" recomputes the first tokens of each document but what stands first, "spread"
+        as many spread evenly over it, "guided" as many in all, those that the question attends to
+        most; "legolink-0" none, over documents compiled behind dummy tokens; "full" all.
+    link_tokens: how many of each document, 0 or more, in the first three modes; 16 unless told.
     sampling: how tokens are drawn, greedily unless told.
     stop_words: texts before the first of which an answer ends, at most 128 and 4,096 bytes.
     answering: how many answers, and what is told of them.
+    recompute_percent: in place of link_tokens, a share of each document's tokens, 0 to 100.
 
     >>> import legokv
     >>> engine = legokv.Engine.open("out/engines/llama")
@@ -113,15 +116,14 @@ class GenerateRequest:
     segments: Sequence[Segment]
     max_tokens: int
     mode: str = "legolink"
-    link_tokens: int = LINK_TOKENS
+    link_tokens: int | None = None
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     stop_words: tuple[str, ...] = ()
     answering: AnswerOptions = field(default_factory=AnswerOptions)
+    recompute_percent: float | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise InvalidRequest(f"mode is one of {', '.join(MODES)}, not '{self.mode}'")
-        check_whole("link_tokens", self.link_tokens, 0)
+        check_budget(self.mode, self.link_tokens, self.recompute_percent)
         check_whole("max_tokens", self.max_tokens, 0)
         check_kind("sampling", self.sampling, SamplingOptions)
         check_texts("stop_words", self.stop_words)
@@ -142,8 +144,11 @@ class GenerateRequest:
     @property
     def policy(self) -> Policy:
         """Which cached tokens are recomputed."""
-        if self.mode == "legolink":
-            return legolink(self.link_tokens)
+        if self.mode in MODES_WITH_BUDGET:
+            tokens = LINK_TOKENS if self.link_tokens is None else self.link_tokens
+            share = self.recompute_percent
+            budget = tokens if share is None else Share(share)
+            return _POLICIES[self.mode](budget)
         return everything if self.mode == "full" else nothing
 
 
@@ -173,6 +178,37 @@ def check_stop_token_ids(ids: Sequence[int], config: ModelConfig) -> None:
     num_ends = len({*ids, *config.eos_token_ids})
     if num_ends == config.vocab_size:
         raise InvalidRequest(f"with stop_token_ids all {num_ends} tokens of the model are ends")
+
+
+_POLICIES: dict[str, Callable[[Budget], Policy]] = {
+    "legolink": legolink,
+    "spread": spread,
+    "guided": Guided,
+}
+
+
+def check_budget(mode: str, link_tokens: object, recompute_percent: object) -> None:
+    """InvalidRequest for an unknown mode, or a budget that is out of range, not its, or one of two.
+
+    The full modes take any link_tokens, which mean nothing there: callers give the same to all.
+    """
+    if mode not in MODES:
+        raise InvalidRequest(f"mode is one of {', '.join(MODES)}, not '{mode}'")
+    if link_tokens is not None:
+        check_whole("link_tokens", link_tokens, 0)
+    if recompute_percent is None:
+        return
+    check_number("recompute_percent", recompute_percent, 0, 100)
+    if link_tokens is not None:
+        raise InvalidRequest(
+            f"link_tokens {link_tokens} and recompute_percent {recompute_percent} are both given: "
+            "one of them says how much is recomputed"
+        )
+    if mode not in MODES_WITH_BUDGET:
+        raise InvalidRequest(
+            f"recompute_percent {recompute_percent} belongs to modes "
+            f"{', '.join(MODES_WITH_BUDGET)}, not to '{mode}'"
+        )
 
 
 def check_context(num_tokens: int, max_tokens: int, config: ModelConfig) -> None:
@@ -206,6 +242,21 @@ def check_chunks(spans: Iterable[TokenIds], config: ModelConfig) -> None:
         if not len(ids):
             raise InvalidRequest("a chunk has 0 tokens; it needs at least one")
         check_context(len(ids), 0, config)
+
+
+def check_behind(behind: Chunk, num_tokens: int, namespace: str, config: ModelConfig) -> None:
+    """InvalidRequest if a chunk of so many tokens cannot be compiled behind that one."""
+    if behind.namespace != namespace:
+        raise InvalidRequest(
+            f"a chunk of namespace '{namespace}' cannot be compiled behind one of "
+            f"'{behind.namespace}'"
+        )
+    before = behind.start + behind.num_tokens
+    if before + num_tokens > config.context_len:
+        raise InvalidRequest(
+            f"{num_tokens} tokens behind {before} others exceed the model's context of "
+            f"{config.context_len} tokens"
+        )
 
 
 def check_prompt(segments: Sequence[Segment], max_tokens: int, config: ModelConfig) -> None:

@@ -9,7 +9,10 @@ from legokv.chunks.stored_kv import StoredKv, from_stored, is_finite, to_stored
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.dropped_keys import DroppedKeys
 from legokv.errors import NotFinite
+from legokv.link.policy import Scores
 from legokv.runners import Runner
+from legokv.step.batch import step_batch
+from legokv.step.sequence import TokenSequence
 
 
 class Transfer:
@@ -26,6 +29,12 @@ class Transfer:
         """Copy whole pages in every layer, before the next step."""
         self._runner.copy_pages(sources, targets)
 
+    def attention_mass(self, sequence: TokenSequence, num_rows: int) -> Scores:
+        """What a sequence's last rows attend to, by position; all its tokens are computed."""
+        batch = step_batch([sequence.next(sequence.num_left)])
+        mass: Scores = self._runner.attention_mass(batch, num_rows).numpy()
+        return mass
+
     def prefetch(self, chunks: Sequence[Chunk]) -> Prefetch | None:
         """Begin to fetch what is not in the pool; None if there is nothing to fetch."""
         missing = [chunk for chunk in chunks if self._cache.find(chunk.key) is None]
@@ -35,6 +44,10 @@ class Transfer:
         """Begin to read what is neither in the pool nor at hand; None if all is."""
         far = [c for c in chunks if not (self._cache.find(c.key) or self._tiers.is_at_hand(c))]
         return self._prefetcher.read(far) if far else None
+
+    def can_load(self, chunk: Chunk, held: Mapping[str, StoredKv]) -> bool:
+        """Whether `load` would probably find the chunk's KV."""
+        return chunk.key in held or (self._tiers.is_at_hand(chunk) and self._tiers.has(chunk))
 
     def is_kept(self, chunk: Chunk) -> bool:
         """Whether the chunk is compiled and stored wherever it shall be."""

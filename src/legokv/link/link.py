@@ -87,8 +87,32 @@ class Placement:
     @property
     def chunks(self) -> list[PlacedChunk]:
         """What a policy chooses from."""
-        placed = [s for s in self.segments if s.chunk is not None]
-        return [PlacedChunk(s.position, len(s.token_ids)) for s in placed]
+        return [
+            PlacedChunk(
+                segment.position,
+                len(segment.token_ids),
+                segment.chunk.start,
+                self._continues(place),
+            )
+            for place, segment in enumerate(self.segments)
+            if segment.chunk is not None
+        ]
+
+    def _continues(self, place: int) -> bool:
+        """Whether the chunk there has before it what it was compiled behind."""
+        segment = self.segments[place]
+        assert segment.chunk is not None, "it is asked of chunks alone"
+        behind = segment.chunk.behind
+        if behind is None or not place:
+            return False
+        last = self.segments[place - 1]
+        if last.chunk is not None:
+            return last.chunk.key == behind.key
+        # Fresh tokens are computed as they stand, and so was the chunk if it stood there.
+        context = [token for chunk in segment.chunk.before for token in chunk.token_ids]
+        return segment.position == segment.chunk.start and np.array_equal(
+            np.concatenate([before.token_ids for before in self.segments[:place]]), context
+        )
 
     @property
     def question_tokens(self) -> int:
@@ -195,7 +219,7 @@ class _Layout:
 
     def add_chunk(self, segment: PlacedSegment, chunk: Chunk, recompute: Indices) -> None:
         length, size = len(segment.token_ids), self._page_size
-        base = segment.position - chunk.dummy_tokens
+        base = segment.position - chunk.start
         private_of = np.full(-(-length // size), -1, np.int64)
         computed_in = np.bincount(recompute // size, minlength=len(private_of))
         for page, num_computed in enumerate(computed_in):

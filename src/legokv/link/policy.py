@@ -14,10 +14,21 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class PlacedChunk:
-    """A chunk's place in one request: position of its first token, and how many it holds."""
+    """A chunk's place in one request: position of its first token, and how many it holds.
+
+    start: its first token's position when it was compiled.
+    continues: what stands before it is what it was compiled behind, so it begins no seam.
+    """
 
     position: int
     num_tokens: int
+    start: int = 0
+    continues: bool = False
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it stands as it was compiled, from the prompt's first token on."""
+        return self.position == self.start and (self.continues or not self.start)
 
 
 class Policy(Protocol):
@@ -48,19 +59,95 @@ class ByPlace:
         return self.recompute(chunks)
 
 
-def legolink(link_tokens: int) -> Policy:
-    """EPIC's LegoLink-k: the first k tokens of each chunk but one that stands first.
+@dataclass(frozen=True)
+class Share:
+    """A percentage of each document's tokens, rounded to the nearest number of tokens."""
 
-    A chunk at position 0 was compiled exactly as it stands (arXiv 2410.15332, section 4).
+    percent: float
+
+
+Budget = int | Share
+"""How many tokens of each document are recomputed, or which share of it."""
+
+
+def legolink(budget: Budget) -> Policy:
+    """EPIC's LegoLink-k: the first tokens behind each seam.
+
+    A chunk at position 0 was compiled exactly as it stands (arXiv 2410.15332, section 4). Where a
+    document's chunks were compiled behind one another, its beginning is its one seam.
+    """
+    return _behind_seams(lambda num_tokens: np.arange(_number(budget, num_tokens)))
+
+
+def spread(budget: Budget) -> Policy:
+    """As many tokens as LegoLink's, evenly over the document: its first, and so on to its end."""
+
+    def evenly(num_tokens: int) -> Indices:
+        number = _number(budget, num_tokens)
+        return np.arange(number) * num_tokens // max(number, 1)
+
+    return _behind_seams(evenly)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """As many tokens as LegoLink's in all, those with the highest scores wherever they stand.
+
+    The scores are the attention that the question pays to each (the idea of ProphetKV, arXiv
+    2602.02579). What stands as it was compiled is never recomputed.
     """
 
-    def recompute(chunks: Sequence[PlacedChunk]) -> list[Indices]:
+    budget: Budget
+    needs_scores: ClassVar[bool] = True
+
+    def choose(
+        self, chunks: Sequence[PlacedChunk], scores: Scores | None = None
+    ) -> Sequence[Indices]:
+        assert scores is not None, "a link gives scores to those that need them"
+        runs = [run for run in _runs(chunks) if not run[0].is_exact]
+        number = sum(_number(self.budget, sum(c.num_tokens for c in run)) for run in runs)
+        spans = [np.arange(c.position, c.position + c.num_tokens) for run in runs for c in run]
+        places = np.concatenate([*spans, np.arange(0)])
+        # Stable: of tokens with one score the earlier is taken.
+        best = np.sort(places[np.argsort(-scores[places], kind="stable")[:number]])
         return [
-            np.arange(min(link_tokens, chunk.num_tokens) if chunk.position > 0 else 0)
-            for chunk in chunks
+            best[(best >= c.position) & (best < c.position + c.num_tokens)] - c.position
+            for c in chunks
         ]
 
+
+def _number(budget: Budget, num_tokens: int) -> int:
+    """The number for a document of so many tokens."""
+    if isinstance(budget, Share):
+        return round(num_tokens * budget.percent / 100)
+    return min(budget, num_tokens)
+
+
+def _behind_seams(choose: Callable[[int], Indices]) -> Policy:
+    """What `choose` picks of so many tokens, of all chunks from one seam to the next together."""
+
+    def recompute(chunks: Sequence[PlacedChunk]) -> list[Indices]:
+        chosen: list[Indices] = []
+        for run in _runs(chunks):
+            lengths = [chunk.num_tokens for chunk in run]
+            picked = np.arange(0) if run[0].is_exact else choose(sum(lengths))
+            ends = np.cumsum(lengths)
+            for start, end in zip(ends - lengths, ends, strict=True):
+                chosen.append(picked[(picked >= start) & (picked < end)] - start)
+        return chosen
+
     return ByPlace(recompute)
+
+
+def _runs(chunks: Sequence[PlacedChunk]) -> list[list[PlacedChunk]]:
+    """The chunks, each with those that continue it."""
+    runs: list[list[PlacedChunk]] = []
+    for chunk in chunks:
+        if chunk.continues and runs:
+            runs[-1].append(chunk)
+        else:
+            runs.append([chunk])
+    return runs
 
 
 nothing: Policy = ByPlace(lambda chunks: [np.arange(0) for _ in chunks])

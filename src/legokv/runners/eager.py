@@ -9,7 +9,8 @@ from torch import Tensor
 from legokv.model.config import ModelConfig
 from legokv.model.decoder import decoder_from_weights
 from legokv.model.dtypes import Dtypes, Int32
-from legokv.runners.attention_forms import CPU, AttentionForm
+from legokv.runners.attention_forms import CPU, AttentionForm, rotations_of
+from legokv.runners.attention_mass import AttentionMass
 from legokv.runners.packed_weights import pack_decoder
 from legokv.runners.page_store import PageStore, page_blocks
 from legokv.step.batch import StepBatch
@@ -23,6 +24,8 @@ class EagerRunner:
     made for the same `config` and device.
     """
 
+    gives_attention = True
+
     def __init__(
         self,
         config: ModelConfig,
@@ -35,6 +38,7 @@ class EagerRunner:
     ) -> None:
         self.num_pages, self.page_size = num_pages, page_size
         self.attention, self.device = attention, device
+        self._rotations = rotations_of(config, device)
         on_device = {name: weight.to(device) for name, weight in weights.items()}
         self.decoder = decoder_from_weights(config, on_device)
         if device.type == "cpu":
@@ -46,6 +50,14 @@ class EagerRunner:
     def pools(self) -> list[Tensor]:
         """One pool [N, 2, S, G, D] for each layer."""
         return self._store.pools
+
+    @torch.inference_mode()
+    def attention_mass(self, batch: StepBatch, num_rows: int) -> Tensor:
+        seen = AttentionMass(batch, self._rotations, num_rows, self.page_size)
+        ids, rows = self._on_device(batch.input_ids), self._on_device(batch.logit_rows)
+        with self.attention.step(batch, self.pools) as attend:
+            self.decoder(ids, rows, self.pools, seen.watch(attend))
+        return seen.mean.cpu()
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> Tensor:

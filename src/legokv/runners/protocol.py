@@ -15,11 +15,20 @@ class Runner(Protocol):
     num_pages: int
     page_size: int
     device: torch.device
+    gives_attention: bool
+    """Whether it has an `attention_mass`."""
 
     def run(self, batch: StepBatch) -> Tensor:
         """Compute one step, K and V going to the pools: logits float32 [B, V], on the host.
 
         Any error ends that step's requests alone: what the next steps need must be whole.
+        """
+
+    def attention_mass(self, batch: StepBatch, num_rows: int) -> Tensor:
+        """Compute a step of one sequence, all its keys listed from position 0 on.
+
+        float32 [n], on the host: the attention that its last `num_rows` rows pay to each of n keys,
+        the mean over layers, heads and rows.
         """
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:

@@ -65,6 +65,13 @@ def _token_ids(request: fields.Request, name: str) -> list[int]:
     return ids
 
 
+def _unless_null(reader: fields.Reader) -> fields.Reader:
+    def read(request: fields.Request, name: str) -> object:
+        return None if request.get(name) is None else reader(request, name)
+
+    return read
+
+
 def _keys(request: fields.Request, name: str) -> tuple[str, ...]:
     keys = fields.texts(request, name)
     for key in keys:
@@ -78,6 +85,14 @@ def _keys(request: fields.Request, name: str) -> tuple[str, ...]:
 def _segments(request: fields.Request, name: str) -> tuple[PromptSegment, ...]:
     pieces = map(fields.require_object, fields.items(request, name))
     return tuple(PromptSegment(**fields.read(piece, _SEGMENT)) for piece in pieces)
+
+
+def _chunks(request: fields.Request, name: str) -> tuple[PromptSegment, ...]:
+    """Segments of which each is a chunk, one or more."""
+    pieces = _segments(request, name)
+    if not pieces or any(piece.key is None for piece in pieces):
+        raise InvalidRequest(f"{name!r} is a list of 1 chunk or more, each with its key")
+    return pieces
 
 
 def _options(request: fields.Request, name: str, *, kind: type[Options]) -> Options:
@@ -96,8 +111,10 @@ _SEGMENT: dict[str, fields.Reader] = {
     "token_ids": _token_ids,
     "key": partial(fields.optional_text, max_len=MAX_KEY_LEN),
     "persistent": fields.flag,
+    "behind": partial(fields.optional_text, max_len=MAX_KEY_LEN),
+    "in_prompt": partial(fields.flag, default=True),
 }
-_CHUNK: dict[str, fields.Reader] = {"namespace": _namespace, "token_ids": _token_ids}
+_CHUNK: dict[str, fields.Reader] = {"namespace": _namespace, "segments": _chunks}
 _READERS: dict[str, Mapping[str, fields.Reader]] = {
     "Generate": {
         "request_id": _TEXT_ID,
@@ -106,7 +123,8 @@ _READERS: dict[str, Mapping[str, fields.Reader]] = {
         "segments": _segments,
         "max_tokens": partial(fields.whole_number, low=1, high=fields.MAX_INT32),
         "mode": partial(_choice, choices=MODES),
-        "link_tokens": partial(fields.whole_number, low=0, high=fields.MAX_INT32),
+        "link_tokens": _unless_null(partial(fields.whole_number, low=0, high=fields.MAX_INT32)),
+        "recompute_percent": _unless_null(fields.number),
         "sampling": partial(_options, kind=SamplingOptions),
         "stop_words": fields.texts,
         "answering": partial(_options, kind=AnswerOptions),

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -19,18 +18,21 @@ from legokv.documents.document import (
     DocumentLimits,
     NewDocument,
     State,
+    StoredChunk,
     namespace_or_default,
     normalise_text,
 )
 from legokv.documents.protocol import DocumentRegistry
+from legokv.engine.naming import ChunkNaming
 from legokv.errors import InvalidRequest, NotFound
 from legokv.serving import fields
 from legokv.serving.answering import Reply
+from legokv.serving.asking import AskEngine, ask_by_keys
 from legokv.serving.background import Background
 from legokv.serving.fields import Request
-from legokv.serving.generate import AskEngine
 from legokv.serving.log import RequestLine
-from legokv.serving.messages import WARM_TIERS, Compile, Compiled, Drop, Warm
+from legokv.serving.messages import WARM_TIERS, Compile, Compiled, Drop, PromptSegment, Warm
+from legokv.serving.pieces import document_segments
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
 from legokv.text.length import check_num_tokens
@@ -217,20 +219,26 @@ def _changes(request: Request, values: Request) -> Changes:
 def open_document_service(settings: Settings, ask_engine: AskEngine) -> DocumentService:
     """The service for the settings' engine folder; `ask_engine` compiles and drops chunks."""
 
-    def compile_chunk(namespace: str, token_ids: Sequence[int]) -> str:
-        (event,) = ask_engine(Compile(namespace, token_ids))
+    def compile_chunk(namespace: str, chunks: Sequence[StoredChunk]) -> str:
+        pieces = segments(namespace, chunks)
+        event = ask_by_keys(ask_engine, Compile(namespace, pieces), {str(pieces[-1].key)})
         assert isinstance(event, Compiled), "a Compile is answered with a Compiled"
         return event.key
 
     def drop_chunks(keys: Sequence[str]) -> None:
         ask_engine(Drop(tuple(keys)))
 
-    def warm_chunk(namespace: str, token_ids: Sequence[int], tier: str) -> None:
-        ask_engine(Warm(namespace, token_ids, tier))
+    def warm_chunk(namespace: str, chunks: Sequence[StoredChunk], tier: str) -> None:
+        ask_by_keys(ask_engine, Warm(namespace, segments(namespace, chunks), tier), set())
+
+    def segments(namespace: str, chunks: Sequence[StoredChunk]) -> tuple[PromptSegment, ...]:
+        stored = [(chunk.token_ids, chunk.key) for chunk in chunks]
+        return tuple(document_segments(naming, stored, namespace))
 
     facts = read_engine_folder(settings.engine)
+    naming = ChunkNaming.by_settings(facts, settings)
     registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
-    limits = replace(settings.document_limits, namespace_quota=settings.namespace_quota(facts))
+    limits = settings.document_limits_of(facts)
     compiler = Compiler(registry, compile_chunk, drop_chunks, limits, warm_chunk)
     return DocumentService(registry, Tokenizer.open(settings.engine), compiler, limits)
 

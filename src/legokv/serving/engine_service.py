@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,26 +144,47 @@ class EngineService:
             raise StepFailed(f"one step has lasted longer than {MAX_STEP_SECONDS:g} s")
 
     def _generate(self, command: Generate) -> Event:
-        keyed = {p.key: p.token_ids for p in command.segments if p.key is not None}
-        named = {key: token_ids for key, token_ids in keyed.items() if len(token_ids)}
-        asked = [key for key in keyed if key not in named]
+        chunks = self._chunks_of(command)
+        if isinstance(chunks, Unknown):
+            return chunks
+        self._begin(command, chunks)
+        self._learn(command, chunks)
+        return Done()
+
+    def _learn(self, command: Generate | Compile | Warm, chunks: Mapping[str, Chunk]) -> None:
+        """Know the chunks whose ids came with a command by their keys, once it was taken.
+
+        Not before: what is refused must not push out what others name.
+        """
+        for piece in command.segments:
+            if piece.key is not None and len(piece.token_ids):
+                self._named.put(chunks[piece.key])
+
+    def _chunks_of(self, command: Generate | Compile | Warm) -> dict[str, Chunk] | Unknown:
+        """All chunks of a command by key; Unknown if ids are missing of one that is not known."""
+        keyed = {p.key: p for p in command.segments if p.key is not None}
+        asked = [key for key, piece in keyed.items() if not len(piece.token_ids)]
         chunks = self._named.find(asked, command.namespace)
-        learned = [
-            self._checked(key, token_ids, command.namespace) for key, token_ids in named.items()
-        ]
-        chunks.update((chunk.key, chunk) for chunk in learned)
         unknown = [key for key in asked if key not in chunks]
         if unknown:
             return Unknown(tuple(unknown))
-        self._begin(command, chunks)
-        # Not before it was taken: what is refused must not push out what others name.
-        for chunk in learned:
-            self._named.put(chunk)
-        return Done()
+        for key, piece in keyed.items():
+            if len(piece.token_ids):
+                chunks[key] = self._checked(key, piece, command.namespace, chunks)
+        return chunks
 
-    def _checked(self, key: str, token_ids: Sequence[int], namespace: str) -> Chunk:
-        """The chunk of these ids; InvalidRequest for another key."""
-        chunk = self._engine.chunk(token_ids, namespace)
+    def _checked(
+        self, key: str, piece: PromptSegment, namespace: str, chunks: Mapping[str, Chunk]
+    ) -> Chunk:
+        """The chunk of a piece's ids; InvalidRequest for another key, and for one behind a chunk
+        that is not listed before it.
+        """
+        if piece.behind is not None and piece.behind not in chunks:
+            raise InvalidRequest(
+                f"chunk {key[:12]} is behind {piece.behind[:12]}, which is not listed before it"
+            )
+        behind = () if piece.behind is None else chunks[piece.behind]
+        chunk = self._engine.chunk(piece.token_ids, namespace, behind=behind)
         if chunk.key != key:
             raise InvalidRequest(
                 f"these {chunk.num_tokens} tokens are chunk {chunk.key[:12]} of this engine, not "
@@ -173,13 +194,14 @@ class EngineService:
 
     def _begin(self, command: Generate, chunks: Mapping[str, Chunk]) -> None:
         request = GenerateRequest(
-            [_segment(piece, chunks) for piece in command.segments],
+            [_segment(piece, chunks) for piece in command.segments if piece.in_prompt],
             command.max_tokens,
             command.mode,
             command.link_tokens,
             command.sampling,
             command.stop_words,
             command.answering,
+            command.recompute_percent,
         )
         sink = _Sink(self, command.request_id, self._outlet(command.reply_to))
         job = self._engine.submit(request, sink)
@@ -211,18 +233,24 @@ class EngineService:
             self._wake.set()
 
     def _compile(self, command: Compile) -> Event:
-        chunk = self._engine.chunk(command.token_ids, command.namespace)
+        chunks = self._chunks_of(command)
+        if isinstance(chunks, Unknown):
+            return chunks
+        chunk = chunks[str(command.segments[-1].key)]
         self._finish(self._engine.submit_compile(chunk))
         # Its asker waits until it is on disk, so only as many wait to be written as are asked for.
         self._engine.tiers.flush()
-        self._named.put(chunk)
+        self._learn(command, chunks)
         return Compiled(chunk.key)
 
     def _warm(self, command: Warm) -> Event:
-        chunk = self._engine.chunk(command.token_ids, command.namespace)
-        job = self._engine.warm(chunk, command.tier)
+        chunks = self._chunks_of(command)
+        if isinstance(chunks, Unknown):
+            return chunks
+        job = self._engine.warm(chunks[str(command.segments[-1].key)], command.tier)
         if job is not None:
             self._finish(job)
+        self._learn(command, chunks)
         return Done()
 
     def _end_if_late(self, job: Job) -> None:

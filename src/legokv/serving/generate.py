@@ -3,12 +3,13 @@
 import queue
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from legokv.built.folder import read_engine_folder
+from legokv.documents.document import StoredChunk
 from legokv.documents.protocol import DocumentRegistry
 from legokv.engine.naming import ChunkNaming
 from legokv.engine.request import Finished, Token, check_stop_token_ids
@@ -16,20 +17,20 @@ from legokv.errors import Cancelled
 from legokv.metrics import Histogram, Sample
 from legokv.serving.answering import Reply
 from legokv.serving.answers import AnswersSoFar
+from legokv.serving.asking import AskEngine, ask_by_keys
 from legokv.serving.background import Background
 from legokv.serving.event_stream import EventInbox, Events
 from legokv.serving.log import RequestLine
 from legokv.serving.messages import (
     Cancel,
-    Command,
     Event,
     Failed,
     Generate,
     Probe,
     PromptSegment,
-    Unknown,
     error_of,
 )
+from legokv.serving.pieces import by_document, document_segments
 from legokv.serving.question import Question, question_from_fields
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
@@ -40,9 +41,6 @@ from legokv.text.tokenizer import Tokenizer
 
 LOOK_SECONDS = 0.25
 """How often a request without events looks whether its client is still there."""
-
-# Gives the events that answer a command and raises the error among them.
-AskEngine = Callable[[Command], tuple[Event, ...]]
 
 
 @dataclass
@@ -159,11 +157,7 @@ class GenerateService:
 
     def _begin(self, command: Generate) -> None:
         """Have the engine begin; token ids go along only of the chunks that it does not know."""
-        by_key = {piece.key for piece in command.segments if piece.key is not None}
-        (event,) = self._ask_engine(_without_ids(command, by_key))
-        while isinstance(event, Unknown):
-            by_key.difference_update(event.keys)
-            (event,) = self._ask_engine(_without_ids(command, by_key))
+        ask_by_keys(self._ask_engine, command, set())
 
     def _note_first(self, progress: _Progress) -> None:
         progress.first_token = time.monotonic()
@@ -182,13 +176,14 @@ class GenerateService:
             request_id=f"{request_id}/{uuid.uuid4().hex}",
             reply_to=self._inbox.address,
             namespace=question.namespace,
-            segments=self._segments(prompt, question),
+            segments=self._segments(prompt, question, chunks),
             max_tokens=question.max_tokens or self._default_max_tokens(prompt),
             mode=question.mode,
             link_tokens=question.link_tokens,
             sampling=question.sampling,
             stop_words=question.stop_words,
             answering=question.answering,
+            recompute_percent=question.recompute_percent,
         )
 
     def _check_length(self, question: Question) -> None:
@@ -198,26 +193,24 @@ class GenerateService:
         for name, text in texts.items():
             check_num_tokens(text, self._tokenizer.encode, most, repr(name))
 
-    def _segments(self, prompt: Prompt, question: Question) -> tuple[PromptSegment, ...]:
+    def _segments(
+        self, prompt: Prompt, question: Question, chunks: Sequence[StoredChunk]
+    ) -> tuple[PromptSegment, ...]:
         """The prompt's pieces. A head with a request's own words is not worth a file on disk."""
-        spans = prompt.chunks
-        keys = self._naming.keys(spans, question.namespace)
-        pieces = [PromptSegment(ids, key) for ids, key in zip(spans, keys, strict=True)]
-        if prompt.head_ids and (question.system_text is not None or question.switches):
-            pieces[0] = replace(pieces[0], persistent=False)
+        pieces: list[PromptSegment] = []
+        if prompt.head_ids:
+            persistent = question.system_text is None and not question.switches
+            pieces += document_segments(
+                self._naming, [(prompt.head_ids, None)], question.namespace, persistent=persistent
+            )
+        for document in by_document(chunks):
+            stored = [(chunk.token_ids, chunk.key) for chunk in document]
+            pieces += document_segments(self._naming, stored, question.namespace)
         return (*pieces, PromptSegment(prompt.tail_ids))
 
     def _default_max_tokens(self, prompt: Prompt) -> int:
         left = self._naming.facts.model.context_len - prompt.num_tokens
         return max(1, min(self._settings.default_max_tokens, left))
-
-
-def _without_ids(command: Generate, keys: Collection[str | None]) -> Generate:
-    """The command with the chunks of these keys named by them alone."""
-    segments = tuple(
-        replace(piece, token_ids=()) if piece.key in keys else piece for piece in command.segments
-    )
-    return replace(command, segments=segments)
 
 
 def _next(events: Events, is_cancelled: Callable[[], bool]) -> Event:

@@ -5,8 +5,8 @@ too: Triton does not carry an error's code from one model to another.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from legokv import errors
@@ -24,12 +24,15 @@ class PromptSegment:
     """One piece of a prompt: fresh tokens, or a chunk by its `key`.
 
     A chunk's token ids are empty where the engine is believed to know them; `persistent` chunks go
-    to disk.
+    to disk. It is compiled `behind` the chunk of that key, which the command lists before it. One
+    that is not `in_prompt` is listed for that alone.
     """
 
     token_ids: Sequence[int] = ()
     key: str | None = None
     persistent: bool = True
+    behind: str | None = None
+    in_prompt: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,26 +48,30 @@ class Generate:
     segments: tuple[PromptSegment, ...]
     max_tokens: int
     mode: str
-    link_tokens: int
+    link_tokens: int | None
     sampling: SamplingOptions
     stop_words: tuple[str, ...] = ()
     answering: AnswerOptions = field(default_factory=AnswerOptions)
+    recompute_percent: float | None = None
 
 
 @dataclass(frozen=True)
 class Compile:
-    """Compile a chunk and keep it: one Compiled."""
+    """Compile the last of `segments` behind the others and keep it: one Compiled, or an Unknown."""
 
     namespace: str
-    token_ids: Sequence[int]
+    segments: tuple[PromptSegment, ...]
 
 
 @dataclass(frozen=True)
 class Warm:
-    """Have a chunk in `tier` or a faster one, compiled if no tier has it: one Done."""
+    """Have the last of `segments` in `tier` or a faster one: one Done, or an Unknown.
+
+    If no tier has it, it is compiled behind the others.
+    """
 
     namespace: str
-    token_ids: Sequence[int]
+    segments: tuple[PromptSegment, ...]
     tier: str
 
 
@@ -88,6 +95,7 @@ class Probe:
 
 
 Command = Generate | Compile | Warm | Drop | Cancel | Probe
+WithSegments = TypeVar("WithSegments", Generate, Compile, Warm)
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,15 @@ class Failed:
 
 
 Event = Token | Finished | Unknown | Compiled | Done | Failed
+
+
+def with_ids_of(command: WithSegments, keys: Collection[str]) -> WithSegments:
+    """The command with the token ids of these chunks; all others are named by key alone."""
+    segments = tuple(
+        piece if piece.key is None or piece.key in keys else replace(piece, token_ids=())
+        for piece in command.segments
+    )
+    return replace(command, segments=segments)
 
 
 def encode_command(command: Command) -> bytes:

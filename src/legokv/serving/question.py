@@ -6,11 +6,12 @@ from functools import partial
 
 from legokv.documents.document import MAX_ID_LEN, namespace_or_default
 from legokv.engine.request import (
-    LINK_TOKENS,
     MAX_RETURN_SEQUENCES,
     MAX_TOP_LOG_PROBS,
     MODES,
+    MODES_WITH_BUDGET,
     AnswerOptions,
+    check_budget,
     check_stop_words,
 )
 from legokv.engine.sampling import SamplingOptions
@@ -49,6 +50,7 @@ _FIELDS: dict[str, fields.Reader] = {
     "chat_template_kwargs": fields.if_given(fields.text),
     "mode": fields.if_given(fields.text),
     "link_tokens": fields.if_given(partial(fields.whole_number, low=0, high=fields.MAX_INT32)),
+    "recompute_percent": fields.if_given(fields.number),
     "max_tokens": fields.if_given(partial(fields.whole_number, low=1, high=fields.MAX_INT32)),
     "stop_words": fields.texts,
     **_SAMPLING,
@@ -68,7 +70,8 @@ class Question:
     system_text: str | None
     switches: Switches
     mode: str
-    link_tokens: int
+    link_tokens: int | None
+    recompute_percent: float | None
     max_tokens: int | None
     stop_words: tuple[str, ...]
     sampling: SamplingOptions
@@ -86,7 +89,6 @@ def question_from_fields(payload: Mapping[str, object], settings: Settings) -> Q
     request = fields.decoded(payload)
     values = fields.read(without_tensorrt_llm(request), _FIELDS)
     _check(values, settings)
-    link_tokens = values["link_tokens"]
     return Question(
         text=values["text_input"],
         document_ids=values["document_ids"],
@@ -94,7 +96,8 @@ def question_from_fields(payload: Mapping[str, object], settings: Settings) -> Q
         system_text=values["system_text"],
         switches=parse_switches(values["chat_template_kwargs"] or "{}", "'chat_template_kwargs'"),
         mode=values["mode"] or MODES[0],
-        link_tokens=LINK_TOKENS if link_tokens is None else link_tokens,
+        link_tokens=values["link_tokens"],
+        recompute_percent=values["recompute_percent"],
         max_tokens=values["max_tokens"],
         stop_words=values["stop_words"],
         sampling=_sampling(values),
@@ -130,8 +133,11 @@ def _check(values: fields.Request, settings: Settings) -> None:
     mode, words = values["mode"], values["stop_words"]
     if mode is not None and mode not in MODES:
         raise InvalidRequest(f"'mode' is one of {', '.join(MODES)}, not {mode[:80]!r}")
-    if mode not in (None, MODES[0]) and values["link_tokens"] is not None:
-        raise InvalidRequest(f"'link_tokens' belongs to mode {MODES[0]}, the request has {mode}")
+    check_budget(mode or MODES[0], values["link_tokens"], values["recompute_percent"])
+    if mode not in (None, *MODES_WITH_BUDGET) and values["link_tokens"] is not None:
+        raise InvalidRequest(
+            f"'link_tokens' belongs to modes {', '.join(MODES_WITH_BUDGET)}, the request has {mode}"
+        )
     check_stop_words(words)
 
 

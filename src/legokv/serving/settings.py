@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ class Settings(EngineSettings):
     deaf_seconds: int = setting(60, "after so long without such an answer it starts anew", 1)
     drain_seconds: int = setting(25, "longest for answers under way when it is told to stop", 0)
     ready_timeout_seconds: int = setting(120, "longest start of the server", 1)
-    max_chunk_tokens: int = setting(1024, "longest span of a document compiled at once", 1)
-    max_document_tokens: int = setting(131072, "longest document", 1)
+    max_chunk_tokens: int = setting(1024, "longest span of a document stored as one chunk", 1)
+    max_document_tokens: int = setting(131072, "longest document, at most the model's context", 1)
     max_document_bytes: int = setting(4 * 2**20, "longest document's text in UTF-8", 1)
     max_question_bytes: int = setting(2**20, "longest question or system text in UTF-8", 1)
     max_documents: int = setting(256, "most documents in one prompt", 1)
@@ -79,6 +79,15 @@ class Settings(EngineSettings):
             max_document_tokens=self.max_document_tokens,
             max_chunk_tokens=min(self.max_chunk_tokens, self.pool_tokens),
             max_pinned_tokens=self.pool_tokens // 2,
+        )
+
+    def document_limits_of(self, facts: EngineFacts) -> DocumentLimits:
+        """The same for one model: a document past its context would fit no prompt."""
+        limits = self.document_limits
+        return replace(
+            limits,
+            max_document_tokens=min(limits.max_document_tokens, facts.model.context_len),
+            namespace_quota=self.namespace_quota(facts),
         )
 
     def registry_path(self, facts: EngineFacts) -> Path:

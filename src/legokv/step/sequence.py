@@ -61,28 +61,35 @@ def linked_sequence(link: Link, bound: BoundLink) -> TokenSequence:
     )
 
 
+@dataclass(frozen=True)
+class CompiledPages:
+    """Where a compiled chunk lies: `num_tokens` tokens, the first of them at position `start`."""
+
+    start: int
+    num_tokens: int
+    pages: Sequence[int]
+
+    def rows(self, page_size: int) -> list[tuple[int, int, int, int]]:
+        """A page table's rows that show them as they were compiled."""
+        return [
+            (page, 0, self.start + first, min(page_size, self.num_tokens - first))
+            for page, first in zip(self.pages, range(0, self.num_tokens, page_size), strict=True)
+        ]
+
+
 def chunk_sequence(
     token_ids: tuple[int, ...],
     pages: list[int],
     page_size: int,
-    dummies: tuple[int, ...],
-    dummy_pages: list[int],
+    before: Sequence[CompiledPages] = (),
 ) -> TokenSequence:
-    """A chunk alone from position 0, behind `dummies` whose KV goes to pages of their own."""
-    ids = np.array(dummies + token_ids, np.int32)
-    positions = np.arange(len(ids), dtype=np.int32)
-    first = range(0, len(dummies), page_size)
-    table = [
-        (page, 0, start, min(page_size, len(dummies) - start))
-        for page, start in zip(dummy_pages, first, strict=True)
-    ]
-    table += [(page, 0, len(dummies) + n * page_size, page_size) for n, page in enumerate(pages)]
-    slots = np.concatenate(
-        [
-            page_slots(dummy_pages, len(dummies), page_size),
-            page_slots(pages, len(token_ids), page_size),
-        ]
-    )
+    """A chunk as it is compiled, behind others or alone; positions count from the first of all."""
+    ids = np.array(token_ids, np.int32)
+    first = before[-1].start + before[-1].num_tokens if before else 0
+    positions = np.arange(first, first + len(ids), dtype=np.int32)
+    parts = (*before, CompiledPages(first, len(ids), pages))
+    table = [row for part in parts for row in part.rows(page_size)]
+    slots = page_slots(pages, len(ids), page_size)
     return TokenSequence(ids, positions, positions, slots, np.array(table, np.int32))
 
 

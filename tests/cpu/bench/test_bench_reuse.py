@@ -65,7 +65,7 @@ def test_prefix_caching_loses_nothing(model):
     torch.testing.assert_close(logits_of(model, "prefix"), logits_of(model, "full"), **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["legolink-16", "last-16", "random-16"])
+@pytest.mark.parametrize("name", ["legolink-16", "spread-16", "last-16", "random-16"])
 def test_controls_have_legolink_s_budget(model, name):
     placed = METHODS[name].place(model, PROMPT)
     assert placed.link.recomputed_tokens == 3 * 16
@@ -85,6 +85,19 @@ def test_a_chunk_behind_the_head_is_exact_where_it_follows_the_head(model):
         logits.append(model.compute(placed)[0])
         model.release(placed)
     torch.testing.assert_close(*logits, **CLOSE)
+
+
+def test_the_first_passage_behind_the_head_takes_no_budget(model):
+    placed = METHODS["behind-head+spread-8"].place(model, PROMPT)
+    assert placed.link.recomputed_tokens == 2 * 8
+    model.release(placed)
+    # Behind a head that is not the prompt's, each passage is a seam.
+    placed = METHODS["behind-chat-head+spread-8"].place(model, PROMPT)
+    assert placed.link.recomputed_tokens == 3 * 8
+
+
+def test_one_document_s_chunks_lose_nothing(model):
+    torch.testing.assert_close(logits_of(model, "one-document"), logits_of(model, "full"), **CLOSE)
 
 
 def test_full_recompute_differs_from_itself_by_nothing_and_others_by_something(model):

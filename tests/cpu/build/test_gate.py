@@ -5,7 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from legokv import Engine, EngineSettings
 from legokv.build.engine import BuildSettings, build_engine_folder
 from legokv.built.folder import read_engine_folder
 from legokv.built.gate_facts import TOLERANCES, GateFacts, check_gate
-from legokv.engine import jobs
+from legokv.engine import executor, jobs
 from legokv.errors import EngineMismatch, NativeLibraryMissing, UnsupportedModel
 from legokv.link.link import BoundLink, bind
 from legokv.serving.engine_service import EngineService
 from legokv.serving.settings import Settings
+from legokv.step.sequence import CompiledPages, TokenSequence, chunk_sequence
 
 SOUND = GateFacts(0.01, 0.001, 0.0, 0.3, 0.1)
 
@@ -128,6 +129,28 @@ def last_slot_unseen(bound: BoundLink) -> BoundLink:
     table = bound.table.copy()
     table[0, 3] -= 1
     return replace(bound, table=table)
+
+
+def test_a_chunk_compiled_without_what_stands_before_it_is_found(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone(
+        token_ids: tuple[int, ...],
+        pages: list[int],
+        page_size: int,
+        before: Sequence[CompiledPages],
+    ) -> TokenSequence:
+        sequence = chunk_sequence(token_ids, pages, page_size, before)
+        sequence.table = sequence.table[-len(pages) :]
+        return sequence
+
+    monkeypatch.setattr(executor, "chunk_sequence", alone)
+    settings = BuildSettings("tiny", dtype="bfloat16")
+    build_engine_folder(tiny_checkpoint("llama"), tmp_path / "e", settings, keep_failed=True)
+    found = gate_of(tmp_path / "e")
+    assert found.one_chunk_difference is not None
+    assert found.one_chunk_difference > 0.3
+    assert not found.passed
 
 
 @pytest.mark.parametrize(

@@ -136,18 +136,6 @@ def test_a_chunk_whose_kv_was_never_made_leaves_with_its_last_lease():
     assert (held(cache), cache.pool.num_free) == (["key 1"], 3)
 
 
-def test_pages_of_dummies_are_given_back_when_the_chunk_is_ready():
-    behind = chunk(1).__class__("key 1", "default", chunk(1).token_ids, dummy_tokens=5)
-    cache = ChunkCache(PagePool(8, PAGE_SIZE))
-    assert cache.pages_needed([behind], 2) == 7
-    granted = cache.grant([behind], 2)
-    assert cache.pool.num_used == 7
-    cache.mark_ready(granted.new[0])
-    assert cache.pool.num_used == 5
-    cache.release(granted)
-    assert cache.pool.num_used == 3
-
-
 def test_past_the_high_watermark_the_pool_evicts_down_to_the_low_one():
     cache = filled(12, chunk(1), chunk(2), high_watermark=0.5, low_watermark=0.25)
     assert left(use(cache, chunk(3))) == ["key 1", "key 2"]

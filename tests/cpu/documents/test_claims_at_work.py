@@ -36,10 +36,10 @@ def live_registry_fixture(request, tmp_path):
 def test_a_chunk_that_takes_longer_than_a_claim_is_compiled_once(live_registry):
     compiled, dropped = [], []
 
-    def slowly(namespace, token_ids):
-        compiled.append(token_ids)
+    def slowly(namespace, chunks):
+        compiled.append(chunks[-1].token_ids)
         time.sleep(1.2)
-        return f"key {token_ids}"
+        return f"key {chunks[-1].token_ids}"
 
     document = register(live_registry)
     compiler = Compiler(live_registry, slowly, dropped.extend, LIMITS)
@@ -71,10 +71,10 @@ def test_a_claim_that_is_renewed_is_nobody_else_s_and_a_lost_one_is_not_renewed(
 def test_who_lost_a_claim_leaves_the_chunk_to_whom_it_went(registry, clock):
     document, dropped, heirs = register(registry), [], []
 
-    def overtaken(namespace, token_ids):
+    def overtaken(namespace, chunks):
         clock.seconds += 1000  # as in a process that was stopped for a while
         heirs.append(registry.take_claim(namespace, document.id, 60.0))
-        return f"key {token_ids}"
+        return f"key {chunks[-1].token_ids}"
 
     compiler = Compiler(registry, overtaken, dropped.extend, LIMITS)
     assert compiler.compile_if_free("default", document.id) is None
@@ -87,7 +87,7 @@ def test_who_lost_a_claim_leaves_the_chunk_to_whom_it_went(registry, clock):
 def test_a_chunk_of_a_document_deleted_meanwhile_is_dropped(registry):
     document, dropped = register(registry, new("Gone.", chunks=((7,),))), []
 
-    def deleted(namespace, token_ids):
+    def deleted(namespace, chunks):
         registry.delete(namespace, document.id)
         return "key 7"
 

@@ -82,8 +82,8 @@ def test_what_was_compiled_before_a_failure_is_not_compiled_again(service, store
 
 
 def test_a_document_deleted_while_it_compiles_leaves_nothing_behind(registry, store):
-    def compile_then_delete(namespace, token_ids):
-        key = store.compile(namespace, token_ids)
+    def compile_then_delete(namespace, chunks):
+        key = store.compile(namespace, chunks)
         if len(store.compiled) == 2:
             (document,) = registry.page(namespace).documents
             store.drop(registry.delete(namespace, document.id))
@@ -109,9 +109,9 @@ def test_waiting_ends_with_numbers_when_another_holds_the_document_too_long(regi
 
 
 def test_threads_that_create_one_content_at_once_compile_it_once(registry, store):
-    def slowly(namespace, token_ids):
+    def slowly(namespace, chunks):
         time.sleep(0.02)
-        return store.compile(namespace, token_ids)
+        return store.compile(namespace, chunks)
 
     compiler = Compiler(registry, slowly, store.drop, LIMITS)
     service = DocumentService(registry, small_tokenizer(), compiler, LIMITS)
@@ -139,7 +139,8 @@ from legokv.serving.documents import DocumentService
 folder, text, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 limits = DocumentLimits(max_chunk_tokens=64, claim_seconds=1.5, wait_seconds=30)
 
-def compile_chunk(namespace, token_ids):
+def compile_chunk(namespace, chunks):
+    token_ids = chunks[-1].token_ids
     with open(folder / "compiled", "a") as file:
         file.write(f"{os.getpid()} {len(token_ids)}\\n")
     time.sleep(seconds)

@@ -17,6 +17,7 @@ from legokv.errors import InvalidRequest, PoolFull
 from legokv.serving.documents import WARM_TIERS, DocumentService
 from legokv.serving.engine_service import EngineService
 from legokv.serving.messages import Compile, Drop, Warm
+from legokv.serving.pieces import document_segments
 from legokv.stores.local.registry import Registry
 
 
@@ -36,15 +37,19 @@ class Machine:
         tokenizer = self.engine.tokenizer
         self.service = DocumentService(registry, tokenizer, compiler, LIMITS, self.jobs.append)
 
-    def compile(self, namespace, token_ids):
-        (event,) = self.process.events(Compile(namespace, token_ids))
+    def compile(self, namespace, chunks):
+        (event,) = self.process.events(Compile(namespace, self.segments(namespace, chunks)))
         return event.key
 
     def drop(self, keys):
         self.process.events(Drop(tuple(keys)))
 
-    def warm(self, namespace, token_ids, tier):
-        self.process.events(Warm(namespace, token_ids, tier))
+    def warm(self, namespace, chunks, tier):
+        self.process.events(Warm(namespace, self.segments(namespace, chunks), tier))
+
+    def segments(self, namespace, chunks):
+        stored = [(chunk.token_ids, chunk.key) for chunk in chunks]
+        return tuple(document_segments(self.engine._naming, stored, namespace))
 
     def register(self, number, **fields):
         return self.service.reply({"operation": "create", "text": TEXTS[number], **fields})
@@ -127,11 +132,11 @@ def test_a_document_that_another_compiles_is_warmed_here_when_it_is_ready(start)
     warming = threading.Thread(target=here.jobs[0])
     compile_chunk = other.service._compiler._compile_chunk
 
-    def slowly(namespace, token_ids):
+    def slowly(namespace, chunks):
         if not warming.is_alive():
             warming.start()
             time.sleep(0.2)  # it finds the document claimed
-        return compile_chunk(namespace, token_ids)
+        return compile_chunk(namespace, chunks)
 
     other.service._compiler._compile_chunk = slowly
     number = other.register(0)["document"]["num_chunks"]
@@ -145,7 +150,7 @@ def test_a_document_that_cannot_be_warmed_whole_says_how_many_of_its_chunks_are(
     number = machine.register(0)["document"]["num_chunks"]
     done = []
 
-    def full_after_one(namespace, token_ids, tier):
+    def full_after_one(namespace, chunks, tier):
         if done:
             raise PoolFull("3 pages are needed, 0 of 8 are free")
         done.append(tier)

@@ -118,9 +118,7 @@ def engine_of_both(
     cache = ChunkCache(PagePool(NUM_PAGES, facts.page_size), frozenset)
     root = None if cache_dir is None else cache_root(cache_dir, facts)
     tiers = open_tiers(root, EngineSettings(), frozenset)
-    executor = Executor(
-        both, cache, tiers, max_step_tokens=64, max_queue_requests=8, dummy_token_id=0
-    )
+    executor = Executor(both, cache, tiers, max_step_tokens=64, max_queue_requests=8)
     parts = EngineParts(facts, Tokenizer.open(folder), both, executor, cache, tiers)
     return Engine(parts), both, session
 

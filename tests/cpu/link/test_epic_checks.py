@@ -108,7 +108,7 @@ def test_legolink_0_links_what_was_compiled_behind_four_dummies_and_recomputes_n
     chunks = [engine.compile(ids) for ids in (first, second)]
     linked = engine.prefill([*chunks, question], mode="legolink-0")
     assert (linked.recomputed_tokens, linked.fresh_tokens) == (0, 9)
-    (variant,) = (r for r in engine.cache.residents if r.chunk.dummy_tokens)
+    (variant,) = (r for r in engine.cache.residents if r.chunk.start == 4)
     dummies = [engine.facts.model.bos_token_id] * 4
     behind = stored_kv(engine, engine.compile(dummies + second))[:, :, 4:]
     torch.testing.assert_close(

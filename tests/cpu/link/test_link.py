@@ -10,8 +10,8 @@ from legokv.step.tails import num_own_pages
 S = 16
 
 
-def chunk(name, num_tokens, dummy_tokens=0):
-    return Chunk(name, "default", tuple(range(num_tokens)), dummy_tokens)
+def chunk(name, num_tokens, behind=None):
+    return Chunk(name, "default", tuple(range(num_tokens)), behind=behind)
 
 
 def rows(linked):
@@ -111,8 +111,8 @@ def test_full_recompute_reads_no_chunk():
     assert linked.cached_tokens == 0
 
 
-def test_a_chunk_compiled_behind_dummies_is_based_before_its_place():
-    linked = link([chunk("a", 16), chunk("b", 16, dummy_tokens=4), [7]], nothing, S)
+def test_a_chunk_compiled_behind_others_is_based_before_its_place():
+    linked = link([chunk("a", 16), chunk("b", 16, behind=chunk("c", 4)), [7]], nothing, S)
     assert rows(linked)[1] == (12, 16, 16, 1, 0, None)
 
 

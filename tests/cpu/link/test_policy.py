@@ -1,4 +1,4 @@
-from legokv.link.policy import PlacedChunk, everything, legolink, nothing
+from legokv.link.policy import PlacedChunk, Share, everything, legolink, nothing, spread
 
 CHUNKS = [PlacedChunk(0, 40), PlacedChunk(40, 5), PlacedChunk(60, 300)]
 
@@ -21,3 +21,37 @@ def test_legolink_with_zero_tokens_and_nothing_recompute_no_cached_token():
 
 def test_full_recompute_is_the_set_of_all_tokens():
     assert [len(s) for s in everything.choose(CHUNKS)] == [40, 5, 300]
+
+
+def test_spread_recomputes_as_many_tokens_evenly_over_each_document():
+    assert as_lists(spread(4).choose(CHUNKS)) == [[], [0, 1, 2, 3], [0, 75, 150, 225]]
+    assert as_lists(spread(5).choose(CHUNKS[1:2])) == [[0, 1, 2, 3, 4]]
+    assert as_lists(spread(0).choose(CHUNKS)) == [[], [], []]
+
+
+# A head, two chunks behind it, a document of two behind another head, and one chunk alone.
+RUNS = [
+    PlacedChunk(0, 10),
+    PlacedChunk(10, 20, 10, continues=True),
+    PlacedChunk(30, 5, 30, continues=True),
+    PlacedChunk(35, 8, 12),
+    PlacedChunk(43, 32, 20, continues=True),
+    PlacedChunk(75, 10),
+]
+
+
+def test_a_document_s_chunks_share_one_budget_and_what_stands_as_compiled_needs_none():
+    assert as_lists(legolink(10).choose(RUNS)) == [[], [], [], list(range(8)), [0, 1], [*range(10)]]
+    assert as_lists(spread(4).choose(RUNS)) == [[], [], [], [0], [2, 12, 22], [0, 2, 5, 7]]
+
+
+def test_a_share_is_of_each_document_s_tokens_to_the_nearest_number():
+    assert as_lists(legolink(Share(10)).choose(RUNS)) == [[], [], [], [0, 1, 2, 3], [], [0]]
+    assert as_lists(spread(Share(10)).choose(RUNS)) == [[], [], [], [0], [2, 12, 22], [0]]
+    assert [len(s) for s in spread(Share(100)).choose(RUNS)] == [0, 0, 0, 8, 32, 10]
+    assert as_lists(spread(Share(0)).choose(RUNS)) == [[]] * 6
+
+
+def test_a_document_without_its_head_or_its_beginning_is_not_exact():
+    assert as_lists(legolink(2).choose([PlacedChunk(0, 9, 10)])) == [[0, 1]]
+    assert as_lists(legolink(2).choose([PlacedChunk(10, 9, 10, continues=True)])) == [[]]

@@ -21,6 +21,10 @@ def changed(**changes: object) -> bytes:
     return json.dumps({**json.loads(encode_command(GENERATE)), **changes}).encode()
 
 
+def chunk(token_ids):
+    return [{"token_ids": token_ids, "key": "ab"}]
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -52,17 +56,46 @@ def test_what_is_no_command_is_refused(body: bytes) -> None:
         ({"type": "Cancel", "request_id": "a" * 300}, "300 characters, at most 256"),
         ({"type": "Cancel", "request_id": ["a"]}, "'request_id' is a text, not a list"),
         ({"type": "Cancel", "request_id": "a", "more": 1}, "unknown field 'more'"),
-        ({"type": "Compile", "namespace": "../../x\n", "token_ids": [1]}, "a namespace is 1 to 64"),
-        ({"type": "Compile", "namespace": "a" * 100_000, "token_ids": [1]}, "100000 characters"),
-        ({"type": "Compile", "namespace": None, "token_ids": [1]}, "'namespace' is a text"),
-        ({"type": "Compile", "token_ids": [1]}, "'namespace' is missing"),
-        ({"type": "Compile", "namespace": "a", "token_ids": [1.5]}, "a list of whole numbers"),
-        ({"type": "Compile", "namespace": "a", "token_ids": [True]}, "a list of whole numbers"),
-        ({"type": "Compile", "namespace": "a", "token_ids": [-1]}, "lie between 0 and 2147483647"),
-        ({"type": "Compile", "namespace": "a", "token_ids": [2**31]}, "lie between 0 and"),
-        ({"type": "Compile", "namespace": "a", "token_ids": {"a": 1}}, "a list, not an object"),
-        ({"type": "Warm", "namespace": "a", "token_ids": [1], "tier": "moon"}, "is one of pool"),
-        ({"type": "Warm", "namespace": "a", "token_ids": [1]}, "'tier' is missing"),
+        (
+            {"type": "Compile", "namespace": "../../x\n", "segments": chunk([1])},
+            "a namespace is 1 to 64",
+        ),
+        (
+            {"type": "Compile", "namespace": "a" * 100_000, "segments": chunk([1])},
+            "100000 characters",
+        ),
+        ({"type": "Compile", "namespace": None, "segments": chunk([1])}, "'namespace' is a text"),
+        ({"type": "Compile", "segments": chunk([1])}, "'namespace' is missing"),
+        (
+            {"type": "Compile", "namespace": "a", "segments": chunk([1.5])},
+            "a list of whole numbers",
+        ),
+        (
+            {"type": "Compile", "namespace": "a", "segments": chunk([True])},
+            "a list of whole numbers",
+        ),
+        (
+            {"type": "Compile", "namespace": "a", "segments": chunk([-1])},
+            "lie between 0 and 2147483647",
+        ),
+        ({"type": "Compile", "namespace": "a", "segments": chunk([2**31])}, "lie between 0 and"),
+        (
+            {"type": "Compile", "namespace": "a", "segments": chunk({"a": 1})},
+            "a list, not an object",
+        ),
+        (
+            {"type": "Warm", "namespace": "a", "segments": chunk([1]), "tier": "moon"},
+            "is one of pool",
+        ),
+        ({"type": "Warm", "namespace": "a", "segments": chunk([1])}, "'tier' is missing"),
+        (
+            {"type": "Compile", "namespace": "a", "segments": []},
+            "1 chunk or more, each with its key",
+        ),
+        (
+            {"type": "Compile", "namespace": "a", "segments": [{"token_ids": [1]}]},
+            "1 chunk or more, each with its key",
+        ),
     ],
 )
 def test_a_command_s_wrong_field_is_refused_with_the_reason(

@@ -262,7 +262,7 @@ def test_an_asker_that_nobody_can_reach_is_told_so_and_nothing_is_begun(
 def test_a_compiled_chunk_is_found_by_requests_and_a_dropped_one_is_not(
     service: Asker, tmp_path: Path
 ) -> None:
-    (compiled,) = service.events(Compile("default", SPANS[0]))
+    (compiled,) = service.events(Compile("default", (service.chunk(SPANS[0]),)))
     assert isinstance(compiled, Compiled)
     assert list(tmp_path.rglob(f"{compiled.key}.safetensors"))
     assert answer(service, command("a", service.chunk(SPANS[0])))[1].usage.compiled_tokens == 0
@@ -333,7 +333,7 @@ def test_a_step_of_the_model_that_fails_ends_its_requests_and_the_next_is_answer
     unlucky = [
         command("compiling", service.chunk(SPANS[0])),
         command("linking"),
-        Compile("default", (5, 6, 7)),
+        Compile("default", (service.chunk((5, 6, 7)),)),
     ]
     idle = engine.cache.pool.num_free - 6  # two chunks of 40 tokens stay, each in 3 pages
     expected = answer(
@@ -351,7 +351,7 @@ def test_a_step_of_the_model_that_fails_ends_its_requests_and_the_next_is_answer
         == expected
     )
     assert len(answer(service, command("linking"))[0]) == 12
-    assert isinstance(service.events(Compile("default", (5, 6, 7)))[0], Compiled)
+    assert isinstance(service.events(Compile("default", (service.chunk((5, 6, 7)),)))[0], Compiled)
     assert failed_steps(engine) == {"runner": 3 * times, "engine": 0}
 
 

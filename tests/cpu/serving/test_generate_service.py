@@ -295,8 +295,20 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ({"stop_token_ids": [5] * 129}, "stop_token_ids has 129 ids, at most 128 are taken"),
         ({"max_tokens": 0}, "'max_tokens' is 0, outside 1 to"),
         ({"link_tokens": -1}, "'link_tokens' is -1, outside 0 to"),
-        ({"mode": b"fast"}, "'mode' is one of legolink, legolink-0, full, not 'fast'"),
-        ({"mode": b"full", "link_tokens": 3}, "'link_tokens' belongs to mode legolink"),
+        (
+            {"mode": b"fast"},
+            "'mode' is one of legolink, .*, full, not 'fast'",
+        ),
+        (
+            {"mode": b"full", "link_tokens": 3},
+            "'link_tokens' belongs to modes legolink, spread, guided",
+        ),
+        (
+            {"link_tokens": 3, "recompute_percent": 2.5},
+            "3 and recompute_percent 2.5 are both",
+        ),
+        ({"recompute_percent": 250.0}, "recompute_percent is 0 to 100, not 250"),
+        ({"mode": b"full", "recompute_percent": 3.0}, "belongs to modes legolink, spread, guided"),
         ({"temperature": float("nan")}, "temperature is 0 to 100, not nan"),
         ({"top_p": 0.0}, "top_p is above 0 and at most 1, not 0.0"),
         ({"min_p": "half"}, "'min_p' is a number, not a text"),

@@ -31,7 +31,7 @@ from legokv.serving.messages import (
 
 SEGMENTS = (
     PromptSegment([1, 2], "ab", persistent=False),
-    PromptSegment([], "cd"),
+    PromptSegment([], "cd", behind="ab", in_prompt=False),
     PromptSegment([4]),
 )
 SAMPLING = SamplingOptions(0.5, 3, 0.25, 2**63 + 1, 0.125, 1.5, -0.5, 0.75)
@@ -41,8 +41,8 @@ COMMANDS = (
         *("r1", "/tmp/socket", "default", SEGMENTS, 8, "legolink", 16),
         *(SAMPLING, ("\n", "Größe 東京"), ANSWERING),
     ),
-    Compile("tenant", [5, 6, 7]),
-    Warm("tenant", [5, 6, 7], "host"),
+    Compile("tenant", SEGMENTS[:2]),
+    Warm("tenant", SEGMENTS[:2], "host"),
     Drop(("a", "b")),
     Cancel("r1"),
 )

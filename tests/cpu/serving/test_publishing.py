@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from legokv import Engine, EngineSettings
+from legokv.engine.request import MODES
 from legokv.metrics import SECONDS, Family, Histogram, Sample
 from legokv.serving import metrics
 from legokv.serving.metrics import Publisher
@@ -127,12 +128,20 @@ def test_an_engine_counts_what_it_did_and_starts_at_zero(
     assert set(values(engine.samples()).values()) == {0}
     chunks = [engine.compile(range(10 + n, 50 + n)) for n in (0, 100)]
     list(engine.generate([*chunks, [5, 6, 7]], max_tokens=9))
-    engine.prefill([*chunks, [5, 6]], link_tokens=0)
+    engine.prefill([*chunks, [5, 6]], link_tokens=0, mode="spread")
     found = values(engine.samples())
     assert found["legokv_prompt_tokens_total", "recomputed"] == 16
     assert found["legokv_prompt_tokens_total", "cached"] == 64 + 80
     assert found["legokv_prompt_tokens_total", "fresh"] == 3 + 2
     assert found["legokv_generated_tokens_total", ""] == 9
+    by_mode = [found["legokv_prompts_total", mode] for mode in MODES]
+    assert dict(zip(MODES, by_mode, strict=True)) == {
+        "legolink": 1,
+        "spread": 1,
+        "guided": 0,
+        "legolink-0": 0,
+        "full": 0,
+    }
     assert found["legokv_inter_token_latency_seconds_count", ""] == 8
     assert found["legokv_link_seconds_count", ""] == found["legokv_request_queue_seconds_count", ""]
     assert found["legokv_link_seconds_count", ""] == found["legokv_compile_seconds_count", ""] == 2

@@ -1,26 +1,31 @@
-"""What a chunk's compilation computes and reads: dummies first, in pages of their own."""
+"""What a chunk's compilation computes and reads: its own tokens, over all that stands before."""
 
 import numpy as np
 import pytest
 
-from legokv.step.sequence import chunk_sequence
+from legokv.step.sequence import CompiledPages, chunk_sequence
 
 
-@pytest.mark.parametrize("num_dummies", [1, 4, 5, 8])
-def test_dummies_may_fill_more_than_one_page_and_each_is_seen_once(num_dummies: int) -> None:
-    page_size, dummies, ids = 4, tuple(range(90, 90 + num_dummies)), (7, 8, 9, 10, 11)
-    dummy_pages = [6, 2][: -(-num_dummies // page_size)]
-    sequence = chunk_sequence(ids, [5, 3], page_size, dummies, dummy_pages)
-    num_tokens = num_dummies + len(ids)
-    assert sequence.token_ids.tolist() == [*dummies, *ids]
-    assert sequence.positions.tolist() == list(range(num_tokens))
-    piece = sequence.next(num_tokens)
-    written = dict(zip(piece.slots.tolist(), piece.positions.tolist(), strict=True))
+@pytest.mark.parametrize("lengths", [(), (1,), (4,), (5, 8), (3, 1, 6)])
+def test_a_chunk_reads_each_token_before_it_once_and_writes_its_own(
+    lengths: tuple[int, ...],
+) -> None:
+    page_size, ids, free = 4, (7, 8, 9, 10, 11), iter(range(20))
+    before, start = [], 0
+    for length in lengths:
+        pages = [next(free) for _ in range(-(-length // page_size))]
+        before.append(CompiledPages(start, length, pages))
+        start += length
+    sequence = chunk_sequence(ids, [31, 30], page_size, before)
+    assert sequence.token_ids.tolist() == list(ids)
+    assert sequence.positions.tolist() == list(range(start, start + len(ids)))
+    assert sequence.key_positions.tolist() == sequence.positions.tolist()
+    assert sequence.slots.tolist() == [124, 125, 126, 127, 120]
     seen = {
-        page * page_size + slot: first + slot
-        for page, _, first, filled in piece.table.tolist()
+        first + slot: page
+        for page, base, first, filled in sequence.table.tolist()
         for slot in range(filled)
-        if first + slot < num_tokens
+        if base == 0 and first + slot < start + len(ids)
     }
-    assert seen == written, "each slot is read as the position that was written to it"
-    assert np.all(piece.table[:, 3] <= page_size)
+    stood = [page for part in before for page in np.repeat(part.pages, 4)[: part.num_tokens]]
+    assert seen == dict(enumerate([*stood, 31, 31, 31, 31, 30]))

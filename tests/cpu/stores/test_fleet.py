@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from crash_worker import LIMITS, TEXTS
+from engine_chunks import chunks_of, compile_last
 from redis_server import redis_running
 
 from legokv import Engine, EngineSettings
@@ -35,9 +36,9 @@ class Server:
         self.service = DocumentService(self.registry, self.engine.tokenizer, compiler, LIMITS)
         self.compiled = []
 
-    def _compile(self, namespace, token_ids):
-        self.compiled.append(tuple(token_ids))
-        return self.engine.compile(token_ids, namespace).key
+    def _compile(self, namespace, chunks):
+        self.compiled.append(chunks[-1].token_ids)
+        return compile_last(self.engine, chunks, namespace)
 
     def _drop(self, keys):
         for key in keys:
@@ -49,12 +50,8 @@ class Server:
 
     def answer(self, *documents):
         """Logits and usage of a question over documents, by what the registry says of them."""
-        spans = [
-            chunk.token_ids
-            for document in documents
-            for chunk in self.registry.chunks("default", document["id"])
-        ]
-        return self.engine.prefill([*map(self.engine.chunk, spans), [5, 6]])
+        stored = self.registry.chunks("default", *(document["id"] for document in documents))
+        return self.engine.prefill([*chunks_of(self.engine, stored), [5, 6]])
 
     def tier(self, name):
         return {stats.tier: stats for stats in self.engine.cache_stats()}[name]

@@ -17,6 +17,8 @@ from legokv.step.graph import GraphShape, batch_sizes, step_arrays
 class TensorRTRunner:
     """A runner over an opened plan. Its tensors lie on `device`, at one place for ever."""
 
+    gives_attention = False
+
     def __init__(
         self,
         session: PlanSession,
@@ -60,6 +62,9 @@ class TensorRTRunner:
         self._session.run(number, inputs, outputs)
         self._arriving.taken()
         return outputs["logits"].to("cpu", copy=True)
+
+    def attention_mass(self, batch: StepBatch, num_rows: int) -> Tensor:
+        raise NotImplementedError("a plan's attention gives outputs alone")
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         self._arriving.put_in_pools()

@@ -70,8 +70,8 @@ def _num_tokens(chunks: tuple[StoredChunk, ...]) -> int:
 def to_chunks(parts: list[Any]) -> tuple[StoredChunk, ...]:
     """A document's chunks from their token ids and keys, one behind the other."""
     return tuple(
-        StoredChunk(tokens_from_blob(blob), None if key is None else key.decode())
-        for blob, key in zip(parts[::2], parts[1::2], strict=True)
+        StoredChunk(tokens_from_blob(blob), None if key is None else key.decode(), place)
+        for place, (blob, key) in enumerate(zip(parts[::2], parts[1::2], strict=True))
     )
 
 

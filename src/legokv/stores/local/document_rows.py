@@ -42,11 +42,11 @@ def require(sql: sqlite3.Connection, namespace: str, document_id: str) -> sqlite
 def chunks(
     sql: sqlite3.Connection, namespace: str, document_ids: Iterable[str]
 ) -> list[sqlite3.Row]:
-    """(token_ids, key) of the documents' chunks; NotFound for a document that is not there."""
+    """(token_ids, key, position) of the documents' chunks; NotFound for one that is not there."""
     all_rows: list[sqlite3.Row] = []
     for document_id in document_ids:
         rows = sql.execute(
-            "SELECT token_ids, key FROM documents JOIN chunks ON document = number"
+            "SELECT token_ids, key, position FROM documents JOIN chunks ON document = number"
             " WHERE namespace = ? AND id = ? ORDER BY position",
             (namespace, document_id),
         ).fetchall()
@@ -58,7 +58,7 @@ def chunks(
 
 def to_chunks(rows: Iterable[sqlite3.Row]) -> tuple[StoredChunk, ...]:
     """The rows of `chunks` as plain data."""
-    return tuple(StoredChunk(tokens_from_blob(blob), key) for blob, key in rows)
+    return tuple(StoredChunk(tokens_from_blob(blob), key, place) for blob, key, place in rows)
 
 
 def is_expired(row: sqlite3.Row, now: float) -> bool:
