@@ -121,18 +121,18 @@ class Chunk:
     @cached_property
     def before(self) -> "tuple[Chunk, ...]":
         """All chunks that it was compiled behind, in order."""
-        found: list[Chunk] = []
+        parts: list[Chunk] = []
         chunk = self.behind
         while chunk is not None:
-            found.append(chunk)
+            parts.append(chunk)
             chunk = chunk.behind
-        return tuple(reversed(found))
+        return tuple(reversed(parts))
 
 
 def with_all_before(chunks: Iterable[Chunk]) -> tuple[Chunk, ...]:
     """The chunks and all that they were compiled behind, each once, what stood before first."""
-    found: dict[str, Chunk] = {}
+    parts: dict[str, Chunk] = {}
     for chunk in chunks:
         for part in (*chunk.before, chunk):
-            found.setdefault(part.key, part)
-    return tuple(found.values())
+            parts.setdefault(part.key, part)
+    return tuple(parts.values())

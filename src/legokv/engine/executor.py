@@ -243,14 +243,14 @@ class Executor:
 
     def _chunks_for(self, job: Job) -> tuple[Chunk, ...]:
         """The job's chunks, and what stands before those that are to be compiled."""
-        found = {chunk.key: chunk for chunk in job.chunks}
+        parts = {chunk.key: chunk for chunk in job.chunks}
         for chunk in job.chunks:
-            others = {part.key: part for part in chunk.before if part.key not in found}
+            others = {part.key: part for part in chunk.before if part.key not in parts}
             # No tier, which may be far, is asked about what is linked with all before it anyway.
             absent = others and self._cache.find(chunk.key) is None
             if absent and (job.needs_all_before or not self._transfer.can_load(chunk, job.held)):
-                found = {**others, **found}
-        return tuple(found.values())
+                parts = {**others, **parts}
+        return tuple(parts.values())
 
     def _lacks_what_stood_before(self, grant: Grant) -> bool:
         """Whether a chunk that a tier did not have after all cannot be compiled in this grant."""
@@ -304,7 +304,7 @@ class Executor:
 
     def _compile(self, resident: Resident) -> None:
         chunk = resident.chunk
-        before = [found for part in chunk.before if (found := self._cache.find(part.key))]
+        before = [held for part in chunk.before if (held := self._cache.find(part.key))]
         assert len(before) == len(chunk.before), "a chunk is compiled with all that stands before"
         sequence = chunk_sequence(
             chunk.token_ids,

@@ -70,7 +70,7 @@ class ChunkNaming:
         is recorded as compiled alone: chunks were always, once. InvalidRequest as `chunk` has it.
         """
         check_namespace(namespace)
-        found: list[ChunkKey] = []
+        keys: list[ChunkKey] = []
         behind = head
         for token_ids, recorded in chunks:
             check_chunks([token_ids], self.facts.model)
@@ -78,9 +78,9 @@ class ChunkNaming:
             if recorded is not None and recorded != key:
                 alone = self._key(token_ids, namespace)
                 key, behind = (alone, None) if recorded == alone else (key, behind)
-            found.append(ChunkKey(key, behind))
+            keys.append(ChunkKey(key, behind))
             behind = key
-        return found
+        return keys
 
     def segments(self, request: GenerateRequest) -> list[Segment]:
         """The request's, for LegoLink-0 with documents compiled behind dummies but at the start."""
