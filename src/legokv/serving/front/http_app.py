@@ -131,10 +131,13 @@ class _Request:
     async def _discard(self) -> None:
         """Read what the client still sends, for else many see a reset in place of the answer.
 
-        The connection's own bounds on bytes and time end it.
+        The connection's own bounds on bytes and time end it; a body that says it is beyond them is
+        not waited for.
         """
+        lengths = [int(value) for key, value in self._headers if key == b"content-length"]
+        beyond = max(lengths, default=0) > 2 * self._front.limits.request_bytes
         waits = any(key == b"expect" for key, _ in self._headers)
-        while self._more_body and not waits:
+        while self._more_body and not waits and not beyond:
             message = await self._receive()
             self._more_body = message.get("more_body", False)
 
