@@ -408,7 +408,7 @@ def test_a_server_s_end_ends_what_is_under_way_and_what_comes_later(
             rest(events)
     watch.close()
     with pytest.raises(EngineGone, match="the server stops"):
-        service.events(Compile("default", SPANS[0]))
+        service.events(Compile("default", (service.chunk(SPANS[0]),)))
     with pytest.raises(EngineGone, match="the server stops"):
         answer(service, command("late"))
 
