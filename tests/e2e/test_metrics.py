@@ -171,7 +171,7 @@ def test_gauges_show_what_runs_and_return_to_their_start(fresh: RunningServer) -
     ids = fresh.register(*TEXTS)
     fresh.ask(text_input=QUESTION, document_ids=ids, max_tokens=1)
     start = at_rest(fresh)
-    fields = {"text_input": QUESTION, "document_ids": ids, "max_tokens": 1300, "min_tokens": 1300}
+    fields = {"text_input": QUESTION, "document_ids": ids, "max_tokens": 900, "min_tokens": 900}
     with closing(fresh.client()) as client, ThreadPoolExecutor(2) as threads:
         leaving = replies(client, stream=True, **fields)
         next(leaving)

@@ -166,7 +166,7 @@ def test_a_request_that_cannot_begin_in_its_time_is_refused_with_the_numbers(
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"min_p": 1.5}, "min_p is between 0 and 1, not 1.5"),
+        ({"min_p": 1.5}, "min_p is 0 to 1, not 1.5"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.01 to 100, not 0.0"),
         ({"presence_penalty": 3.0}, "presence_penalty is between -2 and 2, not 3.0"),
         ({"num_return_sequences": 0}, "'num_return_sequences' is 0, outside 1 to 128"),
