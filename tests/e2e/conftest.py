@@ -7,6 +7,7 @@ import pytest
 from server import RunningServer, serving
 
 from legokv import Engine, EngineSettings
+from legokv.chunks.chunk import Chunk
 from legokv.documents.cut import cut, document_token_ids
 from legokv.documents.document import normalise_text
 from legokv.text.prompt import build_prompt, prompt_format
@@ -48,18 +49,20 @@ def library(engine_folder: Path) -> Callable[..., str]:
     """The library's greedy answer to a question over some of TEXTS, by number."""
     engine = Engine.open(engine_folder, settings=EngineSettings(pool_tokens=8192))
 
+    def spans_of(number: int) -> tuple[tuple[int, ...], ...]:
+        ids = document_token_ids(normalise_text(TEXTS[number]), engine.tokenizer)
+        return cut(ids, MAX_CHUNK_TOKENS, engine.tokenizer)
+
     def answer(question: str, numbers: list[int], **options: object) -> str:
-        chunks = [
-            span
-            for number in numbers
-            for span in cut(
-                document_token_ids(normalise_text(TEXTS[number]), engine.tokenizer),
-                MAX_CHUNK_TOKENS,
-                engine.tokenizer,
-            )
-        ]
-        prompt = build_prompt(engine.tokenizer, prompt_format(engine.tokenizer), question, chunks)
-        segments = [*map(engine.compile, prompt.chunks), prompt.tail_ids]
-        return "".join(token.text for token in engine.generate(segments, **options))
+        documents = [spans_of(number) for number in numbers]
+        spans = [span for document in documents for span in document]
+        prompt = build_prompt(engine.tokenizer, prompt_format(engine.tokenizer), question, spans)
+        segments = list(map(engine.compile, prompt.chunks[: -len(spans) or None]))
+        for document in documents:
+            behind: Chunk | None = None
+            for span in document:
+                behind = engine.compile(span, behind=() if behind is None else behind)
+                segments.append(behind)
+        return "".join(t.text for t in engine.generate([*segments, prompt.tail_ids], **options))
 
     return answer

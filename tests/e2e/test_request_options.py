@@ -168,12 +168,12 @@ def test_a_request_that_cannot_begin_in_its_time_is_refused_with_the_numbers(
     [
         ({"min_p": 1.5}, "min_p is 0 to 1, not 1.5"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.01 to 100, not 0.0"),
-        ({"presence_penalty": 3.0}, "presence_penalty is between -2 and 2, not 3.0"),
+        ({"presence_penalty": 3.0}, "presence_penalty is -2 to 2, not 3.0"),
         ({"num_return_sequences": 0}, "'num_return_sequences' is 0, outside 1 to 128"),
         ({"num_return_sequences": 2, "temperature": 0.0}, "num_return_sequences 2 needs a temp"),
         ({"num_top_log_probs": 2}, "num_top_log_probs is 2 without return_log_probs"),
         ({"min_tokens": 9, "max_tokens": 3}, "min_tokens 9 is above max_tokens 3"),
-        ({"timeout_seconds": -1.0}, "timeout_seconds is above 0, not -1.0"),
+        ({"timeout_seconds": -1.0}, "timeout_seconds is 0 to 604800, not -1.0"),
     ],
 )
 def test_a_bad_option_is_refused_with_the_number(
