@@ -72,7 +72,7 @@ class _WorkMaker:
         num_tokens = self.sizes.compiled_tokens
         num_pages = -(-num_tokens // self.page_size)
         pages = self.random.permutation(num_pages).tolist()
-        sequence = chunk_sequence(self._ids(num_tokens), pages, self.page_size, (), [])
+        sequence = chunk_sequence(self._ids(num_tokens), pages, self.page_size)
         return Work(f"compile {num_tokens}", step_batch([_all_of(sequence)]), num_pages)
 
     def link(self) -> Work:

@@ -10,6 +10,7 @@ from server import RunningServer, refusal, replies, serving
 from tritonclient.utils import InferenceServerException
 
 QUESTION = "Who keeps the oldest lighthouse?"
+UNENDING = {"max_tokens": 1500, "min_tokens": 1500}
 KINDS = ("legokv.errors.LaunchRefused", "MemoryError", "RuntimeError", "IndexError")
 
 
@@ -44,7 +45,7 @@ def ask_in_vain(server: RunningServer, faults: Faults, ids: list[str], kind: str
         server.ask(text_input=QUESTION, document_ids=ids, max_tokens=12)
     assert refusal(refused.value)[1].endswith(sentence)
     with closing(server.client()) as client:
-        answering = replies(client, text_input=QUESTION, stream=True, max_tokens=1500)
+        answering = replies(client, text_input=QUESTION, stream=True, **UNENDING)
         next(answering)
         with faults.raising(kind), pytest.raises(InferenceServerException, match="on purpose"):
             list(answering)

@@ -43,7 +43,7 @@ class Lockstep:
     def compile(self, chunk: Chunk, most_tokens: int) -> list[int]:
         """The chunk's pages, computed in pieces of at most `most_tokens`."""
         pages = self._free.take(self._free.pages_for(chunk.num_tokens))
-        sequence = chunk_sequence(chunk.token_ids, pages, self._page_size, (), [])
+        sequence = chunk_sequence(chunk.token_ids, pages, self._page_size)
         while sequence.num_left:
             num_tokens = min(most_tokens, sequence.num_left)
             self.run([sequence.next(num_tokens)])

@@ -194,7 +194,10 @@ def test_an_answer_far_past_the_context_is_refused_without_laying_out_its_pages(
     ("call", "message"),
     [
         (lambda e: e.prefill([[5]], link_tokens=-1), "link_tokens is 0 or more, not -1"),
-        (lambda e: e.prefill([[5]], mode="fast"), "mode is one of legolink, legolink-0, full, not"),
+        (
+            lambda e: e.prefill([[5]], mode="fast"),
+            "mode is one of legolink, spread, guided, .*, not",
+        ),
         (lambda e: e.prefill([]), "the prompt has 0 tokens"),
         (lambda e: e.compile([]), "a chunk has 0 tokens"),
         (lambda e: e.compile([5, 384]), "token ids lie between 0 and 383, not 5 to 384"),

@@ -116,7 +116,7 @@ def make_lives(seed: int) -> list[Life]:
     for number, length in enumerate(CHUNK_TOKENS):
         chunks.append(Chunk(f"c{number}", "", ids(length)))
         taken = pages(length)
-        sequence = chunk_sequence(chunks[-1].token_ids, taken, PAGE_SIZE, (), [])
+        sequence = chunk_sequence(chunks[-1].token_ids, taken, PAGE_SIZE)
         lives.append(Life(sequence, taken, []))
     stored = {chunk.key: life for chunk, life in zip(chunks, lives, strict=True)}
     for prompt in PROMPTS:

@@ -112,7 +112,7 @@ def test_only_this_user_may_enter_the_folder_which_goes_with_the_inbox(
     assert Path(inbox.address).parent == folder
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     inbox.close()
-    assert not list(tmp_path.iterdir())
+    assert not list(short_folder.iterdir())
 
 
 def test_a_folder_with_too_long_a_name_is_refused_with_the_next_step(
@@ -185,10 +185,17 @@ input()
 """
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A socket's path has at most 107 characters, which pytest's own folders nearly fill."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 def test_the_folder_of_a_killed_process_goes_with_the_next_start_and_a_live_one_s_stays(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, short_folder: Path
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(short_folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     start = [sys.executable, "-c", LISTENER]
@@ -201,7 +208,7 @@ def test_the_folder_of_a_killed_process_goes_with_the_next_start_and_a_live_one_
     both[0].communicate()
     assert killed.is_dir()
     own = EventInbox()
-    assert set(tmp_path.iterdir()) == {used, Path(own.address).parent}
+    assert set(short_folder.iterdir()) == {used, Path(own.address).parent}
     own.close()
     both[1].communicate("\n")
-    assert not list(tmp_path.iterdir())
+    assert not list(short_folder.iterdir())

@@ -23,6 +23,7 @@ class SteppingEngine:
 
     def __init__(self) -> None:
         self.begun, self.end = threading.Event(), threading.Event()
+        self.tiers = type("Tiers", (), {"flush": lambda *_: None})()
         self.runner = type("Runner", (), {"device": type("Device", (), {"type": "none"})})()
 
     def step(self) -> bool:
