@@ -22,6 +22,13 @@ from legokv.serving.messages import Done, Event, Failed, error_of
 
 
 @pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A socket's path has at most 107 characters, which pytest's own folders nearly fill."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
 def inbox() -> Iterator[EventInbox]:
     made = EventInbox()
     yield made
@@ -104,11 +111,11 @@ def test_a_reader_that_is_gone_is_told_of_once(inbox: EventInbox) -> None:
 
 
 def test_only_this_user_may_enter_the_folder_which_goes_with_the_inbox(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, short_folder: Path
 ) -> None:
-    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(short_folder))
     inbox = EventInbox()
-    (folder,) = tmp_path.iterdir()
+    (folder,) = short_folder.iterdir()
     assert Path(inbox.address).parent == folder
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     inbox.close()
@@ -183,13 +190,6 @@ inbox = EventInbox()
 print(inbox.address, flush=True)
 input()
 """
-
-
-@pytest.fixture
-def short_folder() -> Iterator[Path]:
-    """A socket's path has at most 107 characters, which pytest's own folders nearly fill."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 def test_the_folder_of_a_killed_process_goes_with_the_next_start_and_a_live_one_s_stays(
