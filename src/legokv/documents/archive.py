@@ -225,8 +225,13 @@ class Archive:
                 text, place = self._filled(text, place + 1, pieces)
             elif text[place] != "]":
                 self._refuse("its list is damaged: documents are not apart by commas")
-        rest = text[place + 1 :] + "".join(pieces)
-        if rest.strip() != "}":
+        rest = text[place + 1 :].strip()
+        for piece in pieces:
+            # Piece by piece: what stands behind may be gigabytes.
+            rest += piece.strip()
+            if len(rest) > 1:
+                break
+        if rest != "}":
             self._refuse("its list is damaged: something stands behind its documents")
 
     def _value(

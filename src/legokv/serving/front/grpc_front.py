@@ -139,10 +139,10 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
 
         What cannot be read is refused by the call that does so.
         """
-        request = service_pb2.ModelInferRequest()
-        with suppress(DecodeError):
-            request.ParseFromString(body)
-        if request.model_name == STREAMED:
+        streamed = False
+        with suppress(InvalidRequest):
+            streamed = parse_request(body).model_name == STREAMED
+        if streamed:
             return await self._infer_streamed(body, context)
         return await self._infer_passed(body, context)
 
@@ -158,7 +158,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                 answer = service_pb2.ModelStreamInferResponse.FromString(self._checked(reply))
                 if answer.error_message:
                     raise InvalidRequest(answer.error_message)
-                if _FINAL not in reply:
+                if not _is_last(reply):
                     raise InvalidRequest(_ONE_REPLY)
             over = True
         finally:
@@ -185,7 +185,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         try:
             async for reply in upstream:
                 await write(self._checked(reply))
-                if _FINAL in reply or reply.startswith(_ERROR_TAG):
+                if reply.startswith(_ERROR_TAG) or _is_last(reply):
                     under_way.change(-1)
             code = await upstream.code()
             if code is not grpc.StatusCode.OK:
@@ -256,6 +256,14 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             code = grpc.StatusCode.UNAVAILABLE if replaced.gone else code
         await context.abort(code, details)
         raise AssertionError("abort raises")
+
+
+def _is_last(reply: bytes) -> bool:
+    """Whether a stream's reply is its request's last. An id, which is in it, may spell it too."""
+    if _FINAL not in reply:
+        return False
+    answer = service_pb2.ModelStreamInferResponse.FromString(reply).infer_response
+    return bool(answer.parameters["triton_final_response"].bool_param)
 
 
 class _UnderWay:

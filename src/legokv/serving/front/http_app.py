@@ -37,6 +37,7 @@ _LENGTH = b"inference-header-content-length"
 _PASSED_ON = (b"content-type", _LENGTH)
 _PASSED_BACK = (b"content-type", b"content-length", _LENGTH)
 _STATUS = {"INVALID_ARG": HTTPStatus.BAD_REQUEST, "UNAVAILABLE": HTTPStatus.SERVICE_UNAVAILABLE}
+_MAX_DIGITS = 15
 _EVENT_OF_ERROR = b'data: {"error"'
 
 
@@ -161,7 +162,7 @@ class _Request:
         held.num_bytes += num_bytes
         if self.num_bytes_held > self._front.limits.request_bytes:
             raise self._too_large(self.num_bytes_held)
-        if held.num_bytes > held.most:
+        if held.num_bytes > held.most and self.num_bytes_held > bounds.SMALL_BODY_BYTES:
             raise Busy(f"requests of {held.num_bytes} bytes are read, at most {held.most} at once")
 
     def _too_large(self, num_bytes: int) -> RequestTooLarge:
@@ -191,7 +192,7 @@ class _Request:
         length = self._header(_LENGTH)
         if kind is Kind.GENERATE or length is None:
             return body
-        if not length.isdigit() or int(length) > len(body):
+        if not length.isdigit() or len(length) > _MAX_DIGITS or int(length) > len(body):
             raise InvalidRequest(
                 f"inference-header-content-length is {length[:20]!r}, the body has {len(body)} "
                 "bytes"

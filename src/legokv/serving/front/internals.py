@@ -26,7 +26,7 @@ _GONE = re.compile(
 _UNREADABLE = re.compile(
     r"(?:Converting keyword: .*?: )?"
     r"(?:failed to parse the request JSON|Unable to parse|attempt to (?:access|get) "
-    r"|parameter key )",
+    r"|parameter key |failed to get request params|Expected JSON object for keyword)",
     re.DOTALL,
 )
 

@@ -12,6 +12,8 @@ MAX_DEPTH = 32
 MAX_MEMBERS = 65_536
 """Most members of all objects and lists together."""
 
+_MAX_STRINGS = 2 * MAX_MEMBERS + 1
+"""More than all names and values of so many members."""
 # One that never ends goes to the text's end: else each quote in it would be tried as a start.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _STRUCTURE = b"[]{},"
@@ -21,7 +23,12 @@ _OPENING, _CLOSING = b"[{", b"]}"
 
 def check_json(text: bytes) -> None:
     """InvalidRequest with both numbers if the text is too deep or has too many members."""
-    structure = _STRING.sub(b"", text).translate(None, _OTHERS)
+    rest, num_strings = _STRING.subn(b"", text, count=_MAX_STRINGS)
+    if num_strings == _MAX_STRINGS:
+        raise InvalidRequest(
+            f"the JSON has {_MAX_STRINGS} strings or more, at most {MAX_MEMBERS} members fit"
+        )
+    structure = rest.translate(None, _OTHERS)
     members = sum(structure.count(byte) for byte in (b"[", b"{", b","))
     # As many closing brackets are no harm but for the loop below.
     if members > MAX_MEMBERS or len(structure) > 2 * MAX_MEMBERS:

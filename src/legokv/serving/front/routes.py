@@ -32,7 +32,7 @@ def _row(method: str, path: str, kind: Kind) -> _Row:
     return _Row(method, re.compile(path), kind)
 
 
-_VERSION = r"(?:/versions/[0-9]{1,9})?"
+_VERSION = r"(?:/versions/1)?"
 _MODEL = rf"/v2/models/(?:{'|'.join(MODELS)}){_VERSION}"
 _ROWS = (
     _row("POST", rf"/v2/models/generate{_VERSION}/generate(?:_stream)?", Kind.GENERATE),

@@ -15,6 +15,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from legokv.errors import InvalidRequest, NotFound
 from legokv.serving.front.routes import MODELS
+from legokv.serving.front.wire_bounds import check_wire
 
 MAX_ELEMENTS = 65_536
 """Most elements of one tensor."""
@@ -145,7 +146,7 @@ def check_shape(tensor: Any, want: Input) -> int:
 
 def _check_raw(tensor: Any, raw: bytes, count: int) -> None:
     if tensor.datatype == _BYTES:
-        num_strings = _strings_in(raw)
+        num_strings = _strings_in(raw, count)
         if num_strings != count:
             raise InvalidRequest(f"{tensor.name} has {num_strings} strings, its shape says {count}")
     elif len(raw) != count * _ITEM_BYTES[tensor.datatype]:
@@ -157,13 +158,16 @@ def _check_raw(tensor: Any, raw: bytes, count: int) -> None:
         raise InvalidRequest(f"{tensor.name} has contents twice")
 
 
-def _strings_in(raw: bytes) -> int:
-    """How many strings, each behind its length, the bytes are made of; -1 if it does not add up."""
+def _strings_in(raw: bytes, most: int) -> int:
+    """How many strings, each behind its length, the bytes are made of; -1 if it does not add up.
+
+    Not counted further than one above `most`.
+    """
     place = count = 0
-    while place + 4 <= len(raw):
+    while place + 4 <= len(raw) and count <= most:
         place += 4 + int.from_bytes(raw[place : place + 4], "little")
         count += 1
-    return count if place == len(raw) else -1
+    return count if place == len(raw) or count > most else -1
 
 
 def _check_contents(tensor: Any, count: int) -> None:
@@ -179,6 +183,7 @@ def _check_contents(tensor: Any, count: int) -> None:
 
 def parse_request(body: bytes) -> Any:
     """The request that Triton would read in these bytes; InvalidRequest if it is none."""
+    check_wire(body)
     request = service_pb2.ModelInferRequest()
     try:
         request.ParseFromString(body)

@@ -220,6 +220,24 @@ def test_one_reply_of_a_model_that_streams_is_got_by_the_plain_call(tmp_path: Pa
     run(tmp_path, trial)
 
 
+def test_an_id_that_spells_a_last_reply_is_none(tmp_path: Path) -> None:
+    """The id is in each reply: a search for the mark would find it there."""
+    spelt = "triton_final_response\x12\x02\x08\x01"
+
+    async def trial(front: Running) -> None:
+        front.triton.num_replies = 3
+        with pytest.raises(grpc.aio.AioRpcError, match="ModelInfer gives one reply"):
+            await front.call("ModelInfer", question(spelt))
+        front.triton.may_go_on.clear()
+        call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+        await call.write(question(spelt))
+        await call.read()
+        assert front.state.num_open == 1
+        call.cancel()
+
+    run(tmp_path, trial)
+
+
 def test_requests_are_counted_while_they_are_under_way(tmp_path: Path) -> None:
     """Each of a stream from its arrival to its last reply, also where the client leaves before."""
 
