@@ -176,3 +176,15 @@ def test_a_size_that_only_base_256_can_say_is_refused(tmp_path):
     (tmp_path / "set.tar").write_bytes(block + END)
     with pytest.raises(InvalidRequest, match="was cut short"):
         read(tmp_path / "set.tar")
+
+
+def test_gigabytes_behind_the_documents_are_not_read(tmp_path):
+    path = tmp_path / "set.tar"
+    size = 2**31 - 1
+    with path.open("wb") as file:
+        file.write(header("documents.json", size) + LIST.encode())
+        file.truncate(512 + size + 1024)  # sparse: zeros that lie on no disk
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InvalidRequest, match="something stands behind its documents"):
+        read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
