@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests:tests/e2e out/venv/bin/python -m fuzz.soak
 
-Prints what each process holds after every tenth of them, as a table of docs/security.md.
+Prints what each process holds after every tenth of them, in MB: docs/security.md has some lines.
 """
 
 import sys
@@ -27,7 +27,10 @@ def main() -> int:
     """0 if no process grew by more than a twentieth, nor shared memory or descriptors at all."""
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         engine = tiny_engine(Path(folder))
-        with serving(engine, Path(folder, "cache"), **SETTINGS) as server:
+        with (
+            Path(folder, "log").open("wb") as log,
+            serving(engine, Path(folder, "cache"), log=log, **SETTINGS) as server,
+        ):
             address = Address(server.http.removeprefix("http://"), server.grpc)
             prints = list(footprints(address, server.process.pid))
     print(table(prints))
@@ -68,7 +71,7 @@ def growing(first: Footprint, last: Footprint) -> list[str]:
 
 def table(prints: list[Footprint]) -> str:
     names = list(prints[0].memory)
-    heads = ["requests", *(f"{name.split()[0]}, MB" for name in names), "shared, MB", "descriptors"]
+    heads = ["requests", *(name.split()[0] for name in names), "shared", "descriptors"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for number, one in enumerate(prints, 1):
         sizes = [f"{one.memory[name] / 1e6:.0f}" for name in names]
