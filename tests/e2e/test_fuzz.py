@@ -29,6 +29,7 @@ def bfloat16_engine(
     return folder
 
 
+@pytest.mark.alone
 def test_a_minute_of_drawn_requests_ends_nothing_and_changes_no_answer(
     bfloat16_engine: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
