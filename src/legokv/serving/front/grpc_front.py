@@ -68,11 +68,10 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         self._internals = internals
         self._state = state
         self._stream_upstream = self._channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
-        self._infer_passed = self._passed("ModelInfer", self._check_infer)
-        self._infer_streamed = self._call(self._infer_of_stream, self._check_infer)
+        self._infer_upstream = self._channel.unary_unary(f"/{SERVICE}/ModelInfer")
         self._handlers = {
             f"/{SERVICE}/ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream),
-            f"/{SERVICE}/ModelInfer": _unary(self._infer),
+            f"/{SERVICE}/ModelInfer": _unary(self._call(self._infer)),
             f"/{SERVICE}/ServerReady": _unary(self._ready),
             "/grpc.health.v1.Health/Check": _unary(self._health),
             **{f"/{SERVICE}/{n}": _unary(self._passed(n, self._named(n))) for n in _OPEN},
@@ -94,16 +93,21 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         return _SERVING if self._state.ready else _NOT_SERVING
 
     def _passed(self, name: str, check: Callable[[bytes], None]) -> Unary:
-        return self._call(self._channel.unary_unary(f"/{SERVICE}/{name}"), check)
+        upstream = self._channel.unary_unary(f"/{SERVICE}/{name}")
 
-    def _call(
-        self, upstream: Callable[[bytes], Awaitable[bytes]], check: Callable[[bytes], None]
-    ) -> Unary:
+        async def answer(body: bytes) -> bytes:
+            check(body)
+            with self._state.one_open():
+                return bytes(await upstream(body))
+
+        return self._call(answer)
+
+    def _call(self, answer: Callable[[bytes], Awaitable[bytes]]) -> Unary:
+        """The call that gives an answer, or ends as Triton or the front refused it."""
+
         async def call(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
             try:
-                check(body)
-                with self._state.one_open():
-                    return bytes(await upstream(body))
+                return await answer(body)
             except LegokvError as error:
                 RequestLine("front").failed(error)
                 return await _abort(context, error)
@@ -130,21 +134,15 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
 
         return check
 
-    def _check_infer(self, body: bytes) -> None:
+    async def _infer(self, body: bytes) -> bytes:
+        """One request and its one reply; also of `generate`, which Triton answers by streams."""
         self._state.check_taking()
-        check_request(parse_request(body), self._models)
-
-    async def _infer(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        """One request and its one reply; of `generate`, which Triton answers by streams alone, too.
-
-        What cannot be read is refused by the call that does so.
-        """
-        streamed = False
-        with suppress(InvalidRequest):
-            streamed = parse_request(body).model_name == STREAMED
-        if streamed:
-            return await self._infer_streamed(body, context)
-        return await self._infer_passed(body, context)
+        request = parse_request(body)
+        check_request(request, self._models)
+        with self._state.one_open():
+            if request.model_name == STREAMED:
+                return await self._infer_of_stream(body)
+            return bytes(await self._infer_upstream(body))
 
     async def _infer_of_stream(self, body: bytes) -> bytes:
         """The one reply to a request that is streamed; InvalidRequest if there are more."""
@@ -237,7 +235,6 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         replaced = self._internals.replaced(message.error_message)
         if replaced is None:
             return reply
-        _log_replaced(message.error_message)
         message.error_message = replaced.sentence
         return bytes(message.SerializeToString())
 
@@ -251,7 +248,6 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         replaced = self._internals.replaced(details)
         code = error.code()
         if replaced is not None:
-            _log_replaced(details)
             details = replaced.sentence
             code = grpc.StatusCode.UNAVAILABLE if replaced.gone else code
         await context.abort(code, details)
@@ -306,10 +302,6 @@ def _stream_error(sentence: str, request_id: str) -> bytes:
     reply = service_pb2.ModelStreamInferResponse(error_message=sentence)
     reply.infer_response.id = request_id
     return bytes(reply.SerializeToString())
-
-
-def _log_replaced(text: str) -> None:
-    RequestLine("front").failed(LegokvError(f"Triton's error, which clients do not see: {text}"))
 
 
 async def listening(front: GrpcFront, host: str, port: int, limits: Bounds) -> grpc.aio.Server:

@@ -270,7 +270,6 @@ class _Request:
                 text = _sentence(line.removeprefix(b"data: "))
                 replaced = self._front.internals.replaced(text)
                 if replaced is not None:
-                    _log_replaced(text)
                     lines[number] = b"data: " + json.dumps({"error": replaced.sentence}).encode()
         return b"\n".join(lines)
 
@@ -281,7 +280,6 @@ class _Request:
             wrong = HTTPStatus.BAD_REQUEST if is_unreadable_body(text) else status
             await self._whole(wrong, body)
             return
-        _log_replaced(text)
         unavailable = HTTPStatus.SERVICE_UNAVAILABLE
         await self._say(unavailable if replaced.gone else status, replaced.sentence)
 
@@ -324,7 +322,3 @@ def _sentence(body: bytes) -> str:
         return str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return body.decode(errors="replace")
-
-
-def _log_replaced(text: str) -> None:
-    RequestLine("front").failed(LegokvError(f"Triton's error, which clients do not see: {text}"))

@@ -6,6 +6,9 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from legokv.errors import LegokvError
+from legokv.serving.log import RequestLine
+
 _WORDS = (
     r"legokv_\d+_",
     r"/dev/shm",
@@ -51,10 +54,15 @@ class Internals:
         self._words = re.compile("|".join(words), re.IGNORECASE)
 
     def replaced(self, sentence: str) -> Replaced | None:
-        """What is said in place of an error's sentence; None if it may be passed on."""
-        if _GONE.search(sentence):
-            return Replaced(STARTING, gone=True)
-        return Replaced(FAULT, gone=False) if self._words.search(sentence) else None
+        """What is said in place of an error's sentence, which the log gets; None if it may be
+        passed on.
+        """
+        gone = _GONE.search(sentence) is not None
+        if not gone and not self._words.search(sentence):
+            return None
+        hidden = LegokvError(f"Triton's error, which clients do not see: {sentence}")
+        RequestLine("front").failed(hidden)
+        return Replaced(STARTING if gone else FAULT, gone)
 
 
 def is_unreadable_body(sentence: str) -> bool:
