@@ -52,9 +52,9 @@ Request = Http | RawHttp | Grpc
 _KINDS = {kind.__name__: kind for kind in (Http, RawHttp, Grpc)}
 
 
-def saved(request: Request) -> str:
-    """The request as JSON."""
-    content = {"kind": type(request).__name__, **asdict(request)}
+def saved(request: Request, why: str) -> str:
+    """The request as JSON, with the reason to keep it."""
+    content = {"why": why, "kind": type(request).__name__, **asdict(request)}
     return json.dumps(content, default=_encoded, indent=1)
 
 

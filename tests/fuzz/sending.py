@@ -126,8 +126,7 @@ def _stream(stub: Any, message: Any, *, leaves: bool) -> Outcome:
 def _message(request: Grpc) -> Any:
     message = service_pb2.ModelInferRequest(model_name=request.model, id=request.request_id)
     for tensor in request.tensors:
-        one = message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        del one
+        message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         message.raw_input_contents.append(tensor.content)
     for name, value in request.parameters.items():
         kind = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}

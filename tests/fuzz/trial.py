@@ -1,6 +1,5 @@
 """A server under drawn requests for some time, beside a client whose answers must not change."""
 
-import json
 import threading
 import time
 from collections import Counter, deque
@@ -127,13 +126,9 @@ def keep(report: Report, folder: Path) -> list[Path]:
     kept = [*report.faults[:50], *(last if report.lost_processes() else [])]
     for number, (why, request) in enumerate(kept):
         file = folder / f"seed-{report.seed}-{number}.json"
-        file.write_text(f'{{\n "why": {_quoted(why)},{saved(request)[1:]}\n')
+        file.write_text(saved(request, why) + "\n")
         files.append(file)
     return files
-
-
-def _quoted(sentence: str) -> str:
-    return json.dumps(sentence)
 
 
 def table(report: Report) -> str:
