@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 from folder_machine import FolderMachine
-from fuzz.files import Fault, archive_faults, checkpoint_faults
+from fuzz.files import FEWEST, Fault, archive_faults, checkpoint_faults
 from paths import ROOT
 
 from legokv.cli import main
 
 SECONDS = 15
-FEWEST = 3
-"""Of each kind, also on a machine that has much else to do."""
 
 
 def test_a_checkpoint_with_something_wrong_is_built_or_refused_in_a_sentence(
