@@ -42,8 +42,9 @@ def measured_forms(calls: NativeCalls, dtype: torch.dtype) -> Milliseconds:
     place = calls.library.path.with_name(f"fastest-{_processor_digest()}-{str(dtype)[6:]}.json")
     figures = _read(place, candidates)
     if figures is None:
-        _keep(place, _measured(calls, dtype, candidates))
-        figures = _read(place, candidates) or _measured(calls, dtype, candidates)
+        own = _measured(calls, dtype, candidates)
+        _keep(place, own)
+        figures = _read(place, candidates) or own
     return dict(sorted(figures.items(), key=lambda item: item[1]))
 
 
