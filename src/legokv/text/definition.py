@@ -48,7 +48,6 @@ def read_definition(text: str, settings: Mapping[str, Any]) -> Definition:
     """
     content = _content(text)
     digest = _digest({key: content[key] for key in content.keys() - {"truncation", "padding"}})
-    content["added_tokens"] = content.get("added_tokens") or []
     own = {token["content"]: token for token in content["added_tokens"]}
     declared = dict(_declared(settings))
     _place_all(content["model"], own, declared)
@@ -83,7 +82,51 @@ def _content(text: str) -> dict[str, Any]:
     content = dict(parsed_object(text.encode(), "tokenizer.json"))
     if not isinstance(content.get("model"), dict):
         raise UnsupportedModel("tokenizer.json has no 'model': it is not a tokenizer's definition")
+    content["added_tokens"] = content.get("added_tokens") or []
+    _check_tokens(content["added_tokens"])
+    _check_vocabulary(content["model"].get("vocab"))
     return content
+
+
+def _check_tokens(tokens: Any) -> None:
+    if not isinstance(tokens, list):
+        raise UnsupportedModel(
+            f"tokenizer.json's added_tokens is a {type(tokens).__name__}, not a list of tokens"
+        )
+    for place, token in enumerate(tokens):
+        if not (isinstance(token, dict) and isinstance(token.get("content"), str)):
+            raise UnsupportedModel(
+                f"added token {place} of {len(tokens)} in tokenizer.json is {str(token)[:80]!r}: "
+                "a token is an object with its 'content' as text"
+            )
+        if not _is_id(token.get("id")):
+            raise UnsupportedModel(
+                f"the token {token['content'][:80]!r} in tokenizer.json has the id "
+                f"{str(token.get('id'))[:80]!r}, not a number of 0 or more"
+            )
+
+
+def _check_vocabulary(vocabulary: Any) -> None:
+    """It has ids by name, or is a list of pieces that begin with their name, or is not there."""
+    if isinstance(vocabulary, dict):
+        wrong: list[Any] = [item for item in vocabulary.items() if not _is_id(item[1])]
+    elif isinstance(vocabulary, list):
+        wrong = [piece for piece in vocabulary if not _is_piece(piece)]
+    else:
+        wrong = [] if vocabulary is None else [vocabulary]
+    if wrong:
+        raise UnsupportedModel(
+            f"the vocabulary of tokenizer.json has {str(wrong[0])[:80]!r}: it is an object of "
+            "ids by their texts, or a list of texts with their scores"
+        )
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_piece(piece: Any) -> bool:
+    return isinstance(piece, list) and len(piece) == 2 and isinstance(piece[0], str)
 
 
 def _digest(value: object) -> str:
@@ -121,7 +164,7 @@ def _named(settings: Mapping[str, Any]) -> Iterator[str]:
 
 def _has(model: Mapping[str, Any], name: str) -> bool:
     vocabulary = model.get("vocab") or {}
-    return name in vocabulary or any(piece[0] == name for piece in vocabulary if piece)
+    return name in vocabulary or any(piece[0] == name for piece in vocabulary)
 
 
 def _place_all(

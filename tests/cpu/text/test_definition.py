@@ -159,6 +159,32 @@ def test_a_damaged_file_is_refused_in_a_sentence(folder: Path, name: str, conten
         Tokenizer.open(folder)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        ({"id": 1}, "added_tokens is a dict, not a list"),
+        ([{"id": 1}], "added token 0 of 1 .* 'content'"),
+        (["</s>"], "added token 0 of 1 .* '</s>'"),
+        ([{"id": 1, "content": 7}], "'content' as text"),
+        ([{"id": "1", "content": "</s>"}], "'</s>' .* has the id '1'"),
+        ([{"id": -1, "content": "</s>"}], "has the id '-1'"),
+        ([{"id": True, "content": "</s>"}], "has the id 'True'"),
+        ([{"content": "</s>"}], "has the id 'None'"),
+    ],
+)
+def test_an_added_token_without_its_text_or_id_is_refused(tokens: object, words: str) -> None:
+    with pytest.raises(UnsupportedModel, match=words):
+        read_definition(json.dumps({"model": {"vocab": {}}, "added_tokens": tokens}), {})
+
+
+@pytest.mark.parametrize(
+    "vocabulary", [{"a": "0"}, {"a": None}, {"a": [0]}, [["a"]], [[0, 1.0]], ["a"], [None], "a", 7]
+)
+def test_a_vocabulary_of_another_shape_is_refused(vocabulary: object) -> None:
+    with pytest.raises(UnsupportedModel, match=r"the vocabulary of tokenizer\.json has"):
+        read_definition(json.dumps({"model": {"vocab": vocabulary}}), {})
+
+
 def test_a_vocabulary_without_ids_takes_a_declared_token_at_its_end() -> None:
     content = {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]]}}
     settings = {"added_tokens_decoder": {"2": {"content": "<x>"}}}
