@@ -1,4 +1,4 @@
-"""A minute of drawn requests: what they do to the server, to others' answers and to its log."""
+"""The same drawn requests each time: what they do to a server, to others' answers and its log."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,15 +7,15 @@ import pytest
 from fuzz.judging import fault_of
 from fuzz.request import read
 from fuzz.sending import Address, Sender
-from fuzz.trial import keep, run_trial, table
+from fuzz.trial import Trial, keep, run_trial, table
 from server import RunningServer, serving
 
 from legokv.build.engine import BuildSettings, build_engine_folder
 
 CORPUS = sorted((Path(__file__).parents[1] / "fuzz" / "corpus").glob("*.json"))
-SECONDS = 60
+TRIAL = Trial(seed=1, num_requests=2000)
 MOST_GROWTH = 48 * 2**20
-"""Of a process in that minute, in bytes: caches of Python and Triton are not full before."""
+"""Of a process in that trial, in bytes: caches of Python and Triton are not full before."""
 MOST_DESCRIPTORS = 8
 
 
@@ -30,7 +30,7 @@ def bfloat16_engine(
 
 
 @pytest.mark.alone
-def test_a_minute_of_drawn_requests_ends_nothing_and_changes_no_answer(
+def test_drawn_requests_end_nothing_and_change_no_answer(
     bfloat16_engine: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     log = tmp_path / "log"
@@ -39,9 +39,9 @@ def test_a_minute_of_drawn_requests_ends_nothing_and_changes_no_answer(
         log.open("wb") as file,
         serving(bfloat16_engine, tmp_path / "cache", log=file, **limits) as server,
     ):
-        report = run_trial(address(server), server.process.pid, log, seed=1, seconds=SECONDS)
+        report = run_trial(address(server), server.process.pid, log, TRIAL)
     kept = keep(report, tmp_path / "faults")
-    record_property("fact", f"{report.requests.total()} drawn requests")
+    record_property("fact", f"{report.requests.total()} drawn requests in {report.seconds:.0f} s")
     assert not report.lost_processes(), table(report)
     assert not report.faults, [file.read_text()[:1000] for file in kept]
     assert not report.log_lines

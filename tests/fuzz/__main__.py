@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from fuzz.sending import Address
-from fuzz.trial import keep, run_trial, table
+from fuzz.trial import Trial, keep, run_trial, table
 from paths import OUT
 from server import serving
 from tiny_checkpoints import make_tiny_checkpoint
@@ -31,9 +31,8 @@ def main() -> int:
             serving(engine, Path(folder, "cache"), log=file, **SETTINGS) as server,
         ):
             address = Address(server.http.removeprefix("http://"), server.grpc)
-            seconds = parsed.minutes * 60
-            pid, seed = server.process.pid, parsed.seed
-            report = run_trial(address, pid, log, seed, seconds, with_kills=parsed.kills)
+            trial = Trial(parsed.seed, parsed.minutes * 60, with_kills=parsed.kills)
+            report = run_trial(address, server.process.pid, log, trial)
     print(table(report))
     for file in keep(report, OUT / "fuzz"):
         print(f"kept {file}")

@@ -94,25 +94,12 @@ def _damaged_header(dice: Dice, content: bytes) -> bytes:
     return number.to_bytes(8, "little") + damage + content[8 + length :]
 
 
-FEWEST = 3
-"""Turns of a trial, also on a machine that has much else to do."""
-
-
-def turns(seconds: float) -> Iterator[int]:
-    """Numbers from 0 until the time is over, at least FEWEST."""
-    ending = time.monotonic() + seconds
-    number = 0
-    while number < FEWEST or time.monotonic() < ending:
-        yield number
-        number += 1
-
-
 def checkpoint_faults(
-    sound: Path, work: Path, seed: int, seconds: float, build: Callable[[list[str]], int]
+    sound: Path, work: Path, seed: int, build: Callable[[list[str]], int]
 ) -> Iterator[Fault | None]:
-    """One for each damaged checkpoint: a file of `sound` is another, and `build` gets arguments."""
+    """For ever, one a damaged checkpoint: a file of `sound` is another; `build` gets arguments."""
     dice = Dice(seed)
-    for _ in turns(seconds):
+    while True:
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(sound, work / "checkpoint")
         path = dice.choice(sorted((work / "checkpoint").iterdir()))
@@ -124,12 +111,12 @@ def checkpoint_faults(
 
 
 def archive_faults(
-    sound: Path, work: Path, seed: int, seconds: float, take: Callable[[Path], int]
+    sound: Path, work: Path, seed: int, take: Callable[[Path], int]
 ) -> Iterator[Fault | None]:
-    """One for each damaged archive that `take` imports."""
+    """For ever, one a damaged archive that `take` imports."""
     dice = Dice(seed)
     path = work / "damaged.tar"
-    for _ in turns(seconds):
+    while True:
         content = damaged_archive(dice, sound.read_bytes())
         path.write_bytes(content)
         yield fault_of(path.name, content, lambda: take(path))

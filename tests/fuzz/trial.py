@@ -1,9 +1,12 @@
-"""A server under drawn requests for some time, beside a client whose answers must not change."""
+"""A server under drawn requests, beside a client whose answers must not change."""
 
+import math
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from fuzz.bystander import Bystander
@@ -16,7 +19,35 @@ from fuzz.watching import Footprint, bad_lines, footprint, runs
 
 NUM_CLIENTS = 3
 SETTLED_SHARE = 0.2
-"""Of the time: after it, what Python and Triton allocate once is allocated."""
+"""Of a trial: after it, what Python and Triton allocate once is allocated."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is done: each client sends what `seed` draws for it until one of the two is over."""
+
+    seed: int
+    seconds: float = math.inf
+    num_requests: float = math.inf
+    """Of each client. The same trial then sends the same requests, however fast the machine is."""
+    with_kills: bool = False
+    """What fails while a process starts anew is no fault then; a wrong answer always is."""
+
+    def turns(self, settled: threading.Event) -> Iterator[int]:
+        """Of one client, a number a request; `settled` is set when it has done its share of them,
+        or will do no more."""
+        started = time.monotonic()
+        try:
+            for sent in count():
+                seconds = time.monotonic() - started
+                share = max(seconds / self.seconds, sent / self.num_requests)
+                if share >= SETTLED_SHARE:
+                    settled.set()
+                if share >= 1:
+                    return
+                yield sent
+        finally:
+            settled.set()
 
 
 @dataclass
@@ -59,23 +90,19 @@ class Report:
         }
 
 
-def run_trial(
-    address: Address, pid: int, log: Path, seed: int, seconds: float, *, with_kills: bool = False
-) -> Report:
-    """Send what `seed` draws for that long. The server of process `pid` is idle before it.
-
-    With kills, what fails while a process starts anew is no fault; a wrong answer always is.
-    """
-    report, lock = Report(seed), threading.Lock()
-    faults = Faults(pid, seed) if with_kills else None
+def run_trial(address: Address, pid: int, log: Path, trial: Trial) -> Report:
+    """Do the trial to the server of process `pid`, which is idle before it."""
+    report, lock, settled = Report(trial.seed), threading.Lock(), threading.Event()
+    faults = Faults(pid, trial.seed) if trial.with_kills else None
     bystander = Bystander(address.http)
     started = time.monotonic()
-    ending = started + seconds
 
     def client(number: int) -> None:
-        drawing = Drawing(seed * 1000 + number, bystander.ids)
+        drawing = Drawing(trial.seed * 1000 + number, bystander.ids)
         sender = Sender(address)
-        while time.monotonic() < ending and runs(pid):
+        for _ in trial.turns(settled):
+            if not runs(pid):
+                break
             request = drawing.request()
             with lock:
                 report.latest.append(request)
@@ -97,7 +124,7 @@ def run_trial(
         faults.start()
     for thread in threads:
         thread.start()
-    time.sleep(seconds * SETTLED_SHARE)
+    settled.wait()
     report.settled = footprint(pid)
     for thread in threads:
         thread.join()
