@@ -38,7 +38,7 @@ def server() -> Iterator[str]:
     """A server on free ports for the length of the block: its gRPC address."""
     command = [sys.executable, "-m", "legokv.cli", "serve", "--engine", str(ENGINE)]
     command += ["--cache-dir", str(CACHE), "--format", "json", "--request-log", "off"]
-    for port in ("http", "grpc", "metrics"):
+    for port in ("http", "grpc", "metrics", "api"):
         command += [f"--{port}-port", "auto"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

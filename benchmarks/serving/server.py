@@ -17,7 +17,7 @@ STOP_SECONDS = 40
 @contextmanager
 def serving(engine: Path, cache_dir: Path, settings: dict[str, object]) -> Iterator[str]:
     """The gRPC address of a server that is ready; `settings` are those of `legokv serve`."""
-    ports = {f"{port}_port": "auto" for port in ("http", "grpc", "metrics")}
+    ports = {f"{port}_port": "auto" for port in ("http", "grpc", "metrics", "api")}
     given = {"engine": engine, "cache_dir": cache_dir, **ports, **settings}
     command = [sys.executable, "-m", "legokv.cli", "serve", "--format", "json"]
     for name, value in given.items():

@@ -139,7 +139,9 @@ def _say_restarting(say: Say, error: ServerError) -> None:
 
 def _addresses(settings: Settings) -> dict[str, object]:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    api = {"api": f"http://{host}:{settings.api_port}"} if settings.api == "on" else {}
     return {
+        **api,
         "http": f"http://{host}:{settings.http_port}",
         "grpc": f"{host}:{settings.grpc_port}",
         "metrics": f"http://{host}:{settings.metrics_port}/metrics",

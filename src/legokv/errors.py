@@ -39,6 +39,21 @@ class HttpRefused(LegokvError):
         self.status = status
 
 
+class ApiRefused(InvalidRequest):
+    """What the gateway refuses with this HTTP status; `param` names the field, `kind` the reason.
+
+    The two stand in the error objects of OpenAI's API, which calls the reason a code.
+    """
+
+    def __init__(
+        self, message: str, status: int = 400, param: str | None = None, kind: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.kind = kind
+
+
 class AnswerBroken(LegokvError):
     """An answer that ends with its connection: its client or its server is gone."""
 

@@ -66,7 +66,7 @@ def test_a_server_that_does_not_come_up_is_told_with_the_end_of_its_log(
     tiny_engine_folder: Callable[[], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    ports = [f"--{name}-port=auto" for name in ("http", "grpc", "metrics")]
+    ports = [f"--{name}-port=auto" for name in ("http", "grpc", "metrics", "api")]
     folders = [f"--engine={tiny_engine_folder()}", f"--cache-dir={tmp_path / 'cache'}"]
     result = subprocess.run(
         [sys.executable, "-m", "legokv.cli", "serve", *folders, *ports],

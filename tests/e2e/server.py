@@ -59,6 +59,7 @@ class RunningServer:
     http: str
     grpc: str
     metrics: str
+    api: str
     process: "subprocess.Popen[str]"
 
     def client(self) -> triton.InferenceServerClient:
@@ -154,7 +155,7 @@ def command(
     engine: Path, cache_dir: Path, python: str = sys.executable, **settings: Any
 ) -> list[str]:
     """`legokv serve` on free ports, with the settings as flags."""
-    ports = {f"{port}_port": "auto" for port in ("http", "grpc", "metrics")}
+    ports = {f"{port}_port": "auto" for port in ("http", "grpc", "metrics", "api")}
     given = {"engine": engine, "cache_dir": cache_dir, "num_threads": 1, **ports, **settings}
     flags = [
         part
@@ -188,7 +189,9 @@ def serving(
         events = (json.loads(line) for line in process.stdout)
         ready = next((event for event in events if event["event"] == "ready"), None)
         assert ready is not None, f"the server ended with status {process.wait()}"
-        server = RunningServer(ready["http"], ready["grpc"], ready["metrics"], process)
+        server = RunningServer(
+            ready["http"], ready["grpc"], ready["metrics"], ready.get("api", ""), process
+        )
         yield server
         check_failed_steps(server, by_faults=faults is not None)
     finally:

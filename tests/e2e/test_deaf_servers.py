@@ -22,7 +22,7 @@ def wait_for_ready(server: RunningServer, status: int) -> None:
 
 
 def is_front(pid: int) -> bool:
-    return "legokv.serving.front" in Path(f"/proc/{pid}/cmdline").read_text()
+    return "legokv.serving.doors" in Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def test_whatever_is_lost_or_stops_is_told_and_started_again(

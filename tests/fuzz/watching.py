@@ -62,7 +62,7 @@ def _name(pid: int, root: int) -> str:
         return "legokv serve"
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     program = Path(words[0].decode(errors="replace")).name
-    if b"legokv.serving.front" in words:
+    if b"legokv.serving.doors" in words:
         return "front"
     models = [w.decode() for w in words if w.endswith(b"model.py")]
     return Path(models[0]).parent.parent.name if models else f"{program} {pid}"

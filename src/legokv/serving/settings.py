@@ -36,6 +36,8 @@ class Settings(EngineSettings):
     http_port: int = setting(8000, "HTTP port; auto takes a free one", 0, 65535)
     grpc_port: int = setting(8001, "gRPC port; auto takes a free one", 0, 65535)
     metrics_port: int = setting(8002, "metrics port; auto takes a free one", 0, 65535)
+    api: str = choice(("on", "off"), "the gateway, which speaks OpenAI's and Anthropic's API")
+    api_port: int = setting(8080, "the gateway's port; auto takes a free one", 0, 65535)
     expose_triton: str = choice(("off", "on"), "Triton itself listens at the ports, unchecked")
     max_connections: int = setting(2048, "most connections, and most gRPC calls, at once", 1)
     max_request_bytes: int = setting(0, "longest request; 0: what the longest text takes", 0)

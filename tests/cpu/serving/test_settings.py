@@ -35,10 +35,16 @@ def test_a_relative_path_is_made_absolute_since_the_models_run_elsewhere() -> No
 
 
 def test_a_port_may_be_chosen_for_the_caller_and_is_free_and_another_each() -> None:
-    flags = {"engine": "/e", "http_port": "auto", "grpc_port": "auto", "metrics_port": 0}
+    flags = {
+        "engine": "/e",
+        "http_port": "auto",
+        "grpc_port": "auto",
+        "metrics_port": 0,
+        "api_port": 0,
+    }
     chosen = with_ports(settings_from(None, {}, flags))
-    ports = {chosen.http_port, chosen.grpc_port, chosen.metrics_port}
-    assert len(ports) == 3
+    ports = {chosen.http_port, chosen.grpc_port, chosen.metrics_port, chosen.api_port}
+    assert len(ports) == 4
     assert 0 not in ports
     assert with_ports(chosen) == chosen
 
@@ -47,7 +53,13 @@ def test_one_port_for_two_uses_is_refused_by_name() -> None:
     free = with_ports(
         settings_from(None, {}, {"engine": "/e", **dict.fromkeys(PORTS, "auto")})
     ).http_port
-    flags = {"engine": "/e", "metrics_port": "auto", "http_port": free, "grpc_port": free}
+    flags = {
+        "engine": "/e",
+        "api": "off",
+        "metrics_port": "auto",
+        "http_port": free,
+        "grpc_port": free,
+    }
     with pytest.raises(ServerError, match=f"grpc_port {free} on 127.0.0.1 cannot be used"):
         with_ports(settings_from(None, {}, flags))
 
@@ -92,7 +104,7 @@ def test_chunks_are_never_longer_than_the_pool() -> None:
     assert asdict(settings)["max_chunk_tokens"] == 1024
 
 
-PORTS = ("http_port", "grpc_port", "metrics_port")
+PORTS = ("http_port", "grpc_port", "metrics_port", "api_port")
 
 
 SECRET = "redis://fleet:pa55word@cache.example:6380/2?password=pa55word"

@@ -1,7 +1,7 @@
 """Triton's gRPC as clients get it: raw messages, checked, bounded and passed on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from legokv.errors import Busy, InvalidRequest, LegokvError, NotFound
+from legokv.errors import Busy, Cancelled, InvalidRequest, LegokvError, NotFound
 from legokv.serving.front.bounds import Bounds
 from legokv.serving.front.internals import STARTING, Internals
 from legokv.serving.front.state import State
@@ -21,6 +21,13 @@ _CODES = {
     "INVALID_ARG": grpc.StatusCode.INVALID_ARGUMENT,
     "NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
+}
+_ERRORS: dict[grpc.StatusCode, type[LegokvError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.UNAVAILABLE: Busy,
+    grpc.StatusCode.CANCELLED: Cancelled,
+    grpc.StatusCode.UNIMPLEMENTED: InvalidRequest,
 }
 # The first byte of a ModelStreamInferResponse that has an error message.
 _ERROR_TAG = b"\x0a"
@@ -143,6 +150,42 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             if request.model_name == STREAMED:
                 return await self._infer_of_stream(body)
             return bytes(await self._infer_upstream(body))
+
+    async def ask(self, request: Any) -> AsyncGenerator[Any, None]:
+        """Replies to a ModelInferRequest of this process's own, under the bounds of clients'.
+
+        Raises what it is refused with, by the classes of `legokv.errors`.
+        """
+        self._state.check_taking()
+        check_request(request, self._models)
+        call = self._stream_upstream(metadata=_ERRORS_AS_STATUS)
+        over = False
+        with self._state.one_open():
+            try:
+                await call.write(request.SerializeToString())
+                await call.done_writing()
+                async for reply in call:
+                    answer = service_pb2.ModelStreamInferResponse.FromString(reply)
+                    if answer.error_message:
+                        raise self._as_error(grpc.StatusCode.INTERNAL, answer.error_message)
+                    yield answer.infer_response
+                over = True
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE and not _from_triton(error):
+                    raise Busy(STARTING) from None
+                raise self._as_error(error.code(), error.details() or "") from None
+            except asyncio.InvalidStateError:
+                raise Busy(STARTING) from None
+            finally:
+                if not over:
+                    call.cancel()
+
+    def _as_error(self, code: grpc.StatusCode, sentence: str) -> LegokvError:
+        """What Triton refused with, its sentence replaced if it names what is inside."""
+        replaced = self._internals.replaced(sentence)
+        if replaced is not None:
+            return Busy(replaced.sentence) if replaced.gone else LegokvError(replaced.sentence)
+        return _ERRORS.get(code, LegokvError)(sentence)
 
     async def _infer_of_stream(self, body: bytes) -> bytes:
         """The one reply to a request that is streamed; InvalidRequest if there are more."""

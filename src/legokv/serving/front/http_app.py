@@ -20,11 +20,11 @@ from legokv.errors import (
 from legokv.serving.front import bounds
 from legokv.serving.front.infer_check import check_infer
 from legokv.serving.front.internals import FAULT, STARTING, Internals, is_unreadable_body
-from legokv.serving.front.json_bounds import check_json
 from legokv.serving.front.routes import Kind, kind_of
 from legokv.serving.front.state import State
 from legokv.serving.front.tensor_check import Model
 from legokv.serving.front.upstream import Response, Upstream
+from legokv.serving.json_bounds import check_json
 from legokv.serving.log import RequestLine
 
 Message = MutableMapping[str, Any]

@@ -13,18 +13,20 @@ class MetricsFront:
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
 
+    async def shown(self) -> tuple[int, str, bytes]:
+        """Status, type and text of the numbers now."""
+        try:
+            async with self._upstream.request("GET", "/metrics", {}, b"") as response:
+                kind = response.headers[b"content-type"].decode()
+                return response.status, kind, await response.read()
+        except OSError:
+            return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"the server is starting\n"
+
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        status, kind, body = HTTPStatus.NOT_FOUND, "text/plain", b"the metrics are at /metrics\n"
+        status: int = HTTPStatus.NOT_FOUND
+        kind, body = "text/plain", b"the metrics are at /metrics\n"
         if scope["path"] == "/metrics" and scope["method"] == "GET":
-            try:
-                async with self._upstream.request("GET", "/metrics", {}, b"") as response:
-                    status, kind = (
-                        HTTPStatus(response.status),
-                        response.headers[b"content-type"].decode(),
-                    )
-                    body = await response.read()
-            except OSError:
-                status, body = HTTPStatus.SERVICE_UNAVAILABLE, b"the server is starting\n"
+            status, kind, body = await self.shown()
         headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -103,7 +103,7 @@ class Front:
         self._beat = Beat(time.monotonic())
         self._needed_asked = 1
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "legokv.serving.front"],
+            [sys.executable, "-m", "legokv.serving.doors"],
             env={**os.environ, **self._settings.environment(), **self._brief.environment()},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

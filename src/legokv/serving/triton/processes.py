@@ -97,6 +97,7 @@ def open_descriptors(pid: int) -> tuple[int, int]:
 
 
 _NAMES = ("http_port", "grpc_port", "metrics_port")
+_API_NAME = "api_port"
 
 
 def with_ports(settings: Settings) -> Settings:
@@ -104,7 +105,8 @@ def with_ports(settings: Settings) -> Settings:
 
     A chosen port is free now; another program may still take it before the server does.
     """
-    sockets = {name: _bound(settings.host, name, getattr(settings, name)) for name in _NAMES}
+    names = (*_NAMES, _API_NAME) if settings.api == "on" else _NAMES
+    sockets = {name: _bound(settings.host, name, getattr(settings, name)) for name in names}
     try:
         return replace(settings, **{name: s.getsockname()[1] for name, s in sockets.items()})
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from paths import ROOT
 
-from legokv.serving.front.__main__ import serve_http
+from legokv.serving.doors import serve_http
 from legokv.serving.front.bounds import Bounds
 from legokv.serving.front.http_app import HttpFront
 from legokv.serving.front.internals import Internals

@@ -24,7 +24,12 @@ SECONDS = 60
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     free = with_ports(
-        Settings(engine=tmp_path, cache_dir=tmp_path, http_port=0, grpc_port=0, metrics_port=0)
+        Settings(
+            engine=tmp_path,
+            cache_dir=tmp_path,
+            api="off",
+            **dict.fromkeys(("http_port", "grpc_port", "metrics_port"), 0),
+        )
     )
     return free
 
@@ -120,4 +125,4 @@ def is_front(pid: int) -> bool:
         words = Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return False
-    return "legokv.serving.front" in words and stat.rpartition(")")[2].split()[0] != "Z"
+    return "legokv.serving.doors" in words and stat.rpartition(")")[2].split()[0] != "Z"

@@ -1,4 +1,4 @@
-"""The front's process: HTTP, metrics and gRPC in one event loop, and the probe beside them.
+"""The process that clients reach: the front and the gateway in one event loop, and the probe.
 
 Each line of its output is what the probe knows; each line of its input is a sentence with which
 new requests are refused from then on, an empty one ends that.
@@ -30,6 +30,7 @@ from legokv.serving.front.probe import Probe
 from legokv.serving.front.state import State
 from legokv.serving.front.tensor_check import models_in
 from legokv.serving.front.upstream import Upstream
+from legokv.serving.gateway.app import gateway_app
 from legokv.serving.log import log_to_server
 from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import settings_from
@@ -76,14 +77,18 @@ async def _run(settings: Settings, brief: Brief) -> None:
     limits = Bounds.by_settings(settings)
     internals = Internals((str(settings.cache_dir), str(settings.engine), brief.sockets))
     state = State()
-    upstream = Upstream(brief.http if settings.expose_triton == "off" else _exposed(settings))
+    shut = settings.expose_triton == "off"
+    upstream = Upstream(brief.http if shut else _exposed(settings, "http"))
     probe = Probe(upstream, state, brief.probe_id, settings.probe_seconds)
+    models = models_in(Path(brief.models))
+    grpc_front = GrpcFront(_grpc_target(settings, brief), models, internals, state)
+    metrics = MetricsFront(Upstream(brief.metrics if shut else _exposed(settings, "metrics")))
     tasks = [asyncio.create_task(probe.run()), asyncio.create_task(_beat(probe, state))]
-    if settings.expose_triton == "off":
-        models = models_in(Path(brief.models))
+    if settings.api == "on":
+        app = gateway_app(settings, models, grpc_front.ask, state, metrics.shown)
+        tasks.append(serve_http(app, limits, _bound(settings.host, settings.api_port)))
+    if shut:
         http = HttpFront(limits, upstream, internals, state, models)
-        metrics = MetricsFront(Upstream(brief.metrics))
-        grpc_front = GrpcFront(brief.grpc, models, internals, state)
         tasks.append(serve_http(http, limits, _bound(settings.host, settings.http_port)))
         tasks.append(serve_http(metrics, limits, _bound(settings.host, settings.metrics_port)))
         server = await listening(grpc_front, settings.host, settings.grpc_port, limits)
@@ -94,10 +99,17 @@ async def _run(settings: Settings, brief: Brief) -> None:
         task.result()
 
 
-def _exposed(settings: Settings) -> tuple[str, int]:
-    """Where Triton itself listens, from here."""
+def _exposed(settings: Settings, name: str) -> tuple[str, int]:
+    """Where Triton itself listens for what is called so, from here."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return host, settings.http_port
+    return host, getattr(settings, f"{name}_port")
+
+
+def _grpc_target(settings: Settings, brief: Brief) -> str:
+    if settings.expose_triton == "off":
+        return brief.grpc
+    host, port = _exposed(settings, "grpc")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def _beat(probe: Probe, state: State) -> None:
@@ -111,7 +123,7 @@ async def _beat(probe: Probe, state: State) -> None:
             "refusal": state.refusal,
             "num_open": state.num_open,
         }
-        print(json.dumps(line), flush=True)
+        print(json.dumps(line, allow_nan=False), flush=True)
         often = probe.reason or state.refusal
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(BEAT_SECONDS / 10 if often else BEAT_SECONDS):

@@ -1,0 +1,404 @@
+"""`/v1/messages`: Anthropic's requests over the same code, and answers in its shapes and events."""
+
+import json
+import secrets
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from legokv.errors import ApiRefused, LegokvError
+from legokv.serving import fields as readers
+from legokv.serving.fields import Reader
+from legokv.serving.gateway import fields
+from legokv.serving.gateway.accounts import Account
+from legokv.serving.gateway.bodies import json_body, read_fields, while_client_stays
+from legokv.serving.gateway.chat import (
+    Asked,
+    Begun,
+    answers_for,
+    begin,
+    only_reply,
+    required_model,
+)
+from legokv.serving.gateway.extract import text_of
+from legokv.serving.gateway.models import Values, json_text
+from legokv.serving.gateway.refusals import anthropic_error
+from legokv.serving.gateway.replies import Answer
+from legokv.serving.gateway.streams import EventStream, event
+from legokv.serving.gateway.tool_calls import ToolCall, Tools, tools_of
+from legokv.serving.gateway.turns import Message, Part, Turns, decoded, titled
+from legokv.serving.gateway.world import World
+
+_FIELDS: dict[str, Reader] = {
+    "model": readers.text,
+    "messages": readers.items,
+    "max_tokens": partial(readers.whole_number, low=1, high=readers.MAX_INT32),
+    "system": fields.anything,
+    "temperature": fields.number,
+    "top_p": fields.number,
+    "top_k": partial(readers.whole_number, low=0, high=readers.MAX_INT32),
+    "stop_sequences": fields.stops,
+    "stream": readers.flag,
+    "tools": readers.items,
+    "tool_choice": fields.json_object,
+    "output_config": fields.json_object,
+    "link": fields.link,
+    "chat_template_kwargs": fields.json_object,
+}
+_WITHOUT_EFFECT = ("metadata", "service_tier", "cache_control", "inference_geo", "diagnostics")
+_ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
+    "thinking": ({"type": "disabled"},),
+    "speed": ("standard",),
+    "container": (),
+    "mcp_servers": ([],),
+    "context_management": (),
+    "prefill": (),
+}
+_TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
+_STOPS = {"stop": "end_turn", "length": "max_tokens", "timeout": "max_tokens"}
+_TEXT_SOURCES = ("text/plain", "text/markdown", "text/html", "application/pdf", "")
+
+
+class AnthropicChats:
+    """The endpoint. `account` is who asks."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def message(self, request: Request, account: Account) -> Response:
+        """Answer a conversation."""
+        world = self._world
+        body = await json_body(request, world.settings.request_bytes)
+        values = read_fields(body, _FIELDS, _WITHOUT_EFFECT, _ASKS_FOR_NOTHING)
+        model = required_model(values)
+        world.check_model(model)
+        if "max_tokens" not in values:
+            raise ApiRefused("'max_tokens' is missing", param="max_tokens")
+        tools = tools_of(_tools_in_openais_shape(values), world.tool_form)
+        chosen = _for_generate(values, tools)
+
+        async def ask() -> Asked:
+            turns = _BlockTurns(Turns(world, account))
+            messages = await turns.of(values.get("system"), values.get("messages", []))
+            text = json_text(messages)
+            return Asked({**chosen, "messages": text}, turns.document_ids)
+
+        begun = await while_client_stays(request, begin(world, request, account, ask))
+        (answer,) = answers_for(world, {}, tools)
+        request_id = request.state.request_id
+        if values.get("stream"):
+
+            def last_word(error: LegokvError) -> bytes:
+                return event(anthropic_error(error, request_id), "error")
+
+            return EventStream(_events(begun, answer, model), last_word, request_id)
+        reply = await while_client_stays(request, only_reply(begun))
+        return JSONResponse(_whole(reply, answer, model))
+
+
+class _BlockTurns:
+    """Reads messages made of Anthropic's blocks."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    @property
+    def document_ids(self) -> list[str]:
+        return self._turns.document_ids
+
+    async def of(self, system: Any, messages: Sequence[Any]) -> list[Message]:
+        made: list[Message] = []
+        if system:
+            made.append({"role": "system", "content": await self._parts("system", system)})
+        for place, message in enumerate(messages):
+            where = f"messages[{place}]"
+            if not isinstance(message, Mapping) or message.get("role") not in (
+                "user",
+                "assistant",
+                "system",
+            ):
+                raise ApiRefused(f"{where} is an object of role user or assistant", param=where)
+            made += await self._turn(where, message)
+        if not messages:
+            raise ApiRefused("'messages' is empty: there is nothing to answer", param="messages")
+        return made
+
+    async def _turn(self, where: str, message: Mapping[str, Any]) -> list[Message]:
+        content, role = message.get("content"), message["role"]
+        blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        results, calls, texts = [], [], []
+        for place, block in enumerate(blocks):
+            here = f"{where}.content[{place}]"
+            kind = block.get("type") if isinstance(block, Mapping) else None
+            if kind == "tool_result" and role == "user":
+                results.append(await self._result(here, block))
+            elif kind == "tool_use" and role == "assistant":
+                calls.append(_call(here, block))
+            elif kind in ("thinking", "redacted_thinking") and role == "assistant":
+                continue
+            else:
+                texts.append(block)
+        turn: Message = {"role": role}
+        if texts:
+            turn["content"] = await self._parts(f"{where}.content", texts)
+        if calls:
+            turn["tool_calls"] = calls
+            turn.setdefault("content", "")
+        return [*results, turn] if "content" in turn else results
+
+    async def _result(self, where: str, block: Mapping[str, Any]) -> Message:
+        content = block.get("content") or ""
+        parts = await self._parts(where, content) if content else ""
+        return {"role": "tool", "content": parts, "tool_call_id": str(block.get("tool_use_id"))}
+
+    async def _parts(self, where: str, content: Any) -> Any:
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        if not isinstance(content, list) or not content:
+            raise ApiRefused(f"{where} is a text or a list of blocks", param=where)
+        parts = [await self._part(f"{where}[{n}]", block) for n, block in enumerate(content)]
+        if all(part["type"] == "text" for part in parts):
+            return "".join(part["text"] for part in parts)
+        return parts
+
+    async def _part(self, where: str, block: Any) -> Part:
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        if kind == "document":
+            return await self._document(where, block)
+        if kind == "text":
+            return await self._turns.part(where, {"type": "text", "text": block.get("text")})
+        raise ApiRefused(
+            f"{where} is of type {str(kind)[:80]!r}: blocks are text, document, tool_use and "
+            "tool_result here",
+            param=where,
+        )
+
+    async def _document(self, where: str, block: Mapping[str, Any]) -> Part:
+        citations = block.get("citations") or {}
+        if isinstance(citations, Mapping) and citations.get("enabled"):
+            raise ApiRefused(
+                f"{where}.citations: this server does not know which words of an answer come from "
+                "where, and invents none: leave citations out",
+                param=f"{where}.citations",
+            )
+        source = block.get("source")
+        source = source if isinstance(source, Mapping) else {}
+        kind = source.get("type")
+        if kind == "file":
+            return await self._turns.document(str(source.get("file_id")))
+        text = await self._text(f"{where}.source", kind, source)
+        title, context = str(block.get("title") or ""), str(block.get("context") or "")
+        ttl = _ttl_seconds(where, block.get("cache_control"))
+        return await self._turns.text_document(titled(title, text, context), title, ttl)
+
+    async def _text(self, where: str, kind: Any, source: Mapping[str, Any]) -> str:
+        if kind == "text" and isinstance(source.get("data"), str):
+            return str(source["data"])
+        if kind == "base64" and source.get("media_type", "") in _TEXT_SOURCES:
+            media_type = str(source.get("media_type", ""))
+            _, data = decoded(f"{where}.data", source.get("data"))
+            text, _ = await text_of("document", media_type, data)
+            return text
+        if kind == "content":
+            return await self._content_text(where, source.get("content"))
+        raise ApiRefused(
+            f"{where} is of type {str(kind)[:80]!r}: text, base64, content and file are taken",
+            param=where,
+        )
+
+    async def _content_text(self, where: str, content: Any) -> str:
+        text = await self._parts(f"{where}.content", content)
+        if not isinstance(text, str):
+            raise ApiRefused(f"{where}.content has documents inside a document", param=where)
+        return text
+
+
+def _ttl_seconds(where: str, control: Any) -> float | None:
+    if control is None:
+        return None
+    ttl = control.get("ttl", "5m") if isinstance(control, Mapping) else None
+    if ttl not in _TTL_SECONDS:
+        raise ApiRefused(f"{where}.cache_control has a ttl of {' or '.join(_TTL_SECONDS)}")
+    return _TTL_SECONDS[ttl]
+
+
+def _call(where: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(block.get("name"), str) or not isinstance(block.get("input"), Mapping):
+        raise ApiRefused(f"{where} is a call with a name and an input", param=where)
+    function = {"name": block["name"], "arguments": block["input"]}
+    return {"id": str(block.get("id")), "type": "function", "function": function}
+
+
+def _tools_in_openais_shape(values: Mapping[str, Any]) -> dict[str, Any]:
+    choice = values.get("tool_choice") or {"type": "auto"}
+    kinds: dict[Any, Callable[[], Any]] = {
+        "auto": lambda: "auto",
+        "any": lambda: "required",
+        "none": lambda: "none",
+        "tool": lambda: {"type": "function", "function": {"name": choice.get("name")}},
+    }
+    if choice.get("type") not in kinds:
+        raise ApiRefused(f"'tool_choice' is of type {', '.join(kinds)}", param="tool_choice")
+    tools = [_tool(place, tool) for place, tool in enumerate(values.get("tools", []))]
+    if not tools:
+        return {}
+    return {
+        "tools": tools,
+        "tool_choice": kinds[choice["type"]](),
+        "parallel_tool_calls": not choice.get("disable_parallel_tool_use", False),
+    }
+
+
+def _tool(place: int, tool: Any) -> dict[str, Any]:
+    if not isinstance(tool, Mapping) or tool.get("type", "custom") != "custom":
+        raise ApiRefused(f"tools[{place}] is no tool of the client's own", param="tools")
+    function = {
+        "name": tool.get("name"),
+        "description": tool.get("description") or "",
+        "parameters": tool.get("input_schema"),
+    }
+    return {"type": "function", "function": function}
+
+
+def _for_generate(values: Mapping[str, Any], tools: Tools) -> dict[str, Any]:
+    renamed = {
+        name: values[name]
+        for name in (
+            *("max_tokens", "temperature", "top_p", "top_k", "stream", "link"),
+            "chat_template_kwargs",
+        )
+        if name in values
+    }
+    chosen = fields.for_generate({**renamed, "stop": values.get("stop_sequences", ())})
+    if tools.tools:
+        chosen["tools"] = json_text(tools.tools)
+    form = _output_form(values.get("output_config", {}))
+    if form is not None or tools.forced:
+        chosen["response_format"] = json_text(form or tools.response_format())
+    return chosen
+
+
+def _output_form(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    for name in config:
+        if name != "format":
+            raise ApiRefused(f"output_config.{name[:80]} is not offered", param="output_config")
+    form = config.get("format")
+    if form is None:
+        return None
+    if not isinstance(form, Mapping) or form.get("type") != "json_schema":
+        raise ApiRefused("output_config.format is of type json_schema", param="output_config")
+    schema = {"name": "answer", "schema": form.get("schema")}
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def _usage(values: Values) -> dict[str, Any]:
+    """Anthropic's three counts of a prompt are apart: read, written, and neither."""
+    written = values.get("compiled_tokens", 0)
+    read = max(0, values.get("cached_tokens", 0) - written)
+    return {
+        "input_tokens": max(0, values["prompt_tokens"] - read - written),
+        "cache_read_input_tokens": read,
+        "cache_creation_input_tokens": written,
+        "output_tokens": values["generated_tokens"],
+    }
+
+
+def _stop_reason(values: Values, answer: Answer) -> str:
+    if answer.num_calls and values["finish_reason"] == "stop":
+        return "tool_use"
+    return _STOPS.get(values["finish_reason"], "end_turn")
+
+
+def _message(model: str) -> dict[str, Any]:
+    return {
+        "id": f"msg_{secrets.token_hex(12)}",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+    }
+
+
+def _tool_use(call: ToolCall) -> dict[str, Any]:
+    try:
+        value = json.loads(call.arguments or "{}")
+    except ValueError:
+        value = {}
+    return {"type": "tool_use", "id": f"toolu_{call.id}", "name": call.name, "input": value}
+
+
+def _whole(values: Values, answer: Answer, model: str) -> dict[str, Any]:
+    texts, calls = answer.split(values["text_output"], last=True)
+    blocks = [{"type": "text", "text": texts}] if texts or not calls else []
+    return {
+        **_message(model),
+        "content": [*blocks, *map(_tool_use, calls)],
+        "stop_reason": _stop_reason(values, answer),
+        "usage": _usage(values),
+    }
+
+
+class _Blocks:
+    """The blocks of a stream: one of text while text comes, one for each call."""
+
+    def __init__(self) -> None:
+        self._number = -1
+        self._in_text = False
+
+    def events(self, texts: str, calls: Sequence[ToolCall]) -> list[bytes]:
+        """What shows this text and these calls."""
+        made = []
+        if texts:
+            if not self._in_text:
+                made.append(self._start({"type": "text", "text": ""}))
+                self._in_text = True
+            made.append(self._delta({"type": "text_delta", "text": texts}))
+        for call in calls:
+            made += self.end()
+            made.append(self._start({**_tool_use(call), "input": {}}))
+            made.append(self._delta({"type": "input_json_delta", "partial_json": call.arguments}))
+            made.append(self._stop())
+        return made
+
+    def end(self) -> list[bytes]:
+        """What ends the block of text, if there is one."""
+        was, self._in_text = self._in_text, False
+        return [self._stop()] if was else []
+
+    def _start(self, block: dict[str, Any]) -> bytes:
+        self._number += 1
+        return _event("content_block_start", index=self._number, content_block=block)
+
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        return _event("content_block_delta", index=self._number, delta=delta)
+
+    def _stop(self) -> bytes:
+        return _event("content_block_stop", index=self._number)
+
+
+def _event(kind: str, **members: Any) -> bytes:
+    return event({"type": kind, **members}, kind)
+
+
+async def _events(begun: Begun, answer: Answer, model: str) -> AsyncGenerator[bytes, None]:
+    none = {"input_tokens": 0, "output_tokens": 0}
+    yield _event("message_start", message={**_message(model), "usage": none})
+    blocks = _Blocks()
+    async with aclosing(begun.all()) as replies:
+        async for values in replies:
+            last = "finish_reason" in values
+            text = "" if last else values["text_output"]
+            made = blocks.events(*answer.split(text, last=last))
+            if last:
+                made += blocks.end()
+                delta = {"stop_reason": _stop_reason(values, answer), "stop_sequence": None}
+                made.append(_event("message_delta", delta=delta, usage=_usage(values)))
+                made.append(_event("message_stop"))
+            if made:
+                yield b"".join(made)

@@ -1,0 +1,171 @@
+"""The gateway's app: paths, and errors in the shape of the API that a client speaks (ASGI)."""
+
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from legokv.built.folder import FACTS_FILE, cache_root, read_engine_folder
+from legokv.errors import AnswerBroken, ApiRefused, LegokvError
+from legokv.serving.gateway.accounts import Account, Everybody
+from legokv.serving.gateway.anthropic import AnthropicChats
+from legokv.serving.gateway.chat import Chats
+from legokv.serving.gateway.facts import Facts
+from legokv.serving.gateway.files import Files, is_anthropic
+from legokv.serving.gateway.library import Library
+from legokv.serving.gateway.models import Ask, ModelForm, Models
+from legokv.serving.gateway.openapi import openapi_routes
+from legokv.serving.gateway.refusals import anthropic_error, openai_error, status_of
+from legokv.serving.gateway.tool_calls import tool_form_of
+from legokv.serving.gateway.uploads import Uploads
+from legokv.serving.gateway.world import Readiness, ShowMetrics, World
+from legokv.serving.log import MAX_ID_LEN, RequestLine
+from legokv.serving.settings import Settings
+from legokv.text.tokenizer import Tokenizer
+
+RETRY_SECONDS = "2"
+"""After so long a client that is told 503 may ask again."""
+
+log = logging.getLogger(__name__)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+OfAccount = Callable[[Request, Account], Awaitable[Response]]
+
+
+def gateway_app(
+    settings: Settings,
+    forms: Mapping[str, ModelForm],
+    ask: Ask,
+    readiness: Readiness,
+    show_metrics: ShowMetrics,
+) -> "Gateway":
+    """The app over the models that `ask` reaches; to be made and used in one event loop."""
+    facts = read_engine_folder(settings.engine)
+    tokenizer = Tokenizer.open(settings.engine)
+    template = tokenizer.chat_template
+    models = Models(forms, ask)
+    world = World(
+        settings=settings,
+        facts=facts,
+        created=int((settings.engine / FACTS_FILE).stat().st_mtime),
+        tokenizer=tokenizer,
+        models=models,
+        library=Library(models),
+        uploads=Uploads(cache_root(settings.cache_dir, facts) / "uploads"),
+        readiness=readiness,
+        show_metrics=show_metrics,
+        tool_form=tool_form_of(None if template is None else template.source),
+    )
+    return Gateway(world)
+
+
+class Gateway:
+    """The app. One for all requests; nothing of a request is left in it.
+
+    What stands before it may put an `account` and a `request_id` into a request's state.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._app = Starlette(routes=_routes(world), exception_handlers=_HANDLERS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope.setdefault("state", {})
+        state.setdefault("account", Everybody())
+        request_id = state.setdefault("request_id", _request_id(scope))
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                named = (b"x-request-id", request_id.encode("latin-1"))
+                message = {**message, "headers": [*message.get("headers", ()), named]}
+            await send(message)
+
+        await self._app(scope, receive, send_named)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's, if it is one that a log can have, else a new one."""
+    named = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    asked = named[0].decode("latin-1") if len(named) == 1 else ""
+    is_good = 0 < len(asked) <= MAX_ID_LEN and asked.isascii() and asked.isprintable()
+    return asked if is_good else uuid.uuid4().hex
+
+
+def _routes(world: World) -> list[Route]:
+    chats, messages = Chats(world), AnthropicChats(world)
+    files, facts = Files(world), Facts(world)
+    return [
+        _of_account("/v1/chat/completions", chats.chat, "POST"),
+        _of_account("/v1/completions", chats.completion, "POST"),
+        _of_account("/v1/messages", messages.message, "POST"),
+        _of_account("/v1/models", facts.models),
+        _of_account("/v1/models/{model:path}", facts.model),
+        _of_account("/v1/files", files.upload, "POST"),
+        _of_account("/v1/files", files.list_files),
+        _of_account("/v1/files/{file_id}", files.get),
+        _of_account("/v1/files/{file_id}", files.delete, "DELETE"),
+        _of_account("/v1/files/{file_id}/content", files.content),
+        _of_account("/tokenize", facts.tokenize, "POST"),
+        _of_account("/detokenize", facts.detokenize, "POST"),
+        _of_account("/metrics", facts.metrics),
+        Route("/health", _answered(facts.health)),
+        Route("/ready", _answered(facts.ready)),
+        Route("/version", _answered(facts.version)),
+        *openapi_routes(),
+    ]
+
+
+def _of_account(path: str, endpoint: OfAccount, method: str = "GET") -> Route:
+    async def answer(request: Request) -> Response:
+        return await endpoint(request, request.state.account)
+
+    return Route(path, _answered(answer), methods=[method])
+
+
+def _answered(endpoint: Endpoint) -> Endpoint:
+    """The endpoint with its errors told to the client and to the log."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except AnswerBroken as error:
+            RequestLine("gateway", request.state.request_id).failed(error)
+            return Response(status_code=499)
+        except LegokvError as error:
+            RequestLine("gateway", request.state.request_id).failed(error)
+            return refusal(request, error)
+        except Exception:
+            # The boundary of one request: a fault of ours reaches its client and the log alone.
+            log.exception("a fault in request %s at the gateway", request.state.request_id)
+            return refusal(request, LegokvError("an internal error; the server's log has it"))
+
+    return answer
+
+
+def refusal(request: Request, error: LegokvError) -> Response:
+    """The error in the shape of the API that the client speaks."""
+    status = status_of(error)
+    headers = {"retry-after": RETRY_SECONDS} if status == 503 else {}
+    if is_anthropic(request):
+        return JSONResponse(anthropic_error(error, request.state.request_id), status, headers)
+    return JSONResponse(openai_error(error), status, headers)
+
+
+async def _no_path(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "Starlette hands over what the table names"
+    path = f"{request.method[:20]} {request.url.path[:200]}"
+    sentence = f"there is nothing at {path}: /docs lists the paths"
+    if error.status_code == 405:
+        sentence = f"{path} is no method of this path: /docs lists the paths"
+    refused = ApiRefused(sentence, error.status_code, kind="unknown_url")
+    RequestLine("gateway", request.state.request_id).failed(refused)
+    return refusal(request, refused)
+
+
+_HANDLERS: Mapping[Any, Any] = {HTTPException: _no_path}

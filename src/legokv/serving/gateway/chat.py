@@ -1,0 +1,197 @@
+"""`/v1/chat/completions` and `/v1/completions`: OpenAI's requests become those of `generate`."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from legokv.errors import ApiRefused, LegokvError, NotFound
+from legokv.serving.gateway import fields
+from legokv.serving.gateway.accounts import Account, Reservation
+from legokv.serving.gateway.bodies import json_body, read_fields, while_client_stays
+from legokv.serving.gateway.models import Values, json_text
+from legokv.serving.gateway.refusals import openai_error
+from legokv.serving.gateway.replies import Answer, Replies, listed
+from legokv.serving.gateway.streams import EventStream, event
+from legokv.serving.gateway.tool_calls import Tools, tools_of
+from legokv.serving.gateway.turns import Turns
+from legokv.serving.gateway.world import World
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request to `generate`: its fields, and the documents that it names."""
+
+    fields: dict[str, Any]
+    document_ids: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An answer that has begun: its first reply, and those that follow."""
+
+    first: Values
+    rest: AsyncGenerator[Values, None]
+    reservation: Reservation
+
+    async def all(self) -> AsyncGenerator[Values, None]:
+        """All replies; the account is told what they took."""
+        async with aclosing(self.rest) as rest:
+            values = self.first
+            while True:
+                if "finish_reason" in values:
+                    generated = sum(listed(values["generated_tokens"]))
+                    self.reservation.settle(values["prompt_tokens"] + generated)
+                    yield values
+                    return
+                yield values
+                values = await anext(rest)
+
+
+class Chats:
+    """The endpoints. `account` is who asks."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def chat(self, request: Request, account: Account) -> Response:
+        """Answer a conversation."""
+        body = await json_body(request, self._world.settings.request_bytes)
+        values = read_fields(body, fields.CHAT, fields.WITHOUT_EFFECT, fields.ASKS_FOR_NOTHING)
+        tools = tools_of(values, self._world.tool_form)
+        chosen = {**fields.for_generate(values), **_tool_fields(values, tools)}
+
+        async def ask() -> Asked:
+            turns = Turns(self._world, account)
+            messages = await turns.of(values.get("messages", []), values.get("documents", []))
+            text = json_text(messages)
+            return Asked({**chosen, "messages": text}, turns.document_ids)
+
+        return await self._answer(request, account, values, ask, tools)
+
+    async def completion(self, request: Request, account: Account) -> Response:
+        """Go on with a text as it is, without a chat template."""
+        body = await json_body(request, self._world.settings.request_bytes)
+        values = read_fields(
+            body, fields.COMPLETION, fields.WITHOUT_EFFECT, fields.ASKS_FOR_NOTHING
+        )
+        chosen = {**fields.for_generate(values), **_prompt(values)}
+
+        async def ask() -> Asked:
+            return Asked(chosen)
+
+        return await self._answer(request, account, values, ask, None)
+
+    async def _answer(
+        self,
+        request: Request,
+        account: Account,
+        values: Mapping[str, Any],
+        ask: Callable[[], Awaitable[Asked]],
+        tools: Tools | None,
+    ) -> Response:
+        world = self._world
+        model = required_model(values)
+        world.check_model(model)
+        with_usage = fields.wants_usage(values)
+        begun = await while_client_stays(request, begin(world, request, account, ask))
+        replies = Replies(model, tools is not None, answers_for(world, values, tools), with_usage)
+        if values.get("stream"):
+            events = _events(begun, replies)
+            return EventStream(events, last_word, request.state.request_id)
+        return JSONResponse(replies.whole(await while_client_stays(request, only_reply(begun))))
+
+
+async def begin(
+    world: World, request: Request, account: Account, ask: Callable[[], Awaitable[Asked]]
+) -> Begun:
+    """Ask, and wait for the first reply; what refuses the request is raised here.
+
+    Documents that are not there any more, though they were a moment ago, are looked for again.
+    """
+    for last in (False, True):
+        asked = await ask()
+        num_answers = asked.fields.get("num_return_sequences", 1)
+        most = asked.fields.get("max_tokens", world.settings.default_max_tokens) * num_answers
+        reservation = account.reserve_tokens(most)
+        namespaced = {**asked.fields, "namespace": account.namespace()}
+        replies = world.models.generate(namespaced, request.state.request_id)
+        try:
+            return Begun(await anext(replies), replies, reservation)
+        except NotFound:
+            reservation.settle(0)
+            for document_id in asked.document_ids:
+                world.library.forget(account.namespace(), document_id)
+            if last or not asked.document_ids:
+                raise
+        except BaseException:
+            reservation.settle(0)
+            raise
+    raise AssertionError("the second time returns or raises")
+
+
+async def only_reply(begun: Begun) -> Values:
+    """The one reply to a request that is not streamed."""
+    async with aclosing(begun.all()) as replies:
+        return [values async for values in replies][-1]
+
+
+async def _events(begun: Begun, replies: Replies) -> AsyncGenerator[bytes, None]:
+    async with aclosing(begun.all()) as all_replies:
+        yield replies.first()
+        async for values in all_replies:
+            yield replies.last(values) if "finish_reason" in values else replies.piece(values)
+
+
+def last_word(error: LegokvError) -> bytes:
+    """The event that ends a stream with an error."""
+    return event(openai_error(error))
+
+
+def required_model(values: Mapping[str, Any]) -> str:
+    """The model that is asked; ApiRefused if none is named."""
+    model = values.get("model")
+    if model is None:
+        raise ApiRefused("'model' is missing: /v1/models lists what is here", param="model")
+    return str(model)
+
+
+def answers_for(world: World, values: Mapping[str, Any], tools: Tools | None) -> list[Answer]:
+    """One record for each of the answers that are asked for."""
+    made = []
+    for _ in range(values.get("n", 1)):
+        reader = None
+        if tools is not None and tools.tools and world.tool_form is not None:
+            reader = tools.reader(world.tool_form)
+        several = tools is None or tools.several
+        made.append(Answer(reader, 1024 if several else 1))
+    return made
+
+
+def _tool_fields(values: Mapping[str, Any], tools: Tools) -> dict[str, Any]:
+    if not tools.tools:
+        return {}
+    if not tools.forced:
+        return {"tools": json_text(tools.tools)}
+    if values.get("response_format", {}).get("type", "text") != "text":
+        raise ApiRefused(
+            "'response_format' and a 'tool_choice' that forces a call are both there: one form "
+            "can be had",
+            param="response_format",
+        )
+    form = json_text(tools.response_format())
+    return {"tools": json_text(tools.tools), "response_format": form}
+
+
+def _prompt(values: Mapping[str, Any]) -> dict[str, Any]:
+    prompt = values.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        (prompt,) = prompt
+    if not isinstance(prompt, str):
+        raise ApiRefused(
+            "'prompt' is one text: others go into requests of their own", param="prompt"
+        )
+    return {"text_input": prompt, "raw": True}

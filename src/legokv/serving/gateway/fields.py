@@ -1,0 +1,187 @@
+"""Which fields of a chat or completion are taken, how, and what the model `generate` gets of them.
+
+Three tables: taken, taken and without effect, and refused unless their value asks for nothing.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from legokv.engine.request import MAX_RETURN_SEQUENCES, MAX_TOP_LOG_PROBS, MODES
+from legokv.errors import ApiRefused
+from legokv.serving import fields
+from legokv.serving.fields import Reader, Request
+from legokv.serving.gateway.models import json_text
+
+_MAX_NUMBER = 1e6
+_MAX_STOPS = 64
+
+
+def number(request: Request, name: str) -> float:
+    """A finite number that is not absurdly large; its own bounds are `generate`'s."""
+    value = fields.number(request, name)
+    if not math.isfinite(value) or abs(value) > _MAX_NUMBER:
+        raise ApiRefused(f"{name!r} is {value:g}, at most {_MAX_NUMBER:g} is taken", param=name)
+    return value
+
+
+def stops(request: Request, name: str) -> tuple[str, ...]:
+    """One text or a list of them."""
+    value = request[name]
+    words = (fields.text(request, name),) if isinstance(value, str) else fields.texts(request, name)
+    if len(words) > _MAX_STOPS:
+        raise ApiRefused(f"{name!r} has {len(words)} texts, at most {_MAX_STOPS} are taken")
+    return words
+
+
+def seed(request: Request, name: str) -> int:
+    """A whole number; one below 0 stands for another above."""
+    value = fields.whole_number(request, name, low=-(2**63), high=fields.MAX_UINT64)
+    return value & fields.MAX_UINT64
+
+
+def json_object(request: Request, name: str) -> dict[str, Any]:
+    """An object of anything."""
+    value = request[name]
+    if not isinstance(value, dict):
+        raise ApiRefused(f"{name!r} is an object, not {json_text(value)[:80]}", param=name)
+    return value
+
+
+def anything(request: Request, name: str) -> Any:
+    """A value that is read later, or has no effect."""
+    return request[name]
+
+
+def link(request: Request, name: str) -> dict[str, Any]:
+    """What of the documents is computed again, as fields of `generate`."""
+    value = json_object(request, name)
+    readers: dict[str, Reader] = {
+        "mode": partial(fields.optional_choice, choices=MODES),
+        "link_tokens": partial(fields.whole_number, low=0, high=fields.MAX_INT32),
+        "recompute_percent": number,
+    }
+    fields.refuse_unknown(value, readers)
+    return {key: readers[key](value, key) for key in value if value[key] is not None}
+
+
+_WHOLE = partial(fields.whole_number, high=fields.MAX_INT32)
+# By their names in `generate`, where they have another.
+_COMMON: dict[str, Reader] = {
+    "model": fields.text,
+    "max_tokens": partial(_WHOLE, low=1),
+    "temperature": number,
+    "top_p": number,
+    "top_k": partial(_WHOLE, low=-1),
+    "min_p": number,
+    "repetition_penalty": number,
+    "presence_penalty": number,
+    "frequency_penalty": number,
+    "n": partial(fields.whole_number, low=1, high=MAX_RETURN_SEQUENCES),
+    "stop": stops,
+    "stop_token_ids": partial(fields.whole_numbers, low=0, high=fields.MAX_INT32),
+    "min_tokens": partial(_WHOLE, low=0),
+    "seed": seed,
+    "logit_bias": json_object,
+    "response_format": json_object,
+    "stream": fields.flag,
+    "stream_options": json_object,
+    "link": link,
+    "timeout": number,
+}
+CHAT: dict[str, Reader] = {
+    **_COMMON,
+    "messages": fields.items,
+    "max_completion_tokens": partial(_WHOLE, low=1),
+    "logprobs": fields.flag,
+    "top_logprobs": partial(fields.whole_number, low=0, high=MAX_TOP_LOG_PROBS),
+    "tools": fields.items,
+    "tool_choice": anything,
+    "parallel_tool_calls": fields.flag,
+    "documents": fields.items,
+    "chat_template_kwargs": json_object,
+}
+COMPLETION: dict[str, Reader] = {
+    **_COMMON,
+    "prompt": anything,
+    "logprobs": partial(fields.whole_number, low=0, high=MAX_TOP_LOG_PROBS),
+}
+WITHOUT_EFFECT = (
+    *("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_options"),
+    *("prompt_cache_retention", "service_tier", "prediction"),
+)
+ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
+    "store": (False,),
+    "ignore_eos": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "skip_special_tokens": (True,),
+    "modalities": (["text"],),
+    "verbosity": ("medium",),
+    "reasoning_effort": (),
+    "audio": (),
+    "functions": ([],),
+    "function_call": ("none",),
+    "web_search_options": (),
+    "cache_salt": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "use_beam_search": (False,),
+    "prompt_logprobs": (0,),
+}
+_SAME_NAME = (
+    *("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"),
+    *("frequency_penalty", "min_tokens", "seed"),
+)
+_RENAMED = {"n": "num_return_sequences", "timeout": "timeout_seconds"}
+
+
+def for_generate(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `generate` from the values that were read, but for the prompt's own."""
+    chosen = {name: values[name] for name in _SAME_NAME if name in values}
+    chosen |= {ours: values[name] for name, ours in _RENAMED.items() if name in values}
+    chosen.setdefault("temperature", 1.0)
+    max_tokens = values.get("max_completion_tokens", values.get("max_tokens"))
+    if max_tokens is not None:
+        chosen["max_tokens"] = max_tokens
+    if values.get("top_k", 0) > 0:  # -1 is none to others
+        chosen["top_k"] = values["top_k"]
+    if values.get("stop"):
+        chosen["stop_words"] = values["stop"]
+    if values.get("stop_token_ids"):
+        chosen["stop_token_ids"] = values["stop_token_ids"]
+    for name in ("logit_bias", "response_format", "chat_template_kwargs"):
+        if values.get(name):
+            chosen[name] = json_text(values[name])
+    if values.get("stream"):
+        chosen["stream"] = True
+    return {**chosen, **values.get("link", {}), **_log_probs(values)}
+
+
+def _log_probs(values: Mapping[str, Any]) -> dict[str, Any]:
+    asked = values.get("logprobs")
+    if isinstance(asked, bool):
+        top = values.get("top_logprobs", 0)
+        if top and not asked:
+            raise ApiRefused("'top_logprobs' needs 'logprobs' to be true", param="top_logprobs")
+        return {"return_log_probs": True, "num_top_log_probs": top} if asked else {}
+    if asked is None:
+        if values.get("top_logprobs"):
+            raise ApiRefused("'top_logprobs' needs 'logprobs' to be true", param="top_logprobs")
+        return {}
+    return {"return_log_probs": True, "num_top_log_probs": asked}
+
+
+def wants_usage(values: Mapping[str, Any]) -> bool:
+    """Whether a stream ends with what it took; ApiRefused for options that are not offered."""
+    options = values.get("stream_options")
+    if options is None:
+        return False
+    if not values.get("stream"):
+        raise ApiRefused("'stream_options' needs 'stream' to be true", param="stream_options")
+    for name in options:
+        if name not in ("include_usage", "include_obfuscation"):
+            raise ApiRefused(f"unknown stream option {name[:80]!r}", param="stream_options")
+    return fields.flag(options, "include_usage")

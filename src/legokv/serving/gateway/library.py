@@ -1,0 +1,118 @@
+"""Documents that chats name, by file id or by their text: registered, and compiled before use."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from legokv.documents.document import document_id as content_id
+from legokv.documents.document import normalise_text
+from legokv.errors import ApiRefused, NotFound
+from legokv.serving.gateway.models import Models
+
+WAIT_SECONDS = 60.0
+"""Longest that a chat waits for a file to be compiled."""
+INLINE_TTL_SECONDS = 3600.0
+"""How long a text that stood in a chat itself is kept, unless the chat says."""
+INLINE = "inline/"
+"""What names of such documents begin with: they are in no list of files."""
+_TRUST_SECONDS = 60.0
+_MAX_KNOWN = 10_000
+_FILE, _DOCUMENT = "file-", "doc-"
+
+
+def file_id_of(document_id: str) -> str:
+    """What a document is called as a file."""
+    return _FILE + document_id.removeprefix(_DOCUMENT)
+
+
+def document_id_of(file_id: str) -> str:
+    """The document that is this file."""
+    return _DOCUMENT + file_id.removeprefix(_FILE) if file_id.startswith(_FILE) else file_id
+
+
+class Library:
+    """Remembers which documents were ready a moment ago, so that no chat asks about them again."""
+
+    def __init__(self, models: Models, clock: Callable[[], float] = time.time) -> None:
+        self._models = models
+        self._clock = clock
+        self._known: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    async def ready(self, namespace: str, file_id: str) -> str:
+        """The id of a file's document, which is compiled.
+
+        NotFound if there is none; ApiRefused with status 409 if it is not ready in time, or failed.
+        """
+        document_id = document_id_of(file_id)
+        if self._is_known(namespace, document_id):
+            return document_id
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                reply = await self._models.documents(
+                    "get", namespace=namespace, id=document_id, wait=True
+                )
+        except TimeoutError:
+            raise ApiRefused(
+                f"file {file_id[:80]!r} was not compiled within {WAIT_SECONDS:g} s: ask again when "
+                "its status is 'processed'",
+                409,
+                kind="file_not_ready",
+            ) from None
+        document = reply["document"]
+        self.check_not_over(document)
+        if document["state"] == "failed":
+            raise ApiRefused(
+                f"file {file_id[:80]!r} could not be compiled: {document['failure']}",
+                409,
+                kind="file_failed",
+            )
+        self._note(namespace, document)
+        return document_id
+
+    async def of_text(
+        self, namespace: str, text: str, name: str, ttl_seconds: float | None = None
+    ) -> str:
+        """The id of a document with this text, registered for a while unless it is there."""
+        document_id = content_id(namespace, normalise_text(text))
+        if self._is_known(namespace, document_id):
+            return document_id
+        reply = await self._models.documents("create", namespace=namespace, text=text)
+        document = reply["document"]
+        if reply["created"] or (document["name"] or "").startswith(INLINE):
+            changes = {
+                "name": f"{INLINE}{name}"[:256],
+                "ttl_seconds": ttl_seconds or INLINE_TTL_SECONDS,
+            }
+            reply = await self._models.documents(
+                "update", namespace=namespace, id=document["id"], **changes
+            )
+        self._note(namespace, reply["document"])
+        return str(document["id"])
+
+    def check_not_over(self, document: dict[str, Any]) -> None:
+        """NotFound if the document's time is over."""
+        expires_at = document["expires_at"]
+        if expires_at is not None and expires_at <= self._clock():
+            raise NotFound(
+                f"no document {document['id']!r} in namespace {document['namespace']!r}: its time "
+                "was over"
+            )
+
+    def forget(self, namespace: str, document_id: str) -> None:
+        """Ask about this one again."""
+        self._known.pop((namespace, document_id), None)
+
+    def _is_known(self, namespace: str, document_id: str) -> bool:
+        return self._known.get((namespace, document_id), 0.0) > self._clock()
+
+    def _note(self, namespace: str, document: dict[str, Any]) -> None:
+        until = self._clock() + _TRUST_SECONDS
+        if document["expires_at"] is not None:
+            until = min(until, document["expires_at"])
+        key = (namespace, document["id"])
+        self._known[key] = until
+        self._known.move_to_end(key)
+        while len(self._known) > _MAX_KNOWN:
+            self._known.popitem(last=False)

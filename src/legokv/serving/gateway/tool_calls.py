@@ -1,0 +1,277 @@
+"""Tool calls in what a model writes: by its chat template's family, also while it is streamed."""
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from legokv.errors import ApiRefused
+from legokv.serving.gateway.models import json_text
+
+
+class ToolForm(Enum):
+    """How a family of models writes calls."""
+
+    HERMES = "hermes"
+    LLAMA3 = "llama3"
+    MISTRAL = "mistral"
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call; `arguments` is JSON text."""
+
+    name: str
+    arguments: str
+    id: str
+
+    @classmethod
+    def new(cls, name: str, arguments: Any) -> "ToolCall":
+        """With an id of its own, of the nine letters and digits that Mistral's templates want."""
+        text = arguments if isinstance(arguments, str) else json_text(arguments)
+        return cls(name, text, secrets.token_hex(5)[:9])
+
+
+_HERMES = ("<tool_call>", "</tool_call>")
+_MISTRAL = "[TOOL_CALLS]"
+_PYTHON = "<|python_tag|>"
+
+
+def tool_form_of(template: str | None) -> ToolForm | None:
+    """The family of a chat template; None if it has no place for tools that is known here."""
+    if template is None or "tools" not in template:
+        return None
+    if _HERMES[0] in template:
+        return ToolForm.HERMES
+    if "[TOOL_CALLS]" in template or "[AVAILABLE_TOOLS]" in template:
+        return ToolForm.MISTRAL
+    if _PYTHON in template or "ipython" in template:
+        return ToolForm.LLAMA3
+    return None
+
+
+class ToolReader:
+    """Splits one answer into text and calls, piece by piece.
+
+    What may be the beginning of a call is held back until it is known. What looks like a call and
+    is none is text.
+    """
+
+    def __init__(self, form: ToolForm, names: Sequence[str]) -> None:
+        self._form = form
+        self._names = tuple(names)
+        self._held = ""
+        self._said = False
+        self.num_calls = 0
+
+    def push(self, text: str) -> Iterator[str | ToolCall]:
+        """Text and calls that are certain with this piece."""
+        self._held += text
+        if self._form is ToolForm.HERMES:
+            yield from self._push_hermes()
+        elif self._said or not self._may_be_call():
+            yield from self._say(self._held)
+            self._held = ""
+
+    def end(self) -> Iterator[str | ToolCall]:
+        """What is left when the answer is over."""
+        held, self._held = self._held, ""
+        if self._form is ToolForm.HERMES:
+            yield from self._hermes_end(held)
+            return
+        calls = [] if self._said else self._whole(held)
+        if calls:
+            self.num_calls += len(calls)
+            yield from calls
+        else:
+            yield from self._say(held)
+
+    def _say(self, text: str) -> Iterator[str]:
+        if text:
+            self._said = True
+            yield text
+
+    def _push_hermes(self) -> Iterator[str | ToolCall]:
+        begin, end = _HERMES
+        while True:
+            before, mark, rest = self._held.partition(begin)
+            if not mark:
+                # Blanks before a call are the template's, not the answer's.
+                certain = self._held[: len(self._held) - _overlap(self._held, begin)].rstrip()
+                self._held = self._held[len(certain) :]
+                yield from self._say(certain)
+                return
+            yield from self._say(before.rstrip())
+            inner, closed, after = rest.partition(end)
+            if not closed:
+                self._held = begin + rest
+                return
+            yield self._call_or_text(inner, f"{begin}{inner}{end}")
+            self._held = after
+
+    def _hermes_end(self, held: str) -> Iterator[str | ToolCall]:
+        before, mark, rest = held.partition(_HERMES[0])
+        if mark and _call_of(rest) is not None:
+            yield from self._say(before.rstrip())
+            yield self._call_or_text(rest, held)
+        elif held.strip() or not self.num_calls:
+            yield from self._say(held)
+
+    def _call_or_text(self, inner: str, whole: str) -> "str | ToolCall":
+        call = _call_of(inner)
+        if call is None:
+            self._said = True
+            return whole
+        self.num_calls += 1
+        return call
+
+    def _may_be_call(self) -> bool:
+        """Whether what is held may be a call, or become one."""
+        held = self._held.lstrip()
+        marks = (_MISTRAL, "[", "{") if self._form is ToolForm.MISTRAL else (_PYTHON, "{")
+        if self._form is ToolForm.MISTRAL:
+            marks = (*marks, *(f"{name}{{" for name in self._names))
+            marks = (*marks, *(f"{name}[ARGS]" for name in self._names))
+        return any(held.startswith(mark) or mark.startswith(held) for mark in marks)
+
+    def _whole(self, held: str) -> list[ToolCall]:
+        """The calls that an answer is, none if it is something else."""
+        text = held.strip().removeprefix(_PYTHON).removeprefix(_MISTRAL).strip()
+        if self._form is ToolForm.MISTRAL:
+            named = _named_call(text, self._names)
+            if named is not None:
+                return [named]
+        values = _json_values(text)
+        calls = [_as_call(value) for value in values]
+        good = [call for call in calls if call is not None]
+        return good if len(good) == len(calls) else []
+
+
+def _overlap(text: str, mark: str) -> int:
+    """How many characters at the text's end may begin the mark."""
+    return next(
+        (n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0
+    )
+
+
+def _json_values(text: str) -> list[Any]:
+    """The JSON values that a text consists of: one list's items, or objects between semicolons."""
+    values, place = [], 0
+    decoder = json.JSONDecoder()
+    try:
+        while place < len(text):
+            value, place = decoder.raw_decode(text, place)
+            values += value if isinstance(value, list) else [value]
+            place += len(text[place:]) - len(text[place:].lstrip("; \n\t"))
+    except (ValueError, RecursionError):
+        return []
+    return values
+
+
+def _as_call(value: Any) -> ToolCall | None:
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        return None
+    arguments = value.get("arguments", value.get("parameters"))
+    if isinstance(arguments, str):
+        return ToolCall.new(value["name"], arguments)
+    return ToolCall.new(value["name"], arguments) if isinstance(arguments, Mapping) else None
+
+
+def _call_of(text: str) -> ToolCall | None:
+    values = _json_values(text.strip())
+    return _as_call(values[0]) if len(values) == 1 else None
+
+
+def _named_call(text: str, names: Sequence[str]) -> ToolCall | None:
+    for name in names:
+        match = re.match(rf"{re.escape(name)}(?:\[ARGS\])?\s*(?=\{{)", text)
+        values = _json_values(text[match.end() :]) if match else []
+        if len(values) == 1 and isinstance(values[0], Mapping):
+            return ToolCall.new(name, values[0])
+    return None
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a chat says about tools. `forced`: an answer is a call, as JSON of `response_format`."""
+
+    tools: tuple[dict[str, Any], ...] = ()
+    forced: bool = False
+    names: tuple[str, ...] = ()
+    several: bool = True
+
+    def response_format(self) -> dict[str, Any]:
+        """The schema of a forced call."""
+        calls = [_call_schema(tool["function"]) for tool in self.tools if self._may_be(tool)]
+        schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
+        return {"type": "json_schema", "json_schema": {"name": "tool_call", "schema": schema}}
+
+    def _may_be(self, tool: dict[str, Any]) -> bool:
+        return tool["function"]["name"] in self.names
+
+    def reader(self, form: ToolForm) -> ToolReader:
+        """A reader of one answer."""
+        # A forced call is JSON alone, whatever the family writes around it.
+        return ToolReader(ToolForm.LLAMA3 if self.forced else form, self.names)
+
+
+def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "arguments": parameters},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def tools_of(values: Mapping[str, Any], form: ToolForm | None) -> Tools:
+    """The tools of a chat's fields; ApiRefused for what is wrong with them."""
+    tools, choice = values.get("tools") or [], values.get("tool_choice")
+    names = [_name_of(place, tool) for place, tool in enumerate(tools)]
+    if choice is not None and not tools and choice != "none":
+        raise ApiRefused("'tool_choice' needs 'tools'", param="tool_choice")
+    if not tools or choice == "none":
+        return Tools()
+    if form is None:
+        raise ApiRefused(
+            "this model's chat template has no place for tools: leave 'tools' out", param="tools"
+        )
+    several = bool(values.get("parallel_tool_calls", True))
+    if choice in (None, "auto"):
+        return Tools(tuple(tools), False, tuple(names), several)
+    if choice == "required":
+        return Tools(tuple(tools), True, tuple(names), several)
+    return Tools(tuple(tools), True, (_chosen(choice, names),), several)
+
+
+def _chosen(choice: Any, names: Sequence[str]) -> str:
+    function = choice.get("function") if isinstance(choice, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if name not in names:
+        raise ApiRefused(
+            "'tool_choice' is none, auto, required, or names one of the tools: "
+            f"{', '.join(names)[:200]}",
+            param="tool_choice",
+        )
+    return str(name)
+
+
+def _name_of(place: int, tool: Any) -> str:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    is_schema = isinstance(function, Mapping) and isinstance(
+        function.get("parameters", {}), Mapping | type(None)
+    )
+    if not isinstance(name, str) or not name or not is_schema or tool.get("type") != "function":
+        raise ApiRefused(
+            f"tools[{place}] is of type 'function', with a function's name and parameters",
+            param=f"tools[{place}]",
+        )
+    return name
+
+
+ReaderMaker = Callable[[], ToolReader | None]

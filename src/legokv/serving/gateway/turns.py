@@ -1,0 +1,196 @@
+"""Messages in OpenAI's shape become those of `generate`: documents by id, tool calls as objects."""
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from legokv.errors import ApiRefused
+from legokv.serving.gateway.accounts import Account
+from legokv.serving.gateway.extract import text_of
+from legokv.serving.gateway.world import World
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+Message = dict[str, Any]
+Part = dict[str, Any]
+
+
+class Turns:
+    """Reads one chat's messages for one account, and counts its documents."""
+
+    def __init__(self, world: World, account: Account) -> None:
+        self._world = world
+        self._account = account
+        self.document_ids: list[str] = []
+
+    async def of(self, messages: Sequence[Any], documents: Sequence[Any] = ()) -> list[Message]:
+        """The messages; `documents` come first in the first one of a user."""
+        if not messages:
+            raise ApiRefused("'messages' is empty: there is nothing to answer", param="messages")
+        turns = [await self._turn(place, message) for place, message in enumerate(messages)]
+        parts = [await self._inline(place, item) for place, item in enumerate(documents)]
+        if parts:
+            _put_first(turns, parts)
+        return turns
+
+    async def _turn(self, place: int, message: Any) -> Message:
+        where = f"messages[{place}]"
+        if not isinstance(message, dict):
+            raise ApiRefused(f"{where} is no object with a role and a content", param=where)
+        role = message.get("role")
+        if not isinstance(role, str) or role not in ROLES:
+            raise ApiRefused(
+                f"{where}.role is one of {', '.join(ROLES)}, not {str(role)[:80]!r}",
+                param=f"{where}.role",
+            )
+        calls = message.get("tool_calls")
+        content = await self._content(f"{where}.content", message.get("content"), bool(calls))
+        turn: Message = {"role": ROLES[role], "content": content}
+        if calls:
+            turn["tool_calls"] = _tool_calls(f"{where}.tool_calls", calls)
+        if message.get("tool_call_id") is not None:
+            turn["tool_call_id"] = _text(f"{where}.tool_call_id", message["tool_call_id"])
+        if role == "tool" and isinstance(message.get("name"), str):
+            turn["name"] = message["name"]
+        return turn
+
+    async def _content(self, where: str, content: Any, may_be_none: bool) -> Any:
+        if content is None and may_be_none:
+            return ""
+        if isinstance(content, str):
+            return _text(where, content)
+        if not isinstance(content, list) or not content:
+            raise ApiRefused(f"{where} is a text or a list of parts", param=where)
+        parts = [await self.part(f"{where}[{place}]", part) for place, part in enumerate(content)]
+        if all(part["type"] == "text" for part in parts):
+            return "".join(part["text"] for part in parts)
+        return parts
+
+    async def part(self, where: str, part: Any) -> Part:
+        """One part of a message: text, or a document."""
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("text", "input_text", "output_text"):
+            return {"type": "text", "text": _text(f"{where}.text", part.get("text"))}
+        if kind == "refusal":
+            return {"type": "text", "text": _text(f"{where}.refusal", part.get("refusal"))}
+        if kind == "file" and isinstance(part.get("file"), dict):
+            return await self._file(f"{where}.file", part["file"])
+        if kind == "document" and isinstance(part.get("id"), str):
+            return await self.document(part["id"])
+        raise ApiRefused(
+            f"{where} is of type {str(kind)[:80]!r}: parts are 'text' and 'file' here",
+            param=where,
+        )
+
+    async def document(self, file_id: str) -> Part:
+        """A file's part; it is compiled when this returns."""
+        self._count()
+        document_id = await self._world.library.ready(self._account.namespace(), file_id)
+        return self._named(document_id)
+
+    async def text_document(self, text: str, name: str, ttl_seconds: float | None = None) -> Part:
+        """A part for a text that comes with the chat itself."""
+        self._count()
+        document_id = await self._world.library.of_text(
+            self._account.namespace(), text, name, ttl_seconds
+        )
+        return self._named(document_id)
+
+    def _count(self) -> None:
+        most = self._world.settings.max_documents
+        if len(self.document_ids) >= most:
+            raise ApiRefused(
+                f"more than {most} files are in the messages, at most {most} are taken"
+            )
+
+    def _named(self, document_id: str) -> Part:
+        self.document_ids.append(document_id)
+        return {"type": "document", "id": document_id}
+
+    async def _file(self, where: str, file: Part) -> Part:
+        if file.get("file_id") is not None:
+            return await self.document(_text(f"{where}.file_id", file["file_id"]))
+        data = file.get("file_data")
+        if data is None:
+            raise ApiRefused(f"{where} has neither 'file_id' nor 'file_data'", param=where)
+        name = str(file.get("filename") or "file")
+        media_type, content = decoded(f"{where}.file_data", data)
+        text, _ = await text_of(name if "." in name else f"{name}.txt", media_type, content)
+        return await self.text_document(text, name)
+
+    async def _inline(self, place: int, item: Any) -> Part:
+        where = f"documents[{place}]"
+        if not isinstance(item, dict) or not isinstance(item.get("text"), str):
+            raise ApiRefused(
+                f"{where} is an object with a 'text', and perhaps a 'title'", param=where
+            )
+        title = item.get("title") or ""
+        return await self.text_document(titled(_text(f"{where}.title", title), item["text"]), title)
+
+
+def titled(title: str, text: str, context: str = "") -> str:
+    """A document's text with what it is called, and where it comes from, before it."""
+    return "\n".join(part for part in (title.strip(), context.strip(), text) if part)
+
+
+def decoded(where: str, data: Any) -> tuple[str, bytes]:
+    """Media type and bytes of base64 text, or of a `data:` address of it."""
+    text, media_type = _text(where, data), ""
+    if text.startswith("data:"):
+        head, _, text = text.removeprefix("data:").partition(",")
+        media_type = head.partition(";")[0]
+    try:
+        return media_type, base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiRefused(f"{where} is not base64: {error}", param=where) from None
+
+
+def _put_first(turns: list[Message], parts: list[Part]) -> None:
+    first = next((turn for turn in turns if turn["role"] == "user"), None)
+    if first is None:
+        raise ApiRefused("'documents' need a message of role 'user'", param="documents")
+    content = first["content"]
+    rest = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    first["content"] = [*parts, *rest]
+
+
+def _text(where: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ApiRefused(f"{where} is a text", param=where)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ApiRefused(
+            f"{where} is not UTF-8: half a surrogate pair at character {error.start}", param=where
+        ) from None
+    return value
+
+
+def _tool_calls(where: str, calls: Any) -> list[dict[str, Any]]:
+    if not isinstance(calls, list):
+        raise ApiRefused(f"{where} is a list", param=where)
+    return [_tool_call(f"{where}[{place}]", call) for place, call in enumerate(calls)]
+
+
+def _tool_call(where: str, call: Any) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ApiRefused(f"{where} is an object with a function's name and arguments", param=where)
+    arguments = function.get("arguments", "{}")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError:
+            raise ApiRefused(f"{where}.function.arguments is not JSON", param=where) from None
+    return {
+        "id": _text(f"{where}.id", call.get("id", "")),
+        "type": "function",
+        "function": {"name": _text(where, function["name"]), "arguments": arguments},
+    }
