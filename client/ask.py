@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from connection import (
@@ -44,7 +45,11 @@ FIELDS = (
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("question", help="'-' reads it from standard input")
+    parser.add_argument("question", nargs="?", help="'-' reads it from standard input")
+    parser.add_argument(
+        "--messages", metavar="FILE", help="a conversation in place of the question, as JSON"
+    )
+    parser.add_argument("--tools", metavar="FILE", help="definitions of tools, as JSON")
     parser.add_argument("--documents", nargs="+", default=[], metavar="DOCUMENT", help="id or name")
     parser.add_argument("--system-text", help="in place of the model's own system message")
     parser.add_argument(
@@ -74,11 +79,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-top-log-probs", type=int, metavar="N", help="with JSON output")
     parser.add_argument("--timeout-seconds", type=float, metavar="S")
     add_connection_options(parser)
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if (parsed.question is None) == (parsed.messages is None):
+        parser.error("one of the question and --messages says what is asked")
+    return parsed
 
 
 def fields_of(server: Server, arguments: argparse.Namespace) -> dict[str, object]:
-    question = standard_input() if arguments.question == "-" else as_text(arguments.question)
     given = {name: texts_in(getattr(arguments, name)) for name in FIELDS}
     fields = {name: value for name, value in given.items() if value is not None}
     if arguments.documents:
@@ -86,7 +93,25 @@ def fields_of(server: Server, arguments: argparse.Namespace) -> dict[str, object
         fields["document_ids"] = [server.document_id(name) for name in names]
     # Pieces of several answers come mixed: people read them one after another.
     mixed = arguments.format == "text" and fields.get("num_return_sequences", 1) != 1
-    return {"text_input": question, "stream": not mixed, **fields}
+    return {**prompt_of(arguments), "stream": not mixed, **fields}
+
+
+def prompt_of(arguments: argparse.Namespace) -> dict[str, object]:
+    """What is asked: the question, or the files' conversation and tools."""
+    if arguments.messages is None:
+        asked = arguments.question
+        return {"text_input": standard_input() if asked == "-" else as_text(asked)}
+    names = [name for name in ("messages", "tools") if getattr(arguments, name) is not None]
+    return {name: text_of(getattr(arguments, name)) for name in names}
+
+
+def text_of(path: str) -> str:
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise Refused(f"{path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def standard_input() -> str:

@@ -106,6 +106,33 @@ def test_a_question_streams_its_answer_and_ends_with_what_it_took(
     assert json.loads(few[-1])["recomputed_tokens"] < replies[-1]["recomputed_tokens"]
 
 
+def test_a_conversation_in_a_file_is_answered_over_the_documents_in_it(
+    server: RunningServer, folder: Path, tmp_path: Path
+) -> None:
+    added = {str(d["name"]): d["id"] for d in documents(server, "add", str(folder))}
+    asked = [
+        {"type": "document", "id": added["text0"]},
+        {"type": "document", "id": added["text2"]},
+        {"type": "text", "text": "Who keeps it?"},
+    ]
+    said = tmp_path / "said.json"
+    said.write_text(json.dumps([{"role": "user", "content": asked}]), encoding="utf-8")
+    options = ("--max-tokens", "12", "--format", "json")
+    plain = run(server, "ask.py", "Who keeps it?", *options, "--documents", "text0", "text2")
+    talk = run(server, "ask.py", "--messages", str(said), *options)
+    assert talk.returncode == 0, talk.stderr
+    answers, counts = [], []
+    for result in (plain, talk):
+        replies = [json.loads(line) for line in result.stdout.splitlines()]
+        answers.append("".join(reply["text_output"] for reply in replies))
+        counts.append((replies[-1]["prompt_tokens"], replies[-1]["documents_linked"]))
+    assert answers[0] == answers[1]
+    assert counts[0] == counts[1]
+    refused = run(server, "ask.py", "--messages", str(said), "--system-text", "Lie.")
+    assert refused.returncode == 1
+    assert "'messages' and 'system_text' are both there" in refused.stderr
+
+
 def test_what_had_to_be_compiled_is_said_beside_what_is_cached(server: RunningServer) -> None:
     new_head = ("ask.py", "Who?", "--max-tokens", "2", "--system-text", "You are a miller.")
     first, second = (run(server, *new_head).stderr for _ in range(2))

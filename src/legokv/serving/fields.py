@@ -60,7 +60,7 @@ def _no_number(constant: str) -> float:
 def require_object(request: object) -> Request:
     """The request itself if it is a JSON object."""
     if not isinstance(request, Mapping):
-        raise InvalidRequest(f"a request is a JSON object, not {_kind(request)}")
+        raise InvalidRequest(f"a request is a JSON object, not {kind_of(request)}")
     return request
 
 
@@ -113,7 +113,7 @@ def text(request: Request, name: str, *, max_len: int | None = None) -> str:
         raise InvalidRequest(f"{name!r} is missing")
     value = request[name]
     if not isinstance(value, str):
-        raise InvalidRequest(f"{name!r} is a text, not {_kind(value)}")
+        raise InvalidRequest(f"{name!r} is a text, not {kind_of(value)}")
     if max_len is not None and len(value) > max_len:
         raise InvalidRequest(f"{name!r} has {len(value)} characters, at most {max_len} are taken")
     try:
@@ -134,7 +134,7 @@ def items(request: Request, name: str) -> list[Any]:
     """A list of anything, empty where it is absent."""
     value = request.get(name, [])
     if not isinstance(value, list):
-        raise InvalidRequest(f"{name!r} is a list, not {_kind(value)}")
+        raise InvalidRequest(f"{name!r} is a list, not {kind_of(value)}")
     return value
 
 
@@ -143,7 +143,7 @@ def texts(request: Request, name: str) -> tuple[str, ...]:
     values = items(request, name)
     for value in values:
         if not isinstance(value, str):
-            raise InvalidRequest(f"{name!r} is a list of texts, one of them is {_kind(value)}")
+            raise InvalidRequest(f"{name!r} is a list of texts, one of them is {kind_of(value)}")
     return tuple(values)
 
 
@@ -151,7 +151,7 @@ def whole_numbers(request: Request, name: str, *, low: int, high: int) -> tuple[
     """The whole numbers of a list, each from `low` to `high`; none where it is absent."""
     values = request.get(name, [])
     if not isinstance(values, list | tuple):
-        raise InvalidRequest(f"{name!r} is a list, not {_kind(values)}")
+        raise InvalidRequest(f"{name!r} is a list, not {kind_of(values)}")
     return tuple(whole_number({name: value}, name, low=low, high=high) for value in values)
 
 
@@ -167,7 +167,7 @@ def flag(request: Request, name: str, *, default: bool = False) -> bool:
     """true or false."""
     value = request.get(name, default)
     if not isinstance(value, bool):
-        raise InvalidRequest(f"{name!r} is true or false, not {_kind(value)}")
+        raise InvalidRequest(f"{name!r} is true or false, not {kind_of(value)}")
     return value
 
 
@@ -175,7 +175,7 @@ def whole_number(request: Request, name: str, *, default: int = 0, low: int, hig
     """A whole number from `low` to `high`."""
     value = request.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{name!r} is a whole number, not {_kind(value)}")
+        raise InvalidRequest(f"{name!r} is a whole number, not {kind_of(value)}")
     if not low <= value <= high:
         raise InvalidRequest(f"{name!r} is {value}, outside {low} to {high}")
     return value
@@ -185,7 +185,7 @@ def number(request: Request, name: str, *, default: float = 0.0) -> float:
     """A number, whole or not."""
     value = request.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequest(f"{name!r} is a number, not {_kind(value)}")
+        raise InvalidRequest(f"{name!r} is a number, not {kind_of(value)}")
     return float(value)
 
 
@@ -195,7 +195,7 @@ def optional_seconds(request: Request, name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequest(f"{name!r} is a number of seconds, not {_kind(value)}")
+        raise InvalidRequest(f"{name!r} is a number of seconds, not {kind_of(value)}")
     if not 0 < value < MAX_TTL_SECONDS:
         raise InvalidRequest(
             f"{name!r} is {value}: it is more than 0 and less than {MAX_TTL_SECONDS:g} seconds, "
@@ -215,5 +215,6 @@ _KINDS = {
 }
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words."""
     return _KINDS.get(type(value), type(value).__name__)

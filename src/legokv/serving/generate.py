@@ -34,9 +34,10 @@ from legokv.serving.pieces import by_document, document_segments
 from legokv.serving.question import Question, question_from_fields
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
+from legokv.text.conversation import ConversationFormats, ConversationPrompt
 from legokv.text.formats import PromptFormats
 from legokv.text.length import check_num_tokens
-from legokv.text.prompt import Prompt, build_prompt
+from legokv.text.prompt import build_prompt
 from legokv.text.tokenizer import Tokenizer
 
 LOOK_SECONDS = 0.25
@@ -68,6 +69,7 @@ class GenerateService:
         self._tokenizer = tokenizer
         self._formats = PromptFormats(tokenizer, settings.switches)
         self._formats.of({})  # a template that fails, fails now
+        self._conversations = ConversationFormats(tokenizer, settings.switches)
         self._naming = naming
         self._inbox = EventInbox()
         self._ask_engine = ask_engine
@@ -167,17 +169,15 @@ class GenerateService:
         check_stop_token_ids(question.answering.stop_token_ids, self._naming.facts.model)
         asked = question.document_ids
         chunks = self._registry.chunks(question.namespace, *asked) if asked else ()
-        ids = [chunk.token_ids for chunk in chunks]
-        form = self._formats.of(question.switches)
         self._check_length(question)
-        prompt = build_prompt(self._tokenizer, form, question.text, ids, question.system_text)
+        segments, num_tokens = self._segments(question, chunks)
         return Generate(
             # Two clients may give the same id.
             request_id=f"{request_id}/{uuid.uuid4().hex}",
             reply_to=self._inbox.address,
             namespace=question.namespace,
-            segments=self._segments(prompt, question, chunks),
-            max_tokens=question.max_tokens or self._default_max_tokens(prompt),
+            segments=segments,
+            max_tokens=question.max_tokens or self._default_max_tokens(num_tokens),
             mode=question.mode,
             link_tokens=question.link_tokens,
             sampling=question.sampling,
@@ -189,27 +189,47 @@ class GenerateService:
     def _check_length(self, question: Question) -> None:
         """InvalidRequest for a text that no prompt of the model's could hold."""
         most = self._naming.facts.model.max_positions
-        texts = {"text_input": question.text, "system_text": question.system_text or ""}
-        for name, text in texts.items():
-            check_num_tokens(text, self._tokenizer.encode, most, repr(name))
+        texts = [("'text_input'", question.text), ("'system_text'", question.system_text or "")]
+        if question.conversation is not None:
+            texts = question.conversation.named_texts()
+        for name, text in texts:
+            check_num_tokens(text, self._tokenizer.encode, most, name)
 
     def _segments(
-        self, prompt: Prompt, question: Question, chunks: Sequence[StoredChunk]
-    ) -> tuple[PromptSegment, ...]:
-        """The prompt's pieces. A head with a request's own words is not worth a file on disk."""
+        self, question: Question, chunks: Sequence[StoredChunk]
+    ) -> tuple[tuple[PromptSegment, ...], int]:
+        """The prompt's pieces, and its length in tokens."""
+        documents = list(by_document(chunks))
+        prompt = self._prompt(question, chunks)
         pieces: list[PromptSegment] = []
         if prompt.head_ids:
-            persistent = question.system_text is None and not question.switches
+            # A head with a request's own words is not worth a file on disk.
+            persistent = not (prompt.is_own or question.switches)
             pieces += document_segments(
                 self._naming, [(prompt.head_ids, None)], question.namespace, persistent=persistent
             )
-        for document in by_document(chunks):
-            stored = [(chunk.token_ids, chunk.key) for chunk in document]
-            pieces += document_segments(self._naming, stored, question.namespace)
-        return (*pieces, PromptSegment(prompt.tail_ids))
+        for part in prompt.rest:
+            if isinstance(part, int):
+                stored = [(chunk.token_ids, chunk.key) for chunk in documents[part]]
+                pieces += document_segments(self._naming, stored, question.namespace)
+            else:
+                pieces.append(PromptSegment(part))
+        num_fresh = sum(len(part) for part in prompt.rest if not isinstance(part, int))
+        num_tokens = sum(len(chunk.token_ids) for chunk in chunks)
+        return tuple(pieces), len(prompt.head_ids) + num_fresh + num_tokens
 
-    def _default_max_tokens(self, prompt: Prompt) -> int:
-        left = self._naming.facts.model.context_len - prompt.num_tokens
+    def _prompt(self, question: Question, chunks: Sequence[StoredChunk]) -> ConversationPrompt:
+        if question.conversation is not None:
+            return self._conversations.prompt(question.conversation, question.switches)
+        form = self._formats.of(question.switches)
+        ids = [chunk.token_ids for chunk in chunks]
+        asked = build_prompt(self._tokenizer, form, question.text, ids, question.system_text)
+        numbers = range(sum(not chunk.position for chunk in chunks))
+        is_own = question.system_text is not None
+        return ConversationPrompt(asked.head_ids, (*numbers, asked.tail_ids), is_own)
+
+    def _default_max_tokens(self, num_tokens: int) -> int:
+        left = self._naming.facts.model.context_len - num_tokens
         return max(1, min(self._settings.default_max_tokens, left))
 
 

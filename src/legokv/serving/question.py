@@ -17,8 +17,10 @@ from legokv.engine.request import (
 from legokv.engine.sampling import SamplingOptions
 from legokv.errors import InvalidRequest
 from legokv.serving import fields
+from legokv.serving.conversation_reading import read_conversation
 from legokv.serving.settings import Settings
 from legokv.serving.tensorrt_llm import TENSORRT_LLM_NAMES, without_tensorrt_llm
+from legokv.text.conversation import Conversation
 from legokv.text.switches import Switches, parse_switches
 
 """As TensorRT-LLM's Triton models call them, where they have them."""
@@ -43,7 +45,9 @@ _ANSWERING: dict[str, fields.Reader] = {
     "stop_token_ids": partial(fields.whole_numbers, low=0, high=fields.MAX_INT32),
 }
 _FIELDS: dict[str, fields.Reader] = {
-    "text_input": fields.text,
+    "text_input": fields.if_given(fields.text),
+    "messages": fields.if_given(fields.text),
+    "tools": fields.if_given(fields.text),
     "document_ids": fields.texts,
     "namespace": fields.if_given(fields.text),
     "system_text": fields.if_given(fields.text),
@@ -62,9 +66,13 @@ INPUT_NAMES = (*_FIELDS, *TENSORRT_LLM_NAMES)
 
 @dataclass(frozen=True)
 class Question:
-    """One request. `max_tokens` None: the server's default, or what the context has left."""
+    """One request. `max_tokens` None: the server's default, or what the context has left.
+
+    With a `conversation` the text is empty, and the documents are those of its messages.
+    """
 
     text: str
+    conversation: Conversation | None
     document_ids: tuple[str, ...]
     namespace: str
     system_text: str | None
@@ -82,16 +90,18 @@ class Question:
 def question_from_fields(payload: Mapping[str, object], settings: Settings) -> Question:
     """The question in a request's fields, texts as UTF-8 bytes; InvalidRequest says what is wrong.
 
-    Only text_input must be there. Unknown fields are refused by name.
+    Only text_input must be there, or messages. Unknown fields are refused by name.
     """
     fields.refuse_unknown(payload, INPUT_NAMES)
     _check_ids(payload.get("document_ids", ()), settings.max_documents)
     request = fields.decoded(payload)
     values = fields.read(without_tensorrt_llm(request), _FIELDS)
     _check(values, settings)
+    conversation = _conversation(values, settings)
     return Question(
-        text=values["text_input"],
-        document_ids=values["document_ids"],
+        text=values["text_input"] or "",
+        conversation=conversation,
+        document_ids=conversation.document_ids if conversation else values["document_ids"],
         namespace=namespace_or_default(values["namespace"]),
         system_text=values["system_text"],
         switches=parse_switches(values["chat_template_kwargs"] or "{}", "'chat_template_kwargs'"),
@@ -106,18 +116,40 @@ def question_from_fields(payload: Mapping[str, object], settings: Settings) -> Q
     )
 
 
-def _check_ids(ids: object, max_documents: int) -> None:
+def _conversation(values: fields.Request, settings: Settings) -> Conversation | None:
+    """What the messages say, if there are any; InvalidRequest for two ways to say the prompt."""
+    if values["messages"] is None:
+        if values["text_input"] is None:
+            raise InvalidRequest("'text_input' is missing, or 'messages' in its place")
+        if values["tools"] is not None:
+            raise InvalidRequest("'tools' belong to 'messages', and the request has none")
+        return None
+    others = ("text_input", "system_text", "document_ids")
+    named = [name for name in others if values[name] not in (None, ())]
+    if named:
+        raise InvalidRequest(
+            f"'messages' and {named[0]!r} are both there: messages have their own texts, roles "
+            "and documents"
+        )
+    conversation = read_conversation(
+        values["messages"], values["tools"], settings.max_question_bytes
+    )
+    _check_ids(conversation.document_ids, settings.max_documents, "messages")
+    return conversation
+
+
+def _check_ids(ids: object, max_documents: int, name: str = "document_ids") -> None:
     """InvalidRequest for too many ids, or one too long, before anything is done with them."""
     if not isinstance(ids, list | tuple):
         return
     if len(ids) > max_documents:
         raise InvalidRequest(
-            f"'document_ids' names {len(ids)} documents, at most {max_documents} are taken"
+            f"{name!r} names {len(ids)} documents, at most {max_documents} are taken"
         )
     for place, item in enumerate(ids, 1):
         if isinstance(item, str | bytes) and len(item) > MAX_ID_LEN:
             raise InvalidRequest(
-                f"id {place} of {len(ids)} in 'document_ids' has {len(item)} bytes, at most "
+                f"id {place} of {len(ids)} in {name!r} has {len(item)} bytes, at most "
                 f"{MAX_ID_LEN} are taken"
             )
 

@@ -5,7 +5,7 @@ rendered by `template_process`, which may take only so much time and memory.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from functools import cached_property, partial
@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from legokv.errors import InvalidRequest, LegokvError, UnsupportedModel
 from legokv.text.switches import Switches
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 MAX_SOURCE_CHARACTERS = 1 << 20
 MAX_TEXT_CHARACTERS = 1 << 18
@@ -34,7 +34,7 @@ _MAX_REASON_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class Chat:
-    """What a template fills in: messages, switches, and the day that its clock shows.
+    """What a template fills in: messages, tools, switches, and the day that its clock shows.
 
     The clock stands at the start of the day: a head that told the second would be compiled anew
     for every request.
@@ -44,6 +44,7 @@ class Chat:
     generation_prompt: bool = True
     switches: Switches = field(default_factory=dict)
     day: date = field(default_factory=date.today)
+    tools: Sequence[Any] | None = None
 
 
 class ChatTemplate:
@@ -102,7 +103,7 @@ def _variables(chat: Chat, special_tokens: Mapping[str, str]) -> dict[str, Any]:
         **special_tokens,
         "messages": list(chat.messages),
         "add_generation_prompt": chat.generation_prompt,
-        "tools": None,
+        "tools": None if chat.tools is None else list(chat.tools),
         "documents": None,
         _CLOCK: partial(_time, midnight),
     }

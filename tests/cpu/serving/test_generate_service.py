@@ -47,6 +47,8 @@ class World:
     def replies(self, **fields: object) -> list[Reply]:
         """All replies to a request whose client stays."""
         given = {"text_input": b"Who?", **fields}
+        if given["text_input"] is None:
+            del given["text_input"]
         return list(self.service.replies(given, lambda: False, self.line))
 
     def result(self, **fields: object) -> dict[str, object]:
@@ -403,3 +405,62 @@ def test_a_fault_of_ours_is_a_line_of_level_error_with_the_fault_s_id(
     assert (line["level"], line["request_id"]) == ("error", "mine")
     assert line["error"] == {"code": "INTERNAL", "message": str(outcome.errors[0])}
     assert "secret" not in json.dumps(line)
+
+
+def messages(*turns: tuple[str, object]) -> bytes:
+    return json.dumps([{"role": role, "content": said} for role, said in turns]).encode()
+
+
+def test_messages_are_segments_in_order_with_a_document_wherever_one_stands(world: World) -> None:
+    first, second = world.register("One.\n\n", "Two.\n\n"), world.register("Three.\n\n")
+    parts = [{"type": "document", "id": id_.decode()} for id_ in (first, second)]
+    said = messages(
+        ("user", [parts[0], {"type": "text", "text": "Who?"}]),
+        ("assistant", "Orrin."),
+        ("user", [{"type": "text", "text": "And here: "}, parts[1]]),
+    )
+    result = dict(world.result(text_input=None, messages=said, max_tokens=1))
+    decode = world.tokenizer.decode
+    pieces = world.sent().segments
+    texts = [decode(world.ids(piece), skip_special_tokens=False) for piece in pieces]
+    assert texts[0].endswith("user\n")
+    assert texts[1:3] == ["One.\n\n", "Two.\n\n"]
+    assert texts[3].startswith("Who?<|im_end|>")
+    assert texts[3].endswith("And here: ")
+    assert texts[4] == "Three.\n\n"
+    assert result["documents_linked"] == 2
+    assert result["prompt_tokens"] == sum(len(world.ids(piece)) for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"text_input": None}, "'text_input' is missing, or 'messages' in its place"),
+        ({"messages": messages(("user", "Who?"))}, "'messages' and 'text_input' are both there"),
+        (
+            {"text_input": None, "messages": messages(("user", "Who?")), "system_text": b"Lie."},
+            "'messages' and 'system_text' are both there",
+        ),
+        ({"tools": b"[]"}, "'tools' belong to 'messages'"),
+        (
+            {"text_input": None, "messages": messages(("user", "a" * 201))},
+            "the messages' texts have 201 bytes together, at most 200 are taken",
+        ),
+        (
+            {
+                "text_input": None,
+                "messages": messages(("user", [{"type": "document", "id": "no"}] * 257)),
+            },
+            "'messages' names 257 documents, at most 256 are taken",
+        ),
+    ],
+)
+def test_a_prompt_is_said_one_way(world: World, fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        world.replies(**fields)
+
+
+def test_a_message_s_document_that_is_not_there_is_not_found(world: World) -> None:
+    said = messages(("user", [{"type": "document", "id": "no"}]))
+    with pytest.raises(NotFound):
+        world.replies(text_input=None, messages=said)

@@ -69,7 +69,6 @@ def test_contents_by_type_are_taken_as_raw_ones_are() -> None:
         ([text(), text("stop_words", b"a", shape=[1, 2**33])], "8589934592 elements, at most"),
         ([text(), text()], "given twice"),
         ([text(), text("beam_search")], "unknown input 'beam_search'; known are"),
-        ([text("stop_words")], "'text_input' is missing"),
     ],
 )
 def test_a_tensor_that_is_not_the_config_s_is_refused_with_both(
@@ -77,6 +76,11 @@ def test_a_tensor_that_is_not_the_config_s_is_refused_with_both(
 ) -> None:
     with pytest.raises(InvalidRequest, match=reason):
         check_request(request("generate", *tensors), MODELS)
+
+
+def test_a_tensor_that_must_be_there_is_missed_by_name() -> None:
+    with pytest.raises(InvalidRequest, match="'request' is missing"):
+        check_request(request("documents"), MODELS)
 
 
 def add_region(made: Any) -> None:
