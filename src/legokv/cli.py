@@ -16,7 +16,7 @@ import legokv
 from legokv.built.folder import read_engine_folder
 from legokv.errors import LegokvError, ServerError
 from legokv.serving.front.exposure import exposed
-from legokv.serving.front.process import new_brief, probe_environment, running_front
+from legokv.serving.front.process import model_environment, new_brief, running_front
 from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import add_flags, flags_in, settings_from
 from legokv.serving.triton.install import model_repository
@@ -87,9 +87,8 @@ def _serve(parsed: argparse.Namespace) -> None:
     with server_folder() as folder:
         brief = new_brief(settings, folder, model_repository())
         with running_front(settings, brief) as front:
-            place = Place(
-                None if settings.expose_triton == "on" else folder, probe_environment(brief)
-            )
+            variables = model_environment(settings, brief)
+            place = Place(None if settings.expose_triton == "on" else folder, variables)
             _serve_until_stopped(settings, partial(running_server, settings, place, front), say)
     say("stopped", {})
 

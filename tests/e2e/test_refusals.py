@@ -42,15 +42,33 @@ def test_a_bad_question_is_refused_with_the_reason_and_the_next_is_answered(
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason"), [({"document_ids": [UNKNOWN]}, UNKNOWN), ({"max_tokens": -3}, "-3")]
+    ("fields", "code", "reason"),
+    [
+        ({"document_ids": [UNKNOWN]}, 404, UNKNOWN),
+        ({"max_tokens": -3}, 400, "-3"),
+        ({"mode": "/dev/shm"}, 400, "'mode' is one of legolink, .*, not '/dev/shm'"),
+        ({"max_tokens": 2**32 + 1}, 400, "'max_tokens' is 4294967297"),
+    ],
 )
 def test_a_refusal_over_http_is_a_client_error_with_the_reason(
-    server: RunningServer, fields: dict[str, Any], reason: str
+    server: RunningServer, fields: dict[str, Any], code: int, reason: str
 ) -> None:
     body = json.dumps({"text_input": "Who?", **fields}).encode()
-    status, reply = server.post("/v2/models/generate/generate", body)
-    assert status == 400
-    assert reason in json.loads(reply)["error"]
+    for path in ("generate", "generate_stream"):
+        status, reply = server.post(f"/v2/models/generate/{path}", body)
+        assert status == code
+        assert_matches(reason, json.loads(reply.removeprefix(b"data: "))["error"])
+
+
+def test_documents_refuse_with_the_same_status_as_generate(server: RunningServer) -> None:
+    for sent, code, reason in (
+        ({"operation": "get", "id": UNKNOWN}, 404, UNKNOWN),
+        ({"operation": "/dev/shm"}, 400, "unknown operation '/dev/shm'"),
+    ):
+        tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": [sent]}
+        body = json.dumps({"inputs": [tensor]}).encode()
+        status, reply = server.post("/v2/models/documents/infer", body)
+        assert (status, reason in json.loads(reply)["error"]) == (code, True)
 
 
 def test_an_unknown_field_is_refused_over_http_with_the_known_ones(server: RunningServer) -> None:

@@ -79,11 +79,10 @@ def test_a_grpc_parameter_is_no_field(server: RunningServer, name: str, value: A
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        (b'{"text_input": "%s"}', "'text_input' is not UTF-8: byte 0xed at offset 0 of 3"),
-        (b'{"text_input": "Who?", "id": "%s"}', "not UTF-8"),
-        (b'{"text_input": "Who?", "x": "%s"}', "not UTF-8"),
-        (b'{"text_input": "Who?", "namespace": "%s"}', "'namespace' is not UTF-8"),
-        (b'{"text_input": "Who?", "document_ids": ["a", "%s"]}', "'document_ids' is not UTF-8"),
+        (b'{"text_input": "%s"}', "the request is not UTF-8: byte 0xed at offset 16 of 21"),
+        (b'{"text_input": "Who?", "id": "%s"}', "not UTF-8: byte 0xed at offset 30"),
+        (b'{"text_input": "Who?", "x": "%s"}', "not UTF-8: byte 0xed at offset 29"),
+        (b'{"text_input": "Who?", "document_ids": ["a", "%s"]}', "not UTF-8: byte 0xed"),
     ],
 )
 def test_bytes_that_are_no_utf_8_are_refused_with_a_sentence_over_http(

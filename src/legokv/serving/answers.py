@@ -16,6 +16,11 @@ class _Answer:
     texts: list[str] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     tokens: list[dict[str, object]] = field(default_factory=list)
+    """Those that no reply has yet: all of them without a stream."""
+    text_len: int = 0
+    """Characters of text that replies have, less those of the tokens that they have."""
+    num_bytes: int = 0
+    """The same in bytes of UTF-8: a token may write a part of a character."""
     num_tokens: int = 0
     finish_reason: str = ""
 
@@ -38,13 +43,13 @@ class AnswersSoFar:
         answer = self._answers[token.sequence_index]
         answer.num_tokens += 1
         answer.finish_reason = token.finish_reason or ""
-        tokens = self._tokens(token)
+        answer.tokens += self._tokens(token)
         if token.log_probs is not None:
             answer.log_probs.append(token.log_probs.log_prob)
         if not self._streamed:
             answer.texts.append(token.text)
-            answer.tokens += tokens
             return None
+        tokens = _certain(answer, token)
         if not token.text and not tokens:
             return None
         with_log_probs = {"token_log_probs": _json(tokens)} if self._has_log_probs else {}
@@ -67,7 +72,9 @@ class AnswersSoFar:
         return {
             "cum_log_probs": self._each(lambda answer: sum(answer.log_probs)),
             "output_log_probs": padded,
-            "token_log_probs": self._each(lambda answer: _json(_cut(answer))),
+            "token_log_probs": self._each(
+                lambda answer: _json(_cut(answer.tokens, len("".join(answer.texts))))
+            ),
         }
 
     def _each(self, value: Callable[[_Answer], object]) -> object:
@@ -99,13 +106,33 @@ def _token(token_id: int, spelled: Spelled, log_prob: float) -> dict[str, object
     }
 
 
-def _cut(answer: _Answer) -> list[dict[str, object]]:
-    """The answer's tokens without what they write of a stop word: it is no part of the text."""
-    written = "".join(str(token["text"]) for token in answer.tokens)
-    surplus = written[len("".join(answer.texts)) :]
+def _certain(answer: _Answer, token: Token) -> list[dict[str, object]]:
+    """Tokens whose text the replies have, with this one's: they go out, the others wait.
+
+    What waits at the end wrote of a stop word.
+    """
+    answer.text_len += len(token.text)
+    answer.num_bytes += len(token.text.encode())
+    if token.finish_reason is not None:
+        certain, answer.tokens = _cut(answer.tokens, answer.text_len), []
+        return certain
+    count = 0
+    for entry in answer.tokens:
+        text_len = answer.text_len - len(cast(str, entry["text"]))
+        num_bytes = answer.num_bytes - len(cast(list[int], entry["bytes"]))
+        if text_len < 0 or num_bytes < 0:
+            break
+        answer.text_len, answer.num_bytes, count = text_len, num_bytes, count + 1
+    certain, answer.tokens = answer.tokens[:count], answer.tokens[count:]
+    return certain
+
+
+def _cut(tokens: list[dict[str, object]], text_len: int) -> list[dict[str, object]]:
+    """The tokens without what they write past so many characters: it is no part of the text."""
+    surplus = "".join(str(token["text"]) for token in tokens)[text_len:]
     num_characters, num_bytes = len(surplus), len(surplus.encode())
     kept = []
-    for token in reversed(answer.tokens):
+    for token in reversed(tokens):
         text, own = cast(str, token["text"]), cast(list[int], token["bytes"])
         kept.append(
             token

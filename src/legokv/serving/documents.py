@@ -24,7 +24,7 @@ from legokv.documents.document import (
 )
 from legokv.documents.protocol import DocumentRegistry
 from legokv.engine.naming import ChunkNaming
-from legokv.errors import InvalidRequest, NotFound
+from legokv.errors import CacheUnavailable, InvalidRequest, NotFound
 from legokv.serving import fields
 from legokv.serving.answering import Reply
 from legokv.serving.asking import AskEngine, ask_by_keys
@@ -72,7 +72,13 @@ _FIELDS: dict[str, dict[str, fields.Reader]] = {
 }
 
 Result = dict[str, Any]
+KeysOf = Callable[[str, Sequence[StoredChunk]], Sequence[str]]
+"""The keys that a document's chunks have in a namespace, recorded or not."""
 RunInBackground = Callable[[Callable[[], object]], object]
+
+
+def _recorded_keys(namespace: str, chunks: Sequence[StoredChunk]) -> Sequence[str]:
+    return [chunk.key for chunk in chunks if chunk.key is not None]
 
 
 class DocumentService:
@@ -99,11 +105,13 @@ class DocumentService:
         compiler: Compiler,
         limits: DocumentLimits,
         run_in_background: RunInBackground | None = None,
+        keys_of: KeysOf = _recorded_keys,
     ) -> None:
         self._registry = registry
         self._codec = codec
         self._compiler = compiler
         self._limits = limits
+        self._keys_of = keys_of
         self._run_in_background = run_in_background or Background(NUM_BACKGROUND_THREADS)
         self._operations: dict[str, Callable[[Request, Request], Result]] = {
             "create": self._create,
@@ -201,10 +209,22 @@ class DocumentService:
         return {"document": dataclasses.asdict(document)}
 
     def _delete(self, request: Request, values: Request) -> Result:
-        document_id = values["id"]
-        unnamed = self._registry.delete(_namespace(values), document_id)
-        self._compiler.drop(unnamed)
+        namespace, document_id = _namespace(values), values["id"]
+        unrecorded = self._unrecorded_keys(namespace, document_id)
+        unnamed = self._registry.delete(namespace, document_id)
+        # A question may be compiling what nobody has recorded: it is not to be stored.
+        self._compiler.drop([*unnamed, *unrecorded])
         return {"deleted": document_id, "dropped_chunks": len(unnamed)}
+
+    def _unrecorded_keys(self, namespace: str, document_id: str) -> Sequence[str]:
+        """Keys of the document's chunks that the registry has none for, as far as it is read."""
+        with suppress(NotFound, CacheUnavailable):  # to delete what is left of it may be done
+            document = self._registry.get(namespace, document_id)
+            if document.compiled_chunks < document.num_chunks:
+                chunks = self._registry.chunks(namespace, document_id)
+                recorded = {chunk.key for chunk in chunks}
+                return [key for key in self._keys_of(namespace, chunks) if key not in recorded]
+        return []
 
 
 def _namespace(values: Request) -> str:
@@ -235,12 +255,16 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
         stored = [(chunk.token_ids, chunk.key) for chunk in chunks]
         return tuple(document_segments(naming, stored, namespace))
 
+    def keys_of(namespace: str, chunks: Sequence[StoredChunk]) -> Sequence[str]:
+        return [str(piece.key) for piece in segments(namespace, chunks)]
+
     facts = read_engine_folder(settings.engine)
     naming = ChunkNaming.by_settings(facts, settings)
     registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
     limits = settings.document_limits_of(facts)
     compiler = Compiler(registry, compile_chunk, drop_chunks, limits, warm_chunk)
-    return DocumentService(registry, Tokenizer.open(settings.engine), compiler, limits)
+    tokenizer = Tokenizer.open(settings.engine)
+    return DocumentService(registry, tokenizer, compiler, limits, keys_of=keys_of)
 
 
 def document_replies(

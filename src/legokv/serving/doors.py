@@ -46,11 +46,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve_http(app: Any, limits: Bounds, bound: socket.socket) -> asyncio.Task[None]:
+def serve_http(app: Any, limits: Bounds, state: State, bound: socket.socket) -> asyncio.Task[None]:
     """Answer by this app at a socket, until the task is cancelled."""
     config = uvicorn.Config(
         app,
-        http=bounded_protocol(limits),
+        http=bounded_protocol(limits, state),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -81,16 +81,19 @@ async def _run(settings: Settings, brief: Brief) -> None:
     upstream = Upstream(brief.http if shut else _exposed(settings, "http"))
     probe = Probe(upstream, state, brief.probe_id, settings.probe_seconds)
     models = models_in(Path(brief.models))
-    grpc_front = GrpcFront(_grpc_target(settings, brief), models, internals, state)
-    metrics = MetricsFront(Upstream(brief.metrics if shut else _exposed(settings, "metrics")))
+    grpc_front = GrpcFront(_grpc_target(settings, brief), models, internals, state, limits)
+    numbers = Upstream(brief.metrics if shut else _exposed(settings, "metrics"))
+    metrics = MetricsFront(numbers, state)
     tasks = [asyncio.create_task(probe.run()), asyncio.create_task(_beat(probe, state))]
     if settings.api == "on":
         app = gateway_app(settings, models, grpc_front.ask, state, metrics.shown)
-        tasks.append(serve_http(app, limits, _bound(settings.host, settings.api_port)))
+        tasks.append(serve_http(app, limits, state, _bound(settings.host, settings.api_port)))
     if shut:
         http = HttpFront(limits, upstream, internals, state, models)
-        tasks.append(serve_http(http, limits, _bound(settings.host, settings.http_port)))
-        tasks.append(serve_http(metrics, limits, _bound(settings.host, settings.metrics_port)))
+        tasks.append(serve_http(http, limits, state, _bound(settings.host, settings.http_port)))
+        tasks.append(
+            serve_http(metrics, limits, state, _bound(settings.host, settings.metrics_port))
+        )
         server = await listening(grpc_front, settings.host, settings.grpc_port, limits)
         tasks.append(asyncio.create_task(server.wait_for_termination()))
     tasks.append(asyncio.create_task(_listen_for_refusals(state)))

@@ -31,7 +31,7 @@ from legokv.serving.messages import (
     error_of,
 )
 from legokv.serving.pieces import by_document, document_segments
-from legokv.serving.question import Question, question_from_fields
+from legokv.serving.question import Question, check_reply_size, question_from_fields
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
 from legokv.text.conversation import ConversationFormats, ConversationPrompt
@@ -166,7 +166,10 @@ class GenerateService:
         self._first_tokens.observe(progress.first_token - progress.started)
 
     def _command(self, question: Question, request_id: str) -> Generate:
-        check_stop_token_ids(question.answering.stop_token_ids, self._naming.facts.model)
+        model = self._naming.facts.model
+        check_stop_token_ids(question.answering.stop_token_ids, model)
+        longest = question.max_tokens or self._settings.default_max_tokens
+        check_reply_size(question, min(longest, model.context_len))
         asked = question.document_ids
         chunks = self._registry.chunks(question.namespace, *asked) if asked else ()
         self._check_length(question)
@@ -188,7 +191,7 @@ class GenerateService:
 
     def _check_length(self, question: Question) -> None:
         """InvalidRequest for a text that no prompt of the model's could hold."""
-        most = self._naming.facts.model.max_positions
+        most = self._naming.facts.model.context_len
         texts = [("'text_input'", question.text), ("'system_text'", question.system_text or "")]
         if question.conversation is not None:
             texts = question.conversation.named_texts()

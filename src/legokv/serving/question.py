@@ -23,6 +23,11 @@ from legokv.serving.tensorrt_llm import TENSORRT_LLM_NAMES, without_tensorrt_llm
 from legokv.text.conversation import Conversation
 from legokv.text.switches import Switches, parse_switches
 
+MAX_REPLY_LOG_PROBS = 2**17
+"""Most log-probabilities of one reply, the likeliest tokens' among them; about 200 bytes each."""
+MAX_REPLY_TOKENS = 2**20
+"""Most tokens of several answers together."""
+
 """As TensorRT-LLM's Triton models call them, where they have them."""
 _SAMPLING: dict[str, fields.Reader] = {
     "temperature": fields.if_given(fields.number),
@@ -114,6 +119,28 @@ def question_from_fields(payload: Mapping[str, object], settings: Settings) -> Q
         stream=values["stream"],
         answering=_answering(values, settings.default_timeout_seconds),
     )
+
+
+def check_reply_size(question: Question, longest: int) -> None:
+    """InvalidRequest where answers of `longest` tokens would make a reply past the bounds.
+
+    A stream's reply has no likeliest tokens but its own piece's.
+    """
+    answers, options = question.answering.num_return_sequences, question.answering
+    asked = f"{answers} answers of {longest} tokens"
+    if answers > 1 and answers * longest > MAX_REPLY_TOKENS:
+        raise InvalidRequest(
+            f"{asked} are {answers * longest}, at most {MAX_REPLY_TOKENS} are taken: "
+            "ask for fewer answers or a smaller 'max_tokens'"
+        )
+    each = 1 + (0 if question.stream else options.num_top_log_probs)
+    count = answers * longest * each
+    if options.return_log_probs and count > MAX_REPLY_LOG_PROBS:
+        raise InvalidRequest(
+            f"{asked} with {each} log-probabilities each are {count}, at most "
+            f"{MAX_REPLY_LOG_PROBS} are taken: ask for fewer answers, 'num_top_log_probs' or "
+            "'max_tokens', or with 'stream'"
+        )
 
 
 def _conversation(values: fields.Request, settings: Settings) -> Conversation | None:

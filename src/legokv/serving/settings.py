@@ -41,10 +41,14 @@ class Settings(EngineSettings):
     expose_triton: str = choice(("off", "on"), "Triton itself listens at the ports, unchecked")
     max_connections: int = setting(2048, "most connections, and most gRPC calls, at once", 1)
     max_request_bytes: int = setting(0, "longest request; 0: what the longest text takes", 0)
+    stream_idle_seconds: int = setting(300, "so long a gRPC stream may have nothing under way", 1)
     probe_seconds: int = setting(5, "longest answer to the server's question to itself", 1)
     deaf_seconds: int = setting(60, "after so long without such an answer it starts anew", 1)
     drain_seconds: int = setting(25, "longest for answers under way when it is told to stop", 0)
     ready_timeout_seconds: int = setting(120, "longest start of the server", 1)
+    redis_stale_seconds: int = setting(
+        900, "so long documents seen before are answered while Redis is away", 0
+    )
     max_chunk_tokens: int = setting(1024, "longest span of a document stored as one chunk", 1)
     max_document_tokens: int = setting(131072, "longest document, at most the model's context", 1)
     max_document_bytes: int = setting(4 * 2**20, "longest document's text in UTF-8", 1)
@@ -107,7 +111,7 @@ class Settings(EngineSettings):
 
     def shared_cache(self, facts: EngineFacts) -> SharedCache | None:
         """Where a fleet keeps the model's documents and KV; None: this server is alone."""
-        return shared_cache(self.redis_url, facts.fingerprint)
+        return shared_cache(self.redis_url, facts.fingerprint, self.redis_stale_seconds)
 
     def shown(self) -> dict[str, object]:
         """All settings as plain values, to be printed: no password is among them."""

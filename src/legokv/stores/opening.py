@@ -34,7 +34,7 @@ def open_shared_registry(shared: SharedCache) -> "RedisRegistry":
     from legokv.stores.fleet.connection import Connection
     from legokv.stores.fleet.registry import RedisRegistry
 
-    return RedisRegistry(Connection(shared.url, shared.model))
+    return RedisRegistry(Connection(shared.url, shared.model), shared.stale_seconds)
 
 
 def open_remote_tier(registry: "RedisRegistry", settings: EngineSettings) -> "RemoteTier":

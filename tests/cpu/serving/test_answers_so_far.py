@@ -130,3 +130,25 @@ def test_a_stream_with_log_probs_has_every_token(index: int) -> None:
     own = [one for one in sent if one["sequence_index"] == index]
     tokens = [json.loads(str(one["token_log_probs"])) for one in own]
     assert [len(entry) for entry in tokens] == [1] * [4, 2][index]
+
+
+@pytest.mark.parametrize(("reason", "shown"), [("stop", "é, "), ("length", "é, 東s")])
+def test_a_streamed_token_waits_until_its_text_is_certain(reason: str, shown: str) -> None:
+    """What begins a stop word (東s) goes out with the text, or without what wrote of the word."""
+    made = answers(stream=True, return_log_probs=True, num_top_log_probs=0)
+    tokens = spelled("é, 東s", ends=False)
+    tokens[-1] = replace(tokens[-1], finish_reason=reason)
+    texts = ["", "é", ",", " ", "", "", "", "" if reason == "stop" else "東s"]
+    sent = [made.add(replace(one, text=text)) for one, text in zip(tokens, texts, strict=True)]
+    numbers = [len(json.loads(str(one["token_log_probs"]))) for one in sent if one is not None]
+    assert numbers == [2, 1, 1, 4]
+    entries = [
+        entry
+        for one in sent
+        if one is not None
+        for entry in json.loads(str(one["token_log_probs"]))
+    ]
+    assert "".join(entry["text"] for entry in entries) == shown
+    assert bytes(byte for entry in entries for byte in entry["bytes"]) == shown.encode()
+    assert [entry["token_id"] for entry in entries] == [one.id for one in tokens]
+    assert json.loads(str(made.outputs()["token_log_probs"])) == []

@@ -87,6 +87,23 @@ def test_delete_drops_the_chunks_that_no_other_document_has(service, store):
         service.reply({"operation": "get", "id": one["id"]})
 
 
+def test_delete_drops_also_what_a_question_may_be_compiling(registry, store, jobs):
+    """Its key is in no registry yet; dropped, the engine stores nothing of it."""
+
+    def keys_of(namespace, chunks):
+        return [f"{namespace}/{chunk.position}" for chunk in chunks]
+
+    compiler = Compiler(registry, store.compile, store.drop, LIMITS)
+    codec = small_tokenizer()
+    service = DocumentService(registry, codec, compiler, LIMITS, jobs.append, keys_of)
+    document = create(service, text="x" * 64 + "a" * 30, wait=False)["document"]
+    assert document["compiled_chunks"] == 0
+    reply = service.reply({"operation": "delete", "id": document["id"]})
+    assert reply == {"deleted": document["id"], "dropped_chunks": 0}
+    assert store.dropped == ["default/0", "default/1"]
+    assert (store.compiled, len(jobs)) == ([], 1)
+
+
 def test_an_expired_document_loses_its_pin_and_nothing_else(service, store, clock):
     document = create(service, ttl_seconds=60, pinned=True)["document"]
     clock.seconds += 60

@@ -21,6 +21,7 @@ from legokv.serving.generate import GenerateService
 from legokv.serving.log import RequestLine
 from legokv.serving.messages import Cancel, Command, Event, Generate, Probe, PromptSegment
 from legokv.serving.probe import PROBE_VARIABLE
+from legokv.serving.question import Question, check_reply_size, question_from_fields
 from legokv.serving.settings import Settings
 from legokv.stores.local.registry import Registry
 from legokv.text.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ class World:
     service: GenerateService
     registry: Registry
     tokenizer: Tokenizer
+    naming: ChunkNaming
     commands: list[Command] = field(default_factory=list)
     line: RequestLine = field(default_factory=lambda: RequestLine("generate"))
 
@@ -100,7 +102,7 @@ def world_over(folder: Path, tmp_path: Path, **changes: Any) -> Iterator[World]:
     tokenizer = Tokenizer.open(folder)
     with Registry.open(tmp_path / "registry.sqlite") as registry:
         service = GenerateService(settings, registry, tokenizer, naming, ask)
-        yield World(service, registry, tokenizer, commands)
+        yield World(service, registry, tokenizer, naming, commands)
         service.close()
     engine.close()
 
@@ -464,3 +466,46 @@ def test_a_message_s_document_that_is_not_there_is_not_found(world: World) -> No
     said = messages(("user", [{"type": "document", "id": "no"}]))
     with pytest.raises(NotFound):
         world.replies(text_input=None, messages=said)
+
+
+def test_what_replies_may_have_is_looked_at_before_any_work(world: World) -> None:
+    told = {"return_log_probs": True, "num_top_log_probs": 20, "temperature": 1.0}
+    for fields, numbers in (
+        ({"num_return_sequences": 100, "max_tokens": 2048, **told}, "21 log-prob.* are 4300800, "),
+        ({"num_return_sequences": 128, **told}, "128 answers of 256 tokens .* are 688128, "),
+        ({"num_return_sequences": 65, "max_tokens": 10**9, **told, "stream": True}, "are 133120, "),
+    ):
+        with pytest.raises(InvalidRequest, match=f"{numbers}at most 131072 are taken"):
+            world.replies(**fields, document_ids=[b"nobody looks for it"])
+    assert world.commands == []
+    most = {"num_return_sequences": 2, "max_tokens": 3, **told}
+    assert len(json.loads(world.result(**most)["token_log_probs"][0])) <= 3  # type: ignore[index]
+
+
+def test_a_reply_has_answers_and_log_probs_up_to_its_bounds() -> None:
+    def question(**fields: object) -> Question:
+        return question_from_fields({"text_input": b"Who?", **fields}, Settings(engine=Path("e")))
+
+    told = {"return_log_probs": True, "num_top_log_probs": 1}
+    check_reply_size(question(**told), 2**16)
+    check_reply_size(question(), 10**9)
+    check_reply_size(question(num_return_sequences=128), 2**13)
+    with pytest.raises(InvalidRequest, match=r"1 answers of 65537 tokens with 2 .* are 131074"):
+        check_reply_size(question(**told), 2**16 + 1)
+    with pytest.raises(InvalidRequest, match="128 answers of 8193 tokens are 1048704, at most"):
+        check_reply_size(question(num_return_sequences=128), 2**13 + 1)
+
+
+def test_a_text_may_be_as_long_as_the_context_that_scaling_extends(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound of a question is the context's, not that of the positions before scaling."""
+    bounds: list[int] = []
+    monkeypatch.setattr(
+        "legokv.serving.generate.check_num_tokens", lambda _, __, most, ___: bounds.append(most)
+    )
+    monkeypatch.setattr(
+        type(world.naming.facts.model), "context_len", 5 * world.naming.facts.model.max_positions
+    )
+    world.result(max_tokens=1)
+    assert bounds == [5 * world.naming.facts.model.max_positions] * 2

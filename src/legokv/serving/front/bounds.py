@@ -28,7 +28,9 @@ class Bounds:
 
     request_bytes: int
     connections: int
+    stream_idle_seconds: float = 300.0
+    """So long a gRPC stream is kept that has nothing under way and sends nothing."""
 
     @classmethod
     def by_settings(cls, settings: Settings) -> "Bounds":
-        return cls(settings.request_bytes, settings.max_connections)
+        return cls(settings.request_bytes, settings.max_connections, settings.stream_idle_seconds)

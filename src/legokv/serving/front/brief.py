@@ -49,9 +49,10 @@ def brief_of_environment() -> Brief:
 def http_socket(folder: Path) -> str:
     """Where Triton answers HTTP; ServerError if the system takes no socket by so long a name."""
     path = str(folder / "http")
-    if len(path) > _MAX_SOCKET_LEN:
+    num_bytes = len(os.fsencode(path))
+    if num_bytes > _MAX_SOCKET_LEN:
         raise ServerError(
-            f"no socket can be made at {path} ({len(path)} characters, at most {_MAX_SOCKET_LEN}): "
+            f"no socket can be made at {path} ({num_bytes} bytes, at most {_MAX_SOCKET_LEN}): "
             "set TMPDIR to a folder with a short name that can be written"
         )
     return path

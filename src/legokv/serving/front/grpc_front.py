@@ -10,16 +10,18 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from legokv.errors import Busy, Cancelled, InvalidRequest, LegokvError, NotFound
-from legokv.serving.front.bounds import Bounds
+from legokv.serving.front import bounds
 from legokv.serving.front.internals import STARTING, Internals
 from legokv.serving.front.state import State
 from legokv.serving.front.tensor_check import Model, check_request, parse_request
-from legokv.serving.log import RequestLine
 
 SERVICE = "inference.GRPCInferenceService"
 _CODES = {
     "INVALID_ARG": grpc.StatusCode.INVALID_ARGUMENT,
     "NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+    "CANCELLED": grpc.StatusCode.CANCELLED,
+    "INTERNAL": grpc.StatusCode.INTERNAL,
+    "UNSUPPORTED": grpc.StatusCode.UNIMPLEMENTED,
     "UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
 }
 _ERRORS: dict[grpc.StatusCode, type[LegokvError]] = {
@@ -69,11 +71,13 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         models: dict[str, Model],
         internals: Internals,
         state: State,
+        limits: bounds.Bounds,
     ) -> None:
         self._channel = grpc.aio.insecure_channel(target, options=_CHANNEL)
         self._models = models
         self._internals = internals
         self._state = state
+        self._idle_seconds = limits.stream_idle_seconds
         self._stream_upstream = self._channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
         self._infer_upstream = self._channel.unary_unary(f"/{SERVICE}/ModelInfer")
         self._handlers = {
@@ -116,7 +120,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             try:
                 return await answer(body)
             except LegokvError as error:
-                RequestLine("front").failed(error)
+                self._state.note_refusal(error)
                 return await _abort(context, error)
             except grpc.aio.AioRpcError as error:
                 return await self._abort_with(context, error)
@@ -181,11 +185,10 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                     call.cancel()
 
     def _as_error(self, code: grpc.StatusCode, sentence: str) -> LegokvError:
-        """What Triton refused with, its sentence replaced if it names what is inside."""
-        replaced = self._internals.replaced(sentence)
-        if replaced is not None:
-            return Busy(replaced.sentence) if replaced.gone else LegokvError(replaced.sentence)
-        return _ERRORS.get(code, LegokvError)(sentence)
+        """What Triton refused with, its sentence as clients get it."""
+        client_error = self._internals.shown(sentence)
+        kind = _ERRORS.get(_CODES.get(client_error.code, code), LegokvError)
+        return kind(client_error.sentence)
 
     async def _infer_of_stream(self, body: bytes) -> bytes:
         """The one reply to a request that is streamed; InvalidRequest if there are more."""
@@ -221,22 +224,28 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             async with writing:
                 await context.write(reply)
 
-        under_way = _UnderWay(self._state)
-        asking = asyncio.create_task(self._ask_all(requests, upstream, write, under_way))
+        over = None
         try:
-            async for reply in upstream:
-                await write(self._checked(reply))
-                if reply.startswith(_ERROR_TAG) or _is_last(reply):
-                    under_way.change(-1)
-            code = await upstream.code()
-            if code is not grpc.StatusCode.OK:
-                await context.abort(code, await upstream.details())
+            async with asyncio.timeout(self._idle_seconds) as idle:
+                under_way = _UnderWay(self._state, idle, self._idle_seconds)
+                asking = asyncio.create_task(self._ask_all(requests, upstream, write, under_way))
+                try:
+                    async for reply in upstream:
+                        await write(self._checked(reply))
+                        if reply.startswith(_ERROR_TAG) or _is_last(reply):
+                            under_way.change(-1)
+                    over = await upstream.code(), await upstream.details()
+                finally:
+                    asking.cancel()
+                    upstream.cancel()
+                    under_way.change(-under_way.number)
+        except TimeoutError:
+            self._state.note_refusal(error := _idle_error(self._idle_seconds))
+            await _abort(context, error)
         except grpc.aio.AioRpcError as error:
             await self._abort_with(context, error)
-        finally:
-            asking.cancel()
-            upstream.cancel()
-            under_way.change(-under_way.number)
+        if over is not None and over[0] is not grpc.StatusCode.OK:
+            await context.abort(*over)
 
     async def _ask_all(
         self,
@@ -264,36 +273,29 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             self._state.check_taking()
             check_request(request, self._models)
         except LegokvError as error:
-            RequestLine("front").failed(error)
+            self._state.note_refusal(error)
+            under_way.change(0)
             await write(_stream_error(str(error), request_id))
         else:
             under_way.change(1)
             await upstream.write(body)
 
     def _checked(self, reply: bytes) -> bytes:
-        """A reply of a stream, its error replaced if it names what is inside."""
+        """A reply of a stream, its error as clients get it."""
         if not reply.startswith(_ERROR_TAG):
             return reply
         message = service_pb2.ModelStreamInferResponse.FromString(reply)
-        replaced = self._internals.replaced(message.error_message)
-        if replaced is None:
-            return reply
-        message.error_message = replaced.sentence
+        message.error_message = self._internals.shown(message.error_message).sentence
         return bytes(message.SerializeToString())
 
     async def _abort_with(
         self, context: grpc.aio.ServicerContext, error: grpc.aio.AioRpcError
     ) -> bytes:
-        """End the call as Triton ended it, its sentence replaced if it names what is inside."""
-        details = error.details() or ""
+        """End the call as Triton ended it, its sentence as clients get it."""
         if error.code() is grpc.StatusCode.UNAVAILABLE and not _from_triton(error):
             await context.abort(grpc.StatusCode.UNAVAILABLE, STARTING)
-        replaced = self._internals.replaced(details)
-        code = error.code()
-        if replaced is not None:
-            details = replaced.sentence
-            code = grpc.StatusCode.UNAVAILABLE if replaced.gone else code
-        await context.abort(code, details)
+        client_error = self._internals.shown(error.details() or "")
+        await context.abort(_CODES.get(client_error.code, error.code()), client_error.sentence)
         raise AssertionError("abort raises")
 
 
@@ -308,13 +310,18 @@ def _is_last(reply: bytes) -> bool:
 class _UnderWay:
     """How many of one stream's requests are under way, counted in the state's."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, idle: asyncio.Timeout, idle_seconds: float) -> None:
         self._state = state
+        self._idle = idle
+        self._idle_seconds = idle_seconds
         self.number = 0
 
     def change(self, by: int) -> None:
         self.number += by
         self._state.num_open += by
+        if not self._idle.expired():
+            now = asyncio.get_running_loop().time()
+            self._idle.reschedule(None if self.number else now + self._idle_seconds)
 
 
 def _from_triton(error: grpc.aio.AioRpcError) -> bool:
@@ -324,8 +331,33 @@ def _from_triton(error: grpc.aio.AioRpcError) -> bool:
     )
 
 
+def _idle_error(seconds: float) -> Busy:
+    return Busy(
+        f"the stream had nothing under way and sent nothing for {seconds:g} s "
+        "(--stream-idle-seconds): open another when there is a question"
+    )
+
+
 def _unary(call: Unary) -> Any:
-    return grpc.unary_unary_rpc_method_handler(call)
+    """The handler of a call with one message, which must come within BODY_SECONDS.
+
+    As a stream on this side, for gRPC itself waits for the message of a plain call for ever.
+    """
+
+    async def with_message(
+        requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+    ) -> bytes:
+        body = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(bounds.BODY_SECONDS):
+                body = await anext(aiter(requests), None)
+        if body is None:
+            return await _abort(
+                context, Busy(f"the call's message did not come within {bounds.BODY_SECONDS:g} s")
+            )
+        return await call(body, context)
+
+    return grpc.stream_unary_rpc_method_handler(with_message)
 
 
 def _closed(name: str) -> Unary:
@@ -347,7 +379,9 @@ def _stream_error(sentence: str, request_id: str) -> bytes:
     return bytes(reply.SerializeToString())
 
 
-async def listening(front: GrpcFront, host: str, port: int, limits: Bounds) -> grpc.aio.Server:
+async def listening(
+    front: GrpcFront, host: str, port: int, limits: bounds.Bounds
+) -> grpc.aio.Server:
     """A server on this port that answers by the front."""
     server = grpc.aio.server(
         options=(

@@ -17,15 +17,23 @@ from legokv.errors import (
     PathClosed,
     RequestTooLarge,
 )
+from legokv.serving.error_codes import HTTP_STATUS
 from legokv.serving.front import bounds
 from legokv.serving.front.infer_check import check_infer
-from legokv.serving.front.internals import FAULT, STARTING, Internals, is_unreadable_body
+from legokv.serving.front.internals import (
+    EVENT,
+    FAULT,
+    STARTING,
+    Internals,
+    is_unreadable_body,
+    sentence_in,
+)
+from legokv.serving.front.json_check import check_generate
 from legokv.serving.front.routes import Kind, kind_of
 from legokv.serving.front.state import State
 from legokv.serving.front.tensor_check import Model
 from legokv.serving.front.upstream import Response, Upstream
 from legokv.serving.json_bounds import check_json
-from legokv.serving.log import RequestLine
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -36,9 +44,8 @@ log = logging.getLogger(__name__)
 _LENGTH = b"inference-header-content-length"
 _PASSED_ON = (b"content-type", _LENGTH)
 _PASSED_BACK = (b"content-type", b"content-length", _LENGTH)
-_STATUS = {"INVALID_ARG": HTTPStatus.BAD_REQUEST, "UNAVAILABLE": HTTPStatus.SERVICE_UNAVAILABLE}
 _MAX_DIGITS = 15
-_EVENT_OF_ERROR = b'data: {"error"'
+_EVENT_OF_ERROR = EVENT + b'{"error"'
 
 
 @dataclass
@@ -108,17 +115,19 @@ class _Request:
             body = await self._body()
             text = self._json_part(kind, body)
             check_json(text)
+            model = self._front.models[self._path.split("/")[3]]
             if kind is Kind.INFER:
-                model = self._front.models[self._path.split("/")[3]]
-                check_infer(text, model, len(body) - len(text))
+                json_part = check_infer(text, model, len(body) - len(text))
+            else:
+                json_part = check_generate(text, model)
             with state.one_open():
-                await self._pass_on(body)
+                await self._pass_on(json_part + body[len(text) :], len(json_part))
         else:
             await self._pass_on(body)
 
     async def refuse(self, error: LegokvError) -> None:
         """Tell the client and the log; too late for the client if its answer has begun."""
-        RequestLine("front").failed(error)
+        self._front.state.note_refusal(error)
         if not self._begun:
             await self._discard()
             if isinstance(error, PathClosed):
@@ -126,7 +135,7 @@ class _Request:
             elif isinstance(error, RequestTooLarge):
                 status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
             else:
-                status = _STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
+                status = HTTP_STATUS[error.code]
             await self._say(status, str(error))
 
     async def _discard(self) -> None:
@@ -206,12 +215,14 @@ class _Request:
             raise InvalidRequest(f"there are {len(values)} headers {name.decode()}")
         return values[0] if values else None
 
-    async def _pass_on(self, body: bytes) -> None:
+    async def _pass_on(self, body: bytes, json_len: int = 0) -> None:
         headers = {
             key.decode(): value.decode("latin-1")
             for key, value in self._headers
             if key in _PASSED_ON
         }
+        if _LENGTH.decode() in headers:
+            headers[_LENGTH.decode()] = str(json_len)
         asking = asyncio.current_task()
         assert asking is not None, "uvicorn runs each request in a task"
         leaving = asyncio.ensure_future(self._client_leaves(asking))
@@ -267,24 +278,24 @@ class _Request:
         lines = events.split(b"\n")
         for number, line in enumerate(lines):
             if line.startswith(_EVENT_OF_ERROR):
-                text = _sentence(line.removeprefix(b"data: "))
-                replaced = self._front.internals.replaced(text)
-                if replaced is not None:
-                    lines[number] = b"data: " + json.dumps({"error": replaced.sentence}).encode()
+                lines[number] = _event(self._front.internals.shown(sentence_in(line)).sentence)
         return b"\n".join(lines)
 
     async def _error(self, status: int, body: bytes) -> None:
-        text = _sentence(body)
-        replaced = self._front.internals.replaced(text)
-        if replaced is None:
-            wrong = HTTPStatus.BAD_REQUEST if is_unreadable_body(text) else status
-            await self._whole(wrong, body)
-            return
-        unavailable = HTTPStatus.SERVICE_UNAVAILABLE
-        await self._say(unavailable if replaced.gone else status, replaced.sentence)
+        text = sentence_in(body)
+        client_error = self._front.internals.shown(text)
+        if client_error.code:
+            status = HTTP_STATUS[client_error.code]
+        elif is_unreadable_body(text):
+            status = HTTPStatus.BAD_REQUEST
+        if body.startswith(_EVENT_OF_ERROR):
+            body = _event(client_error.sentence) + b"\n\n"
+        elif client_error.sentence != text:
+            body = _error_body(client_error.sentence)
+        await self._whole(status, body)
 
     async def _say(self, status: int, sentence: str) -> None:
-        await self._whole(status, json.dumps({"error": sentence}, ensure_ascii=False).encode())
+        await self._whole(status, _error_body(sentence))
 
     async def _whole(self, status: int, body: bytes) -> None:
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
@@ -317,8 +328,9 @@ class _Events:
         return whole + end
 
 
-def _sentence(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return body.decode(errors="replace")
+def _event(sentence: str) -> bytes:
+    return EVENT + _error_body(sentence)
+
+
+def _error_body(sentence: str) -> bytes:
+    return json.dumps({"error": sentence}, ensure_ascii=False).encode()

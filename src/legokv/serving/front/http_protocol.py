@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 
 from legokv.errors import HttpRefused
 from legokv.serving.front import bounds
+from legokv.serving.front.state import State
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -21,6 +22,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     max_connections: int
     max_body_bytes: int
+    state: State
 
     def __init__(
         self,
@@ -116,6 +118,8 @@ class BoundedProtocol(HttpToolsProtocol):
         raise refusal
 
     def _refuse(self, refusal: HttpRefused) -> None:
+        if not self.transport.is_closing():
+            self.state.note_refusal(refusal)
         body = json.dumps({"error": str(refusal)}).encode()
         lines = (
             STATUS_LINE[refusal.status],
@@ -152,7 +156,7 @@ def _head_too_large() -> HttpRefused:
     )
 
 
-def bounded_protocol(limits: bounds.Bounds) -> type[BoundedProtocol]:
-    """The class of connections of a server with these bounds."""
+def bounded_protocol(limits: bounds.Bounds, state: State) -> type[BoundedProtocol]:
+    """The class of connections of a server with these bounds; `state` counts what is refused."""
     facts = {"max_connections": limits.connections, "max_body_bytes": limits.request_bytes}
-    return type("LimitedProtocol", (BoundedProtocol,), facts)
+    return type("LimitedProtocol", (BoundedProtocol,), {**facts, "state": state})

@@ -1,5 +1,6 @@
 """Errors of Triton that name what lies inside the server: clients get a sentence in their place."""
 
+import json
 import re
 import sys
 import tempfile
@@ -7,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from legokv.errors import LegokvError
+from legokv.serving.error_codes import parted
 from legokv.serving.log import RequestLine
 
 _WORDS = (
@@ -33,16 +35,21 @@ _UNREADABLE = re.compile(
     re.DOTALL,
 )
 
+_ABOUT_REQUESTS = ("INVALID_ARG", "NOT_FOUND")
+"""What our models refuse by these codes names what the client sent, not what is inside."""
+
+EVENT = b"data: "
+"""What an event of a stream begins with."""
 FAULT = "an internal error; the server's log has it"
 STARTING = "the server is starting or has lost a process: ask again in a few seconds"
 
 
 @dataclass(frozen=True)
-class Replaced:
-    """What a client gets in an error's place; `gone`: the same may succeed later."""
+class Shown:
+    """What a client gets of an error: its code, "" where Triton said it, and the sentence."""
 
+    code: str
     sentence: str
-    gone: bool
 
 
 class Internals:
@@ -53,18 +60,27 @@ class Internals:
         words = (*_WORDS, *(re.escape(folder) for folder in sorted(folders)))
         self._words = re.compile("|".join(words), re.IGNORECASE)
 
-    def replaced(self, sentence: str) -> Replaced | None:
-        """What is said in place of an error's sentence, which the log gets; None if it may be
-        passed on.
-        """
+    def shown(self, error: str) -> Shown:
+        """What clients get of an error, in place of which the log gets what names the inside."""
+        code, sentence = parted(error)
+        if code in _ABOUT_REQUESTS:
+            return Shown(code, sentence)
         gone = _GONE.search(sentence) is not None
         if not gone and not self._words.search(sentence):
-            return None
+            return Shown(code, sentence)
         hidden = LegokvError(f"Triton's error, which clients do not see: {sentence}")
         RequestLine("front").failed(hidden)
-        return Replaced(STARTING if gone else FAULT, gone)
+        return Shown("UNAVAILABLE", STARTING) if gone else Shown("INTERNAL", FAULT)
 
 
 def is_unreadable_body(sentence: str) -> bool:
     """Whether an error of Triton's is about JSON that it cannot read, or of another type."""
     return _UNREADABLE.match(sentence) is not None
+
+
+def sentence_in(body: bytes) -> str:
+    """The sentence of an error as Triton's HTTP has it, in JSON or in an event with JSON."""
+    try:
+        return str(json.loads(body.removeprefix(EVENT))["error"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return body.decode(errors="replace")

@@ -5,6 +5,8 @@ import json
 import time
 from dataclasses import dataclass
 
+from legokv.serving.error_codes import parted
+from legokv.serving.front.internals import sentence_in
 from legokv.serving.front.state import State
 from legokv.serving.front.upstream import Upstream
 
@@ -80,7 +82,8 @@ class Probe:
                 body = await response.read()
                 if response.status == 200:
                     return ""
-                return f"model {question.model} says {body[:300].decode(errors='replace')}"
+                _, sentence = parted(sentence_in(body))
+                return f"model {question.model} says {sentence[:300]}"
         except TimeoutError:
             return f"model {question.model} did not answer in {self._limit_seconds:g} s"
         except OSError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from legokv.errors import ServerError
 from legokv.parent_death import end_with_parent
+from legokv.serving.error_codes import CODES_VARIABLE
 from legokv.serving.front.brief import Brief, http_socket
 from legokv.serving.probe import PROBE_VARIABLE
 from legokv.serving.settings import Settings
@@ -145,6 +146,7 @@ def running_front(settings: Settings, brief: Brief) -> Iterator[Front]:
         front.end()
 
 
-def probe_environment(brief: Brief) -> dict[str, str]:
-    """The variable by which models know the server's own questions."""
-    return {PROBE_VARIABLE: brief.probe_id}
+def model_environment(settings: Settings, brief: Brief) -> dict[str, str]:
+    """The variables by which models know the server's own questions, and that a front is there."""
+    codes = {CODES_VARIABLE: "on"} if settings.expose_triton == "off" else {}
+    return {PROBE_VARIABLE: brief.probe_id, **codes}

@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from legokv.errors import InvalidRequest, LegokvError
 from legokv.serving.answering import Reply, new_fault
+from legokv.serving.error_codes import with_code
 from legokv.serving.fields import refuse_unknown
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ class TensorResponder:
     def fail(self, error: LegokvError) -> None:
         code = getattr(pb_utils.TritonError, error.code)
         # Half a surrogate pair, in whatever a client sent, is no text that could go out.
-        sentence = str(error).encode(errors="backslashreplace").decode()
+        sentence = with_code(error).encode(errors="backslashreplace").decode()
         self._send(pb_utils.InferenceResponse(error=pb_utils.TritonError(sentence, code)), True)
 
     def _send(self, response: Any, final: bool) -> None:

@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 from legokv.errors import InvalidRequest
 
 NO_REDIS = "none"
+STALE_SECONDS = 900.0
+"""So long documents are answered as they were seen last while Redis does not answer."""
 _SCHEMES = ("redis", "rediss", "unix")
 
 
@@ -15,13 +17,16 @@ class SharedCache:
 
     url: str = field(repr=False)
     model: str
+    stale_seconds: float = STALE_SECONDS
 
 
-def shared_cache(redis_url: str, fingerprint: str) -> SharedCache | None:
+def shared_cache(
+    redis_url: str, fingerprint: str, stale_seconds: float = STALE_SECONDS
+) -> SharedCache | None:
     """Where the model of this fingerprint is shared; None if no Redis is given."""
     if redis_url == NO_REDIS:
         return None
-    return SharedCache(check_redis_url(redis_url), fingerprint[:16])
+    return SharedCache(check_redis_url(redis_url), fingerprint[:16], stale_seconds)
 
 
 def check_redis_url(url: str) -> str:

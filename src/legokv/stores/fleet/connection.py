@@ -21,6 +21,8 @@ from legokv.stores.fleet.address import check_redis_url, shown_redis_url
 
 REPLY_SECONDS = 2.0
 RETRY_SECONDS = 5.0
+CONFIRM_SECONDS = 10.0
+"""So often a Redis that nobody asks is asked whether it is there."""
 _NO_ROOM = (
     "; its memory is full: delete documents, or `legokv cache models` says what other models keep "
     "and `legokv cache forget MODEL` removes it"
@@ -52,6 +54,18 @@ class Connection:
         self._client = _client(url)
         self._lock = threading.Lock()
         self._retry_at = 0.0
+        self._answered_at = time.monotonic()
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long ago Redis answered last, or this was made."""
+        return time.monotonic() - self._answered_at
+
+    def confirm(self) -> None:
+        """Ask whether Redis answers, if it has not for CONFIRM_SECONDS; CacheUnavailable if not."""
+        if self.silent_seconds >= CONFIRM_SECONDS:
+            with self.asking() as client:
+                client.ping()
 
     def close(self) -> None:
         self._client.close()
@@ -94,6 +108,7 @@ class Connection:
         with self._errors_said():
             yield self._client
         self._retry_at = 0.0
+        self._answered_at = time.monotonic()
 
     @contextmanager
     def listening(self, channel: str, seconds: float) -> Iterator[Iterator[str | None]]:

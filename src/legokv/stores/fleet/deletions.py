@@ -55,7 +55,10 @@ class DeletionWatch:
             for message in messages:
                 if self._closed.is_set():
                     return
-                if message is not None:
+                if message is None:
+                    # A network that is cut is not told to who only listens.
+                    self._connection.confirm()
+                else:
                     namespace, _, document_id = message.partition("/")
                     yield namespace, document_id
 

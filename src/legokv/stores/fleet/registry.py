@@ -26,6 +26,7 @@ from legokv.documents.protocol import (
     unknown_document,
 )
 from legokv.errors import CacheUnavailable, NotFound, StillUnavailable
+from legokv.stores.fleet.address import STALE_SECONDS
 from legokv.stores.fleet.connection import Connection, Script
 from legokv.stores.fleet.deletions import DeletionWatch
 from legokv.stores.fleet.replies import Recall, to_chunks, to_document
@@ -38,12 +39,14 @@ _log = logging.getLogger(__name__)
 class RedisRegistry:
     """A DocumentRegistry that all servers of a fleet share; deadlines are by Redis' clock.
 
-    While Redis is away, `chunks` gives what this process has seen and nobody has deleted, and
-    `pinned_chunk_keys` what it knew last; all else is CacheUnavailable.
+    While Redis is away, `chunks` gives what this process has seen and nobody has deleted, for
+    `stale_seconds` at most. `pinned_chunk_keys` gives what it knew last; all else is
+    CacheUnavailable.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, stale_seconds: float = STALE_SECONDS) -> None:
         self.connection = connection
+        self._stale_seconds = stale_seconds
         self._script = Script("documents")
         self._recall = Recall()
         self._deletions = DeletionWatch(connection, self._recall)
@@ -116,12 +119,23 @@ class RedisRegistry:
             remembered = self._recall.get(namespace, document_id)
             if remembered is None:
                 raise
+            self._refuse_stale(document_id, error)
             _say("a document is used as it was seen last", error)
             return remembered
         chunks = to_chunks(parts)
         self._recall.note(namespace, document_id, chunks, num_forgotten)
         self._deletions.start()
         return chunks
+
+    def _refuse_stale(self, document_id: str, error: CacheUnavailable) -> None:
+        """CacheUnavailable if a deletion may have gone unheard for too long."""
+        seconds = self.connection.silent_seconds
+        if seconds > self._stale_seconds:
+            raise CacheUnavailable(
+                f"document {document_id[:80]!r} may have been deleted elsewhere: its registry has "
+                f"not answered for {seconds:.0f} s, and documents are answered without it for "
+                f"{self._stale_seconds:g} s (--redis-stale-seconds): {error}"
+            ) from error
 
     def page(
         self, namespace: str, *, after: int = 0, limit: int = 100, name: str | None = None

@@ -88,7 +88,7 @@ def running_front(folder: Path, limits: Bounds) -> Iterator[Running]:
         server = await asyncio.start_unix_server(triton.serve, path)
         upstream = Upstream(path)
         app = HttpFront(limits, upstream, Internals(()), state, MODELS)
-        serving = serve_http(app, limits, bound)
+        serving = serve_http(app, limits, state, bound)
         ready.set()
         try:
             await serving

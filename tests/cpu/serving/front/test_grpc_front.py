@@ -12,6 +12,7 @@ import pytest
 from paths import ROOT
 from tritonclient.grpc import service_pb2
 
+from legokv.serving.front import bounds
 from legokv.serving.front.bounds import Bounds
 from legokv.serving.front.grpc_front import SERVICE, GrpcFront, listening
 from legokv.serving.front.internals import Internals
@@ -79,7 +80,9 @@ class Running:
         return [service_pb2.ModelStreamInferResponse.FromString(reply) async for reply in call]
 
 
-def run(folder: Path, trial: Callable[[Running], Awaitable[None]]) -> None:
+def run(
+    folder: Path, trial: Callable[[Running], Awaitable[None]], idle_seconds: float = 300
+) -> None:
     """The trial, with a front between it and a server that remembers."""
 
     async def main() -> None:
@@ -89,10 +92,11 @@ def run(folder: Path, trial: Callable[[Running], Awaitable[None]]) -> None:
         behind.add_insecure_port(f"unix:{folder}/grpc")
         await behind.start()
         models = models_in(ROOT / "model_repo")
-        front = GrpcFront(f"unix:{folder}/grpc", models, Internals(()), state)
+        limits = Bounds(LIMIT, 8, idle_seconds)
+        front = GrpcFront(f"unix:{folder}/grpc", models, Internals(()), state, limits)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        server = await listening(front, "127.0.0.1", port, Bounds(LIMIT, connections=8))
+        server = await listening(front, "127.0.0.1", port, limits)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             await trial(Running(channel, triton, state))
         await server.stop(None)
@@ -134,6 +138,15 @@ def test_errors_that_name_what_is_inside_are_replaced(tmp_path: Path) -> None:
         assert raised.value.details() == "an internal error; the server's log has it"
         front.triton.error = "max_tokens is 0"
         assert (await front.stream(question()))[0].error_message == "max_tokens is 0"
+        front.triton.error = "legokv error NOT_FOUND no document '/dev/shm'"
+        assert (await front.stream(question()))[0].error_message == "no document '/dev/shm'"
+        documents = service_pb2.ModelInferRequest(model_name="documents")
+        documents.inputs.add(name="request", datatype="BYTES", shape=(1,))
+        documents.raw_input_contents.append(b"\2\0\0\0{}")
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await front.call("ModelInfer", documents.SerializeToString())
+        assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+        assert raised.value.details() == "no document '/dev/shm'"
 
     run(tmp_path, trial)
 
@@ -192,10 +205,11 @@ def test_readiness_and_refusals_are_the_front_s(tmp_path: Path) -> None:
 
 def test_a_server_that_is_gone_is_told_as_something_to_try_later(tmp_path: Path) -> None:
     async def main() -> None:
-        front = GrpcFront(f"unix:{tmp_path}/none", {}, Internals(()), State())
+        limits = Bounds(LIMIT, connections=8)
+        front = GrpcFront(f"unix:{tmp_path}/none", {}, Internals(()), State(), limits)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        server = await listening(front, "127.0.0.1", port, Bounds(LIMIT, connections=8))
+        server = await listening(front, "127.0.0.1", port, limits)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             with pytest.raises(grpc.aio.AioRpcError, match="ask again in a few seconds") as raised:
                 await channel.unary_unary(f"/{SERVICE}/ServerLive")(b"")
@@ -264,5 +278,42 @@ def test_requests_are_counted_while_they_are_under_way(tmp_path: Path) -> None:
         assert front.state.num_open == 1
         call.cancel()
         await until_none_is_open(front)
+
+    run(tmp_path, trial)
+
+
+def test_a_stream_that_sends_nothing_ends_and_one_that_waits_for_its_answer_does_not(
+    tmp_path: Path,
+) -> None:
+    async def trial(front: Running) -> None:
+        call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        assert "sent nothing for 0.3 s (--stream-idle-seconds)" in await call.details()
+        assert front.state.num_refused["UNAVAILABLE"] == 1
+        front.triton.may_go_on.clear()
+        front.triton.num_replies = 2
+        call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+        await call.write(question())
+        await call.read()
+        await asyncio.sleep(0.9)
+        front.triton.may_go_on.set()
+        last = service_pb2.ModelStreamInferResponse.FromString(await call.read())
+        assert last.infer_response.parameters["triton_final_response"].bool_param
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        assert (front.state.num_open, front.triton.num_ended) == (0, 2)
+
+    run(tmp_path, trial, idle_seconds=0.3)
+
+
+def test_a_plain_call_whose_message_does_not_come_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "BODY_SECONDS", 0.3)
+
+    async def trial(front: Running) -> None:
+        for name in ("ModelInfer", "ModelConfig", "ServerReady", "LogSettings"):
+            call = front.channel.stream_unary(f"/{SERVICE}/{name}")()
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE
+            assert "message did not come within 0.3 s" in await call.details()
 
     run(tmp_path, trial)

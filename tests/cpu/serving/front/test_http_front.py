@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 from fake_triton import Running, running_front
 
+from legokv.errors import LegokvError
+from legokv.serving.error_codes import HTTP_STATUS
 from legokv.serving.front import bounds
 from legokv.serving.front.bounds import Bounds
+from legokv.serving.front.grpc_front import _CODES
+from legokv.serving.front.metrics_app import _own_lines
 
 GENERATE = "/v2/models/generate/generate"
 STREAM = "/v2/models/generate/generate_stream"
@@ -155,8 +159,13 @@ def test_tensors_behind_json_are_passed_on_and_only_the_json_is_looked_at(front:
         ([{**TENSOR, "parameters": {"shared_memory_region": "evil"}}], "closed here"),
         ([{**TENSOR, "parameters": {"binary_data_size": 10**9}}], "0 bytes come with them"),
         ([{**TENSOR, "parameters": {"binary_data_size": -1}}], "0 bytes come with them"),
-        ([7], "no object"),
-        (7, "inputs is no list"),
+        ([7], "an input or output is an object, not a whole number"),
+        (7, "'inputs' is a list, not a whole number"),
+        ([{**TENSOR, "data": [["{}"]]}], "'request' takes a text, not a list"),
+        ([{**TENSOR, "data": ["{}", "{}"]}], "2 values in data, its shape says 1"),
+        ([{**TENSOR, "data": "{}"}], "'data' is a list, not a text"),
+        ([{**TENSOR, "data": [None]}], "'request' takes a text, not null"),
+        ([{**TENSOR, "dta": ["{}"]}], "unknown field 'dta'; known are data"),
         ([], "'request' is missing"),
     ],
 )
@@ -174,8 +183,11 @@ def test_tensors_that_are_not_the_config_s_end_at_the_front(
     [
         (b'{"inputs":[{}],' + REQUEST[1:], "twice"),
         (REQUEST + b"x", "not JSON"),
-        (b'{"inputs":"\xff"}', "not JSON"),
-        (b"7", "no object with inputs"),
+        (b'{"inputs":"\xff"}', "not UTF-8: byte 0xff at offset 11 of 14"),
+        (b"7", "a request is a JSON object, not a whole number"),
+        (b'{"id":7,' + REQUEST[1:], "'id' takes a text, not a whole number"),
+        (b'{"outputs":[{"name":"reply","parameters":{"classification":1}}],' + REQUEST[1:], "clos"),
+        (b'{"parameters":{"sequence_id":1},' + REQUEST[1:], "unknown field 'sequence_id'"),
     ],
 )
 def test_json_that_two_parsers_could_read_in_two_ways_ends_at_the_front(
@@ -186,6 +198,113 @@ def test_json_that_two_parsers_could_read_in_two_ways_ends_at_the_front(
     assert front.triton.heard == []
 
 
+def test_a_documents_request_may_be_the_json_itself(front: Running) -> None:
+    data = [{"operation": "create", "text": "Größe"}]
+    body = json.dumps({"inputs": [{**TENSOR, "data": data}]}).encode()
+    assert front.post(INFER, body)[0] == 200
+    length = f"Inference-Header-Content-Length: {len(body)}"
+    assert front.post(INFER, body, length)[0] == 200
+    for heard in front.triton.heard:
+        head, _, sent = heard.partition(b"\r\n\r\n")
+        assert json.loads(json.loads(sent)["inputs"][0]["data"][0]) == data[0]
+    assert f"inference-header-content-length: {len(sent)}" in head.decode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"stop_words": [["a", "b"], "c"]}, "'stop_words' takes a text, not a list"),
+        ({"stop_words": [1, "a"]}, "'stop_words' takes a text, not a whole number"),
+        ({"stop_words": None}, "'stop_words' takes a text, not null"),
+        ({"text_input": [["Who?"]]}, "'text_input' takes a text, not a list"),
+        ({"text_input": {"a": 1}}, "'text_input' takes a text, not an object"),
+        ({"text_input": "\ud800"}, "half a surrogate pair at character 0"),
+        (
+            {"max_tokens": 2**32 + 1},
+            "'max_tokens' is 4294967297, outside -2147483648 to 2147483647",
+        ),
+        ({"max_tokens": 2.5}, "'max_tokens' takes a whole number, not a fraction"),
+        ({"max_tokens": True}, "'max_tokens' takes a whole number, not true or false"),
+        ({"max_tokens": [[2]]}, "'max_tokens' takes a whole number, not a list"),
+        ({"max_tokens": [2, 3]}, "'max_tokens' has 2 values, it takes one"),
+        ({"max_tokens": []}, "'max_tokens' has 0 values, it takes one"),
+        ({"stop_token_ids": [1, 2**32 + 2]}, "'stop_token_ids' is 4294967298, outside"),
+        ({"seed": -1}, "'seed' is -1, outside 0 to 18446744073709551615"),
+        ({"temperature": 1e300}, "'temperature' is 1e+300, outside -3.40282e+38"),
+        ({"temperature": 10**400}, "outside -3.40282e+38 to 3.40282e+38"),
+        ({"temperature": 1e-60}, "1e-60, which a float32 can't tell from 0"),
+        ({"temperature": "1"}, "'temperature' takes a number, not a text"),
+        ({"stream": 0}, "'stream' takes true or false, not a whole number"),
+        ({"id": 5}, "'id' takes a text, not a whole number"),
+        ({"parameters": [1]}, "'parameters' is an object with fields, not a list"),
+        ({"parameters": {"max_tokens": 2**40}}, "'max_tokens' is 1099511627776, outside"),
+        ({"parameters": {"text_input": "b"}}, "'text_input' is there twice"),
+        ({"triton_final": 1}, "unknown field 'triton_final'"),
+        ({"parameters": {"priority": 1}}, "unknown field 'priority'"),
+        ({"chat_template_kwargs": 5}, "'chat_template_kwargs' takes a text, not a whole number"),
+    ],
+)
+def test_what_triton_would_flatten_wrap_or_round_ends_at_the_front(
+    front: Running, fields: dict[str, object], reason: str
+) -> None:
+    body = json.dumps({"text_input": "Who?", **fields}).encode()
+    for path in (GENERATE, STREAM):
+        status, answer = front.post(path, body)
+        assert (status, reason in error(answer)) == (400, True), error(answer)
+    assert front.triton.heard == []
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"text_input":"a","top_k":1,"top_k":2}', "'top_k' twice"),
+        (b'{"text_input":"a","temperature":NaN}', "NaN is no number"),
+        (b'{"text_input":"a","temperature":1e999}', "'temperature' is inf, outside"),
+        (b'{"text_input":"a","chat_template_kwargs":{"a":1e999}}', "past the range of a float64"),
+        (b'{"text_input":"a","id":"\xff"}', "not UTF-8: byte 0xff at offset 24"),
+        ('{"text_input":"a"}'.encode("utf-16"), "not UTF-8"),
+        (b"[]", "a request is a JSON object, not a list"),
+        (b"", "the request is not JSON"),
+    ],
+)
+def test_json_that_is_none_or_says_two_things_ends_at_the_front(
+    front: Running, body: bytes, reason: str
+) -> None:
+    status, answer = front.post(GENERATE, body)
+    assert (status, reason in error(answer)) == (400, True), error(answer)
+    assert front.triton.heard == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stop_words": ["a", "b"], "max_tokens": [2], "stream": [False], "temperature": 1},
+        {"stop_words": "", "stop_token_ids": 5, "seed": 2**64 - 1, "id": "a"},
+        {"parameters": {"max_tokens": 2, "temperature": -0.0}, "chat_template_kwargs": "{}"},
+        {"parameters": {}, "chat_template_kwargs": ["{}"], "document_ids": []},
+    ],
+)
+def test_what_triton_reads_as_it_is_meant_is_passed_on_byte_for_byte(
+    front: Running, fields: dict[str, object]
+) -> None:
+    body = json.dumps({"text_input": "Größe 👩‍🔬", **fields}, ensure_ascii=False).encode()
+    assert front.post(GENERATE, body)[0] == 200
+    assert front.triton.heard[0].endswith(b"\r\n\r\n" + body)
+
+
+def test_a_field_of_json_may_be_the_json_itself(front: Running) -> None:
+    given = {"enable_thinking": False, "name": "Größe"}
+    for fields in (
+        {"chat_template_kwargs": given},
+        {"parameters": {"chat_template_kwargs": given}},
+    ):
+        body = json.dumps({"text_input": "Who?", **fields}, ensure_ascii=False).encode()
+        assert front.post(STREAM, body)[0] == 200
+        sent = json.loads(front.triton.heard.pop().partition(b"\r\n\r\n")[2])
+        text = {**sent, **sent["parameters"]}["chat_template_kwargs"]
+        assert (sent["text_input"], json.loads(text)) == ("Who?", given)
+
+
 def test_an_error_that_names_what_is_inside_is_replaced(front: Running) -> None:
     said = b'{"error":"Failed to increase the shared memory pool size for key \'legokv_1_a\'"}'
     front.triton.answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (
@@ -193,9 +312,38 @@ def test_an_error_that_names_what_is_inside_is_replaced(front: Running) -> None:
         said,
     )
     assert front.post(GENERATE, b"{}") == (
-        400,
+        500,
         b'{"error": "an internal error; the server\'s log has it"}',
     )
+
+
+def refused(code: str, sentence: str, before: bytes = b"", status: str = "400 Bad") -> bytes:
+    """What Triton says of an error of our models: `generate`'s all have one status."""
+    said = before + json.dumps({"error": f"legokv error {code} {sentence}"}).encode()
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(said)}\r\n\r\n".encode() + said
+
+
+@pytest.mark.parametrize(("code", "status"), HTTP_STATUS.items())
+def test_an_error_has_one_status_whichever_model_says_it(
+    front: Running, code: str, status: int
+) -> None:
+    sentence = "no room for 'Größe' \u2028 at ½"
+    front.triton.answer = refused(code, sentence)
+    for path, body in ((GENERATE, b"{}"), (INFER, REQUEST)):
+        assert front.post(path, body) == (
+            status,
+            json.dumps({"error": sentence}, ensure_ascii=False).encode(),
+        )
+    front.triton.answer = refused(code, sentence, b"data: ")
+    got, event = front.post(STREAM, b"{}")
+    assert (got, json.loads(event.removeprefix(b"data: "))) == (status, {"error": sentence})
+
+
+def test_every_code_of_an_error_has_a_status() -> None:
+    kinds = [LegokvError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    assert {kind.code for kind in kinds} == set(HTTP_STATUS) == set(_CODES)
 
 
 def test_an_error_in_a_stream_is_replaced_and_pieces_are_not(front: Running) -> None:
@@ -210,6 +358,10 @@ def test_an_error_in_a_stream_is_replaced_and_pieces_are_not(front: Running) -> 
     assert piece in answer
     assert b"internal error" in answer
     assert b"no memory" not in answer
+    error_event = b'data: {"error":"legokv error UNAVAILABLE no pages"}\n\n'
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (piece, error_event, b""))
+    front.triton.answer = head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
+    assert front.post(STREAM, b"{}")[1].endswith(b'data: {"error": "no pages"}\n\n\r\n0\r\n\r\n')
 
 
 def test_a_server_that_is_not_there_is_told_as_something_to_try_later(front: Running) -> None:
@@ -268,3 +420,17 @@ def test_a_client_that_leaves_ends_its_request_at_triton(front: Running) -> None
     while not front.triton.num_left and time.monotonic() < deadline:
         time.sleep(0.01)
     assert front.triton.num_left == 1
+
+
+def test_what_the_front_refuses_is_counted_by_its_code(front: Running) -> None:
+    front.post(GENERATE, b"[]")
+    front.post(GENERATE, b" " * (LIMIT + 1))
+    front.ask(b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\n")
+    front.post("/v2/models/engine/infer", b"{}")
+    front.state.refusal = "the server is stopping"
+    front.post(GENERATE, b"{}")
+    counts = {code: number for code, number in front.state.num_refused.items() if number}
+    assert counts == {"INVALID_ARG": 3, "NOT_FOUND": 1, "UNAVAILABLE": 1}
+    lines = _own_lines(front.state).decode().splitlines()
+    assert 'legokv_refused_requests_total{code="INVALID_ARG"} 3' in lines
+    assert 'legokv_refused_requests_total{code="INTERNAL"} 0' in lines

@@ -2,7 +2,7 @@
 
 import pytest
 
-from legokv.serving.front.internals import FAULT, STARTING, Internals, Replaced
+from legokv.serving.front.internals import FAULT, STARTING, Internals, Shown
 
 INTERNALS = Internals(("/var/cache/kv",))
 
@@ -18,12 +18,13 @@ INTERNALS = Internals(("/var/cache/kv",))
     ],
 )
 def test_what_names_the_inside_is_replaced(sentence: str) -> None:
-    assert INTERNALS.replaced(sentence) == Replaced(FAULT, gone=False)
+    assert INTERNALS.shown(sentence) == Shown("INTERNAL", FAULT)
+    assert INTERNALS.shown(f"legokv error UNAVAILABLE {sentence}") == Shown("INTERNAL", FAULT)
 
 
 def test_a_process_that_is_gone_is_told_as_something_to_try_later() -> None:
     lost = "Stub process 'engine_0_0' is not healthy."
-    assert INTERNALS.replaced(lost) == Replaced(STARTING, gone=True)
+    assert INTERNALS.shown(lost) == Shown("UNAVAILABLE", STARTING)
 
 
 @pytest.mark.parametrize(
@@ -39,4 +40,25 @@ def test_a_process_that_is_gone_is_told_as_something_to_try_later() -> None:
     ],
 )
 def test_a_sentence_for_clients_is_passed_on(sentence: str) -> None:
-    assert INTERNALS.replaced(sentence) is None
+    assert INTERNALS.shown(sentence) == Shown("", sentence)
+    assert INTERNALS.shown(f"legokv error UNAVAILABLE {sentence}") == Shown("UNAVAILABLE", sentence)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/dev/shm",
+        "legokv_1_",
+        "At:\n",
+        "stub process",
+        "x.py:1",
+        "/var/cache/kv",
+        "Server is not ready",
+    ],
+)
+def test_what_a_client_sent_is_no_word_of_the_inside(value: str) -> None:
+    for sentence, code in (
+        (f"'mode' is one of legolink, full, not '{value}'", "INVALID_ARG"),
+        (f"no document '{value}' in namespace 'default'", "NOT_FOUND"),
+    ):
+        assert INTERNALS.shown(f"legokv error {code} {sentence}") == Shown(code, sentence)

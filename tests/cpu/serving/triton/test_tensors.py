@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from legokv.errors import InvalidRequest, LegokvError
+from legokv.errors import InvalidRequest, LegokvError, NotFound
 from legokv.serving.answering import Reply
 
 CONFIG = {
@@ -136,3 +136,24 @@ def test_a_fault_of_ours_in_reading_is_told_to_whoever_answers_the_request(tenso
     received = tensors.received(Request(Torn("text_input", [b"a"]), request_id=b"mine"))
     assert received.request_id == "mine"
     assert "an internal error; the server's log has it as" in str(error_in(received))
+
+
+def test_an_error_goes_out_with_its_code_where_a_front_takes_that_away(
+    tensors: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from legokv.serving.triton.tensors import TensorResponder, pb_utils
+
+    said: list[tuple[str, str]] = []
+    pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+    pb_utils.TritonError = lambda sentence, code: said.append((sentence, code))
+    pb_utils.TritonError.NOT_FOUND = "code 5"
+    pb_utils.InferenceResponse = lambda error: error
+
+    class Asked(Request):
+        def get_response_sender(self) -> Any:
+            return types.SimpleNamespace(send=lambda response, flags: None)
+
+    for value in ("on", ""):
+        monkeypatch.setenv("_LEGOKV_ERROR_CODES", value)
+        TensorResponder(tensors, Asked()).fail(NotFound("no document"))
+    assert said == [("legokv error NOT_FOUND no document", "code 5"), ("no document", "code 5")]

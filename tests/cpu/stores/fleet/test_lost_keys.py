@@ -144,6 +144,34 @@ def test_a_document_deleted_anywhere_is_not_remembered_when_redis_is_away(world,
             server.chunks("default", world.ids[0])
 
 
+def test_a_document_is_answered_without_redis_for_a_bounded_time(world, redis_url):
+    """One that others deleted meanwhile answers no longer than that at a server that is cut off."""
+    model = world.connection.prefix.split("{")[1][:32]
+    server = RedisRegistry(Connection(redis_url, model), stale_seconds=900)
+    with closing(server):
+        server.chunks("default", world.ids[0])
+        server.connection._retry_at = time.monotonic() + 60  # as when Redis is away
+        server.connection._answered_at = time.monotonic() - 890
+        assert len(server.chunks("default", world.ids[0])) == 1
+        server.connection._answered_at -= 20
+        with pytest.raises(CacheUnavailable, match=r"91\d s, .* for 900 s \(--redis-stale-seconds"):
+            server.chunks("default", world.ids[0])
+        server.connection._retry_at = 0.0
+        assert len(server.chunks("default", world.ids[0])) == 1
+        assert server.connection.silent_seconds < 60
+
+
+def test_a_server_that_is_asked_nothing_knows_whether_redis_is_there(world, redis_url, monkeypatch):
+    monkeypatch.setattr("legokv.stores.fleet.deletions._LISTEN_SECONDS", 0.02)
+    monkeypatch.setattr("legokv.stores.fleet.connection.CONFIRM_SECONDS", 0.0)
+    server = RedisRegistry(Connection(redis_url, world.connection.prefix.split("{")[1][:32]))
+    with closing(server):
+        server.hear_deletions()
+        wait_until(lambda: listeners(world) == 1)
+        server.connection._answered_at -= 3600
+        wait_until(lambda: server.connection.silent_seconds < 60)
+
+
 def test_what_was_deleted_while_nobody_listened_is_forgotten_when_somebody_does(world):
     server = RedisRegistry(world.connection)
     with closing(server):
