@@ -8,7 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,18 +171,19 @@ def serving(
     cache_dir: Path,
     log: IO[bytes] | None = None,
     faults: Faults | None = None,
+    environment: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Iterator[RunningServer]:
     """A server that is ready, ended with the block. `log` gets what it says on standard error.
 
-    With `faults`, its steps fail when they say so.
+    With `faults`, its steps fail when they say so. The `environment` is beside this process's own.
     """
     process = subprocess.Popen(
         command(engine, cache_dir, faults.python if faults else sys.executable, **settings),
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-        env={**os.environ, **(faults.environment if faults else {})},
+        env={**os.environ, **(faults.environment if faults else {}), **(environment or {})},
     )
     try:
         assert process.stdout is not None

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from legokv.build.engine import BuildSettings, build_engine_folder
 
 BACKEND = sentencepiece_backend(more=("東", "京", "é"))
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+ODD = "mit Leerzeichen, 東京 é Ωμέγα"
 DRAWN = {"text_input": "Who?", "max_tokens": 40, "temperature": 3.0, "return_log_probs": True}
 
 
@@ -21,15 +23,32 @@ DRAWN = {"text_input": "Who?", "max_tokens": 40, "temperature": 3.0, "return_log
 def spm(
     tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("spm")
+    folder = tmp_path_factory.mktemp("spm") / ODD
+    folder.mkdir()
     checkpoint = Path(shutil.copytree(tiny_checkpoint("llama"), folder / "checkpoint"))
     (checkpoint / "tokenizer.json").write_text(BACKEND.to_str())
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(NAMES))
     (checkpoint / "chat_template.jinja").write_text(LLAMA)
     settings = BuildSettings("spm", dtype="float32")
     build_engine_folder(checkpoint, folder / "engine", settings)
-    with serving(folder / "engine", folder / "cache", pool_tokens=4096) as server:
-        yield server
+    # A name that leaves room for those of sockets in it.
+    with tempfile.TemporaryDirectory(prefix="é 東") as short:
+        environment = {"LC_ALL": "C", "TMPDIR": short}
+        paths = (folder / "engine", folder / "cache")
+        with serving(*paths, environment=environment, pool_tokens=4096) as server:
+            yield server
+
+
+def test_folders_have_blanks_and_letters_of_any_script_under_lc_all_c(spm: RunningServer) -> None:
+    """Of engine, cache and temporary files; documents and answers too."""
+    names = {"name": "Größe 東京", "namespace": "odd"}
+    (document_id,) = spm.register("The height of é is 東京. " * 4, **names)
+    reply = spm.ask(**DRAWN, seed=3, document_ids=[document_id], namespace="odd")
+    assert reply["documents_linked"] == 1
+    assert spm.document("get", id=document_id, namespace="odd")["document"]["name"] == "Größe 東京"
+    cache = Path(spm.process.args[spm.process.args.index("--cache-dir") + 1])  # type: ignore
+    assert cache.parent.name == ODD
+    assert list(cache.rglob("*.safetensors")) or list(cache.rglob("registry.sqlite"))
 
 
 @pytest.mark.parametrize("seed", range(4))

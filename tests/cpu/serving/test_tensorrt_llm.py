@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+from paths import ROOT
 
 from legokv.errors import InvalidRequest
 from legokv.serving.question import Question, question_from_fields
 from legokv.serving.settings import Settings
+from legokv.serving.tensorrt_llm import TENSORRT_LLM_NAMES
 
 
 @pytest.fixture
@@ -46,6 +48,34 @@ def test_a_top_p_of_0_beside_a_top_k_is_off(settings: Settings) -> None:
     assert question(settings, top_k=1, top_p=0.0) == question(settings, top_k=1)
     with pytest.raises(InvalidRequest, match="top_p is above 0"):
         question(settings, top_p=0.0)
+
+
+def documented() -> dict[str, str]:
+    """What docs/serving.md says of each of their fields, by name."""
+    text = (ROOT / "docs" / "serving.md").read_text()
+    table = text.partition("| name | type | here |\n")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[1:]]
+    return {name.strip("`"): meaning for name, _, meaning in rows}
+
+
+ODD = {
+    "length_penalty": -3.5,
+    "early_stopping": True,
+    "end_id": 7,
+    "pad_id": -1,
+    "exclude_input_in_output": False,
+}
+
+
+def test_the_documented_list_is_all_that_is_read() -> None:
+    assert set(documented()) == set(TENSORRT_LLM_NAMES)
+
+
+@pytest.mark.parametrize("name", [n for n, here in documented().items() if "ignored" in here])
+def test_what_is_said_to_be_ignored_is_whatever_it_says(settings: Settings, name: str) -> None:
+    assert question(settings, **{name: ODD[name]}) == question(settings)
+    with pytest.raises(InvalidRequest, match=f"'{name}' is"):
+        question(settings, **{name: b"text"})
 
 
 @pytest.mark.parametrize(
