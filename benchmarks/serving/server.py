@@ -16,9 +16,12 @@ STOP_SECONDS = 40
 
 @contextmanager
 def serving(engine: Path, cache_dir: Path, settings: dict[str, object]) -> Iterator[str]:
-    """The gRPC address of a server that is ready; `settings` are those of `legokv serve`."""
+    """The gRPC address of a server that is ready; `settings` are those of `legokv serve`.
+
+    It keeps no ended request's pages unless told: prompts are measured over documents alone.
+    """
     ports = {f"{port}_port": "auto" for port in ("http", "grpc", "metrics", "api")}
-    given = {"engine": engine, "cache_dir": cache_dir, **ports, **settings}
+    given = {"engine": engine, "cache_dir": cache_dir, "kept_tokens": 0, **ports, **settings}
     command = [sys.executable, "-m", "legokv.cli", "serve", "--format", "json"]
     for name, value in given.items():
         command += [f"--{name.replace('_', '-')}", str(value)]

@@ -20,7 +20,7 @@ from legokv.engine.answer import answers_to
 from legokv.engine.chunk_jobs import CompileJob
 from legokv.engine.executor import Executor
 from legokv.engine.jobs import GenerateJob, Guide, Job
-from legokv.engine.request import GenerateRequest, Token
+from legokv.engine.request import Finished, GenerateRequest, Token, Usage
 from legokv.link.link import place
 from legokv.step.batch import StepBatch
 
@@ -127,6 +127,7 @@ class World:
             self.tiers,
             max_step_tokens=max_step_tokens,
             max_queue_requests=given.get("max_queue_requests", 100),
+            max_kept_pages=given.get("max_kept_pages", 0),
         )
 
     @property
@@ -145,7 +146,8 @@ class World:
         **options: Any,
     ) -> Job:
         """Queue a request."""
-        request = GenerateRequest(segments, max_tokens, link_tokens=2, **options)
+        options = {"link_tokens": 2, **options}
+        request = GenerateRequest(segments, max_tokens, **options)
         placement = place(segments, PAGE_SIZE, max(max_tokens - 1, 0))
         answers = answers_to(request, lambda ids: "".join(map(chr, ids)), (0,))
         return self.queue(GenerateJob(request, placement, answers, self.executor.metrics, guide))
@@ -184,6 +186,13 @@ def events(job: Job) -> list[Any]:
     while not job.queue.empty():
         found.append(job.queue.get())
     return found
+
+
+def answered(job: Job) -> tuple[list[int], Usage]:
+    """The tokens of a job that is over, and what it took."""
+    *drawn, last = events(job)
+    assert isinstance(last, Finished), last
+    return [event.id for event in drawn], last.usage
 
 
 def tokens(job: Job) -> list[int]:

@@ -154,9 +154,13 @@ def plain(array: np.ndarray[Any, Any]) -> Any:
 def command(
     engine: Path, cache_dir: Path, python: str = sys.executable, **settings: Any
 ) -> list[str]:
-    """`legokv serve` on free ports, with the settings as flags."""
+    """`legokv serve` on free ports, with the settings as flags.
+
+    Ended requests' pages are kept only if they say so: tests count what is computed.
+    """
     ports = {f"{port}_port": "auto" for port in ("http", "grpc", "metrics", "api")}
-    given = {"engine": engine, "cache_dir": cache_dir, "num_threads": 1, **ports, **settings}
+    own = {"engine": engine, "cache_dir": cache_dir, "num_threads": 1, "kept_tokens": 0}
+    given = {**own, **ports, **settings}
     flags = [
         part
         for name, value in given.items()

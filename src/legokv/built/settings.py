@@ -95,6 +95,9 @@ class EngineSettings:
         1024, "most requests that wait, for the next step or for pages of the pool", 1
     )
     pool_tokens: int = setting(32768, "tokens whose KV the page pool holds", 1)
+    kept_tokens: int = setting(
+        0, "most tokens of ended requests kept in the pool, for those that go on; 0: none", 0
+    )
     cache_dir: str | Path | None = setting(None, "where documents and their KV are kept")
     host_bytes: int = setting(2**30, "most KV in memory beside the pool; 0: none", 0)
     disk_bytes: int = setting(32 * 2**30, "most KV in cache_dir, of all models; 0: none", 0)

@@ -5,8 +5,8 @@ Host bookkeeping only: it hands out page numbers; computing and loading KV is th
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from legokv.chunks.budget import Budget, Candidate, victims
 from legokv.chunks.chunk import Chunk
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 
 class PagePool:
-    """Hands out page numbers 0 to num_pages - 1; a page has one holder at a time."""
+    """Hands out page numbers 0 to num_pages - 1; a page has one holder unless it is shared."""
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
         self._free = list(range(num_pages - 1, -1, -1))
-        self._taken: set[int] = set()
+        self._num_holders: dict[int, int] = {}
 
     @property
     def num_free(self) -> int:
@@ -31,7 +31,7 @@ class PagePool:
 
     @property
     def num_used(self) -> int:
-        return len(self._taken)
+        return len(self._num_holders)
 
     def pages_for(self, num_tokens: int) -> int:
         """How many pages `num_tokens` tokens fill."""
@@ -45,26 +45,41 @@ class PagePool:
                 f"{len(self._free)} of {self.num_pages} are free"
             )
         pages = [self._free.pop() for _ in range(num_pages)]
-        self._taken.update(pages)
+        self._num_holders.update(dict.fromkeys(pages, 1))
         return pages
+
+    def share(self, pages: Iterable[int]) -> None:
+        """One more holder of each page: it is free when all have given it back."""
+        for page in pages:
+            self._num_holders[page] += 1
+
+    def num_freed(self, holders: Mapping[int, int]) -> int:
+        """How many pages would be free if each were given back so many times."""
+        return sum(self._num_holders[page] == number for page, number in holders.items())
 
     def give_back(self, pages: Iterable[int]) -> None:
         """Return pages taken before; a page that is not out is a caller's bug."""
         for page in pages:
-            assert page in self._taken, f"page {page} is given back but was not taken"
-            self._taken.remove(page)
-            self._free.append(page)
+            assert page in self._num_holders, f"page {page} is given back but was not taken"
+            self._num_holders[page] -= 1
+            if not self._num_holders[page]:
+                del self._num_holders[page]
+                self._free.append(page)
 
 
 @dataclass
 class Resident:
-    """A chunk with pages in the pool; `ready` once its KV is in them."""
+    """A chunk with pages in the pool; `ready` once its KV is in them.
+
+    One that `is_sequence` is an ended request's own pages, and its chunk but a name for them.
+    """
 
     chunk: Chunk
     pages: list[int]
     ready: bool = False
     leases: int = 0
     dropped: bool = False
+    is_sequence: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,20 +91,45 @@ class Evicted:
 
 
 @dataclass(frozen=True)
+class Reused:
+    """Pages of an ended request, by the number of the private page in whose place each is.
+
+    The `shared` are read as they are; the `copied` are copied before they are written to.
+    """
+
+    shared: Mapping[int, int] = field(default_factory=dict)
+    copied: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        return (*self.shared.values(), *self.copied.values())
+
+
+@dataclass(frozen=True)
 class Grant:
     """Pages for one request: a leased resident per chunk asked, `new` ones still without KV.
 
-    The `evicted` left for it; their KV is still in its pages, which others may hold by now.
+    The `evicted` left for it; their KV is still in its pages, which others may hold by now. Among
+    the `private_pages` are those that are `reused` and shared.
     """
 
     residents: tuple[Resident, ...]
     new: tuple[Resident, ...]
     private_pages: list[int]
     evicted: tuple[Evicted, ...] = ()
+    reused: Reused = field(default_factory=Reused)
+
+    @property
+    def own_pages(self) -> tuple[int, ...]:
+        """All that it holds besides chunks: the private ones, and those it copies."""
+        return (*self.private_pages, *self.reused.copied.values())
 
     def resident_of(self, chunk: Chunk) -> Resident:
         """The grant's resident of a chunk that was asked."""
         return next(r for r in self.residents if r.chunk.key == chunk.key)
+
+
+NOTHING_REUSED = Reused()
 
 
 class ChunkCache:
@@ -120,7 +160,7 @@ class ChunkCache:
     @property
     def residents(self) -> tuple[Resident, ...]:
         """All chunks in the pool, least recently used first."""
-        return tuple(self._residents.values())
+        return tuple(r for r in self._residents.values() if not r.is_sequence)
 
     @property
     def num_leases(self) -> int:
@@ -129,25 +169,39 @@ class ChunkCache:
     def stats(self, page_bytes: int) -> TierStats:
         """The pool as a tier of pages of `page_bytes`; private pages count as well."""
         return self._counts.stats(
-            num_chunks=len(self._residents),
+            num_chunks=len(self.residents),
             num_bytes=self.pool.num_used * page_bytes,
             max_bytes=self.pool.num_pages * page_bytes,
             num_leases=sum(resident.leases > 0 for resident in self.residents),
         )
 
-    def grant(self, chunks: Sequence[Chunk], num_private_pages: int) -> Grant:
+    def grant(
+        self, chunks: Sequence[Chunk], num_private_pages: int, reused: Reused = NOTHING_REUSED
+    ) -> Grant:
         """Lease all `chunks` and take the private pages, or PoolFull and take nothing.
 
-        Chunks not in the pool get pages there, others that nobody leases making room.
+        Chunks not in the pool get pages there, others that nobody leases making room. What is
+        `reused` stays, though the sequence it was kept with may leave.
         """
         absent = [chunk for chunk in chunks if chunk.key not in self._residents]
-        needed = num_private_pages + sum(self._pages_of(chunk) for chunk in absent)
-        evicted = self._make_room(needed, {chunk.key for chunk in chunks})
+        num_own = num_private_pages - len(reused.shared)
+        needed = num_own + sum(self._pages_of(chunk) for chunk in absent)
+        self.pool.share(reused.pages)
+        try:
+            evicted = self._make_room(needed, {chunk.key for chunk in chunks})
+        except PoolFull:
+            self.pool.give_back(reused.pages)
+            raise
         self._counts.add("misses", len(absent))
         self._counts.add("hits", len(chunks) - len(absent))
         new = tuple(self._place(chunk) for chunk in absent)
         residents = tuple(self._use(chunk.key) for chunk in chunks)
-        return Grant(residents, new, self.pool.take(num_private_pages), evicted)
+        own = iter(self.pool.take(num_own))
+        private = [
+            reused.shared[number] if number in reused.shared else next(own)
+            for number in range(num_private_pages)
+        ]
+        return Grant(residents, new, private, evicted, reused)
 
     def would_grant(
         self, chunks: Sequence[Chunk], num_private_pages: int, without: Iterable[Grant]
@@ -159,18 +213,29 @@ class ChunkCache:
         ended = list(without)
         theirs = Counter(id(resident) for grant in ended for resident in grant.residents)
         protected = {chunk.key for chunk in chunks} | self._pinned_keys()
-        available = self.pool.num_free + sum(len(grant.private_pages) for grant in ended)
+        freed = Counter(page for grant in ended for page in grant.own_pages)
         for resident in self._residents.values():
             # Until a chunk is ready, the job that compiles it has a lease too.
             others = resident.leases - theirs[id(resident)] - (not resident.ready)
             if others <= 0 and resident.chunk.key not in protected:
-                available += len(resident.pages)
+                freed.update(resident.pages)
         absent = [chunk for chunk in chunks if chunk.key not in self._residents]
+        available = self.pool.num_free + self.pool.num_freed(freed)
         return num_private_pages + sum(map(self._pages_of, absent)) <= available
+
+    def keep_sequence(self, key: str, pages: Sequence[int]) -> None:
+        """Hold an ended request's pages too, under a key of its own, until room is needed."""
+        self.pool.share(pages)
+        chunk = Chunk(key, "", (), persistent=False)
+        self._residents[key] = Resident(chunk, list(pages), ready=True, is_sequence=True)
+
+    def touch(self, key: str) -> None:
+        """Have it be the most recently used."""
+        self._residents[key] = self._residents.pop(key)
 
     def release(self, grant: Grant) -> None:
         """End the grant's leases and free its private pages."""
-        self.pool.give_back(grant.private_pages)
+        self.pool.give_back(grant.own_pages)
         for resident in grant.residents:
             self.end_lease(resident)
 
@@ -213,7 +278,7 @@ class ChunkCache:
             for key, resident in self._residents.items()
             if not resident.leases and key not in protected
         ]
-        candidates = [Candidate(r.chunk.key, len(r.pages)) for r in evictable]
+        candidates = self._candidates(evictable)
         leaving = victims(candidates, target, needed)
         if leaving is None:
             available = self.pool.num_free + sum(candidate.size for candidate in candidates)
@@ -221,7 +286,18 @@ class ChunkCache:
                 f"{num_pages} pages of {self.pool.page_size} tokens are needed, {available} of "
                 f"{self.pool.num_pages} are free or can be freed"
             )
-        return tuple(self._evict(candidate.key) for candidate in leaving)
+        gone = [self._evict(candidate.key) for candidate in leaving]
+        return tuple(evicted for evicted in gone if evicted is not None)
+
+    def _candidates(self, evictable: Sequence[Resident]) -> list[Candidate]:
+        """Each with the pages that are free once it and all before it have left."""
+        freed: Counter[int] = Counter()
+        candidates = []
+        for resident in evictable:
+            freed.update(resident.pages)
+            size = self.pool.num_freed({page: freed[page] for page in resident.pages})
+            candidates.append(Candidate(resident.chunk.key, size))
+        return candidates
 
     def _pinned_keys(self) -> frozenset[str]:
         """The pinned chunks, as they were known last while nobody can say."""
@@ -231,10 +307,13 @@ class ChunkCache:
             log.warning("pins are used as they were known last: %s", error)
         return self._known_pins
 
-    def _evict(self, key: str) -> Evicted:
+    def _evict(self, key: str) -> Evicted | None:
+        """What left, if it was a chunk: sequences go nowhere else."""
         resident = self._residents[key]
         evicted = Evicted(resident.chunk, tuple(resident.pages))
         self.drop(key)
+        if resident.is_sequence:
+            return None
         self._counts.add_evictions("budget")
         return evicted
 

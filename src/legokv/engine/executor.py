@@ -18,7 +18,8 @@ from legokv.chunks.pool import ChunkCache, Grant, Resident
 from legokv.chunks.stored_kv import StoredKv
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.chunk_jobs import FillJob
-from legokv.engine.jobs import Job, JobEvent
+from legokv.engine.jobs import Job, JobEvent, granted
+from legokv.engine.kept import KeptSequences
 from legokv.engine.metrics import EngineMetrics
 from legokv.engine.passing import passers
 from legokv.engine.schedule import Turn, can_plan, failure, finish_step, plan_step, run_step
@@ -56,11 +57,13 @@ class Executor:
         *,
         max_step_tokens: int,
         max_queue_requests: int,
+        max_kept_pages: int = 0,
     ) -> None:
         self.counters = Counters()
         self.metrics = EngineMetrics()
         self._runner = runner
         self._cache = cache
+        self._kept = KeptSequences(cache, max_kept_pages)
         self._transfer = Transfer(runner, cache, tiers)
         self._max_step_tokens = max_step_tokens
         self._max_queue_requests = max_queue_requests
@@ -140,6 +143,7 @@ class Executor:
             with self._ending(turn.job):
                 # Without a grant, another of its answers has ended it in this step.
                 if turn.job.grant is not None and turn.job.computed(turn.sequence, row):
+                    self._kept.put(turn.job.sequence(), turn.job.grant)
                     self._end(turn.job)
         return True
 
@@ -149,6 +153,7 @@ class Executor:
         if not any(job.filling and job.filling.chunk.key == key for job in jobs):
             self._cache.drop(key)
         self._transfer.drop(key)
+        self._kept.drop(key)
 
     def _computed(self) -> list[tuple[Turn, Tensor]]:
         """What the next step ended of the running jobs' sequences; nothing if it failed."""
@@ -221,7 +226,7 @@ class Executor:
         if not self._is_fetched(job):
             return False
         try:
-            grant = self._cache.grant(self._chunks_for(job), job.num_private_pages)
+            grant = granted(job, self._chunks_for(job), self._cache, self._kept)
         except PoolFull as error:
             if self._granted or self._running:
                 return False
@@ -365,19 +370,12 @@ class Executor:
             self._end(job)
             self._tell(job, error)
             if lost is not None:
-                left += [
-                    other for other in self._granted if other not in left and _has(other, lost)
-                ]
+                left += [job for job in self._granted if job not in left and job.holds(lost)]
 
     def _tell(self, job: Job, event: JobEvent) -> None:
         """Hand out a job's last event: who cannot take it must not be the end of another."""
         with _going_on("an error reached nobody"):
             job.events.put(event)
-
-
-def _has(job: Job, resident: Resident) -> bool:
-    """By identity: two residents are never the same for having the same fields."""
-    return job.grant is not None and any(held is resident for held in job.grant.residents)
 
 
 @contextmanager

@@ -4,21 +4,23 @@ import math
 import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from legokv.chunks.chunk import Chunk
-from legokv.chunks.pool import Grant, Resident
+from legokv.chunks.pool import ChunkCache, Grant, Resident
 from legokv.chunks.prefetch import Prefetch
 from legokv.chunks.stored_kv import StoredKv
 from legokv.engine.answer import Answer
+from legokv.engine.kept import KeptSequences, OwnSequence, copies_behind, own_sequence
 from legokv.engine.metrics import EngineMetrics
 from legokv.engine.request import Finished, GenerateRequest, Token, Usage
 from legokv.engine.sampling import check_logits
 from legokv.engine.transfer import Transfer
-from legokv.errors import Cancelled, LegokvError, TimedOut
+from legokv.errors import Cancelled, LegokvError, PoolFull, TimedOut
 from legokv.link.link import Placement, bind
 from legokv.link.policy import Policy, Scores
 from legokv.step.sequence import TokenSequence, linked_sequence
@@ -125,6 +127,33 @@ class Job:
         """The error that ends the job when it is given up."""
         return Cancelled("the request was cancelled")
 
+    def holds(self, resident: Resident) -> bool:
+        """By identity: two residents are never the same for having the same fields."""
+        return self.grant is not None and any(held is resident for held in self.grant.residents)
+
+    def sequence(self) -> OwnSequence | None:
+        """What it computes for itself, as far as it is computed; None if none may go on from it."""
+        return None
+
+    def reuse(self, num_positions: int) -> None:
+        """All before this position will be in its granted pages: compute what comes behind."""
+
+
+def granted(job: Job, chunks: Sequence[Chunk], cache: ChunkCache, kept: KeptSequences) -> Grant:
+    """Pages for a job, an ended request's among them where it can go on from these.
+
+    PoolFull, and nothing taken, if there are too few also without them.
+    """
+    shared = kept.shared_with(job.sequence())
+    if shared is not None:
+        with suppress(PoolFull):
+            grant = cache.grant(chunks, job.num_private_pages, shared.reused)
+            job.reuse(shared.num_positions)
+            kept.used(shared)
+            return grant
+    job.reuse(0)
+    return cache.grant(chunks, job.num_private_pages)
+
 
 @dataclass(frozen=True)
 class Guide:
@@ -167,6 +196,8 @@ class GenerateJob(Job):
         self._request = request
         self._placement = placement
         self._link = link
+        self._own: OwnSequence | None = None
+        self._num_reused_positions = 0
         self._count()
         self._answers = answers
         self._page_size = placement.page_size
@@ -174,6 +205,20 @@ class GenerateJob(Job):
         self._transfer: Transfer | None = None
         self._metrics = metrics
         self._granted_at = self._started_at = 0.0
+        # No other request's choice is known before it is made, so guided ones begin anew.
+        may_share = request.namespace is not None and not policy.needs_scores
+        self._own = own_sequence(placement, link, request.namespace) if may_share else None
+        self._answer_ids: list[int] = []
+
+    def sequence(self) -> OwnSequence | None:
+        own = self._own
+        if own is None or len(self._answers) > 1:
+            return own
+        return own.followed_by(self._answer_ids[:-1])
+
+    def reuse(self, num_positions: int) -> None:
+        self._num_reused_positions = num_positions
+        self._count()
 
     def admitted(self, grant: Grant, load_seconds: float) -> None:
         super().admitted(grant, load_seconds)
@@ -202,15 +247,21 @@ class GenerateJob(Job):
         pages = {resident.chunk.key: resident.pages for resident in grant.residents}
         chunk_pages = [pages[chunk.key] for chunk in self._link.chunks]
         bound = bind(self._link, chunk_pages, grant.private_pages, self._page_size)
-        if bound.copy_sources:
-            transfer.copy_pages(bound.copy_sources, bound.copy_targets)
-        self.sequences = [linked_sequence(self._link, bound)]
+        copies = copies_behind(bound, grant)
+        if copies:
+            transfer.copy_pages(list(copies.values()), list(copies))
+        self.sequences = [linked_sequence(self._link, bound, self._num_reused_positions)]
 
     def _count(self) -> None:
-        self.usage.prompt_tokens = self._link.prompt_tokens
-        self.usage.cached_tokens = self._link.cached_tokens
-        self.usage.recomputed_tokens = self._link.recomputed_tokens
-        self.usage.fresh_tokens = self._link.fresh_tokens
+        link, usage = self._link, self.usage
+        recomputed, fresh = (
+            (0, 0) if self._own is None else self._own.counts(self._num_reused_positions)
+        )
+        usage.reused_tokens = recomputed + fresh
+        usage.prompt_tokens = link.prompt_tokens
+        usage.cached_tokens = link.cached_tokens + recomputed + fresh
+        usage.recomputed_tokens = link.recomputed_tokens - recomputed
+        usage.fresh_tokens = link.fresh_tokens - fresh
 
     def _link_for_good(self, policy: Policy, scores: Scores) -> None:
         """The first pass is computed: link again, by its scores."""
@@ -276,6 +327,7 @@ class GenerateJob(Job):
         self.usage.generated_tokens += 1
         self._metrics.generated_tokens += 1
         self.events.put(token)
+        self._answer_ids.append(token.id)
         if token.finish_reason is None:
             number = answer.num_tokens - 1
             position = self.usage.prompt_tokens + number

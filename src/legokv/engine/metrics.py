@@ -12,6 +12,9 @@ from legokv.metrics import Family, Histogram, Sample
 PROMPT_TOKENS = Family(
     "legokv_prompt_tokens_total", "counter", "Prompt tokens: read as stored, recomputed, or fresh"
 )
+REUSED_TOKENS = Family(
+    "legokv_reused_tokens_total", "counter", "Cached prompt tokens that ended requests had computed"
+)
 PROMPTS = Family("legokv_prompts_total", "counter", "Prompts with their first logits, by mode")
 GENERATED_TOKENS = Family("legokv_generated_tokens_total", "counter", "Tokens of answers")
 LOOKUPS = Family("legokv_chunk_lookups_total", "counter", "Chunks looked for in a tier")
@@ -58,6 +61,7 @@ class EngineMetrics:
         self._prompts = dict.fromkeys(MODES, 0)
         self._failed_steps: dict[FailedStepReason, int] = {"runner": 0, "engine": 0}
         self.generated_tokens = 0
+        self._reused_tokens = 0
 
     def step_failed(self, reason: FailedStepReason) -> None:
         """A step failed; those whose work was in it have ended."""
@@ -70,6 +74,7 @@ class EngineMetrics:
         self._prompt_tokens["cached"] += usage.cached_tokens
         self._prompt_tokens["recomputed"] += usage.recomputed_tokens
         self._prompt_tokens["fresh"] += usage.fresh_tokens
+        self._reused_tokens += usage.reused_tokens
 
     def samples(self) -> Iterator[Sample]:
         """All that was counted and timed; zeros before anything was."""
@@ -77,6 +82,7 @@ class EngineMetrics:
             yield from histogram.samples()
         for source, number in self._prompt_tokens.items():
             yield Sample(PROMPT_TOKENS, (("source", source),), number)
+        yield Sample(REUSED_TOKENS, (), self._reused_tokens)
         for mode, number in self._prompts.items():
             yield Sample(PROMPTS, (("mode", mode),), number)
         for reason, number in self._failed_steps.items():

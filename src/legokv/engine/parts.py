@@ -60,6 +60,7 @@ def open_parts(
         tiers,
         max_step_tokens=settings.max_step_tokens,
         max_queue_requests=settings.max_queue_requests,
+        max_kept_pages=settings.kept_tokens // facts.page_size,
     )
     return EngineParts(facts, tokenizer, runner, executor, cache, tiers)
 

@@ -102,6 +102,8 @@ class GenerateRequest:
     stop_words: texts before the first of which an answer ends, at most 128 and 4,096 bytes.
     answering: how many answers, and what is told of them.
     recompute_percent: in place of link_tokens, a share of each document's tokens, 0 to 100.
+    namespace: whose requests may go on from this one's own pages, and it from theirs, where an
+        engine keeps them (`kept_tokens`); None: nobody's.
 
     >>> import legokv
     >>> engine = legokv.Engine.open("out/engines/llama")
@@ -121,6 +123,7 @@ class GenerateRequest:
     stop_words: tuple[str, ...] = ()
     answering: AnswerOptions = field(default_factory=AnswerOptions)
     recompute_percent: float | None = None
+    namespace: str | None = None
 
     def __post_init__(self) -> None:
         check_budget(self.mode, self.link_tokens, self.recompute_percent)
@@ -274,7 +277,8 @@ class Usage:
     """What a request took. prompt = cached + recomputed + fresh tokens; times in seconds.
 
     `compiled_tokens` are those of chunks that were in no tier and had to be compiled first;
-    `chunks_found` of `chunks_used` chunks were in one. Link time runs from having all pages to the
+    `chunks_found` of `chunks_used` chunks were in one. `reused_tokens` of the cached are an ended
+    request's own. Link time runs from having all pages to the
     first logits.
     """
 
@@ -285,6 +289,7 @@ class Usage:
     chunks_used: int
     chunks_found: int = 0
     compiled_tokens: int = 0
+    reused_tokens: int = 0
     generated_tokens: int = 0
     queue_seconds: float = 0.0
     load_seconds: float = 0.0

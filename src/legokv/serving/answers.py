@@ -1,7 +1,7 @@
 """What has come of each answer to one request, and the outputs it makes. No tensors here."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -10,10 +10,20 @@ from legokv.serving.question import Question
 from legokv.text.spelling import Spelled, Spelling, TokenNames
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """An answer's text, and the tokens that write it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
 @dataclass
 class _Answer:
     spelling: Spelling
     texts: list[str] = field(default_factory=list)
+    """What is to be sent with the last reply."""
+    whole: list[str] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     tokens: list[dict[str, object]] = field(default_factory=list)
     """Those that no reply has yet: all of them without a stream."""
@@ -21,6 +31,7 @@ class _Answer:
     """Characters of text that replies have, less those of the tokens that they have."""
     num_bytes: int = 0
     """The same in bytes of UTF-8: a token may write a part of a character."""
+    ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
     finish_reason: str = ""
 
@@ -43,6 +54,8 @@ class AnswersSoFar:
         answer = self._answers[token.sequence_index]
         answer.num_tokens += 1
         answer.finish_reason = token.finish_reason or ""
+        answer.ids.append(token.id)
+        answer.whole.append(token.text)
         answer.tokens += self._tokens(token)
         if token.log_probs is not None:
             answer.log_probs.append(token.log_probs.log_prob)
@@ -63,6 +76,17 @@ class AnswersSoFar:
             "generated_tokens": self._each(lambda answer: answer.num_tokens),
         }
         return {**outputs, **self._log_probs()} if self._has_log_probs else outputs
+
+    def drawn(self, decode: Callable[[Sequence[int]], str]) -> list[Drawn]:
+        """The answers as they were drawn, those without that a stop word cut."""
+        made = []
+        for answer in self._answers:
+            ends = answer.finish_reason == "stop" and answer.ids[-1] in self._end_ids
+            ids = answer.ids[:-1] if ends else answer.ids
+            text = "".join(answer.whole)
+            if decode(ids) == text:
+                made.append(Drawn(text, tuple(ids)))
+        return made
 
     def _log_probs(self) -> dict[str, object]:
         longest = max(answer.num_tokens for answer in self._answers)

@@ -202,6 +202,7 @@ class EngineService:
             command.stop_words,
             command.answering,
             command.recompute_percent,
+            command.namespace,
         )
         sink = _Sink(self, command.request_id, self._outlet(command.reply_to))
         job = self._engine.submit(request, sink)

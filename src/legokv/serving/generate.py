@@ -19,6 +19,7 @@ from legokv.serving.answering import Reply
 from legokv.serving.answers import AnswersSoFar
 from legokv.serving.asking import AskEngine, ask_by_keys
 from legokv.serving.background import Background
+from legokv.serving.drawn import DrawnAnswers
 from legokv.serving.event_stream import EventInbox, Events
 from legokv.serving.log import RequestLine
 from legokv.serving.messages import (
@@ -40,6 +41,8 @@ from legokv.text.length import check_num_tokens
 from legokv.text.prompt import build_prompt
 from legokv.text.tokenizer import Tokenizer
 
+MAX_DRAWN_TOKENS = 1 << 22
+"""Tokens of answers to conversations that are remembered as they were drawn: 36 MB of lists."""
 LOOK_SECONDS = 0.25
 """How often a request without events looks whether its client is still there."""
 
@@ -70,6 +73,7 @@ class GenerateService:
         self._formats = PromptFormats(tokenizer, settings.switches)
         self._formats.of({})  # a template that fails, fails now
         self._conversations = ConversationFormats(tokenizer, settings.switches)
+        self._drawn = DrawnAnswers(MAX_DRAWN_TOKENS)
         self._naming = naming
         self._inbox = EventInbox()
         self._ask_engine = ask_engine
@@ -115,7 +119,7 @@ class GenerateService:
         line.check_id()
         question = question_from_fields(fields, self._settings)
         line.facts["namespace"] = question.namespace
-        command = self._command(question, line.request_id)
+        command, place = self._command(question, line.request_id)
         progress.looked_up = time.monotonic()
         if question.document_ids:
             touch = self._registry.touch
@@ -132,6 +136,9 @@ class GenerateService:
                         yield Reply(outputs)
                 else:
                     assert isinstance(event, Finished), "an answer is Tokens and a Finished"
+                    if place:
+                        for answer in answers.drawn(self._tokenizer.decode):
+                            self._drawn.put(question.namespace, place, answer)
                     result = {**answers.outputs(), **_result(line, question, event, progress)}
                     yield Reply(result, final=True)
 
@@ -165,7 +172,8 @@ class GenerateService:
         progress.first_token = time.monotonic()
         self._first_tokens.observe(progress.first_token - progress.started)
 
-    def _command(self, question: Question, request_id: str) -> Generate:
+    def _command(self, question: Question, request_id: str) -> tuple[Generate, str]:
+        """The engine's command, and the digest of the prompt where that is a conversation's."""
         model = self._naming.facts.model
         check_stop_token_ids(question.answering.stop_token_ids, model)
         longest = question.max_tokens or self._settings.default_max_tokens
@@ -173,8 +181,9 @@ class GenerateService:
         asked = question.document_ids
         chunks = self._registry.chunks(question.namespace, *asked) if asked else ()
         self._check_length(question)
-        segments, num_tokens = self._segments(question, chunks)
-        return Generate(
+        prompt = self._prompt(question, chunks)
+        segments, num_tokens = self._segments(prompt, question, chunks)
+        command = Generate(
             # Two clients may give the same id.
             request_id=f"{request_id}/{uuid.uuid4().hex}",
             reply_to=self._inbox.address,
@@ -188,6 +197,7 @@ class GenerateService:
             answering=question.answering,
             recompute_percent=question.recompute_percent,
         )
+        return command, prompt.digest
 
     def _check_length(self, question: Question) -> None:
         """InvalidRequest for a text that no prompt of the model's could hold."""
@@ -199,11 +209,10 @@ class GenerateService:
             check_num_tokens(text, self._tokenizer.encode, most, name)
 
     def _segments(
-        self, question: Question, chunks: Sequence[StoredChunk]
+        self, prompt: ConversationPrompt, question: Question, chunks: Sequence[StoredChunk]
     ) -> tuple[tuple[PromptSegment, ...], int]:
         """The prompt's pieces, and its length in tokens."""
         documents = list(by_document(chunks))
-        prompt = self._prompt(question, chunks)
         pieces: list[PromptSegment] = []
         if prompt.head_ids:
             # A head with a request's own words is not worth a file on disk.
@@ -223,7 +232,8 @@ class GenerateService:
 
     def _prompt(self, question: Question, chunks: Sequence[StoredChunk]) -> ConversationPrompt:
         if question.conversation is not None:
-            return self._conversations.prompt(question.conversation, question.switches)
+            drawn = partial(self._drawn.find, question.namespace)
+            return self._conversations.prompt(question.conversation, question.switches, drawn)
         form = self._formats.of(question.switches)
         ids = [chunk.token_ids for chunk in chunks]
         asked = build_prompt(self._tokenizer, form, question.text, ids, question.system_text)
@@ -255,6 +265,7 @@ def _result(
         "cached_tokens": usage.cached_tokens,
         "recomputed_tokens": usage.recomputed_tokens,
         "fresh_tokens": usage.fresh_tokens,
+        "reused_tokens": usage.reused_tokens,
         "compiled_tokens": usage.compiled_tokens,
         "documents_linked": 0 if question.mode == "full" else len(question.document_ids),
         "lookup_seconds": progress.looked_up - progress.started,

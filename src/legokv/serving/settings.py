@@ -32,6 +32,7 @@ class Settings(EngineSettings):
     engine: Path = field(metadata={"meaning": "engine folder, from build/build_engine.py"})
     cache_dir: Path = field(default_factory=_user_cache_dir, metadata=_facts_of("cache_dir"))
     max_queue_requests: int = field(default=512, metadata=_facts_of("max_queue_requests"))
+    kept_tokens: int = field(default=16384, metadata=_facts_of("kept_tokens"))
     host: str = setting("127.0.0.1", "address to listen on")
     http_port: int = setting(8000, "HTTP port; auto takes a free one", 0, 65535)
     grpc_port: int = setting(8001, "gRPC port; auto takes a free one", 0, 65535)

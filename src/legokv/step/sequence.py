@@ -54,10 +54,15 @@ class TokenSequence:
         self.num_left = 1
 
 
-def linked_sequence(link: Link, bound: BoundLink) -> TokenSequence:
-    """What a request computes before its first token."""
+def linked_sequence(link: Link, bound: BoundLink, num_positions: int = 0) -> TokenSequence:
+    """What a request computes before its first token, from position `num_positions` on."""
+    rest = slice(int(np.searchsorted(link.positions, num_positions)), None)
     return TokenSequence(
-        link.token_ids, link.positions, link.key_positions, bound.slots, bound.table
+        link.token_ids[rest],
+        link.positions[rest],
+        link.key_positions[rest],
+        bound.slots[rest],
+        bound.table,
     )
 
 

@@ -4,9 +4,11 @@ Documents may stand anywhere in any message, each a segment of its own. As in a 
 (`text.prompt`), texts are put in after the template was rendered: none becomes a control token.
 """
 
+import hashlib
 import json
 import secrets
 import threading
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,16 +76,19 @@ class Conversation:
 class ConversationPrompt:
     """The head, a chunk as in `Prompt`, and then fresh tokens or a document by its number.
 
-    The head `is_own` if it has words of the request's.
+    The head `is_own` if it has words of the request's. The `digest` is of all of it, and "" for a
+    prompt that no conversation goes on from.
     """
 
     head_ids: tuple[int, ...]
     rest: tuple[tuple[int, ...] | int, ...]
     is_own: bool
+    digest: str = ""
 
 
-AnswerIds = Callable[[Sequence[object], str], Sequence[int] | None]
-"""Gives the tokens of an answer as they were drawn, by the prompt before it and its text."""
+AnswerIds = Callable[[str, str], Sequence[int] | None]
+"""Gives the tokens of an answer as they were drawn, by the digest of the prompt before it and its
+text."""
 
 
 class ConversationFormats:
@@ -109,7 +114,7 @@ class ConversationFormats:
         self,
         conversation: Conversation,
         switches: Switches,
-        answer_ids: AnswerIds = lambda before, text: None,
+        answer_ids: AnswerIds = lambda digest, text: None,
     ) -> ConversationPrompt:
         """The conversation's prompt, up to where the next answer begins.
 
@@ -128,7 +133,13 @@ class ConversationFormats:
             conversation = replace(conversation, turns=tuple(turns))
         pieces = self._pieces(conversation, {**self._switches, **switches})
         slots = _skeleton(conversation, Marks("")).marks.slots
-        return _assembled(self._tokenizer, pieces, slots, answer_ids)
+        parts = _Parts(self._tokenizer, conversation.document_ids, answer_ids)
+        for piece in pieces:
+            if isinstance(piece, str):
+                parts.add_template(piece)
+            else:
+                parts.add(slots[piece[0]], piece[1])
+        return parts.prompt()
 
     def _pieces(self, conversation: Conversation, switches: Switches) -> tuple[Piece, ...]:
         template = self._tokenizer.chat_template
@@ -229,32 +240,55 @@ def _check_written(pieces: Sequence[Piece], slots: Sequence[Slot]) -> None:
         )
 
 
-def _assembled(
-    tokenizer: Tokenizer, pieces: Sequence[Piece], slots: Sequence[Slot], answer_ids: AnswerIds
-) -> ConversationPrompt:
-    head: list[int] = []
-    fresh: list[int] = []
-    rest: list[tuple[int, ...] | int] = []
-    in_head, is_own = True, False
-    for piece in pieces:
-        is_first = not (head or fresh or rest)
-        if isinstance(piece, str):
-            (head if in_head else fresh).extend(tokenizer.encode_template(piece, first=is_first))
-            continue
-        slot = slots[piece[0]]
-        in_head = in_head and (slot.kind == "word" or slot.role in _TOLD)
+class _Parts:
+    """A prompt as it grows from a template's pieces, and its digest up to here."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, document_ids: Sequence[str], answer_ids: AnswerIds
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._document_ids = document_ids
+        self._answer_ids = answer_ids
+        self._head: list[int] = []
+        self._fresh: list[int] = []
+        self._rest: list[tuple[int, ...] | int] = []
+        self._in_head, self._is_own = True, False
+        self._digest = hashlib.sha256()
+
+    @property
+    def _is_first(self) -> bool:
+        return not (self._head or self._fresh or self._rest)
+
+    def add_template(self, text: str) -> None:
+        self._extend(self._tokenizer.encode_template(text, first=self._is_first))
+
+    def add(self, slot: Slot, json_depth: int) -> None:
+        """What a mark stood for, which has been so often inside JSON."""
+        self._in_head = self._in_head and (slot.kind == "word" or slot.role in _TOLD)
         if slot.kind == "document":
-            if fresh:
-                rest.append(tuple(fresh))
-                fresh = []
-            rest.append(int(slot.text))
-            in_head = False
-            continue
-        is_own = is_own or in_head
-        ids: Sequence[int] | None = None
-        if slot.role == "assistant" and not in_head:
-            ids = answer_ids((tuple(head), *rest, tuple(fresh)), slot.text)
+            self._add_document(int(slot.text))
+            return
+        self._is_own = self._is_own or self._in_head
+        ids = None
+        if slot.role == "assistant":
+            ids = self._answer_ids(self._digest.hexdigest(), slot.text)
         if ids is None:
-            ids = tokenizer.encode(inside_json(slot.text, piece[1]), first=is_first)
-        (head if in_head else fresh).extend(ids)
-    return ConversationPrompt(tuple(head), (*rest, tuple(fresh)), is_own)
+            text = inside_json(slot.text, json_depth)
+            ids = self._tokenizer.encode(text, first=self._is_first)
+        self._extend(ids)
+
+    def prompt(self) -> ConversationPrompt:
+        rest = (*self._rest, tuple(self._fresh))
+        return ConversationPrompt(tuple(self._head), rest, self._is_own, self._digest.hexdigest())
+
+    def _add_document(self, number: int) -> None:
+        if self._fresh:
+            self._rest.append(tuple(self._fresh))
+            self._fresh = []
+        self._rest.append(number)
+        # No token has a negative id.
+        self._digest.update(b"\xff\xff\xff\xff" + self._document_ids[number].encode())
+
+    def _extend(self, ids: Sequence[int]) -> None:
+        (self._head if self._in_head else self._fresh).extend(ids)
+        self._digest.update(array("i", ids).tobytes())

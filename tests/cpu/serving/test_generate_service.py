@@ -91,7 +91,8 @@ def thinking_world(tiny_engine_folder: Callable[[], Path], tmp_path: Path) -> It
 
 def world_over(folder: Path, tmp_path: Path, **changes: Any) -> Iterator[World]:
     settings = Settings(engine=folder, cache_dir=tmp_path, max_question_bytes=200, **changes)
-    engine = EngineService(Engine.open(folder, settings=EngineSettings(pool_tokens=4096)))
+    own = EngineSettings(pool_tokens=4096, kept_tokens=2048)
+    engine = EngineService(Engine.open(folder, settings=own))
     commands: list[Command] = []
 
     def ask(command: Command) -> tuple[Event, ...]:
@@ -184,7 +185,7 @@ def test_the_counts_add_up_and_the_times_follow_one_another(world: World) -> Non
 def test_every_count_is_a_number_also_without_documents(world: World) -> None:
     result = world.result(max_tokens=1)
     counts = {name: value for name, value in result.items() if name.endswith("_tokens")}
-    assert len(counts) == 6
+    assert len(counts) == 7
     assert all(type(value) is int for value in counts.values())
 
 
@@ -460,6 +461,33 @@ def test_messages_are_segments_in_order_with_a_document_wherever_one_stands(worl
 def test_a_prompt_is_said_one_way(world: World, fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidRequest, match=reason):
         world.replies(**fields)
+
+
+def test_the_second_turn_has_the_first_answer_s_tokens_as_drawn_and_computes_what_is_new(
+    world: World,
+) -> None:
+    parts = [
+        {"type": "document", "id": world.register(f"Light {n} is grey.\n\n").decode()}
+        for n in range(8)
+    ]
+    turns: list[tuple[str, object]] = [("user", [*parts, {"type": "text", "text": "Who?"}])]
+    first = world.result(text_input=None, messages=messages(*turns), max_tokens=30)
+    turns += [("assistant", first["text_output"]), ("user", "Why?")]
+    second = world.result(text_input=None, messages=messages(*turns), max_tokens=4)
+    last = world.sent().segments[-1].token_ids
+    answer = world.tokenizer.encode(str(first["text_output"]).strip())
+    assert list(last) != [*last[: -len(answer)], *answer]
+    encode = world.tokenizer.encode_template
+    new = encode("<|im_end|>\n<|im_start|>user\n") + world.tokenizer.encode("Why?")
+    new += encode("<|im_end|>\n<|im_start|>assistant\n")
+    # And the answer's last token, which was drawn and never computed.
+    assert (second["recomputed_tokens"], second["fresh_tokens"]) == (0, len(new) + 1)
+    assert second["reused_tokens"] == (
+        first["recomputed_tokens"] + first["fresh_tokens"] + first["generated_tokens"] - 1
+    )
+    assert second["prompt_tokens"] == (
+        first["prompt_tokens"] + first["generated_tokens"] + len(new)
+    )
 
 
 def test_a_message_s_document_that_is_not_there_is_not_found(world: World) -> None:
