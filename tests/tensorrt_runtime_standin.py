@@ -29,11 +29,14 @@ class RuntimeConfig:
         self.cuda_graph_strategy: CudaGraphStrategy | None = None
 
 
-class Logger:
-    WARNING = 2
+class ILogger:
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
-    def __init__(self, min_severity: int) -> None:
-        assert min_severity == self.WARNING
+    def __init__(self) -> None:
+        self.is_made = True
+
+    def log(self, severity: int, msg: str) -> None:
+        raise NotImplementedError
 
 
 class Device:
@@ -105,15 +108,20 @@ def tensorrt_module(device: Device, *, rtx: bool) -> Any:
     engine = CudaEngine(device) if device.opens else None
 
     class Runtime:
-        def __init__(self, logger: Logger) -> None:
-            assert isinstance(logger, Logger)
+        def __init__(self, logger: ILogger) -> None:
+            assert isinstance(logger, ILogger)
+            assert logger.is_made
+            self.logger = logger
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> CudaEngine | None:
             assert serialized_engine == b"plan"
+            if engine is None:
+                self.logger.log(ILogger.WARNING, "a warning")
+                self.logger.log(ILogger.ERROR, "this GPU is\nnot supported")
             return engine
 
     module = SimpleNamespace(
-        Logger=Logger,
+        ILogger=ILogger,
         Runtime=Runtime,
         ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
     )

@@ -19,6 +19,7 @@ PAIRS = {
     build.Parser: trt.OnnxParser,
     build.Profile: trt.IOptimizationProfile,
     build.Registry: trt.IPluginRegistry,
+    runtime.ILogger: trt.ILogger,
     runtime.CudaEngine: trt.ICudaEngine,
     runtime.ExecutionContext: trt.IExecutionContext,
 }

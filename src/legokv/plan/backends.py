@@ -12,13 +12,21 @@ from legokv.errors import BackendMissing
 
 @dataclass(frozen=True)
 class PlanBackend:
-    """A TensorRT: the modules it is made of (the one with its version last), how to get them."""
+    """A TensorRT: the modules it is made of (the one with its version last), how to get them.
+
+    gpus: how the architectures begin that its support matrix lists; empty: all that we compile for.
+    """
 
     name: str
     modules: tuple[str, ...]
     plan_file: str
     needs_gpu: bool
     installed_by: str
+    gpus: tuple[str, ...] = ()
+
+    def lists(self, gpu: str) -> bool:
+        """Whether it says that it runs on a GPU of this architecture ("sm_90")."""
+        return not self.gpus or gpu.startswith(self.gpus)
 
 
 PLAN_BACKENDS = {
@@ -44,6 +52,8 @@ PLAN_BACKENDS = {
             plan_file="tensorrt-rtx.plan",
             needs_gpu=False,
             installed_by="pip install 'legokv[tensorrt-rtx]'",
+            # Its matrices up to 1.4: compute capability 7.5, 8.6, 8.9 and 12.x. No A100, no H100.
+            gpus=("sm_75", "sm_86", "sm_89", "sm_12"),
         ),
     )
 }
@@ -81,8 +91,8 @@ def backend_version(name: str) -> str:
 def choose_backend(requested: str, machine: Machine, say: Callable[[str], None]) -> str:
     """`requested` if this machine can build it, or auto's choice, which is said with its reason.
 
-    auto takes the first installed of TensorRT-LLM, TensorRT and TensorRT-RTX where there is a GPU
-    to run a plan on, else torch. BackendMissing, with the next step, for what can't be built here.
+    auto takes the first installed of TensorRT-LLM, TensorRT and TensorRT-RTX that lists the GPU
+    which is here, else torch. BackendMissing, with the next step, for what can't be built here.
     """
     if requested == "auto":
         chosen, reason = _automatic(machine)
@@ -103,7 +113,13 @@ def _automatic(machine: Machine) -> tuple[str, str]:
         return "torch", f"torch sees no NVIDIA GPU that a plan could run on{more}"
     if not installed:
         return "torch", f"none of {', '.join(PLAN_BACKENDS)} is installed"
-    return installed[0], f"it is installed and the GPU is {machine.gpu}"
+    for name in installed:
+        if PLAN_BACKENDS[name].lists(machine.gpu):
+            return name, f"it is installed and the GPU is {machine.gpu}"
+    return "torch", (
+        f"the GPU is {machine.gpu}, which {', '.join(installed)} does not list as supported; for "
+        f"this GPU: {PLAN_BACKENDS['tensorrt'].installed_by}"
+    )
 
 
 def _check(backend: PlanBackend, machine: Machine) -> None:

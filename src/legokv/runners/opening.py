@@ -1,6 +1,7 @@
 """Which runner an engine folder gets on this machine: the choice, said with its reason."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,13 +31,23 @@ def open_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> R
     """The runner over an engine folder's weights or plan.
 
     "torch" runs on the CPU, "cuda" with torch and the plugins' kernels on a GPU, "plan" the
-    folder's plan. "auto" is the plan where there is one and a GPU, else cuda where there is a GPU
-    and the compiled plugins, else torch. EngineMismatch if the one asked for can't run here.
+    folder's plan. "auto" is the plan where there is one that opens and a GPU, else cuda where there
+    is a GPU and the compiled plugins, else torch. EngineMismatch if the one asked for can't run
+    here.
     """
     chosen, reason = _choice(folder, facts, settings.runner)
-    log.info("runner: %s, %s", chosen, reason)
     if chosen == "plan":
-        return _plan_runner(folder, facts, settings)
+        try:
+            runner = _plan_runner(folder, facts, settings)
+        except EngineMismatch as error:
+            if settings.runner != "auto":
+                raise
+            log.warning("the plan does not open here: %s", error)
+            chosen, reason = _choice(folder, replace(facts, plan=None), "auto")
+        else:
+            log.info("runner: %s, %s", chosen, reason)
+            return runner
+    log.info("runner: %s, %s", chosen, reason)
     dtypes = Dtypes.same(settings.dtype_or(facts.dtype))
     form, device = _eager_attention(folder, facts, settings, chosen)
     return EagerRunner(
@@ -79,7 +90,7 @@ def _choice(folder: Path, facts: EngineFacts, requested: RunnerName) -> tuple[Ru
         return "plan", f"the engine's, on a GPU of {architecture}"
     if _library(folder) is None:
         return "torch", "since the plugins for the GPU are not compiled: build/build_plugins.py"
-    return "cuda", f"since the engine has no plan and the GPU is {architecture}"
+    return "cuda", f"since the engine has no plan for here and the GPU is {architecture}"
 
 
 def _eager_attention(

@@ -35,7 +35,6 @@ def automatic(machine: Machine) -> tuple[str, str]:
     [
         (EVERYTHING, "tensorrt-llm"),
         (frozenset({"tensorrt", "tensorrt-rtx"}), "tensorrt"),
-        (frozenset({"tensorrt-rtx"}), "tensorrt-rtx"),
         (frozenset(), "torch"),
     ],
 )
@@ -46,6 +45,28 @@ def test_on_a_gpu_auto_takes_the_first_that_is_installed_and_says_why(
     assert found == chosen
     assert said.startswith(f"Backend auto: {chosen}, since ")
     assert ("sm_90" in said) == (chosen != "torch")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "chosen"),
+    [
+        ("sm_75", "tensorrt-rtx"),
+        ("sm_80", "torch"),
+        ("sm_86", "tensorrt-rtx"),
+        ("sm_89", "tensorrt-rtx"),
+        ("sm_90", "torch"),
+        ("sm_100", "torch"),
+        ("sm_120", "tensorrt-rtx"),
+    ],
+)
+def test_auto_takes_rtx_only_where_rtx_lists_the_gpu(gpu: str, chosen: str) -> None:
+    found, said = automatic(Machine(gpu, frozenset({"tensorrt-rtx"})))
+    assert (found, gpu in said) == (chosen, True)
+    assert ("does not list as supported; for this GPU: pip install tensorrt" in said) == (
+        chosen == "torch"
+    )
+    assert automatic(Machine(gpu, EVERYTHING - {"tensorrt-llm"}))[0] == "tensorrt"
+    assert choose_backend("tensorrt-rtx", Machine(gpu, EVERYTHING), print) == "tensorrt-rtx"
 
 
 def test_without_a_gpu_auto_takes_torch_and_names_what_could_build_all_the_same() -> None:

@@ -67,6 +67,28 @@ def test_on_a_gpu_auto_is_the_plan_then_the_kernels_then_torch(
     assert "sm_90" in reason or "build/build_plugins.py" in reason
 
 
+def test_on_a_gpu_auto_goes_on_without_a_plan_that_does_not_open_and_says_why(
+    planned: EngineFacts,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refused(*arguments: object) -> None:
+        raise EngineMismatch("TensorRT could not open the plan: sm_90 is not supported")
+
+    monkeypatch.setattr(opening, "gpu_architecture", lambda: "sm_90")
+    monkeypatch.setattr(opening, "_library", lambda folder: None)
+    monkeypatch.setattr(opening, "_plan_runner", refused)
+    with caplog.at_level(logging.INFO, "legokv"):
+        assert isinstance(open_runner(folder, planned, SETTINGS), EagerRunner)
+    assert "the plan does not open here: TensorRT could not open the plan: sm_90" in caplog.text
+    assert "runner: torch, since the plugins for the GPU are not compiled" in caplog.text
+    monkeypatch.setattr(opening, "_library", lambda folder: Path("plugins.so"))
+    assert opening._choice(folder, replace(planned, plan=None), "auto")[0] == "cuda"
+    with pytest.raises(EngineMismatch, match="sm_90 is not supported"):
+        open_runner(folder, planned, replace(SETTINGS, runner="plan"))
+
+
 def test_an_unknown_runner_is_refused_with_those_there_are(folder: Path) -> None:
     with pytest.raises(InvalidRequest, match="one of auto, torch, cuda, plan, not 'gpu'"):
         Engine.open(folder, settings=EngineSettings(runner="gpu"))

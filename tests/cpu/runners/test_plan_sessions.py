@@ -129,15 +129,22 @@ def test_the_graph_unused_for_longest_makes_room(
     assert calls_of(device, session, 2) == ["1: execute"]
 
 
-def test_where_a_capture_fails_decoding_goes_on_without_and_says_so(
+def test_where_a_capture_fails_decoding_goes_on_and_it_is_tried_again_later(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(contexts, "RETRY_STEPS", 3)
     device = Device(refuses="record")
     session = open_tensorrt(device, cuda_stream(device, monkeypatch))
     step(session, DECODE)
     assert calls_of(device, session, 2)[-2:] == ["capture", "2: record"]
-    assert "not captured as CUDA graphs: TensorRT refused to execute a step" in caplog.text
+    assert "none is for 3 steps: TensorRT refused to execute a step" in caplog.text
     assert [calls_of(device, session, 2) for _ in range(2)] == [["1: execute"]] * 2
+    assert calls_of(device, session, 2)[-2:] == ["capture", "3: record"]
+    assert "none is for 6 steps" in caplog.text
+    device.refuses = ""
+    assert [calls_of(device, session, 2) for _ in range(5)] == [["1: execute"]] * 5
+    assert calls_of(device, session, 2)[-2:] == ["capture", "4: record"]
+    assert calls_of(device, session, 2) == ["on the stream", "replay of [4]"]
 
 
 def test_tensorrt_llm_prefills_by_its_own_session_and_decodes_under_the_second_profile(
@@ -157,7 +164,7 @@ def test_a_plan_the_runtime_refuses_is_a_mismatch(
     monkeypatch: pytest.MonkeyPatch, rtx: bool
 ) -> None:
     for device, words in (
-        (Device(opens=False), "could not open the plan"),
+        (Device(opens=False), "could not open the plan: this GPU is not supported"),
         (Device(refuses="created"), "made no execution context"),
         (Device(refuses="profile 0"), "no optimisation profile number 0"),
         (Device(refuses="profile 1"), "no optimisation profile number 1"),

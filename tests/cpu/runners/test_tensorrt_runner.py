@@ -21,7 +21,7 @@ from legokv.engine.engine import Engine
 from legokv.errors import InvalidRequest
 from legokv.runners import Runner
 from legokv.runners.plan.buffers import StepBuffers
-from legokv.runners.plan.runner import TensorRTRunner, split_batch
+from legokv.runners.plan.runner import TensorRTRunner, decode_sequences, split_batch
 from legokv.runners.plan.session import address_of
 from legokv.step.batch import Piece, StepBatch, step_batch
 
@@ -113,6 +113,29 @@ def test_imported_pages_arrive_with_the_next_step_and_only_then(
     # Decode steps have no imports: the first one ran as a prefill.
     assert [profile for profile, _ in session.runs] == [0, 1]
     assert torch.equal(runner.export_pages([7, 3], 20), kv)
+
+
+def test_decode_steps_come_in_few_shapes_and_idle_sequences_write_nothing(
+    runner: TensorRTRunner, session: GraphSession, eager: Runner
+) -> None:
+    before = stored_kv(3, 16)
+    for each in (runner, eager):
+        each.import_pages([0], before)
+        # With what arrives a step runs as a prefill.
+        each.run(step_batch([sequence(1, 1)]))
+    for number in (3, 5, 7, 8):
+        batch = step_batch([sequence(page + 1, 1, page) for page in range(number)])
+        assert_close(runner.run(batch), eager.run(batch))
+    assert [shapes["logit_rows"] for profile, shapes in session.runs if profile] == [
+        (4,),
+        (8,),
+        (8,),
+        (8,),
+    ]
+    assert torch.equal(runner.export_pages([0], 16), before)
+    assert [decode_sequences(n) for n in (1, 2, 3, 8, 9, 24, 33, 49, 64)] == [
+        *(1, 2, 4, 8, 16, 24, 48, 64, 64)
+    ]
 
 
 def test_more_pages_than_a_step_takes_are_imported_all_the_same(runner: TensorRTRunner) -> None:

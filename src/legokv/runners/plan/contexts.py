@@ -19,8 +19,8 @@ def context_of(engine: Any, how: Any, profile: int, stream: Any) -> Any:
     context = engine.create_execution_context(how)
     if context is None:
         raise EngineMismatch(
-            "TensorRT made no execution context; its reasons are printed above, and where it is "
-            "memory a smaller pool_tokens leaves it more"
+            "TensorRT made no execution context; its reasons are in the log; where it is memory, "
+            "a smaller pool_tokens leaves it more"
         )
     if not context.set_optimization_profile_async(profile, stream.cuda_stream):
         raise EngineMismatch(f"the plan has no optimisation profile number {profile}")
@@ -57,6 +57,8 @@ class ContextSteps:
 
 # Each keeps a context with a decode step's working memory.
 MAX_GRAPHS = 16
+# Decode steps until a capture is tried again after one failed; twice as many after each more.
+RETRY_STEPS, MAX_RETRY_STEPS = 64, 65536
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -67,8 +69,8 @@ class DecodeGraphs:
     """Runs decode steps on `stream`: a shape that comes twice in a row is captured, then replayed.
 
     Tensors of a name always begin at one address, as a `PlanSession` is promised. Of more than
-    MAX_GRAPHS shapes the one unused for longest is captured anew when it is next wanted. Where a
-    capture fails, which is logged, no other is tried.
+    MAX_GRAPHS shapes the one unused for longest is captured anew when it is next wanted. A capture
+    that fails, for want of memory say, is logged, and none is tried in the next steps.
     """
 
     def __init__(self, make_context: Callable[[], Any], stream: Any) -> None:
@@ -76,14 +78,16 @@ class DecodeGraphs:
         self._plain = ContextSteps(make_context(), stream)
         self._graphs: OrderedDict[Shapes, tuple[Any, Any]] = OrderedDict()
         self._last: Shapes | None = None
-        self._captures = True
+        self._steps = self._retry_at = 0
+        self._pause = RETRY_STEPS
 
     def run(self, inputs: Tensors, outputs: Tensors) -> None:
         """Put one step on the stream."""
         shapes = tuple(tuple(tensor.shape) for tensor in inputs.values())
+        self._steps += 1
         if shapes in self._graphs:
             self._replay(shapes)
-        elif shapes == self._last and self._captures:
+        elif shapes == self._last and self._steps >= self._retry_at:
             self._capture(shapes, inputs, outputs)
         else:
             self._plain.run(inputs, outputs)
@@ -105,8 +109,15 @@ class DecodeGraphs:
             self._graphs[shapes] = self._recorded(context), context
         except (RuntimeError, StepFailed) as error:
             # What torch raises, and what `execute` does. The step itself is done.
-            self._captures = False
-            log.warning("decode steps are not captured as CUDA graphs: %s", error)
+            self._retry_at = self._steps + self._pause
+            log.warning(
+                "a decode step was not captured as a CUDA graph, and none is for %d steps: %s",
+                self._pause,
+                error,
+            )
+            self._pause = min(2 * self._pause, MAX_RETRY_STEPS)
+        else:
+            self._pause = RETRY_STEPS
         if len(self._graphs) > MAX_GRAPHS:
             self._graphs.popitem(last=False)
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from legokv.built.plan_facts import PlanFacts
 from legokv.built.plan_limits import DECODE, PREFILL, profile_number
+from legokv.model.dtypes import Int32
 from legokv.runners.page_store import PageStore
 from legokv.runners.plan.buffers import ArrivingPages, StepBuffers, largest, view_of
 from legokv.runners.plan.session import PlanSession
@@ -44,12 +46,15 @@ class TensorRTRunner:
         return torch.cat([self._run(part) for part in parts])
 
     def _run(self, batch: StepBatch) -> Tensor:
+        num_sequences = len(batch.logit_rows)
         sizes = batch_sizes(batch, self._arriving.num_pages, self.num_pages)
         number = profile_number(self._plan.profiles, sizes)
         if number == DECODE:
             # Few different shapes, so that a decode step finds the CUDA graph of an earlier one.
-            most = self._plan.profiles[number].ranges["P"].most
-            sizes["P"] = min(1 << (sizes["P"] - 1).bit_length(), most)
+            ranges = self._plan.profiles[number].ranges
+            sizes["P"] = min(1 << (sizes["P"] - 1).bit_length(), ranges["P"].most)
+            sizes["B"] = sizes["T"] = min(decode_sequences(num_sequences), ranges["B"].most)
+            batch = with_idle_sequences(batch, sizes["B"])
         inputs = {
             **self._buffers.load(step_arrays(batch), sizes),
             **self._pools,
@@ -61,7 +66,7 @@ class TensorRTRunner:
         }
         self._session.run(number, inputs, outputs)
         self._arriving.taken()
-        return outputs["logits"].to("cpu", copy=True)
+        return outputs["logits"][:num_sequences].to("cpu", copy=True)
 
     def attention_mass(self, batch: StepBatch, num_rows: int) -> Tensor:
         raise NotImplementedError("a plan's attention gives outputs alone")
@@ -77,6 +82,34 @@ class TensorRTRunner:
     def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
         self._arriving.put_in_pools()
         return self._store.export_pages(pages, num_tokens)
+
+
+def decode_sequences(num_sequences: int) -> int:
+    """The next of 1, 2, 4, 8, 16, 24, 32, 48, 64, 80, …: what a decode step is filled up to."""
+    if num_sequences <= 8:
+        return 1 << (num_sequences - 1).bit_length()
+    step = 8 if num_sequences <= 32 else 16
+    return -(-num_sequences // step) * step
+
+
+def with_idle_sequences(batch: StepBatch, num_sequences: int) -> StepBatch:
+    """A decode batch filled up with sequences of one token each that sees and writes nothing."""
+    num_idle = num_sequences - len(batch.logit_rows)
+
+    def filled(array: Int32, value: int = 0) -> Int32:
+        widths = [(0, num_idle), *[(0, 0)] * (array.ndim - 1)]
+        return np.pad(array, widths, constant_values=value)
+
+    rows = np.arange(num_sequences + 1, dtype=np.int32)
+    return StepBatch(
+        input_ids=filled(batch.input_ids),
+        positions=filled(batch.positions),
+        key_positions=filled(batch.key_positions),
+        slots=filled(batch.slots, -1),
+        query_start=rows,
+        pages=filled(batch.pages),
+        logit_rows=rows[:-1],
+    )
 
 
 def split_batch(batch: StepBatch, max_sequences: int) -> Iterator[StepBatch]:

@@ -1,6 +1,8 @@
 """Opens an engine folder's plan on this machine's GPU, in the runtime of its flavour."""
 
 import importlib
+import logging
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,46 @@ from legokv.plan.backends import PLAN_BACKENDS
 from legokv.runners.plan.contexts import ContextSteps, DecodeGraphs, context_of
 from legokv.runners.plan.session import PlanSession, Tensors, addresses
 
+log = logging.getLogger(__name__)
+
 
 def open_plan(folder: Path, plan: PlanFacts) -> PlanSession:
     """The engine folder's plan, ready to run; EngineMismatch if the runtime refuses it."""
-    trt = importlib.import_module(PLAN_BACKENDS[plan.flavour].modules[-1])
+    trt = _imported(PLAN_BACKENDS[plan.flavour].modules[-1])
     if trt.get_plugin_registry().load_library(str(folder / plan.library_file)) is None:
         raise EngineMismatch(f"{plan.flavour} could not load the plugins of {plan.library_file}")
     content = (folder / plan.plan_file).read_bytes()
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     if plan.flavour == "tensorrt-llm":
-        runtime = importlib.import_module("tensorrt_llm.runtime")
+        runtime = _imported("tensorrt_llm.runtime")
         return LLMSession(runtime, trt, content, stream)
     return TensorRTSession(trt, content, stream)
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        # Installed, as the choice found, and yet a library of the driver or of CUDA is not here.
+        raise EngineMismatch(f"{module} can't be imported: {error}") from error
+
+
+def plan_log(trt: Any) -> Any:
+    """A logger that keeps TensorRT's last words of trouble in `words`, and logs them."""
+
+    class PlanLog(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.words: deque[str] = deque(maxlen=3)
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.words.append(" ".join(msg.split())[:500])
+                log.error("TensorRT: %s", msg)
+            elif severity == trt.ILogger.WARNING:
+                log.warning("TensorRT: %s", msg)
+
+    return PlanLog()
 
 
 class TensorRTSession:
@@ -36,11 +66,12 @@ class TensorRTSession:
     def __init__(self, trt: Any, content: bytes, stream: Any) -> None:
         self._stream = stream
         # Kept: an engine must not outlive its runtime, nor a runtime its logger.
-        self._logger = trt.Logger(trt.Logger.WARNING)
+        self._logger = plan_log(trt)
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            raise EngineMismatch("TensorRT could not open the plan; its reasons are printed above")
+            reasons = "; ".join(self._logger.words) or "it gave no reason"
+            raise EngineMismatch(f"TensorRT could not open the plan: {reasons}")
         static = trt.ExecutionContextAllocationStrategy.STATIC
         self._prefill = ContextSteps(context_of(self._engine, static, PREFILL, stream), stream)
         self._decode = self._decode_steps(trt)
