@@ -112,6 +112,12 @@ class OutOfMemory(StepFailed):
     code = "UNAVAILABLE"
 
 
+class DeviceLost(StepFailed):
+    """The GPU computes nothing more in this process: an error that no later call gets over."""
+
+    code = "UNAVAILABLE"
+
+
 class NotFinite(StepFailed):
     """The model gave NaN or infinity where numbers are due; nothing is drawn from or kept of it."""
 

@@ -57,7 +57,7 @@ def test_with_a_gpu_auto_keeps_a_plan_only_if_it_runs_there_and_has_the_limits(
     assert keep(asked.limits)
     assert keep(replace(asked.limits, max_sequences=6)) is None
     for module in (kept, opening):
-        monkeypatch.setattr(module, "gpu_architecture", lambda: "sm_90")
+        monkeypatch.setattr(module, "gpu_architecture", lambda *number: "sm_90")
     assert keep(asked.limits)
     monkeypatch.setattr(opening, "backend_version", lambda name: "0.0")
     assert keep(asked.limits) is None

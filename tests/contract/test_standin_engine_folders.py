@@ -41,7 +41,7 @@ def standins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-        patch.setattr(write, "gpu_architecture", lambda: "sm_90")
+        patch.setattr(write, "gpu_architecture", lambda *number: "sm_90")
         yield
     for name in ("tensorrt", "tensorrt_llm"):
         sys.modules.pop(name, None)

@@ -89,6 +89,7 @@ class EngineSettings:
     attention: AttentionName = choice(
         get_args(AttentionName), "of the CPU; auto: native where it is compiled"
     )
+    gpu: int = setting(0, "number of the GPU that computes, where one does", 0)
     num_threads: int = setting(0, "threads that compute; 0: as many as torch chooses", 0)
     max_step_tokens: int = setting(2048, "most tokens one step computes", 1)
     max_queue_requests: int = setting(

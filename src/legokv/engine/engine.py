@@ -260,6 +260,11 @@ class Engine:
         with self._stepping:
             return self.executor.step()
 
+    @property
+    def lost(self) -> LegokvError | None:
+        """Why nothing can be computed any more in this process; None while it can."""
+        return self.runner.lost
+
     def cache_stats(self) -> tuple[TierStats, ...]:
         """The state of the pool and of each tier below it. For any thread; takes no lock."""
         page_bytes = self.facts.page_size * token_bytes(self.facts.model, self.facts.dtype, "model")

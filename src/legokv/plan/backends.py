@@ -75,11 +75,11 @@ def this_machine() -> Machine:
     return Machine(gpu_architecture(), frozenset(installed))
 
 
-def gpu_architecture() -> str | None:
-    """The first CUDA device's, as "sm_90"; None where torch sees no device."""
-    if not torch.cuda.is_available():
+def gpu_architecture(number: int = 0) -> str | None:
+    """That of the CUDA device of a number, as "sm_90"; None where torch sees no such device."""
+    if not torch.cuda.is_available() or number >= torch.cuda.device_count():
         return None
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability(number)
     return f"sm_{major}{minor}"
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from legokv.errors import LegokvError
 from legokv.model.config import ModelConfig
 from legokv.model.decoder import decoder_from_weights
 from legokv.model.dtypes import Dtypes, Int32
@@ -25,6 +26,7 @@ class EagerRunner:
     """
 
     gives_attention = True
+    lost: LegokvError | None = None
 
     def __init__(
         self,

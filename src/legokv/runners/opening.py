@@ -16,6 +16,7 @@ from legokv.kernels.gpu import Launchers
 from legokv.model.dtypes import Dtypes
 from legokv.plan.backends import PLAN_BACKENDS, backend_version, gpu_architecture, this_machine
 from legokv.runners.attention_forms import CPU, AttentionForm, KernelForm, attention_form
+from legokv.runners.device_guard import DeviceGuard
 from legokv.runners.eager import EagerRunner
 from legokv.runners.plan.runner import TensorRTRunner
 from legokv.runners.plan.sessions import open_plan
@@ -33,7 +34,7 @@ def open_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> R
     "torch" runs on the CPU, "cuda" with torch and the plugins' kernels on a GPU, "plan" the
     folder's plan. "auto" is the plan where there is one that opens and a GPU, else cuda where there
     is a GPU and the compiled plugins, else torch. EngineMismatch if the one asked for can't run
-    here.
+    here, or there is no GPU of the number that is set.
     """
     chosen, reason = _choice(folder, facts, settings.runner)
     if chosen == "plan":
@@ -50,7 +51,7 @@ def open_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> R
     log.info("runner: %s, %s", chosen, reason)
     dtypes = Dtypes.same(settings.dtype_or(facts.dtype))
     form, device = _eager_attention(folder, facts, settings, chosen)
-    return EagerRunner(
+    runner = EagerRunner(
         facts.model,
         load_weights(folder, facts.model, getattr(torch, dtypes.weights)),
         form,
@@ -58,10 +59,11 @@ def open_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> R
         num_pages=settings.num_pages(facts.page_size),
         page_size=facts.page_size,
     )
+    return DeviceGuard(runner) if device.type == "cuda" else runner
 
 
-def check_machine(folder: Path, plan: PlanFacts) -> None:
-    """EngineMismatch, naming both sides, unless this machine can run the folder's plan."""
+def check_machine(folder: Path, plan: PlanFacts, gpu: int = 0) -> None:
+    """EngineMismatch, naming both sides, unless this machine's GPU can run the folder's plan."""
     if plan.flavour not in this_machine().installed:
         raise EngineMismatch(
             f"{plan.plan_file} was built by {plan.flavour} {plan.version}, which is not installed "
@@ -70,11 +72,11 @@ def check_machine(folder: Path, plan: PlanFacts) -> None:
     here = PlanRuntime(
         plan.flavour,
         backend_version(plan.flavour),
-        gpu_architecture() or "no GPU",
+        gpu_architecture(gpu) or "no GPU",
         library_digest(folder / plan.library_file),
     )
     check_plan(plan, here)
-    if gpu_architecture() is None:
+    if gpu_architecture(gpu) is None:
         raise EngineMismatch(
             f"{plan.plan_file} runs on an NVIDIA GPU, torch sees none here: choose runner 'torch'"
         )
@@ -93,13 +95,23 @@ def _choice(folder: Path, facts: EngineFacts, requested: RunnerName) -> tuple[Ru
     return "cuda", f"since the engine has no plan for here and the GPU is {architecture}"
 
 
+def _gpu(settings: EngineSettings) -> torch.device:
+    """EngineMismatch if there is no GPU of that number."""
+    if settings.gpu >= torch.cuda.device_count():
+        raise EngineMismatch(
+            f"gpu is {settings.gpu}, and torch sees {torch.cuda.device_count()} from number 0 on"
+        )
+    return torch.device("cuda", settings.gpu)
+
+
 def _eager_attention(
     folder: Path, facts: EngineFacts, settings: EngineSettings, chosen: str
 ) -> tuple[AttentionForm, torch.device]:
     """What "torch" and "cuda" differ in: the form of attention and where it runs."""
     if chosen == "cuda":
-        device = torch.device("cuda")
-        return KernelForm(Launchers(_kernels(folder)), facts.model, device), device
+        launchers = Launchers(_kernels(folder))
+        device = _gpu(settings)
+        return KernelForm(launchers, facts.model, device), device
     kv_dtype = getattr(torch, Dtypes.same(settings.dtype_or(facts.dtype)).kv)
     return attention_form(settings.attention, facts.model, kv_dtype), CPU
 
@@ -112,11 +124,13 @@ def _plan_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> 
             "--backend, or choose runner 'torch'"
         )
     _check_settings(plan, facts, settings)
-    check_machine(folder, plan)
+    check_machine(folder, plan, settings.gpu)
     graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
-    session = open_plan(folder, plan)
     num_pages = settings.num_pages(facts.page_size)
-    return TensorRTRunner(session, plan, graph, num_pages, torch.device("cuda"))
+    device = _gpu(settings)
+    with torch.cuda.device(device):
+        session = open_plan(folder, plan)
+        return DeviceGuard(TensorRTRunner(session, plan, graph, num_pages, device))
 
 
 def _check_settings(plan: PlanFacts, facts: EngineFacts, settings: EngineSettings) -> None:

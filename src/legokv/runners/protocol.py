@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from legokv.errors import LegokvError
 from legokv.step.batch import StepBatch
 
 
@@ -17,6 +18,8 @@ class Runner(Protocol):
     device: torch.device
     gives_attention: bool
     """Whether it has an `attention_mass`."""
+    lost: LegokvError | None
+    """Why it can compute nothing more, whatever is asked; None while it can."""
 
     def run(self, batch: StepBatch) -> Tensor:
         """Compute one step, K and V going to the pools: logits float32 [B, V], on the host.

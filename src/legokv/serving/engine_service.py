@@ -139,7 +139,7 @@ class EngineService:
         """StepFailed if the thread that computes is gone, or one step has no end."""
         began = self._step_began
         if not self._scheduler.is_alive():
-            raise StepFailed("the thread that computes has ended")
+            raise self._engine.lost or StepFailed("the thread that computes has ended")
         if began and time.monotonic() - began > MAX_STEP_SECONDS:
             raise StepFailed(f"one step has lasted longer than {MAX_STEP_SECONDS:g} s")
 
@@ -294,6 +294,10 @@ class EngineService:
                 self._fail_all(StepFailed(f"a step failed: {type(error).__name__}: {error}"))
                 busy = False
             self._step_began = 0.0
+            if self._engine.lost:
+                # The supervisor's probe hears of it and starts the server anew.
+                self.end_all(str(self._engine.lost))
+                return
             if not busy:
                 self._wake.wait(_IDLE_SECONDS)
                 self._wake.clear()

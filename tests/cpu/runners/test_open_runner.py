@@ -33,7 +33,7 @@ def planned(folder: Path) -> EngineFacts:
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "gpu_architecture", lambda: None)
+    monkeypatch.setattr(opening, "gpu_architecture", lambda *number: None)
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -59,7 +59,7 @@ def test_on_a_gpu_auto_is_the_plan_then_the_kernels_then_torch(
     library: Path | None,
     chosen: str,
 ) -> None:
-    monkeypatch.setattr(opening, "gpu_architecture", lambda: "sm_90")
+    monkeypatch.setattr(opening, "gpu_architecture", lambda *number: "sm_90")
     monkeypatch.setattr(opening, "_library", lambda folder: library)
     facts = planned if plan else replace(planned, plan=None)
     found, reason = opening._choice(folder, facts, "auto")
@@ -76,7 +76,7 @@ def test_on_a_gpu_auto_goes_on_without_a_plan_that_does_not_open_and_says_why(
     def refused(*arguments: object) -> None:
         raise EngineMismatch("TensorRT could not open the plan: sm_90 is not supported")
 
-    monkeypatch.setattr(opening, "gpu_architecture", lambda: "sm_90")
+    monkeypatch.setattr(opening, "gpu_architecture", lambda *number: "sm_90")
     monkeypatch.setattr(opening, "_library", lambda folder: None)
     monkeypatch.setattr(opening, "_plan_runner", refused)
     with caplog.at_level(logging.INFO, "legokv"):
@@ -119,7 +119,7 @@ def test_cuda_without_a_gpu_is_refused_with_why_there_is_none(
 def test_cuda_on_a_gpu_without_the_compiled_plugins_says_what_compiles_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "gpu_architecture", lambda: "sm_90")
+    monkeypatch.setattr(opening, "gpu_architecture", lambda *number: "sm_90")
     monkeypatch.setattr(opening, "BUILT_LIBRARY", tmp_path / "none.so")
     with pytest.raises(EngineMismatch, match=r"none\.so is there: run build/build_plugins\.py"):
         Engine.open(folder, settings=EngineSettings(runner="cuda"))

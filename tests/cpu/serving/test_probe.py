@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from legokv import Engine
-from legokv.errors import StepFailed
+from legokv.errors import DeviceLost, EngineGone, LegokvError, StepFailed
 from legokv.serving import engine_service
 from legokv.serving.documents import DocumentService, document_replies
 from legokv.serving.engine_service import EngineService
@@ -23,6 +23,7 @@ class SteppingEngine:
 
     def __init__(self) -> None:
         self.begun, self.end = threading.Event(), threading.Event()
+        self.lost: LegokvError | None = None
         self.tiers = type("Tiers", (), {"flush": lambda *_: None})()
         self.runner = type("Runner", (), {"device": type("Device", (), {"type": "none"})})()
 
@@ -46,6 +47,21 @@ def test_a_probe_is_answered_while_a_step_lasts_and_not_when_it_has_no_end(
     service.close()
     with pytest.raises(StepFailed, match="the thread that computes has ended"):
         service.events(Probe())
+
+
+def test_an_engine_without_its_device_ends_and_says_why_to_whoever_asks() -> None:
+    engine = SteppingEngine()
+    service = EngineService(cast(Engine, engine))
+    assert engine.begun.wait(10)
+    engine.lost = DeviceLost("the GPU computes nothing more: an illegal memory access")
+    engine.end.set()
+    service._scheduler.join(10)
+    assert not service._scheduler.is_alive()
+    with pytest.raises(DeviceLost, match="an illegal memory access"):
+        service.events(Probe())
+    assert isinstance(service._ended, EngineGone)
+    assert "an illegal memory access" in str(service._ended)
+    service.close()
 
 
 def test_only_the_server_s_own_id_is_a_probe_s(monkeypatch: pytest.MonkeyPatch) -> None:

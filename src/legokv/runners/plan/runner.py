@@ -8,6 +8,7 @@ from torch import Tensor
 
 from legokv.built.plan_facts import PlanFacts
 from legokv.built.plan_limits import DECODE, PREFILL, profile_number
+from legokv.errors import LegokvError
 from legokv.model.dtypes import Int32
 from legokv.runners.page_store import PageStore
 from legokv.runners.plan.buffers import ArrivingPages, StepBuffers, largest, view_of
@@ -20,6 +21,7 @@ class TensorRTRunner:
     """A runner over an opened plan. Its tensors lie on `device`, at one place for ever."""
 
     gives_attention = False
+    lost: LegokvError | None = None
 
     def __init__(
         self,
