@@ -68,7 +68,8 @@ attend_reference_kernel(LEGOKV_PARAMETER LegokvLegolinkAttention a) {
   for (int i = 0; i < table.num_rows; ++i) {
     const PageRow page = table.rows[i];
     rotate_pairs(rotated, query, a.inv_freq, half, a.positions[token] - page.base);
-    for (int slot = 0; slot < page.filled; ++slot) {
+    const int num_slots = filled_slots(page, a.num_pool_pages, a.page_size);
+    for (int slot = 0; slot < num_slots; ++slot) {
       if (!sees(a.positions[token], page.first_position + slot)) break;
       const T* stored =
           static_cast<const T*>(a.pool) + key_offset(layout, page.page, slot, kv_head);

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "legokv/building.h"
 #include "legokv/launchers.h"
 #include "legolink_attention/plan.h"
 #include "legolink_attention/signature.h"
@@ -167,6 +168,7 @@ class LegolinkAttentionPlugin final : public IPluginV3,
     if (outputs[k_pool_out] != tensors[k_pool]) {
       return refuse("pool and pool_out must be bound to one address");
     }
+    if (is_building()) return 0;
     const auto table = [&](Input input) { return static_cast<const int32_t*>(tensors[input]); };
     LegokvLegolinkAttention attention = actual_sizes(inputs);
     attention.q = tensors[k_q];

@@ -13,6 +13,7 @@ constexpr float kLog2e = 1.4426950408889634f;
 // order.
 struct StripWalk {
   const PageRow* rows;
+  int64_t num_pool_pages;
   int strips_per_page;
   int query_position;  // the last position that is to see
   int next;            // first strip not looked at
@@ -39,7 +40,7 @@ struct StripWalk {
   }
 
   LEGOKV_DEVICE KeyStrip strip_of(int index) const {
-    KeyStrip strip = strip_at(rows, strips_per_page, index);
+    KeyStrip strip = strip_at(rows, num_pool_pages, strips_per_page, index);
     strip.num_keys = num_seen_keys(strip, query_position);
     return strip;
   }
@@ -51,7 +52,11 @@ LEGOKV_DEVICE StripWalk walk_strips(const LegokvLegolinkAttention& a, int sequen
   const TableRows table = table_rows(a, sequence);
   const int strips_per_page = a.page_size / kStripKeys;
   const int strips = table.num_rows * strips_per_page;
-  return {table.rows, strips_per_page, position, part_begin(strips, part, num_parts),
+  return {table.rows,
+          a.num_pool_pages,
+          strips_per_page,
+          position,
+          part_begin(strips, part, num_parts),
           part_begin(strips, part + 1, num_parts)};
 }
 

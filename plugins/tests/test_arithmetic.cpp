@@ -44,7 +44,7 @@ void strips_cover_the_filled_slots_and_no_others() {
   const PageRow rows[] = {{7, 100, 132, 33}, {9, 0, 0, 0}, {2, 5, 5, 64}};
   int covered[3] = {};
   for (int index = 0; index < 12; ++index) {
-    const KeyStrip strip = strip_at(rows, 4, index);
+    const KeyStrip strip = strip_at(rows, 10, 4, index);
     const PageRow& row = rows[index / 4];
     covered[index / 4] += strip.num_keys;
     EXPECT_EQUAL(strip.page, row.page);
@@ -54,6 +54,33 @@ void strips_cover_the_filled_slots_and_no_others() {
   EXPECT_EQUAL(covered[0], 33);
   EXPECT_EQUAL(covered[1], 0);
   EXPECT_EQUAL(covered[2], 64);
+}
+
+void tables_of_nonsense_lead_nowhere() {
+  const PageRow rows[] = {{-1, 0, 0, 64}, {10, 0, 0, 64}, {2147483647, 0, 0, 64}, {9, 0, 0, 1000}};
+  int covered[4] = {};
+  for (int index = 0; index < 16; ++index) {
+    const KeyStrip strip = strip_at(rows, 10, 4, index);
+    covered[index / 4] += strip.num_keys;
+    if (strip.num_keys > 0) EXPECT_EQUAL(strip.first_slot + strip.num_keys <= 64, true);
+  }
+  EXPECT_EQUAL(covered[0] + covered[1] + covered[2], 0);
+  EXPECT_EQUAL(covered[3], 64);
+
+  const int32_t starts[][4] = {{7, -5, 900, 3}, {-9, -9, -9, -9}, {5, 4, 3, 2}, {900, 0, 900, 1}};
+  for (const auto& query_start : starts) {
+    const Sequences sequences = {query_start, 3, 5};
+    for (int token = 0; token < 5; ++token) {
+      const int b = sequence_of_token(sequences, token);
+      EXPECT_EQUAL(b >= 0 && b <= 3, true);
+    }
+    for (int64_t tile = 0; tile < max_tiles(5, 3, 3, 4); ++tile) {
+      const QueryTile found = query_tile(sequences, tile, 3, 4);
+      if (found.num_rows == 0) continue;
+      EXPECT_EQUAL(found.token >= 0 && found.first_row >= 0, true);
+      EXPECT_EQUAL(found.token * 3 + found.first_row + found.num_rows <= 15, true);
+    }
+  }
 }
 
 void a_strip_is_seen_up_to_the_query() {
@@ -215,6 +242,7 @@ int main() {
   RUN(a_key_s_offset_is_that_of_a_contiguous_pool);
   RUN(offsets_go_on_past_two_to_the_thirty_one);
   RUN(strips_cover_the_filled_slots_and_no_others);
+  RUN(tables_of_nonsense_lead_nowhere);
   RUN(a_strip_is_seen_up_to_the_query);
   RUN(parts_of_a_table_meet_without_gap_or_overlap);
   RUN(every_token_finds_its_own_sequence_among_empty_ones);

@@ -2,6 +2,7 @@
 // CPU's.
 #include <NvInferRuntime.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <memory>
@@ -158,6 +159,19 @@ void a_pool_that_is_not_aliased_is_refused() {
   EXPECT_EQUAL(step.out[0], -1.0f);
 }
 
+void while_a_plan_is_built_nothing_is_launched() {
+  const float scale = 0.125f;
+  Plugin plugin = attention_plugin(&scale);
+  AttentionStep step;
+  const std::vector<float> before = step.pool;
+  setenv("LEGOKV_BUILDING_PLAN", "1", 1);
+  EXPECT_EQUAL(enqueue(plugin, step, step.pool.data()), 0);
+  unsetenv("LEGOKV_BUILDING_PLAN");
+  EXPECT_EQUAL(step.pool == before, true);
+  EXPECT_EQUAL(enqueue(plugin, step, step.pool.data()), 0);
+  expect_means(step);
+}
+
 void attention_without_its_scale_is_not_made() {
   const PluginFieldCollection none = {0, nullptr};
   EXPECT_EQUAL(
@@ -249,6 +263,7 @@ int main() {
   RUN(attention_reads_and_writes_the_tensors_it_is_given);
   RUN(a_plugin_made_again_from_its_own_fields_does_the_same);
   RUN(a_pool_that_is_not_aliased_is_refused);
+  RUN(while_a_plan_is_built_nothing_is_launched);
   RUN(attention_without_its_scale_is_not_made);
   RUN(attention_takes_one_number_type_and_int32_tables);
   RUN(only_the_pool_is_aliased);

@@ -35,8 +35,9 @@ struct LegokvKvImport {
   int32_t block_dtype;
 };
 
-// Writes the tokens' K and V into the pool, then attends over the page table. Its page numbers are
-// not compared with N. k, v, pool, pages, out and workspace are 16-byte aligned.
+// Writes the tokens' K and V into the pool, then attends over the page table. A page outside the
+// pool has no keys, and nothing outside the tensors is touched whatever the tables say. k, v, pool,
+// pages, out and workspace are 16-byte aligned.
 struct LegokvLegolinkAttention {
   const void* q;                 // [T, H, D], not rotated
   const void* k;                 // [T, G, D], not rotated

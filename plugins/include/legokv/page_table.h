@@ -19,6 +19,12 @@ LEGOKV_HOST_DEVICE bool sees(int query_position, int key_position) {
   return key_position <= query_position;
 }
 
+// How many of a row's slots may be read, whatever the row says: none of a page outside the pool.
+LEGOKV_HOST_DEVICE int filled_slots(const PageRow& row, int64_t num_pool_pages, int page_size) {
+  if (row.page < 0 || row.page >= num_pool_pages) return 0;
+  return row.filled < page_size ? row.filled : page_size;
+}
+
 // Keys are walked in strips: 16 neighbouring slots of one page. A page size is a multiple of it.
 constexpr int kStripKeys = 16;
 
@@ -32,10 +38,11 @@ struct KeyStrip {
 
 // Strip `index` of a sequence's table, counted through the rows; num_keys is 0 past the filled
 // slots.
-LEGOKV_HOST_DEVICE KeyStrip strip_at(const PageRow* rows, int strips_per_page, int index) {
+LEGOKV_HOST_DEVICE KeyStrip strip_at(const PageRow* rows, int64_t num_pool_pages,
+                                     int strips_per_page, int index) {
   const PageRow row = rows[index / strips_per_page];
   const int first_slot = index % strips_per_page * kStripKeys;
-  const int left = row.filled - first_slot;
+  const int left = filled_slots(row, num_pool_pages, strips_per_page * kStripKeys) - first_slot;
   const int num_keys = left < 0 ? 0 : (left > kStripKeys ? kStripKeys : left);
   return {row.page, row.base, row.first_position + first_slot, first_slot, num_keys};
 }

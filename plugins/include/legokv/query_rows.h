@@ -18,9 +18,12 @@ struct Sequences {
 };
 
 // First token of sequence b; b may be num_sequences (the tokens after the last) and one more (the
-// end).
+// end). It is one of the tokens, or their end, whatever query_start says.
 LEGOKV_HOST_DEVICE int first_token(const Sequences& sequences, int b) {
-  return b > sequences.num_sequences ? sequences.num_tokens : sequences.query_start[b];
+  if (b <= 0) return 0;
+  if (b > sequences.num_sequences) return sequences.num_tokens;
+  const int token = sequences.query_start[b];
+  return token < 0 ? 0 : (token > sequences.num_tokens ? sequences.num_tokens : token);
 }
 
 // The last sequence that begins at or before the token; it is never an empty one.

@@ -20,6 +20,8 @@ from legokv.plan.request import PlanRequest, PlanSummary
 
 SECONDS_BETWEEN_LINES = 2.0
 KEPT_LINES = 20
+BUILDING_VARIABLE = "LEGOKV_BUILDING_PLAN"
+"""In the process that builds: plugins launch nothing (plugins/include/legokv/building.h)."""
 
 Say = Callable[[str], None]
 
@@ -55,6 +57,7 @@ def _build_process(request: PlanRequest) -> Iterator["subprocess.Popen[str]"]:
         environment = dict(os.environ)
         if request.backend == "tensorrt-rtx":
             environment = environment_with_library(Path(links), environment)
+        environment[BUILDING_VARIABLE] = "1"
         pipe = subprocess.PIPE
         process = subprocess.Popen(
             command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
