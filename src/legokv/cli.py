@@ -14,6 +14,7 @@ from typing import Any
 
 import legokv
 from legokv.built.folder import read_engine_folder
+from legokv.commands.keys import add_keys_parser, run_keys_command
 from legokv.errors import LegokvError, ServerError
 from legokv.serving.front.exposure import exposed
 from legokv.serving.front.process import model_environment, new_brief, running_front
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.command == "cache":
             return _cache(parsed)
+        if parsed.command == "keys":
+            return run_keys_command(parsed)
         _serve(parsed)
     except LegokvError as error:
         print(f"legokv: {error}", file=sys.stderr)
@@ -63,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--format", choices=("text", "json"), default="text", help="of what it says")
     add_flags(serve)
     add_cache_parser(commands)
+    add_keys_parser(commands)
     return parser
 
 

@@ -66,6 +66,28 @@ class NotFound(LegokvError):
     code = "NOT_FOUND"
 
 
+class KeyMissing(ApiRefused):
+    """A request without an API key, or with one that is not known."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 401, kind="invalid_api_key")
+
+
+class NotAllowed(ApiRefused):
+    """What this API key, or this page of another site, may not do."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, 403, param, "not_allowed")
+
+
+class RateLimited(ApiRefused):
+    """A key's limit a minute is reached; after `retry_after_seconds` the same may be taken."""
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message, 429, kind="rate_limit_exceeded")
+        self.retry_after_seconds = retry_after_seconds
+
+
 class PoolFull(LegokvError):
     """The page pool cannot hold what was asked; nothing was taken."""
 

@@ -90,3 +90,17 @@ def _remove(scratch: Path, path: Path) -> None:
     if (scratch / "old").exists() and not path.exists():
         (scratch / "old").rename(path)
     shutil.rmtree(scratch)
+
+
+def write_private_file(path: Path, content: bytes) -> None:
+    """Put the bytes at `path`, durably: whole or not at all, and their owner's alone."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with open(descriptor, "wb") as file:  # mkstemp makes it private
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
