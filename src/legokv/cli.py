@@ -16,6 +16,7 @@ import legokv
 from legokv.built.folder import read_engine_folder
 from legokv.commands.keys import add_keys_parser, run_keys_command
 from legokv.errors import LegokvError, ServerError
+from legokv.serving.api_keys import read_keys
 from legokv.serving.front.exposure import exposed
 from legokv.serving.front.process import model_environment, new_brief, running_front
 from legokv.serving.settings import Settings
@@ -82,6 +83,8 @@ def _serve(parsed: argparse.Namespace) -> None:
     read_engine_folder(settings.engine)
     # A template or switch that is wrong is said here, not by a model's process in Triton's log.
     PromptFormats(Tokenizer.open(settings.engine), settings.switches).of({})
+    if settings.keys_file is not None:
+        read_keys(settings.keys_file)
     settings = with_ports(settings)
     raise_descriptor_limit()
     say = _say_json if parsed.format == "json" else _say_text
@@ -141,14 +144,19 @@ def _say_restarting(say: Say, error: ServerError) -> None:
 
 
 def _addresses(settings: Settings) -> dict[str, object]:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    api = {"api": f"http://{host}:{settings.api_port}"} if settings.api == "on" else {}
+    host = _in_address(settings.triton_host)
+    api_host = _in_address(settings.host)
+    api = {"api": f"http://{api_host}:{settings.api_port}"} if settings.api == "on" else {}
     return {
         **api,
         "http": f"http://{host}:{settings.http_port}",
         "grpc": f"{host}:{settings.grpc_port}",
         "metrics": f"http://{host}:{settings.metrics_port}/metrics",
     }
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _say_json(event: str, facts: dict[str, object]) -> None:

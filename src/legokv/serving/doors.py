@@ -21,6 +21,7 @@ import uvloop
 from legokv.parent_death import end_with_parent
 from legokv.serving.front.bounds import IDLE_SECONDS, Bounds
 from legokv.serving.front.brief import Brief, brief_of_environment
+from legokv.serving.front.exposure import is_loopback
 from legokv.serving.front.grpc_front import GrpcFront, listening
 from legokv.serving.front.http_app import HttpFront
 from legokv.serving.front.http_protocol import bounded_protocol
@@ -31,6 +32,8 @@ from legokv.serving.front.state import State
 from legokv.serving.front.tensor_check import models_in
 from legokv.serving.front.upstream import Upstream
 from legokv.serving.gateway.app import gateway_app
+from legokv.serving.gateway.guard import Rules, guarded
+from legokv.serving.gateway.keys import Accounts
 from legokv.serving.log import log_to_server
 from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import settings_from
@@ -87,19 +90,29 @@ async def _run(settings: Settings, brief: Brief) -> None:
     tasks = [asyncio.create_task(probe.run()), asyncio.create_task(_beat(probe, state))]
     if settings.api == "on":
         app = gateway_app(settings, models, grpc_front.ask, state, metrics.shown)
-        tasks.append(serve_http(app, limits, state, _bound(settings.host, settings.api_port)))
+        guard = guarded(app, _rules(settings))
+        tasks.append(serve_http(guard, limits, state, _bound(settings.host, settings.api_port)))
     if shut:
         http = HttpFront(limits, upstream, internals, state, models)
-        tasks.append(serve_http(http, limits, state, _bound(settings.host, settings.http_port)))
-        tasks.append(
-            serve_http(metrics, limits, state, _bound(settings.host, settings.metrics_port))
-        )
-        server = await listening(grpc_front, settings.host, settings.grpc_port, limits)
+        host = settings.triton_host
+        tasks.append(serve_http(http, limits, state, _bound(host, settings.http_port)))
+        tasks.append(serve_http(metrics, limits, state, _bound(host, settings.metrics_port)))
+        server = await listening(grpc_front, host, settings.grpc_port, limits)
         tasks.append(asyncio.create_task(server.wait_for_termination()))
     tasks.append(asyncio.create_task(_listen_for_refusals(state)))
     over, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in over:
         task.result()
+
+
+def _rules(settings: Settings) -> Rules:
+    """Whom the gateway answers."""
+    return Rules(
+        accounts=None if settings.keys_file is None else Accounts(settings.keys_file),
+        origins=settings.origins,
+        request_bytes=settings.request_bytes,
+        local=is_loopback(settings.host),
+    )
 
 
 def _exposed(settings: Settings, name: str) -> tuple[str, int]:

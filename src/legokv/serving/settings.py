@@ -1,6 +1,7 @@
 """What a server is told: an engine's settings and its own, in one record. No Triton, no torch."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -10,10 +11,14 @@ from legokv.built.folder import EngineFacts, cache_root, registry_file
 from legokv.built.settings import EngineSettings, choice, setting
 from legokv.chunks.header import token_bytes
 from legokv.documents.document import DocumentLimits, NamespaceQuota
+from legokv.errors import InvalidRequest
 from legokv.stores.fleet.address import SharedCache, shared_cache, shown_redis_url
 from legokv.text.switches import Switches, parse_switches
 
 PREFIX = "LEGOKV_"
+NO_KEYS = NO_ORIGINS = "none"
+LOOPBACK = "127.0.0.1"
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#@,]+", re.ASCII)
 
 
 def _user_cache_dir() -> Path:
@@ -39,6 +44,8 @@ class Settings(EngineSettings):
     metrics_port: int = setting(8002, "metrics port; auto takes a free one", 0, 65535)
     api: str = choice(("on", "off"), "the gateway, which speaks OpenAI's and Anthropic's API")
     api_port: int = setting(8080, "the gateway's port; auto takes a free one", 0, 65535)
+    api_keys: str = setting(NO_KEYS, "file of `legokv keys`; none: whoever reaches it may ask")
+    api_origins: str = setting(NO_ORIGINS, "sites whose pages may ask, by commas; * for all")
     expose_triton: str = choice(("off", "on"), "Triton itself listens at the ports, unchecked")
     max_connections: int = setting(2048, "most connections, and most gRPC calls, at once", 1)
     max_request_bytes: int = setting(0, "longest request; 0: what the longest text takes", 0)
@@ -66,11 +73,43 @@ class Settings(EngineSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.switches  # noqa: B018 - raises what is wrong with it
+        self.origins  # noqa: B018 - the same
+        if self.keys_file is None:
+            return
+        if self.api == "off":
+            raise InvalidRequest("api_keys are the gateway's, and api is off: leave one out")
+        if self.expose_triton == "on":
+            raise InvalidRequest(
+                "api_keys and expose_triton: Triton itself asks for no key, leave one out"
+            )
 
     @property
     def switches(self) -> Switches:
         """Variables of the chat template, where a request does not set them."""
         return parse_switches(self.chat_template_kwargs, "chat_template_kwargs")
+
+    @property
+    def keys_file(self) -> Path | None:
+        """The file of API keys; None: there are no keys."""
+        return None if self.api_keys == NO_KEYS else Path(self.api_keys).expanduser().absolute()
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Sites whose pages may ask the gateway. InvalidRequest for one that is none."""
+        names = () if self.api_origins == NO_ORIGINS else self.api_origins.split(",")
+        origins = tuple(name.strip().rstrip("/").lower() for name in names)
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise InvalidRequest(
+                    f"api_origins has {origin[:100]!r}, which is no site like "
+                    "https://chat.example:8443, nor *"
+                )
+        return origins
+
+    @property
+    def triton_host(self) -> str:
+        """Where Triton's ports listen: they ask for no key, so with keys on loopback alone."""
+        return self.host if self.keys_file is None else LOOPBACK
 
     @property
     def request_bytes(self) -> int:

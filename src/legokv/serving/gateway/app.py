@@ -8,7 +8,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
@@ -18,20 +18,18 @@ from legokv.serving.gateway.accounts import Account, Everybody
 from legokv.serving.gateway.anthropic import AnthropicChats
 from legokv.serving.gateway.chat import Chats
 from legokv.serving.gateway.facts import Facts
-from legokv.serving.gateway.files import Files, is_anthropic
+from legokv.serving.gateway.files import Files
 from legokv.serving.gateway.library import Library
 from legokv.serving.gateway.models import Ask, ModelForm, Models
 from legokv.serving.gateway.openapi import openapi_routes
-from legokv.serving.gateway.refusals import anthropic_error, openai_error, status_of
+from legokv.serving.gateway.page_routes import page_routes
+from legokv.serving.gateway.refusals import refusal
 from legokv.serving.gateway.tool_calls import tool_form_of
 from legokv.serving.gateway.uploads import Uploads
 from legokv.serving.gateway.world import Readiness, ShowMetrics, World
 from legokv.serving.log import MAX_ID_LEN, RequestLine
 from legokv.serving.settings import Settings
 from legokv.text.tokenizer import Tokenizer
-
-RETRY_SECONDS = "2"
-"""After so long a client that is told 503 may ask again."""
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +116,7 @@ def _routes(world: World) -> list[Route]:
         Route("/ready", _answered(facts.ready)),
         Route("/version", _answered(facts.version)),
         *openapi_routes(),
+        *page_routes(),
     ]
 
 
@@ -146,15 +145,6 @@ def _answered(endpoint: Endpoint) -> Endpoint:
             return refusal(request, LegokvError("an internal error; the server's log has it"))
 
     return answer
-
-
-def refusal(request: Request, error: LegokvError) -> Response:
-    """The error in the shape of the API that the client speaks."""
-    status = status_of(error)
-    headers = {"retry-after": RETRY_SECONDS} if status == 503 else {}
-    if is_anthropic(request):
-        return JSONResponse(anthropic_error(error, request.state.request_id), status, headers)
-    return JSONResponse(openai_error(error), status, headers)
 
 
 async def _no_path(request: Request, error: Exception) -> Response:

@@ -14,7 +14,7 @@ from legokv.serving import fields as readers
 from legokv.serving.fields import Reader
 from legokv.serving.gateway.accounts import Account
 from legokv.serving.gateway.bodies import json_body, read_fields
-from legokv.serving.gateway.files import is_anthropic
+from legokv.serving.gateway.refusals import is_anthropic
 from legokv.serving.gateway.world import World
 from legokv.text.length import check_num_tokens
 from legokv.version import VERSION

@@ -13,6 +13,7 @@ from legokv.serving.gateway.accounts import Account
 from legokv.serving.gateway.bodies import form_body
 from legokv.serving.gateway.extract import MEDIA_TYPES, text_of
 from legokv.serving.gateway.library import INLINE, document_id_of, file_id_of
+from legokv.serving.gateway.refusals import is_anthropic
 from legokv.serving.gateway.uploads import Upload
 from legokv.serving.gateway.world import World
 
@@ -228,11 +229,6 @@ class Files:
                 "last_used_at": document["last_used_at"],
             },
         }
-
-
-def is_anthropic(request: Request) -> bool:
-    """Whether the client speaks Anthropic's API: its paths of files and models are OpenAI's too."""
-    return "anthropic-version" in request.headers or request.url.path.startswith("/v1/messages")
 
 
 def _ttl_seconds(fields: dict[str, str], *, needs_purpose: bool) -> float | None:

@@ -4,7 +4,6 @@ All that is not named here as open needs a key where there are keys, also paths 
 """
 
 import ipaddress
-import json
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -13,9 +12,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 
-from legokv.errors import ApiRefused, KeyMissing, NotAllowed, RateLimited
-from legokv.serving.gateway.keys import Account, Accounts, credentials_in
+from legokv.errors import ApiRefused, NotAllowed, RequestTooLarge
+from legokv.serving.gateway.accounts import Account, Everybody
+from legokv.serving.gateway.keys import Accounts, KeyAccount, credentials_in
+from legokv.serving.gateway.refusals import refusal
 from legokv.serving.log import MAX_ID_LEN, RequestLine
 
 Message = MutableMapping[str, Any]
@@ -23,7 +25,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = {"/", "/health", "/ready", "/version"}
+OPEN_PATHS = {"/", "/health", "/ready", "/version", "/docs", "/openapi.json"}
 """Paths that answer without a key: they say nothing of documents, and compute nothing."""
 OPEN_FOLDER = "/page/"
 REQUEST_ID = b"x-request-id"
@@ -84,27 +86,30 @@ class Guard:
                 message = {**message, "headers": [*kept, (REQUEST_ID, request_id.encode())]}
             await send(message)
 
-        account = Account()
+        account: Account = Everybody()
         try:
             account = self._account(scope)
-            account.count_request()
+            if isinstance(account, KeyAccount):
+                account.count_request()
             state = {**scope.get("state", {}), "account": account, "request_id": request_id}
             body = _Body(receive, self._rules.request_bytes)
             body.check_declared(scope["headers"])
             await self._app({**scope, "state": state}, body.receive, send_on)
-        except ApiRefused as error:
-            facts: dict[str, object] = {"key": account.name} if account.name else {}
+        except (ApiRefused, RequestTooLarge) as error:
+            name = account.key.name if isinstance(account, KeyAccount) else None
+            facts: dict[str, object] = {"key": name} if name else {}
             RequestLine("gateway", request_id, facts).failed(error)
             if not begun:
-                await refuse(scope["path"], error, send_on)
+                told = {**scope, "state": {"request_id": request_id}}
+                await refusal(Request(told), error)(told, receive, send_on)
 
     def _account(self, scope: Message) -> Account:
         accounts, headers = self._rules.accounts, scope["headers"]
         if scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDER):
-            return Account()
+            return Everybody()
         if accounts is None:
             self._check_page(headers)
-            return Account()
+            return Everybody()
         account = accounts.of(credentials_in(headers))
         return account
 
@@ -149,8 +154,7 @@ class _Body:
 
     def _check(self, num_bytes: int) -> None:
         if num_bytes > self._most:
-            sentence = _BODY_SENTENCE.format(num_bytes, self._most)
-            raise ApiRefused(sentence, 413, kind="request_too_large")
+            raise RequestTooLarge(_BODY_SENTENCE.format(num_bytes, self._most))
 
 
 def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -169,28 +173,3 @@ def _is_this_machine(host: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return name == "localhost" or name.endswith(".localhost")
-
-
-_KINDS = {403: "permission_error", 429: "rate_limit_error"}
-_ANTHROPIC_KINDS = {**_KINDS, 401: "authentication_error", 413: "request_too_large"}
-_WRONG = "invalid_request_error"
-
-
-async def refuse(path: str, error: ApiRefused, send: Send) -> None:
-    """Tell the client in the shape of the API that it speaks."""
-    content: dict[str, object]
-    if path.startswith("/v1/messages"):
-        kind = _ANTHROPIC_KINDS.get(error.status, _WRONG)
-        content = {"type": "error", "error": {"type": kind, "message": str(error)}}
-    else:
-        kind = _KINDS.get(error.status, _WRONG)
-        facts = {"message": str(error), "type": kind, "param": error.param, "code": error.kind}
-        content = {"error": facts}
-    body = json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    if isinstance(error, KeyMissing):
-        headers.append((b"www-authenticate", b"Bearer"))
-    if isinstance(error, RateLimited):
-        headers.append((b"retry-after", b"%d" % error.retry_after_seconds))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from legokv.documents.document import namespace_or_default
 from legokv.errors import InvalidRequest, KeyMissing, NotAllowed, RateLimited
 from legokv.serving.api_keys import ApiKey, hash_of, read_keys
 
@@ -55,27 +54,20 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Account:
-    """Who asks. Without `key`, the server has no keys and a request may name any namespace."""
+class KeyAccount:
+    """Who asks by a key. A bucket that is None has no limit."""
 
-    key: ApiKey | None = None
+    key: ApiKey
     requests: Bucket | None = None
     tokens: Bucket | None = None
 
     @property
-    def name(self) -> str:
-        """What the log calls it; "" without keys."""
-        return "" if self.key is None else self.key.name
-
-    @property
     def stored_bytes(self) -> int:
-        """Most bytes of the namespace's documents; 0: what the server allows any."""
-        return 0 if self.key is None else self.key.stored_bytes
+        """Most bytes of the namespace's files; 0: what the server allows any."""
+        return self.key.stored_bytes
 
     def namespace(self, name: str | None = None) -> str:
         """The one that is reached; NotAllowed if a request's field names another than the key's."""
-        if self.key is None:
-            return namespace_or_default(name)
         if name is not None and name != self.key.namespace:
             raise NotAllowed(
                 f"this API key reaches the namespace {self.key.namespace!r} alone, and not "
@@ -86,7 +78,7 @@ class Account:
 
     def check_metrics(self) -> None:
         """NotAllowed unless the key may read the figures of the whole server."""
-        if self.key is not None and not self.key.metrics:
+        if not self.key.metrics:
             raise NotAllowed(
                 "metrics count all namespaces together, and this API key does not read them: "
                 "`legokv keys add --metrics` makes one that does"
@@ -95,22 +87,22 @@ class Account:
     def count_request(self) -> None:
         """One request more; RateLimited, and it is not counted, if that is past the limit."""
         seconds = 0.0 if self.requests is None else self.requests.take(1)
-        if seconds and self.key is not None:
+        if seconds:
             raise _limited(f"{self.key.requests_per_minute} requests", seconds)
 
-    def reserve_tokens(self, most: int) -> "Reservation":
+    def reserve_tokens(self, most: int) -> "TokensReserved":
         """Tokens that an answer may have at most; RateLimited if fewer are left of the minute.
 
         What the request used at last is told by `settle`.
         """
         seconds = 0.0 if self.tokens is None else self.tokens.take(most)
-        if seconds and self.key is not None:
+        if seconds:
             raise _limited(f"{self.key.tokens_per_minute} tokens", seconds)
-        return Reservation(self.tokens, most)
+        return TokensReserved(self.tokens, most)
 
 
 @dataclass
-class Reservation:
+class TokensReserved:
     """Tokens taken ahead of an answer."""
 
     bucket: Bucket | None
@@ -134,20 +126,16 @@ def _limited(limit: str, seconds: float) -> RateLimited:
 class Accounts:
     """The accounts of a keys' file, which is read again when it has changed.
 
-    One that is damaged then changes nothing: the keys stay as they were, and one line says so.
-    InvalidRequest at the start for a file that cannot be read.
+    One that is damaged changes nothing: the keys stay as they were, none at the start, and one
+    line says so.
     """
 
     file: Path
     clock: Clock = time.monotonic
-    _stamp: _Stamp | None = field(init=False)
-    _by_hash: dict[str, Account] = field(init=False, default_factory=dict)
+    _stamp: _Stamp | None = field(init=False, default=(0, 0, 0, 0))
+    _by_hash: dict[str, KeyAccount] = field(init=False, default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._stamp = _stamp_of(self.file)
-        self._take(read_keys(self.file))
-
-    def of(self, credentials: Iterable[str]) -> Account:
+    def of(self, credentials: Iterable[str]) -> KeyAccount:
         """The account of a request's keys; KeyMissing for none, for two, and for an unknown one."""
         self._look()
         keys = set(credentials)
@@ -183,14 +171,14 @@ class Accounts:
         """Who was there and has the same limits goes on with the same buckets."""
         self._by_hash = {key.sha256: self._account(key) for key in keys}
 
-    def _account(self, key: ApiKey) -> Account:
-        before = self._by_hash.get(key.sha256, Account())
-        requests, tokens = before.requests, before.tokens
-        if before.key is None or before.key.requests_per_minute != key.requests_per_minute:
+    def _account(self, key: ApiKey) -> KeyAccount:
+        before = self._by_hash.get(key.sha256)
+        requests, tokens = (before.requests, before.tokens) if before else (None, None)
+        if before is None or before.key.requests_per_minute != key.requests_per_minute:
             requests = self._bucket(key.requests_per_minute)
-        if before.key is None or before.key.tokens_per_minute != key.tokens_per_minute:
+        if before is None or before.key.tokens_per_minute != key.tokens_per_minute:
             tokens = self._bucket(key.tokens_per_minute)
-        return Account(key, requests, tokens)
+        return KeyAccount(key, requests, tokens)
 
     def _bucket(self, per_minute: int) -> Bucket | None:
         return Bucket(per_minute, self.clock) if per_minute else None

@@ -3,14 +3,21 @@
 import re
 from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
 from legokv.errors import (
     ApiRefused,
     CacheUnavailable,
     InvalidRequest,
     LegokvError,
     NotFound,
+    RateLimited,
     RequestTooLarge,
 )
+
+RETRY_SECONDS = "2"
+"""After so long a client that is told 503 may ask again."""
 
 _OWN_ID = re.compile(r"\bdoc-(?=[0-9a-f]{24}\b)")
 _OPENAI_KINDS = {
@@ -68,3 +75,26 @@ def anthropic_error(error: LegokvError, request_id: str) -> dict[str, Any]:
         "error": {"type": kind, "message": sentence_of(error)},
         "request_id": request_id,
     }
+
+
+def is_anthropic(request: Request) -> bool:
+    """Whether the client speaks Anthropic's API: its paths of files and models are OpenAI's too."""
+    return "anthropic-version" in request.headers or request.url.path.startswith("/v1/messages")
+
+
+def refusal(request: Request, error: LegokvError) -> Response:
+    """The error in the shape of the API that the client speaks."""
+    status = status_of(error)
+    content = openai_error(error)
+    if is_anthropic(request):
+        content = anthropic_error(error, request.state.request_id)
+    return JSONResponse(content, status, _headers(error, status))
+
+
+def _headers(error: LegokvError, status: int) -> dict[str, str]:
+    """What a client needs to go on: when it may ask again, and how it says who it is."""
+    if isinstance(error, RateLimited):
+        return {"retry-after": str(error.retry_after_seconds)}
+    return {503: {"retry-after": RETRY_SECONDS}, 401: {"www-authenticate": "Bearer"}}.get(
+        status, {}
+    )

@@ -106,7 +106,8 @@ def with_ports(settings: Settings) -> Settings:
     A chosen port is free now; another program may still take it before the server does.
     """
     names = (*_NAMES, _API_NAME) if settings.api == "on" else _NAMES
-    sockets = {name: _bound(settings.host, name, getattr(settings, name)) for name in names}
+    hosts = {**dict.fromkeys(names, settings.triton_host), _API_NAME: settings.host}
+    sockets = {name: _bound(hosts[name], name, getattr(settings, name)) for name in names}
     try:
         return replace(settings, **{name: s.getsockname()[1] for name, s in sockets.items()})
     finally:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from legokv.errors import InvalidRequest
 from legokv.serving.front.exposure import exposed
 from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import add_flags, flags_in, settings_from
@@ -27,9 +28,40 @@ def test_a_server_of_this_machine_alone_has_nothing_to_say(host: str) -> None:
 def test_another_host_names_the_ports_and_what_they_give(host: str) -> None:
     (line,) = exposed(settings("--host", host, "--http-port", "1001"))
     assert line.startswith(
-        f"warning: --host {host}: whoever reaches ports 1001 (HTTP), 8001 (gRPC)"
+        f"warning: --host {host}: whoever reaches ports 8080 (API), 1001 (HTTP), 8001 (gRPC)"
     )
     assert "no keys and no TLS" in line
+
+
+def test_with_keys_triton_s_ports_stay_on_this_machine_and_the_api_s_lacks_tls() -> None:
+    keyed = settings("--host", "0.0.0.0", "--api-keys", "/k")
+    (line,) = exposed(keyed)
+    assert "there is no TLS at port 8080: keys, documents and answers" in line
+    assert "and 8002 (metrics) ask for no key, and listen at 127.0.0.1 alone" in line
+    assert (keyed.triton_host, settings("--host", "::1").triton_host) == ("127.0.0.1", "::1")
+    assert list(exposed(settings("--api-keys", "/k"))) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--api-keys", "/k", "--api", "off"), "api_keys are the gateway's, and api is off"),
+        (("--api-keys", "/k", "--expose-triton"), "Triton itself asks for no key"),
+        (("--api-origins", "chat.example"), "api_origins has 'chat.example', which is no site"),
+        (("--api-origins", "https://a.example,https://b.example/x"), "has 'https://b.example/x'"),
+        (("--api-origins", "https://me@a.example"), "which is no site like https://chat"),
+    ],
+)
+def test_what_would_leave_a_door_open_is_refused(flags: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        settings(*flags)
+
+
+def test_origins_are_taken_as_browsers_write_them() -> None:
+    both = settings("--api-origins", "https://Chat.Example:8443/, http://localhost:3000")
+    assert both.origins == ("https://chat.example:8443", "http://localhost:3000")
+    assert settings("--api-origins", "*").origins == ("*",)
+    assert settings().origins == ()
 
 
 def test_an_open_triton_is_told_also_on_this_machine_and_needs_no_value() -> None:

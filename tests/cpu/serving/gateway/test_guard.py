@@ -73,7 +73,7 @@ def keyed_fixture(tmp_path: Path) -> tuple[Rules, str]:
 
 
 PATHS = (
-    *("/v1/chat/completions", "/v1/messages", "/v1/files", "/v1/models", "/metrics", "/docs"),
+    *("/v1/chat/completions", "/v1/messages", "/v1/files", "/v1/models", "/metrics", "/openapi"),
     *("/tokenize", "/nothing", "//", "/health/", "/healthx", "/pagex", "/page", "", "/../health"),
 )
 
@@ -137,7 +137,7 @@ def test_a_body_past_the_bound_is_not_read_to_its_end() -> None:
         ask(OPEN, "/x", parts=[b"x" * 500] * 3),
         ask(OPEN, "/x", [("Content-Length", "1500")]),
     ):
-        assert (reply.status, reply.error["code"]) == (413, "request_too_large")
+        assert (reply.status, reply.error["type"]) == (413, "invalid_request_error")
         assert "has 1500 bytes or more, at most 1000 are taken" in reply.error["message"]
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from legokv.errors import KeyMissing, NotAllowed, RateLimited
 from legokv.serving.api_keys import add_key, revoke_key
-from legokv.serving.gateway.keys import Account, Accounts, Bucket, credentials_in
+from legokv.serving.gateway.accounts import Everybody
+from legokv.serving.gateway.keys import Accounts, Bucket, credentials_in
 
 
 class Clock:
@@ -54,8 +55,8 @@ def test_a_key_is_its_account_and_no_other_text_is(file: Path) -> None:
     a, _ = add_key(file, "a", {})
     b, _ = add_key(file, "b", {"namespace": "shared"})
     accounts = Accounts(file)
-    assert (accounts.of([a]).name, accounts.of([b]).namespace()) == ("a", "shared")
-    assert accounts.of([a, a]).name == "a"
+    assert (accounts.of([a]).key.name, accounts.of([b]).key.namespace()) == ("a", "shared")
+    assert accounts.of([a, a]).key.name == "a"
     for wrong in ("", a[:-1], a + "x", a.upper(), b[3:], "\ud800", "x" * 10**6):
         with pytest.raises(KeyMissing, match="not known here, or was revoked"):
             accounts.of([wrong])
@@ -85,13 +86,13 @@ def test_a_changed_file_counts_from_the_next_request_and_buckets_go_on(
     accounts = Accounts(file, clock)
     accounts.of([a]).count_request()
     b, _ = add_key(file, "b", {})
-    assert accounts.of([b]).name == "b"
+    assert accounts.of([b]).key.name == "b"
     with pytest.raises(RateLimited):
         accounts.of([a]).count_request()
     revoke_key(file, "a")
     with pytest.raises(KeyMissing):
         accounts.of([a])
-    assert accounts.of([b]).name == "b"
+    assert accounts.of([b]).key.name == "b"
 
 
 @pytest.mark.parametrize("how", ["damaged", "gone", "folder"])
@@ -100,6 +101,7 @@ def test_a_damaged_file_leaves_the_keys_and_says_so_once(
 ) -> None:
     a, _ = add_key(file, "a", {})
     accounts = Accounts(file)
+    accounts.of([a])
     if how == "damaged":
         file.write_text('{"format": 1,')
     else:
@@ -107,7 +109,7 @@ def test_a_damaged_file_leaves_the_keys_and_says_so_once(
     if how == "folder":
         file.mkdir()
     with caplog.at_level(logging.WARNING):
-        assert [accounts.of([a]).name for _ in range(3)] == ["a"] * 3
+        assert [accounts.of([a]).key.name for _ in range(3)] == ["a"] * 3
     (line,) = caplog.messages
     assert line.endswith("; the keys stay as they were")
     assert a not in line
@@ -120,7 +122,7 @@ def test_the_namespace_is_the_key_s_alone(file: Path) -> None:
     for other in ("default", "b", "", "A"):
         with pytest.raises(NotAllowed, match="reaches the namespace 'a' alone"):
             account.namespace(other)
-    assert (Account().namespace(), Account().namespace("b")) == ("default", "b")
+    assert (Everybody().namespace(), Everybody().namespace("b")) == ("default", "b")
 
 
 def test_tokens_are_reserved_ahead_and_settled_once_with_what_was_used(
@@ -144,10 +146,10 @@ def test_tokens_are_reserved_ahead_and_settled_once_with_what_was_used(
 
 def test_without_limits_nothing_is_counted(file: Path) -> None:
     key, _ = add_key(file, "a", {})
-    for account in (Accounts(file).of([key]), Account()):
-        for _ in range(1000):
-            account.count_request()
-            account.reserve_tokens(10**9).settle(10**9)
+    account = Accounts(file).of([key])
+    for _ in range(1000):
+        account.count_request()
+        account.reserve_tokens(10**9).settle(10**9)
 
 
 def test_metrics_are_for_keys_that_were_made_for_them(file: Path) -> None:
@@ -155,7 +157,7 @@ def test_metrics_are_for_keys_that_were_made_for_them(file: Path) -> None:
     b, _ = add_key(file, "b", {"metrics": True})
     accounts = Accounts(file)
     accounts.of([b]).check_metrics()
-    Account().check_metrics()
+    Everybody().check_metrics()
     with pytest.raises(NotAllowed, match="legokv keys add --metrics"):
         accounts.of([a]).check_metrics()
 
@@ -165,3 +167,18 @@ def test_keys_come_as_openais_and_anthropics_clients_send_them() -> None:
     assert credentials_in([(b"authorization", b"bearer  k "), (b"x-api-key", b"k")]) == {"k"}
     assert credentials_in([(b"x-api-key", b"k"), (b"authorization", b"Basic k")]) == {"k", ""}
     assert credentials_in([(b"cookie", b"k")]) == set()
+
+
+def test_while_the_file_was_never_read_nobody_is_let_in(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, _ = add_key(file, "a", {})
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    accounts = Accounts(file)
+    for _ in range(2):
+        with pytest.raises(KeyMissing):
+            accounts.of([a])
+    assert len(caplog.messages) == 1
+    file.write_bytes(whole)
+    assert accounts.of([a]).key.name == "a"
