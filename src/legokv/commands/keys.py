@@ -24,7 +24,7 @@ def add_keys_parser(commands: Any) -> None:
     for name, meaning in (
         ("requests-per-minute", "most requests a minute"),
         ("tokens-per-minute", "most tokens a minute, of prompts and answers"),
-        ("stored-bytes", "most bytes of the texts of the namespace's files"),
+        ("stored-bytes", "most bytes of the namespace's documents with their KV"),
     ):
         add.add_argument(f"--{name}", type=_number, metavar="N", help=f"{meaning} (default: any)")
     add.add_argument("--metrics", action="store_true", help="it may read the server's metrics")

@@ -70,6 +70,15 @@ class DocumentLimits:
     claim_seconds: float = 120.0
     wait_seconds: float = 600.0
     namespace_quota: NamespaceQuota | None = None
+    token_bytes: int = 0
+    """What a token's KV takes, stored."""
+
+    def quota_of(self, most: int) -> NamespaceQuota | None:
+        """The quota of a namespace that may have at most so many bytes, 0 for what any may have."""
+        quota = self.namespace_quota
+        if not most or (quota is not None and quota.max_bytes <= most):
+            return quota
+        return NamespaceQuota(most, self.token_bytes)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ _LIMITS = ("requests_per_minute", "tokens_per_minute", "stored_bytes")
 class ApiKey:
     """One key as the file has it; a limit of 0 is none. InvalidRequest for a wrong value.
 
-    `stored_bytes` is of the texts of all files in the namespace.
+    `stored_bytes` is of all documents in the namespace with their KV, as `namespace_bytes` is.
     `metrics`: whether it reads the server's figures, which are of all namespaces together.
     """
 

@@ -58,6 +58,7 @@ _FIELDS: dict[str, dict[str, fields.Reader]] = {
         **_OF_CHANGES,
         "wait": partial(fields.flag, default=True),
         "warm": partial(fields.optional_choice, choices=WARM_TIERS),
+        "namespace_bytes": partial(fields.whole_number, low=0, high=2**63 - 1),
         "text": fields.text,
     },
     "get": {**_OF_ALL, "id": _ID, "wait": fields.flag, "text": fields.flag},
@@ -86,7 +87,7 @@ class DocumentService:
 
     operation  fields (? may be missing)                       reply
     create     text, name?, ttl_seconds?, pinned?,             document, created, and
-               wait? true, warm?                               warmed_chunks if it waited
+               wait? true, warm?, namespace_bytes? 0           warmed_chunks if it waited
     get        id, wait? false, text? false                    document, and text if asked for
     list       after? 0, limit? 100, name?                     documents, next_after
     update     id, name?, ttl_seconds?, pinned?                document
@@ -94,7 +95,8 @@ class DocumentService:
 
     A document is an object with the fields of `Document`. With `wait` it comes ready, or failed
     with the reason. `warm` is one of WARM_TIERS: this server then has the document's KV in that
-    tier or a faster one, whoever compiled it. Bad requests raise the errors of `legokv.errors` and
+    tier or a faster one, whoever compiled it. `namespace_bytes` is the namespace's quota, if that
+    is less than the server's. Bad requests raise the errors of `legokv.errors` and
     change nothing.
     """
 
@@ -144,7 +146,7 @@ class DocumentService:
             self._new_document(namespace, values["text"]),
             _changes(request, values),
             self._limits.max_pinned_tokens,
-            self._limits.namespace_quota,
+            self._limits.quota_of(values["namespace_bytes"]),
         )
         if not values["wait"]:
             self._run_in_background(lambda: self._compile_and_warm(namespace, document.id, warm))

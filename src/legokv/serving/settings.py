@@ -134,6 +134,7 @@ class Settings(EngineSettings):
             limits,
             max_document_tokens=min(limits.max_document_tokens, facts.model.context_len),
             namespace_quota=self.namespace_quota(facts),
+            token_bytes=self._token_bytes(facts),
         )
 
     def registry_path(self, facts: EngineFacts) -> Path:
@@ -144,10 +145,10 @@ class Settings(EngineSettings):
         """What a namespace's documents may have of the model's KV; None: any amount."""
         if not self.namespace_bytes:
             return None
-        dtype = self.dtype_or(facts.dtype)
-        return NamespaceQuota(
-            self.namespace_bytes, token_bytes(facts.model, dtype, self.kv_stored_dtype)
-        )
+        return NamespaceQuota(self.namespace_bytes, self._token_bytes(facts))
+
+    def _token_bytes(self, facts: EngineFacts) -> int:
+        return token_bytes(facts.model, self.dtype_or(facts.dtype), self.kv_stored_dtype)
 
     def shared_cache(self, facts: EngineFacts) -> SharedCache | None:
         """Where a fleet keeps the model's documents and KV; None: this server is alone."""

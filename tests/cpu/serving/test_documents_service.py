@@ -130,6 +130,21 @@ def test_a_document_past_its_namespace_s_quota_is_refused_before_it_is_compiled(
     assert create(service)["created"] is False
 
 
+def test_a_request_may_lower_its_namespace_s_quota_and_not_raise_it(registry, store):
+    quota = NamespaceQuota(max_bytes=7000, token_bytes=20)
+    for limits, most in (
+        (replace(LIMITS, token_bytes=20), 3000),
+        (replace(LIMITS, namespace_quota=quota, token_bytes=20), 3000),
+        (replace(LIMITS, namespace_quota=quota, token_bytes=20), 9000),
+    ):
+        compiler = Compiler(registry, store.compile, store.drop, limits)
+        service = DocumentService(registry, small_tokenizer(), compiler, limits)
+        with pytest.raises(InvalidRequest, match=f"more than the {min(most, 7000)} that"):
+            create(service, text="c" * 300, namespace_bytes=most)
+    assert listed(service) == []
+    assert create(service, text="c" * 60, namespace_bytes=3000)["created"]
+
+
 @pytest.mark.parametrize(("form", "scales"), [("model", 0), ("int8", 4)])
 def test_a_server_counts_a_namespace_s_quota_in_the_bytes_of_its_kv(
     tiny_engine_folder, tmp_path, form, scales

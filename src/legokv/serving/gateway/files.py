@@ -39,10 +39,10 @@ class Files:
         name, media_type, data, others = await form_body(request, world.settings.request_bytes)
         ttl_seconds = _ttl_seconds(others, needs_purpose=not is_anthropic(request))
         text, kind = await text_of(name, media_type, data)
-        await self._check_room(account, len(data))
         reply = await world.models.documents(
             "create",
             namespace=account.namespace(),
+            namespace_bytes=account.stored_bytes,
             text=text,
             name=_short_name(name),
             ttl_seconds=ttl_seconds,
@@ -141,19 +141,6 @@ class Files:
         except NotFound:
             return False
         return not (document["name"] or "").startswith(INLINE)
-
-    async def _check_room(self, account: Account, num_bytes: int) -> None:
-        most = account.stored_bytes
-        if not most:
-            return
-        stored = sum(document["num_bytes"] for document in await self._all(account))
-        if stored + num_bytes > most:
-            raise ApiRefused(
-                f"this file has {num_bytes} bytes and the key's files have {stored}: more than the "
-                f"{most} that it may have; delete files first",
-                429,
-                kind="storage_exceeded",
-            )
 
     async def _text(self, account: Account, document_id: str) -> bytes:
         reply = await self._world.models.documents(

@@ -9,6 +9,7 @@ from typing import Any
 from legokv.documents.document import document_id as content_id
 from legokv.documents.document import normalise_text
 from legokv.errors import ApiRefused, NotFound
+from legokv.serving.gateway.accounts import Account
 from legokv.serving.gateway.models import Models
 
 WAIT_SECONDS = 60.0
@@ -72,13 +73,16 @@ class Library:
         return document_id
 
     async def of_text(
-        self, namespace: str, text: str, name: str, ttl_seconds: float | None = None
+        self, account: Account, text: str, name: str, ttl_seconds: float | None = None
     ) -> str:
         """The id of a document with this text, registered for a while unless it is there."""
+        namespace = account.namespace()
         document_id = content_id(namespace, normalise_text(text))
         if self._is_known(namespace, document_id):
             return document_id
-        reply = await self._models.documents("create", namespace=namespace, text=text)
+        reply = await self._models.documents(
+            "create", namespace=namespace, namespace_bytes=account.stored_bytes, text=text
+        )
         document = reply["document"]
         if reply["created"] or (document["name"] or "").startswith(INLINE):
             changes = {

@@ -98,9 +98,7 @@ class Turns:
     async def text_document(self, text: str, name: str, ttl_seconds: float | None = None) -> Part:
         """A part for a text that comes with the chat itself."""
         self._count()
-        document_id = await self._world.library.of_text(
-            self._account.namespace(), text, name, ttl_seconds
-        )
+        document_id = await self._world.library.of_text(self._account, text, name, ttl_seconds)
         return self._named(document_id)
 
     def _count(self) -> None:
