@@ -100,8 +100,8 @@ class Guard:
             facts: dict[str, object] = {"key": name} if name else {}
             RequestLine("gateway", request_id, facts).failed(error)
             if not begun:
-                told = {**scope, "state": {"request_id": request_id}}
-                await refusal(Request(told), error)(told, receive, send_on)
+                refused = {**scope, "state": {"request_id": request_id}}
+                await refusal(Request(refused), error)(refused, receive, send_on)
 
     def _account(self, scope: Message) -> Account:
         accounts, headers = self._rules.accounts, scope["headers"]

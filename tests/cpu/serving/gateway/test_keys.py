@@ -55,7 +55,7 @@ def test_a_key_is_its_account_and_no_other_text_is(file: Path) -> None:
     a, _ = add_key(file, "a", {})
     b, _ = add_key(file, "b", {"namespace": "shared"})
     accounts = Accounts(file)
-    assert (accounts.of([a]).key.name, accounts.of([b]).key.namespace()) == ("a", "shared")
+    assert (accounts.of([a]).key.name, accounts.of([b]).namespace()) == ("a", "shared")
     assert accounts.of([a, a]).key.name == "a"
     for wrong in ("", a[:-1], a + "x", a.upper(), b[3:], "\ud800", "x" * 10**6):
         with pytest.raises(KeyMissing, match="not known here, or was revoked"):

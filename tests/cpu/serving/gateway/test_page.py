@@ -67,7 +67,7 @@ def order(page: Page) -> list[str]:
 
 
 def ask(page: Page, question: str = "Who kept the lamp?") -> None:
-    page.get_by_label("Question", exact=True).fill(question)
+    page.get_by_role("textbox", name="Question", exact=True).fill(question)
     page.get_by_role("button", name="Ask", exact=True).click()
 
 
