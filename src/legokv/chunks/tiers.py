@@ -63,6 +63,10 @@ class LowerTiers:
         """Whether some tier would probably give the chunk's KV."""
         return any(self._has(tier, chunk) for tier in self._asked)
 
+    def tier_of(self, key: str) -> str:
+        """The fastest tier that probably has the chunk of this key, "" if none has."""
+        return next((t.name for t in self._asked if _passing_over(t, t.has, key)), "")
+
     def is_kept(self, chunk: Chunk) -> bool:
         """Whether all that shall be done to keep a compiled chunk is done, or begun."""
         durable = [tier for tier in self._asked if tier.durable]

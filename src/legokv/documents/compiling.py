@@ -28,6 +28,9 @@ DropChunks = Callable[[Sequence[str]], None]
 # `warm_chunk(namespace, chunks, tier)` has the KV of the last of them in that tier or a faster one.
 WarmChunk = Callable[[str, Sequence[StoredChunk], str], None]
 
+# `find_chunks(keys)` gives the fastest tier that has each of these chunks, "" for none.
+FindChunks = Callable[[Sequence[str]], Sequence[str]]
+
 POLL_SECONDS = 0.05
 RENEWALS_PER_CLAIM = 4
 """A claim outlives that many tries but one to renew it."""
@@ -37,6 +40,10 @@ _log = logging.getLogger(__name__)
 
 def _no_tiers(namespace: str, chunks: Sequence[StoredChunk], tier: str) -> None:
     raise InvalidRequest(f"there is no engine here whose tier '{tier}' could be warmed")
+
+
+def _nowhere(keys: Sequence[str]) -> Sequence[str]:
+    raise InvalidRequest("there is no engine here that could say in which tiers chunks are")
 
 
 class Compiler:
@@ -49,12 +56,14 @@ class Compiler:
         drop_chunks: DropChunks,
         limits: DocumentLimits,
         warm_chunk: WarmChunk = _no_tiers,
+        find_chunks: FindChunks = _nowhere,
     ) -> None:
         self._registry = registry
         self._compile_chunk = compile_chunk
         self._drop_chunks = drop_chunks
         self._limits = limits
         self._warm_chunk = warm_chunk
+        self.places = find_chunks
 
     def bring_to_ready(self, namespace: str, document_id: str) -> Document:
         """The document, ready or failed; compiled here unless another does it already.

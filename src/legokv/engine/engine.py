@@ -251,6 +251,11 @@ class Engine:
         self.executor.submit(job)
         return job
 
+    def tier_of(self, key: str) -> str:
+        """The fastest tier that has the chunk, "" if none has. For any thread."""
+        resident = self.cache.find(key)
+        return "pool" if resident is not None and resident.ready else self.tiers.tier_of(key)
+
     def cancel(self, job: Job) -> None:
         """End a job at the next step; its events end with a Cancelled unless it was over."""
         job.cancelled = True

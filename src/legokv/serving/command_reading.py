@@ -17,6 +17,7 @@ from legokv.serving.messages import (
     Command,
     Compile,
     Drop,
+    Find,
     Generate,
     Probe,
     PromptSegment,
@@ -132,9 +133,10 @@ _READERS: dict[str, Mapping[str, fields.Reader]] = {
     "Compile": _CHUNK,
     "Warm": {**_CHUNK, "tier": partial(_choice, choices=WARM_TIERS)},
     "Drop": {"keys": _keys},
+    "Find": {"keys": _keys},
     "Cancel": {"request_id": _TEXT_ID},
     "Probe": {},
 }
 _MAKERS: dict[str, Callable[..., Command]] = {
-    kind.__name__: kind for kind in (Generate, Compile, Warm, Drop, Cancel, Probe)
+    kind.__name__: kind for kind in (Generate, Compile, Warm, Drop, Find, Cancel, Probe)
 }

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain, islice
 from typing import Any, cast
 
 from legokv.built.folder import read_engine_folder
@@ -31,7 +33,16 @@ from legokv.serving.asking import AskEngine, ask_by_keys
 from legokv.serving.background import Background
 from legokv.serving.fields import Request
 from legokv.serving.log import RequestLine
-from legokv.serving.messages import WARM_TIERS, Compile, Compiled, Drop, PromptSegment, Warm
+from legokv.serving.messages import (
+    WARM_TIERS,
+    Compile,
+    Compiled,
+    Drop,
+    Find,
+    Places,
+    PromptSegment,
+    Warm,
+)
 from legokv.serving.pieces import document_segments
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
@@ -61,12 +72,13 @@ _FIELDS: dict[str, dict[str, fields.Reader]] = {
         "namespace_bytes": partial(fields.whole_number, low=0, high=2**63 - 1),
         "text": fields.text,
     },
-    "get": {**_OF_ALL, "id": _ID, "wait": fields.flag, "text": fields.flag},
+    "get": {**_OF_ALL, "id": _ID, "wait": fields.flag, "text": fields.flag, "tiers": fields.flag},
     "list": {
         **_OF_ALL,
         "after": partial(fields.whole_number, low=0, high=2**63 - 1),
         "limit": partial(fields.whole_number, default=100, low=1, high=MAX_PAGE_LEN),
         "name": partial(fields.optional_text, max_len=MAX_NAME_LEN),
+        "tiers": fields.flag,
     },
     "update": {**_OF_ALL, "id": _ID, **_OF_CHANGES},
     "delete": {**_OF_ALL, "id": _ID},
@@ -88,15 +100,16 @@ class DocumentService:
     operation  fields (? may be missing)                       reply
     create     text, name?, ttl_seconds?, pinned?,             document, created, and
                wait? true, warm?, namespace_bytes? 0           warmed_chunks if it waited
-    get        id, wait? false, text? false                    document, and text if asked for
-    list       after? 0, limit? 100, name?                     documents, next_after
+    get        id, wait? false, text? false, tiers? false      document, and text if asked for
+    list       after? 0, limit? 100, name?, tiers? false       documents, next_after
     update     id, name?, ttl_seconds?, pinned?                document
     delete     id                                              deleted, dropped_chunks
 
     A document is an object with the fields of `Document`. With `wait` it comes ready, or failed
-    with the reason. `warm` is one of WARM_TIERS: this server then has the document's KV in that
-    tier or a faster one, whoever compiled it. `namespace_bytes` is the namespace's quota, if that
-    is less than the server's. Bad requests raise the errors of `legokv.errors` and
+    with the reason. With `tiers` it says how many of its chunks are in which, each where it is read
+    fastest. `warm` is one of WARM_TIERS: this server then has the document's KV in that tier or a
+    faster one, whoever compiled it. `namespace_bytes` is the namespace's quota, if that is less
+    than the server's. Bad requests raise the errors of `legokv.errors` and
     change nothing.
     """
 
@@ -189,7 +202,8 @@ class DocumentService:
             document = self._compiler.bring_to_ready(namespace, document_id)
         else:
             document = self._registry.get(namespace, document_id)
-        reply: Result = {"document": dataclasses.asdict(document)}
+        (shown,) = self._shown([document], with_tiers=values["tiers"])
+        reply: Result = {"document": shown}
         if values["text"]:
             reply["text"] = self._registry.text(namespace, document_id)
         return reply
@@ -198,8 +212,24 @@ class DocumentService:
         page = self._registry.page(
             _namespace(values), after=values["after"], limit=values["limit"], name=values["name"]
         )
-        documents = [dataclasses.asdict(document) for document in page.documents]
+        documents = self._shown(page.documents, with_tiers=values["tiers"])
         return {"documents": documents, "next_after": page.next_after}
+
+    def _shown(self, documents: Sequence[Document], *, with_tiers: bool) -> list[Result]:
+        shown: list[Result] = [dataclasses.asdict(document) for document in documents]
+        if with_tiers:
+            keys = [self._stored_keys(document) for document in documents]
+            places = iter(self._compiler.places(list(chain.from_iterable(keys))))
+            for result, own in zip(shown, keys, strict=True):
+                result["tiers"] = Counter(filter(None, islice(places, len(own))))
+        return shown
+
+    def _stored_keys(self, document: Document) -> list[str]:
+        """Keys of the chunks that are compiled; none of a document that was just deleted."""
+        with suppress(NotFound):
+            chunks = self._registry.chunks(document.namespace, document.id)
+            return [chunk.key for chunk in chunks if chunk.key is not None]
+        return []
 
     def _update(self, request: Request, values: Request) -> Result:
         changes = _changes(request, values)
@@ -250,6 +280,13 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
     def drop_chunks(keys: Sequence[str]) -> None:
         ask_engine(Drop(tuple(keys)))
 
+    def find_chunks(keys: Sequence[str]) -> Sequence[str]:
+        if not keys:
+            return ()
+        (event,) = ask_engine(Find(tuple(keys)))
+        assert isinstance(event, Places), "a Find is answered with Places"
+        return event.tiers
+
     def warm_chunk(namespace: str, chunks: Sequence[StoredChunk], tier: str) -> None:
         ask_by_keys(ask_engine, Warm(namespace, segments(namespace, chunks), tier), set())
 
@@ -264,7 +301,7 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
     naming = ChunkNaming.by_settings(facts, settings)
     registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
     limits = settings.document_limits_of(facts)
-    compiler = Compiler(registry, compile_chunk, drop_chunks, limits, warm_chunk)
+    compiler = Compiler(registry, compile_chunk, drop_chunks, limits, warm_chunk, find_chunks)
     tokenizer = Tokenizer.open(settings.engine)
     return DocumentService(registry, tokenizer, compiler, limits, keys_of=keys_of)
 

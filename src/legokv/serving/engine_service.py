@@ -31,7 +31,9 @@ from legokv.serving.messages import (
     Done,
     Drop,
     Event,
+    Find,
     Generate,
+    Places,
     Probe,
     PromptSegment,
     Unknown,
@@ -127,6 +129,8 @@ class EngineService:
             return [self._compile(command)]
         if isinstance(command, Warm):
             return [self._warm(command)]
+        if isinstance(command, Find):
+            return [Places(tuple(map(self._engine.tier_of, command.keys)))]
         if isinstance(command, Probe):
             self._check_steps()
         elif isinstance(command, Cancel):

@@ -83,6 +83,13 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Find:
+    """Say in which tier each chunk is: one Places."""
+
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Cancel:
     """End a Generate, if it is under way, without further events: one Done."""
 
@@ -94,7 +101,7 @@ class Probe:
     """Say whether steps are computed: one Done."""
 
 
-Command = Generate | Compile | Warm | Drop | Cancel | Probe
+Command = Generate | Compile | Warm | Drop | Find | Cancel | Probe
 WithSegments = TypeVar("WithSegments", Generate, Compile, Warm)
 
 
@@ -113,6 +120,13 @@ class Compiled:
 
 
 @dataclass(frozen=True)
+class Places:
+    """The fastest tier of each chunk that was asked for, "" for one that is in none."""
+
+    tiers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Done:
     """A command without a result was carried out."""
 
@@ -125,7 +139,7 @@ class Failed:
     message: str
 
 
-Event = Token | Finished | Unknown | Compiled | Done | Failed
+Event = Token | Finished | Unknown | Compiled | Places | Done | Failed
 
 
 def with_ids_of(command: WithSegments, keys: Collection[str]) -> WithSegments:
@@ -215,6 +229,7 @@ _EVENTS: dict[str, Callable[[dict[str, Any]], Event]] = {
     "Finished": lambda fields: Finished(fields["finish_reason"], Usage(**fields["usage"])),
     "Unknown": lambda fields: Unknown(tuple(fields["keys"])),
     "Compiled": lambda fields: Compiled(**fields),
+    "Places": lambda fields: Places(tuple(fields["tiers"])),
     "Done": lambda fields: Done(**fields),
     "Failed": lambda fields: Failed(**fields),
 }

@@ -16,7 +16,7 @@ from legokv.documents.compiling import Compiler
 from legokv.errors import InvalidRequest, PoolFull
 from legokv.serving.documents import WARM_TIERS, DocumentService
 from legokv.serving.engine_service import EngineService
-from legokv.serving.messages import Compile, Drop, Warm
+from legokv.serving.messages import Compile, Drop, Find, Warm
 from legokv.serving.pieces import document_segments
 from legokv.stores.local.registry import Registry
 
@@ -33,7 +33,7 @@ class Machine:
         self.jobs = []
         root = cache_root(cache_dir, self.engine.facts)
         registry = Registry.open(root / "registry.sqlite")
-        compiler = Compiler(registry, self.compile, self.drop, LIMITS, self.warm)
+        compiler = Compiler(registry, self.compile, self.drop, LIMITS, self.warm, self.find)
         tokenizer = self.engine.tokenizer
         self.service = DocumentService(registry, tokenizer, compiler, LIMITS, self.jobs.append)
 
@@ -46,6 +46,10 @@ class Machine:
 
     def warm(self, namespace, chunks, tier):
         self.process.events(Warm(namespace, self.segments(namespace, chunks), tier))
+
+    def find(self, keys):
+        (event,) = self.process.events(Find(tuple(keys)))
+        return event.tiers
 
     def segments(self, namespace, chunks):
         stored = [(chunk.token_ids, chunk.key) for chunk in chunks]
@@ -171,3 +175,17 @@ def test_the_client_offers_the_tiers_that_the_server_takes():
     command = [sys.executable, script, "add", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert f"--warm {{{','.join(WARM_TIERS)}}}" in shown
+
+
+def test_a_document_is_shown_with_the_tiers_in_which_its_chunks_are_read_fastest(start):
+    machine = start()
+    document = machine.register(0)["document"]
+    num_chunks = document["num_chunks"]
+    get = {"operation": "get", "id": document["id"], "tiers": True}
+    assert machine.service.reply(get)["document"]["tiers"] == {"pool": num_chunks}
+    machine.process.close()
+    machine = start()
+    assert machine.service.reply(get)["document"]["tiers"] == {"disk": num_chunks}
+    listed = machine.service.reply({"operation": "list", "tiers": True})["documents"]
+    assert [shown["tiers"] for shown in listed] == [{"disk": num_chunks}]
+    assert "tiers" not in machine.service.reply({"operation": "list"})["documents"][0]

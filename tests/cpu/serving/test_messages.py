@@ -16,7 +16,9 @@ from legokv.serving.messages import (
     Drop,
     Event,
     Failed,
+    Find,
     Generate,
+    Places,
     PromptSegment,
     Unknown,
     Warm,
@@ -44,6 +46,7 @@ COMMANDS = (
     Compile("tenant", SEGMENTS[:2]),
     Warm("tenant", SEGMENTS[:2], "host"),
     Drop(("a", "b")),
+    Find(("a", "b")),
     Cancel("r1"),
 )
 USAGE = Usage(9, 4, 2, 3, 2, chunks_found=1, compiled_tokens=4, link_seconds=0.125)
@@ -53,6 +56,7 @@ EVENTS = (
     Finished("stop", USAGE),
     Unknown(("ab", "cd")),
     Compiled("ab"),
+    Places(("pool", "")),
     Done(),
     Failed("NotFound", "no"),
 )

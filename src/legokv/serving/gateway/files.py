@@ -58,7 +58,8 @@ class Files:
 
     async def list_files(self, request: Request, account: Account) -> Response:
         """A page of the account's files."""
-        documents = await self._all(account)
+        with_tiers = request.query_params.get("tiers") == "true"
+        documents = await self._all(account, with_tiers=with_tiers)
         if is_anthropic(request):
             return JSONResponse(await self._anthropic_page(request, documents))
         limit, after = (
@@ -124,12 +125,16 @@ class Files:
             raise
         return document
 
-    async def _all(self, account: Account) -> list[Document]:
+    async def _all(self, account: Account, *, with_tiers: bool) -> list[Document]:
         """All files in order of registration, but those whose time is over."""
         after, documents = 0, []
         while after is not None:
             reply = await self._world.models.documents(
-                "list", namespace=account.namespace(), after=after, limit=_PAGE_LEN
+                "list",
+                namespace=account.namespace(),
+                after=after,
+                limit=_PAGE_LEN,
+                tiers=with_tiers,
             )
             documents += reply["documents"]
             after = reply["next_after"]
@@ -214,6 +219,7 @@ class Files:
                 "num_chunks": document["num_chunks"],
                 "compiled_chunks": document["compiled_chunks"],
                 "last_used_at": document["last_used_at"],
+                **({"tiers": document["tiers"]} if "tiers" in document else {}),
             },
         }
 

@@ -58,7 +58,7 @@ class PageWorld:
     async def _list(self, request: Request) -> Response:
         for file in self.files.values():
             file["status"] = "processed"
-            file["legokv"]["compiled_chunks"] = 1
+            file["legokv"] |= {"compiled_chunks": 1, "tiers": {"pool": 1}}
         return JSONResponse({"object": "list", "data": list(self.files.values())})
 
     async def _upload(self, request: Request) -> Response:

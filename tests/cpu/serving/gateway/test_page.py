@@ -77,7 +77,7 @@ def test_an_answer_streams_and_shows_what_its_prompt_took_beside_everything_reco
     upload(page, *NAMES)
     expect(page.locator("#documents li[data-status=processed]")).to_have_count(3)
     expect(page.locator("#documents .facts").first).to_have_text(
-        "processed · 56 tokens · 1 of 1 chunk · 224 bytes"
+        "processed · 56 tokens · 1 of 1 chunk · 224 bytes · pool 1"
     )
     ask(page)
     expect(page.locator(".text")).to_have_text("The keeper was **Ana** <b>Reis</b>.")

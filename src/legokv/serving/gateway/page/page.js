@@ -63,7 +63,7 @@ function askForKey(reason) {
 async function loadFiles() {
   clearTimeout(state.polling);
   try {
-    state.files = (await (await call("/v1/files?order=asc")).json()).data;
+    state.files = (await (await call("/v1/files?order=asc&tiers=true")).json()).data;
     $("documents-error").textContent = "";
   } catch (error) {
     $("documents-error").textContent = error.message;
