@@ -83,7 +83,7 @@ class NotAllowed(ApiRefused):
 class RateLimited(ApiRefused):
     """A key's limit a minute is reached; after `retry_after_seconds` the same may be taken."""
 
-    def __init__(self, message: str, retry_after_seconds: int) -> None:
+    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
         super().__init__(message, 429, kind="rate_limit_exceeded")
         self.retry_after_seconds = retry_after_seconds
 

@@ -202,8 +202,8 @@ class DocumentService:
             document = self._compiler.bring_to_ready(namespace, document_id)
         else:
             document = self._registry.get(namespace, document_id)
-        (shown,) = self._shown([document], with_tiers=values["tiers"])
-        reply: Result = {"document": shown}
+        (facts,) = self._shown([document], with_tiers=values["tiers"])
+        reply: Result = {"document": facts}
         if values["text"]:
             reply["text"] = self._registry.text(namespace, document_id)
         return reply
@@ -216,13 +216,13 @@ class DocumentService:
         return {"documents": documents, "next_after": page.next_after}
 
     def _shown(self, documents: Sequence[Document], *, with_tiers: bool) -> list[Result]:
-        shown: list[Result] = [dataclasses.asdict(document) for document in documents]
+        results: list[Result] = [dataclasses.asdict(document) for document in documents]
         if with_tiers:
             keys = [self._stored_keys(document) for document in documents]
             places = iter(self._compiler.places(list(chain.from_iterable(keys))))
-            for result, own in zip(shown, keys, strict=True):
+            for result, own in zip(results, keys, strict=True):
                 result["tiers"] = Counter(filter(None, islice(places, len(own))))
-        return shown
+        return results
 
     def _stored_keys(self, document: Document) -> list[str]:
         """Keys of the chunks that are compiled; none of a document that was just deleted."""

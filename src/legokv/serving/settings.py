@@ -44,7 +44,7 @@ class Settings(EngineSettings):
     metrics_port: int = setting(8002, "metrics port; auto takes a free one", 0, 65535)
     api: str = choice(("on", "off"), "the gateway, which speaks OpenAI's and Anthropic's API")
     api_port: int = setting(8080, "the gateway's port; auto takes a free one", 0, 65535)
-    api_keys: str = setting(NO_KEYS, "file of `legokv keys`; none: whoever reaches it may ask")
+    api_keys: str = setting(NO_KEYS, "file of legokv keys; none: whoever reaches it may ask")
     api_origins: str = setting(NO_ORIGINS, "sites whose pages may ask, by commas; * for all")
     expose_triton: str = choice(("off", "on"), "Triton itself listens at the ports, unchecked")
     max_connections: int = setting(2048, "most connections, and most gRPC calls, at once", 1)

@@ -183,6 +183,7 @@ def test_a_narrow_screen_needs_no_scrolling_aside_and_all_has_a_name(
     ask(page)
     page.get_by_role("button", name=AGAIN).click()
     expect(page.get_by_role("img")).to_have_count(2)
+    assert page.evaluate(TOO_WIDE) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     keep_screenshot(page, f"page-narrow-{scheme}")
     controls = page.locator("button, input, select, textarea, a, dialog, section, ol, ul")
@@ -196,6 +197,8 @@ def test_a_narrow_screen_needs_no_scrolling_aside_and_all_has_a_name(
     assert (numbers[0] < numbers[1]) == (scheme == "light")
 
 
+TOO_WIDE = """[...document.querySelectorAll('body *')].filter(
+    e => e.getBoundingClientRect().right > 360).map(e => e.outerHTML.slice(0, 120))"""
 # Whether an element is called something: by a label, its text, or an attribute.
 NAMED = """e => Boolean(e.ariaLabel || e.labels?.[0]?.innerText.trim() || e.innerText.trim()
     || document.getElementById(e.getAttribute('aria-labelledby') ?? '')?.innerText.trim())"""
