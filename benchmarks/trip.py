@@ -110,7 +110,7 @@ class World:
     """The three services in one process, what passes between them encoded as on the wire."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
-        settings = Settings(engine=folder, cache_dir=cache, pool_tokens=4096)
+        settings = Settings(engine=folder, cache_dir=cache, pool_tokens=4096, kept_tokens=0)
         self.engine = EngineService.open(settings)
         self.generate = GenerateService.open(settings, self._ask)
         self.documents = open_document_service(settings, self._ask)

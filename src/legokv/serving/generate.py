@@ -93,8 +93,9 @@ class GenerateService:
         return cls(settings, registry, tokenizer, naming, ask_engine)
 
     def close(self) -> None:
-        """Take no events any more."""
+        """Take no events any more, and render nothing."""
         self._inbox.close()
+        self._conversations.close()
 
     def samples(self) -> Iterator[Sample]:
         """What is published about all answers up to now; for any thread."""

@@ -66,6 +66,10 @@ class ChatTemplate:
             raise UnsupportedModel("the chat template is nested too deep") from None
 
     @cached_property
+    def _compiled(self) -> jinja2.Template:
+        return self._environment.from_string(self.source)
+
+    @cached_property
     def is_dated(self) -> bool:
         """Whether it asks for the time."""
         return any(name.name == _CLOCK for name in self._tree.find_all(nodes.Name))
@@ -81,8 +85,7 @@ class ChatTemplate:
         UnsupportedModel if it fails by itself, or writes more than MAX_TEXT_CHARACTERS.
         """
         try:
-            template = self._environment.from_string(self.source)
-            return _bounded(template, _variables(chat, special_tokens))
+            return _bounded(self._compiled, _variables(chat, special_tokens))
         except jinja2.TemplateSyntaxError as error:
             raise _not_jinja(error) from None
         except jinja2.TemplateError as error:

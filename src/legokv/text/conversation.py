@@ -16,15 +16,16 @@ from datetime import date
 from typing import Any
 
 from legokv.errors import InvalidRequest, LegokvError, UnsupportedModel
-from legokv.text.chat_template import Chat
+from legokv.text.chat_template import Chat, ChatTemplate
 from legokv.text.marks import Marks, Piece, Slot, documents_in, inside_json
 from legokv.text.switches import Switches, texts_in
-from legokv.text.template_process import render_apart
+from legokv.text.template_process import Rendering, TemplateProcess, render_apart
 from legokv.text.tokenizer import Tokenizer
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _TOLD = ("system", "developer")
 _MAX_KEPT = 256
+_RENDERING_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,14 @@ class ConversationFormats:
         self._today = today
         self._kept: OrderedDict[str, tuple[Piece, ...]] = OrderedDict()
         self._changing = threading.Lock()
+        self._process: TemplateProcess | None = None
+        self._rendering = threading.Lock()
+
+    def close(self) -> None:
+        """End the process that renders."""
+        with self._rendering:
+            if self._process is not None:
+                self._process.close()
 
     def prompt(
         self,
@@ -171,7 +180,7 @@ class ConversationFormats:
         marks = filled.marks
         chat = Chat(filled.messages, switches=switches, day=day, tools=filled.tools or None)
         try:
-            (rendered,) = render_apart(template, self._tokenizer.special_texts, [chat])
+            (rendered,) = self._render(template, chat)
         except UnsupportedModel as error:
             rendered = error
         if isinstance(rendered, LegokvError):
@@ -180,6 +189,18 @@ class ConversationFormats:
         pieces = tuple(marks.split(rendered))
         _check_written(pieces, marks.slots)
         return pieces
+
+    def _render(self, template: ChatTemplate, chat: Chat) -> list[Rendering]:
+        """By the process at hand; who finds it busy has one of its own, and waits for nobody."""
+        special_texts = self._tokenizer.special_texts
+        if not self._rendering.acquire(timeout=_RENDERING_SECONDS):
+            return render_apart(template, special_texts, [chat])
+        try:
+            if self._process is None:
+                self._process = TemplateProcess(template, special_texts)
+            return self._process.render([chat])
+        finally:
+            self._rendering.release()
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,22 @@
 """Requests go on from an ended one's own pages: what is computed, what is shared, who may."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_runner import Fault, World, answer_to, answered, chunk, events
+from texts import random_ids
 
+from legokv import Engine, EngineSettings
 from legokv.chunks.chunk import Chunk
-from legokv.engine.jobs import Job
-from legokv.engine.request import AnswerOptions, Usage
+from legokv.engine.jobs import Job, Prefill
+from legokv.engine.request import AnswerOptions, GenerateRequest, Usage
 from legokv.engine.sampling import SamplingOptions
 from legokv.errors import StepFailed
+from legokv.runners.eager import EagerRunner
 
 DOCUMENTS = [chunk(number) for number in range(1, 9)]
 Segments = Sequence[Chunk | Sequence[int]]
@@ -224,3 +229,27 @@ def test_answers_are_those_without_reuse_whatever_is_asked_in_whatever_order(see
     assert reused > 20
     kept = here.cache.pool.num_used
     assert kept <= 20 + sum(len(r.pages) for r in here.cache.residents)
+
+
+def test_a_model_s_logits_behind_reused_pages_are_those_without(
+    tiny_engine_folder: Callable[[], Path],
+) -> None:
+    settings = EngineSettings(pool_tokens=2048, max_step_tokens=64, kept_tokens=1024)
+    engine = Engine.open(tiny_engine_folder(), settings=settings)
+    documents = [engine.compile(random_ids(number, 37)) for number in range(8)]
+    logits, answers = [], []
+    for namespace in (None, "a"):
+        said = random_ids(9, 11)
+        for _ in range(2):
+            request = GenerateRequest([*documents, said], 6, namespace=namespace)
+            said += [token.id for token in engine.answer(request)] + random_ids(10, 5)
+        answers.append(said)
+        last = GenerateRequest([*documents, said], 0, namespace=namespace)
+        (result,) = engine.results(engine.submit(last))
+        assert isinstance(result, Prefill)
+        assert result.fresh_tokens == (len(said) if namespace is None else 6)
+        logits.append(result.logits)
+    assert answers[0] == answers[1]
+    if isinstance(engine.runner, EagerRunner) and "native" in engine.runner.attention.description:
+        assert torch.equal(*logits)
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)

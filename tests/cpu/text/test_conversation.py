@@ -8,7 +8,6 @@ import pytest
 from small_tokenizer import CHATML, small_tokenizer
 
 from legokv.errors import InvalidRequest
-from legokv.text import conversation as module
 from legokv.text.conversation import (
     Conversation,
     ConversationFormats,
@@ -191,7 +190,14 @@ def test_a_conversation_of_the_same_shape_is_not_rendered_again(
 ) -> None:
     tokenizer, form = formats()
     first = form.prompt(Conversation((user("One."),)), {})
-    monkeypatch.setattr(module, "render_apart", None)
+    monkeypatch.setattr(form, "_render", None)
     second = form.prompt(Conversation((user("Another."),)), {})
     assert first.head_ids == second.head_ids
     assert str(said(tokenizer, second)[1]).startswith("Another.")
+
+
+def test_who_finds_the_rendering_process_busy_has_one_of_its_own() -> None:
+    tokenizer, form = formats()
+    with form._rendering:
+        prompt = form.prompt(Conversation((user("Why?"),)), {})
+    assert str(said(tokenizer, prompt)[1]).startswith("Why?")

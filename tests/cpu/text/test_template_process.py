@@ -9,7 +9,7 @@ import pytest
 
 from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.text.chat_template import Chat, ChatTemplate
-from legokv.text.template_process import Rendering, render_apart
+from legokv.text.template_process import Rendering, TemplateProcess, render_apart
 
 ASKED = ({"role": "user", "content": "Why?"},)
 
@@ -100,3 +100,19 @@ def test_a_template_that_takes_no_end_is_ended() -> None:
 def test_a_source_that_is_no_template_is_refused_before_it_runs(source: str, reason: str) -> None:
     with pytest.raises(UnsupportedModel, match=reason):
         ChatTemplate(source)
+
+
+def test_one_process_renders_chats_after_chats_and_one_that_died_is_replaced() -> None:
+    source = (
+        "{% if n is defined %}{{ 10 ** (10 ** n) }}{% else %}{{ messages[0].content }}{% endif %}"
+    )
+    chat = Chat(ASKED)
+    with TemplateProcess(ChatTemplate(source), {}) as process:
+        assert process.render([chat]) == ["Why?"]
+        first = process._process
+        assert process.render([chat]) == ["Why?"]
+        assert process._process is first
+        with pytest.raises(UnsupportedModel, match=r"ended the process that rendered it"):
+            process.render([Chat(ASKED, switches={"n": 10})])
+        assert process.render([chat]) == ["Why?"]
+    assert process._process is None
