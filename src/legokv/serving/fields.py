@@ -13,6 +13,7 @@ Request = Mapping[str, Any]
 # `reader(request, name)` gives the value of the field `name`.
 Reader = Callable[[Request, str], Any]
 
+MAX_DIGITS = 400
 MAX_INT32 = 2**31 - 1
 MAX_UINT64 = 2**64 - 1
 JSON_FIELDS = frozenset({"chat_template_kwargs", "messages", "tools"})
@@ -30,7 +31,10 @@ def parse_request(body: bytes, max_bytes: int | None = None) -> Request:
         raise InvalidRequest(f"the request has {len(body)} bytes, at most {max_bytes} are taken")
     try:
         request = json.loads(
-            body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_number
+            body.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_no_number,
+            parse_int=_whole,
         )
     except UnicodeDecodeError as error:
         raise InvalidRequest(
@@ -53,6 +57,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise InvalidRequest(f"the request has {twice[:80]!r} twice: one of them is meant")
     return made
+
+
+def _whole(digits: str) -> int:
+    # Reading takes the square of their number.
+    if len(digits) > MAX_DIGITS:
+        raise InvalidRequest(
+            f"the request has a number of {len(digits)} digits, at most {MAX_DIGITS} are taken"
+        )
+    return int(digits)
 
 
 def _no_number(constant: str) -> float:

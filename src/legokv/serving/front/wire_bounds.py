@@ -17,6 +17,7 @@ _VARINT, _EIGHT, _LENGTH, _FOUR = 0, 1, 2, 5
 _Tree = Mapping[int, Any]
 _REQUEST: _Tree = {4: {}, 5: {4: {}, 5: {}}, 6: {4: {}}}
 _INPUTS, _SHAPE = 5, 3
+_TEXTS = {1: "model_name", 2: "model_version", 3: "id"}
 
 
 def check_wire(body: bytes) -> None:
@@ -44,12 +45,24 @@ def _count(body: bytes, place: int, end: int, tree: _Tree, count: int) -> int:
                 raise InvalidRequest("not a ModelInferRequest: a field is longer than the rest")
             if tree is _REQUEST[_INPUTS] and number == _SHAPE and length > MAX_SHAPE_BYTES:
                 raise InvalidRequest(f"a shape of {length} bytes, {MAX_SHAPE_BYTES} fit")
+            if tree is _REQUEST and number in _TEXTS:
+                _check_text(_TEXTS[number], body[place : place + length])
             if number in tree:
                 count = _count(body, place, place + length, tree[number], count)
             place += length
         else:
             raise InvalidRequest(f"not a ModelInferRequest: a field of kind {kind}")
     return count
+
+
+def _check_text(name: str, value: bytes) -> None:
+    try:
+        value.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"the request's {name} is not UTF-8: byte 0x{value[error.start]:02x} at offset "
+            f"{error.start} of {len(value)}"
+        ) from None
 
 
 def _varint(body: bytes, place: int) -> tuple[int, int]:

@@ -231,7 +231,7 @@ def test_a_documents_request_may_be_the_json_itself(front: Running) -> None:
         ({"stop_token_ids": [1, 2**32 + 2]}, "'stop_token_ids' is 4294967298, outside"),
         ({"seed": -1}, "'seed' is -1, outside 0 to 18446744073709551615"),
         ({"temperature": 1e300}, "'temperature' is 1e+300, outside -3.40282e+38"),
-        ({"temperature": 10**400}, "outside -3.40282e+38 to 3.40282e+38"),
+        ({"temperature": 10**300}, "outside -3.40282e+38 to 3.40282e+38"),
         ({"temperature": 1e-60}, "1e-60, which a float32 can't tell from 0"),
         ({"temperature": "1"}, "'temperature' takes a number, not a text"),
         ({"stream": 0}, "'stream' takes true or false, not a whole number"),
@@ -264,6 +264,7 @@ def test_what_triton_would_flatten_wrap_or_round_ends_at_the_front(
         (b'{"text_input":"a","id":"\xff"}', "not UTF-8: byte 0xff at offset 24"),
         ('{"text_input":"a"}'.encode("utf-16"), "not UTF-8"),
         (b"[]", "a request is a JSON object, not a list"),
+        (b'{"seed":' + b"1" * 401 + b"}", "a number of 401 digits, at most 400 are taken"),
         (b"", "the request is not JSON"),
     ],
 )

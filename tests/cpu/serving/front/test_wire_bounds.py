@@ -69,3 +69,10 @@ def test_a_message_cut_short_is_refused_in_a_sentence(cut: int) -> None:
 
 def test_what_may_be_large_is_not_looked_into() -> None:
     check_wire(NAME + field(7, b"\x2a\x00" * 1_000_000))
+
+
+@pytest.mark.parametrize(("number", "name"), [(1, "model_name"), (2, "model_version"), (3, "id")])
+def test_a_name_or_id_that_is_no_utf_8_is_refused_with_the_byte(number: int, name: str) -> None:
+    body = NAME + field(number, "é".encode() + b"\xed\xa0")
+    with pytest.raises(InvalidRequest, match=f"{name} is not UTF-8: byte 0xed at offset 2 of 4"):
+        parse_request(body)
