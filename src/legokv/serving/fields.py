@@ -16,8 +16,6 @@ Reader = Callable[[Request, str], Any]
 MAX_DIGITS = 400
 MAX_INT32 = 2**31 - 1
 MAX_UINT64 = 2**64 - 1
-JSON_FIELDS = frozenset({"chat_template_kwargs", "messages", "tools"})
-"""Fields of `generate` that are JSON as text; over HTTP they may be the JSON itself."""
 
 
 def parse_request(body: bytes, max_bytes: int | None = None) -> Request:

@@ -121,7 +121,8 @@ class _Request:
             if kind is Kind.INFER:
                 json_part = check_infer(text, model, len(body) - len(text))
             else:
-                json_part = check_generate(text, model)
+                streamed = self._path.endswith("/generate_stream")
+                json_part = check_generate(text, model, streamed=streamed)
             with state.one_open():
                 await self._pass_on(json_part + body[len(text) :], len(json_part))
         else:

@@ -9,20 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from legokv.errors import InvalidRequest
-from legokv.serving.fields import JSON_FIELDS, kind_of, parse_request, refuse_unknown
+from legokv.serving.fields import kind_of, parse_request, refuse_unknown
 from legokv.serving.front.tensor_check import Input, Model
 
 _PARAMETERS = "parameters"
 _ID = Input("BYTES", (1,), optional=True)
+_PLAIN = frozenset({"id", "text_input", "namespace", "system_text", "mode"})
+"""Single texts that are no JSON; the others may be the JSON itself."""
 _WHOLE = {"INT32": (-(2**31), 2**31 - 1), "INT64": (-(2**63), 2**63 - 1), "UINT64": (0, 2**64 - 1)}
 _MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
-def check_generate(body: bytes, model: Model) -> bytes:
+def check_generate(body: bytes, model: Model, *, streamed: bool) -> bytes:
     """The body that Triton gets: as it came, but for fields of JSON, which become text.
 
-    InvalidRequest for what Triton would refuse, flatten, wrap or round. `body` is within the bounds
-    of `check_json`.
+    InvalidRequest for what Triton would refuse, flatten, wrap or round, and for a stream where the
+    call gives one reply. `body` is within the bounds of `check_json`.
     """
     request = parse_request(body)
     more = request.get(_PARAMETERS, {})
@@ -36,6 +38,11 @@ def check_generate(body: bytes, model: Model) -> bytes:
             raise InvalidRequest(f"{name!r} is there twice, and once in {_PARAMETERS!r}: send one")
     parts = [{name: value for name, value in request.items() if name != _PARAMETERS}, dict(more)]
     mended = [_mended(fields, inputs) for fields in parts]
+    if not streamed and any(part.get("stream") in (True, [True]) for part in parts):
+        raise InvalidRequest(
+            "'stream' is true, and generate gives one reply: leave it out, or POST "
+            "/v2/models/generate/generate_stream"
+        )
     return body if mended == parts else json_text({**mended[0], _PARAMETERS: mended[1]}).encode()
 
 
@@ -43,11 +50,15 @@ def _mended(fields: Mapping[str, Any], inputs: Mapping[str, Input]) -> dict[str,
     """The fields, checked, with objects and lists of those that are JSON as text."""
     mended = dict(fields)
     for name, value in fields.items():
-        if name in JSON_FIELDS and _is_json(value):
+        if _is_json(value) and _takes_json(name, inputs[name]):
             mended[name] = json_text(value)
         else:
             check_value(name, value, inputs[name])
     return mended
+
+
+def _takes_json(name: str, want: Input) -> bool:
+    return want.datatype == "BYTES" and want.dims[-1] == 1 and name not in _PLAIN
 
 
 def _is_json(value: Any) -> bool:

@@ -293,6 +293,26 @@ def test_what_triton_reads_as_it_is_meant_is_passed_on_byte_for_byte(
     assert front.triton.heard[0].endswith(b"\r\n\r\n" + body)
 
 
+def test_messages_and_tools_may_be_json_too(front: Running) -> None:
+    fields = {
+        "messages": [{"role": "user", "content": "Größe?"}],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+    }
+    assert front.post(GENERATE, json.dumps(fields).encode())[0] == 200
+    sent = json.loads(front.triton.heard.pop().partition(b"\r\n\r\n")[2])
+    assert {name: json.loads(sent[name]) for name in fields} == fields
+
+
+def test_a_stream_is_asked_for_where_there_is_one(front: Running) -> None:
+    for fields in ({"stream": True}, {"stream": [True]}, {"parameters": {"stream": True}}):
+        body = json.dumps({"text_input": "Who?", **fields}).encode()
+        status, answer = front.post(GENERATE, body)
+        assert (status, "POST /v2/models/generate/generate_stream" in error(answer)) == (400, True)
+        assert front.triton.heard == []
+        assert front.post(STREAM, body)[0] == 200
+        front.triton.heard.clear()
+
+
 def test_a_field_of_json_may_be_the_json_itself(front: Running) -> None:
     given = {"enable_thinking": False, "name": "Größe"}
     for fields in (
