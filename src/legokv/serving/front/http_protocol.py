@@ -119,7 +119,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, refusal: HttpRefused) -> None:
         if not self.transport.is_closing():
-            self.state.note_refusal(refusal)
+            # Not logged: what is no request costs its sender nothing, and a line the server's disk.
+            self.state.num_refused[refusal.code] += 1
         body = json.dumps({"error": str(refusal)}).encode()
         lines = (
             STATUS_LINE[refusal.status],
