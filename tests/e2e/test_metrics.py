@@ -10,6 +10,8 @@ from conftest import TEXTS
 from scrape import Scrape, at_rest, scrape, settled
 from server import RunningServer, replies, serving
 
+from legokv.serving.error_codes import HTTP_STATUS
+
 TIERS = ("pool", "host", "disk")
 HISTOGRAMS = (
     "legokv_time_to_first_token_seconds",
@@ -47,6 +49,7 @@ LABELLED = {
         )
     },
     "legokv_failed_steps_total": {"reason": ("runner", "engine")},
+    "legokv_refused_requests_total": {"code": tuple(HTTP_STATUS)},
     "legokv_kv_load_seconds_count": {"tier": ("host", "disk")},
     "legokv_kv_load_seconds_sum": {"tier": ("host", "disk")},
 }
