@@ -36,6 +36,7 @@ def check_generate(body: bytes, model: Model, *, streamed: bool) -> bytes:
     for name in more:
         if name in request:
             raise InvalidRequest(f"{name!r} is there twice, and once in {_PARAMETERS!r}: send one")
+    check_elements("id", [{**more, **request}.get("id", "")], "BYTES")
     parts = [{name: value for name, value in request.items() if name != _PARAMETERS}, dict(more)]
     mended = [_mended(fields, inputs) for fields in parts]
     if not streamed and any(part.get("stream") in (True, [True]) for part in parts):

@@ -236,6 +236,7 @@ def test_a_documents_request_may_be_the_json_itself(front: Running) -> None:
         ({"temperature": "1"}, "'temperature' takes a number, not a text"),
         ({"stream": 0}, "'stream' takes true or false, not a whole number"),
         ({"id": 5}, "'id' takes a text, not a whole number"),
+        ({"id": ["a"]}, "'id' takes a text, not a list"),
         ({"parameters": [1]}, "'parameters' is an object with fields, not a list"),
         ({"parameters": {"max_tokens": 2**40}}, "'max_tokens' is 1099511627776, outside"),
         ({"parameters": {"text_input": "b"}}, "'text_input' is there twice"),
