@@ -31,6 +31,7 @@ OPEN_FOLDER = "/page/"
 REQUEST_ID = b"x-request-id"
 ANY_ORIGIN = "*"
 _ID = re.compile(rf"[!-~]{{1,{MAX_ID_LEN}}}", re.ASCII)
+_MAX_DIGITS = 18
 _ALLOWED_METHODS = ("GET", "POST", "DELETE")
 _SHOWN_HEADERS = ("X-Request-Id", "Retry-After")
 _BODY_SENTENCE = "the request has {} bytes or more, at most {} are taken (--max-request-bytes)"
@@ -123,7 +124,8 @@ class Guard:
         allowed = self._rules.origins
         if ANY_ORIGIN in allowed or (origin and origin in allowed):
             return
-        if origin and urlsplit(origin).netloc != host:
+        # A site is written without a path, so what follows the scheme is the address.
+        if origin and origin.partition("://")[2].lower() != host.lower():
             raise NotAllowed(
                 f"pages of {origin[:200]!r} may not ask here: --api-origins names those that may"
             )
@@ -144,7 +146,7 @@ class _Body:
 
     def check_declared(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         declared = _value(headers, b"content-length")
-        self._check(int(declared) if declared.isdecimal() else 0)
+        self._check(int(declared[:_MAX_DIGITS]) if declared.isdecimal() else 0)
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -168,7 +170,10 @@ def _value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
 
 
 def _is_this_machine(host: str) -> bool:
-    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
