@@ -119,17 +119,17 @@ class Guard:
 
         A name that its owner lets point at this machine is no better than another site.
         """
-        host = _value(headers, b"host")
+        host = _value(headers, b"host").lower()
         origin = _value(headers, b"origin")
         allowed = self._rules.origins
         if ANY_ORIGIN in allowed or (origin and origin in allowed):
             return
-        # A site is written without a path, so what follows the scheme is the address.
-        if origin and origin.partition("://")[2].lower() != host.lower():
+        if origin and _address(origin) != host:
             raise NotAllowed(
                 f"pages of {origin[:200]!r} may not ask here: --api-origins names those that may"
             )
-        if self._rules.local and host and not _is_this_machine(host):
+        own = host in map(_address, allowed) or _is_this_machine(host)
+        if self._rules.local and host and not own:
             raise NotAllowed(
                 f"this server is for its own machine, which {host[:200]!r} does not name: "
                 "--api-origins names other addresses it has"
@@ -167,6 +167,11 @@ def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 def _value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in headers if key == name), "")
+
+
+def _address(origin: str) -> str:
+    """The host and port of a site, which is written without a path."""
+    return origin.partition("://")[2].lower()
 
 
 def _is_this_machine(host: str) -> bool:

@@ -183,6 +183,9 @@ def test_named_origins_may_ask_and_read() -> None:
     asked = [*headers, ("Access-Control-Request-Method", "POST")]
     asked += [("Access-Control-Request-Headers", "authorization")]
     assert ask(rules, "/v1/files", asked, "OPTIONS").status == 200
+    # Behind a proxy that keeps the host; browsers name no origin when a page reads from its own.
+    assert ask(rules, "/v1/files", [("Host", "UI.example")]).status == 200
+    assert ask(rules, "/v1/files", [("Host", "ui.example:81")]).status == 403
     anybody = replace(OPEN, origins=("*",))
     assert ask(anybody, "/x", [("Host", "a"), ("Origin", "https://any.example")]).status == 200
 
