@@ -25,7 +25,22 @@ _KINDS = {
 }
 _MEDIA_TYPES = {"application/pdf": _PDF, "text/html": _HTML, "application/xhtml+xml": _HTML}
 MEDIA_TYPES = {_PDF: "application/pdf", _HTML: "text/html", _TEXT: "text/plain"}
-_BREAKING_TAGS = ("p", "div", "li", "tr", "br", "h1", "h2", "h3", "h4", "h5", "h6", "section", "td")
+_BREAKING_TAGS = (
+    "title",
+    "p",
+    "div",
+    "li",
+    "tr",
+    "br",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "section",
+    "td",
+)
 
 
 def kind_of(filename: str, media_type: str, data: bytes) -> str:
@@ -114,7 +129,7 @@ def _text_of_html(data: bytes) -> str:
     import bs4
 
     soup = bs4.BeautifulSoup(data, "html.parser")
-    for tag in soup(["script", "style", "noscript", "template", "head"]):
+    for tag in soup(["script", "style", "noscript", "template"]):
         tag.decompose()
     for tag in soup(_BREAKING_TAGS):
         tag.append("\n")

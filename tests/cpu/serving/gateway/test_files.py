@@ -1,0 +1,195 @@
+"""Files: documents of the registry in OpenAI's and Anthropic's shapes."""
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import anthropic
+import openai
+import pytest
+from gateway_world import RunningGateway, running_gateway
+
+from legokv.errors import ApiRefused
+from legokv.serving.gateway.extract import kind_of
+
+TEXT = "The harbour of Vellin has three lighthouses.\r\nOrrin keeps the oldest.\n\n"
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
+    with running_gateway(tmp_path) as one:
+        yield one
+
+
+@pytest.fixture
+def client(gateway: RunningGateway) -> openai.OpenAI:
+    return gateway.openai()
+
+
+def upload(client: openai.OpenAI, text: str = TEXT, name: str = "harbour.txt", **fields: object):
+    return client.files.create(file=(name, text.encode()), purpose="user_data", **fields)
+
+
+def pdf_of(text: str) -> bytes:
+    """A PDF of one page that says this, written by hand."""
+    stream = f"BT /F1 12 Tf 20 100 Td ({text}) Tj ET".encode()
+    bodies = [
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 200]/Contents 4 0 R/Resources<</Font<</F1 5 0 R"
+        b">>>>>>",
+        b"<</Length %d>>stream\n%s\nendstream" % (len(stream), stream),
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+    ]
+    out, places = io.BytesIO(), []
+    out.write(b"%PDF-1.4\n")
+    for number, body in enumerate(bodies, 1):
+        places.append(out.tell())
+        out.write(b"%d 0 obj" % number + body + b"endobj\n")
+    start = out.tell()
+    out.write(b"xref\n0 %d\n0000000000 65535 f \n" % (len(bodies) + 1))
+    out.write(b"".join(b"%010d 00000 n \n" % place for place in places))
+    out.write(
+        b"trailer\n<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF" % (len(bodies) + 1, start)
+    )
+    return out.getvalue()
+
+
+def test_a_file_comes_back_as_it_was_and_is_processed_when_it_is_compiled(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    file = upload(client)
+    assert (file.filename, file.bytes, file.purpose) == ("harbour.txt", len(TEXT), "user_data")
+    assert client.files.wait_for_processing(file.id, poll_interval=0.02).status == "processed"
+    assert gateway.store.compiled
+    assert client.files.content(file.id).read() == TEXT.encode()
+    assert client.files.retrieve(file.id).bytes == len(TEXT)
+
+
+def test_the_same_content_is_the_same_file_under_its_last_name(client: openai.OpenAI) -> None:
+    first = upload(client)
+    again = upload(client, name="folder/again.txt")
+    assert (again.id, again.filename) == (first.id, "again.txt")
+    assert [file.id for file in client.files.list()] == [first.id]
+
+
+def test_a_list_goes_on_after_a_file_in_either_order(client: openai.OpenAI) -> None:
+    ids = [upload(client, f"Text number {number}.").id for number in range(5)]
+    assert [file.id for file in client.files.list(order="asc", limit=2)] == ids
+    assert [file.id for file in client.files.list()] == ids[::-1]
+    page = client.files.list(order="asc", after=ids[2], limit=1)
+    assert ([file.id for file in page.data], page.has_more) == ([ids[3]], True)
+    with pytest.raises(openai.BadRequestError, match="no file 'file-x' to go on after"):
+        client.files.list(after="file-x")
+
+
+def test_a_deleted_file_is_gone_with_all_that_was_kept_of_it(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    file = upload(client)
+    client.files.wait_for_processing(file.id, poll_interval=0.02)
+    assert client.files.delete(file.id).deleted
+    assert gateway.store.dropped
+    assert gateway.uploads.data("default", file.id.replace("file-", "doc-")) is None
+    with pytest.raises(openai.NotFoundError, match=f"no document '{file.id}'"):
+        client.files.retrieve(file.id)
+
+
+def test_a_file_past_its_time_is_not_there(client: openai.OpenAI) -> None:
+    file = upload(client, expires_after={"anchor": "created_at", "seconds": 1})
+    assert file.expires_at is not None
+    assert 0 <= file.expires_at - file.created_at <= 2
+    deadline = time.monotonic() + 10
+    with pytest.raises(openai.NotFoundError, match="its time was over"):
+        while time.monotonic() < deadline:
+            client.files.retrieve(file.id)
+    assert list(client.files.list()) == []
+    assert upload(client).expires_at is None
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "text"),
+    [
+        ("a.pdf", pdf_of("Orrin keeps the oldest."), "Orrin keeps the oldest."),
+        (
+            "a.html",
+            b"<title>No</title><h1>Vellin</h1><p>Orrin <b>keeps</b> it.</p><script>x()</script>",
+            "No\nVellin\nOrrin keeps it.",
+        ),
+        ("a.md", "\ufeff# Größe".encode(), "# Größe"),
+    ],
+)
+def test_a_document_has_the_text_of_its_file(
+    client: openai.OpenAI, gateway: RunningGateway, name: str, data: bytes, text: str
+) -> None:
+    file = client.files.create(file=(name, data), purpose="user_data")
+    reply = gateway.models.service.reply(
+        {"operation": "get", "id": file.id.replace("file-", "doc-"), "text": True}
+    )
+    assert reply["text"] == text
+    assert client.files.content(file.id).read() == data
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "status", "said"),
+    [
+        ("a.png", b"\x89PNG", 400, "'a.png' is no file that text is read of"),
+        ("a.pdf", b"%PDF-1.4 nothing", 422, "no text was read"),
+        ("a.txt", b"ab\xff", 422, "byte 0xff at offset 2 of 3"),
+        ("a.txt", b" \n", 422, "nothing but blanks"),
+        ("a.txt", b"x" * 2001, 400, "2001 bytes, at most 2000 fit"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_by_name(
+    client: openai.OpenAI, name: str, data: bytes, status: int, said: str
+) -> None:
+    with pytest.raises(openai.APIStatusError, match=said) as refused:
+        client.files.create(file=(name, data), purpose="user_data")
+    assert refused.value.status_code == status
+    assert list(client.files.list()) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"purpose": "batch"}, "'purpose' is user_data, not 'batch'"),
+        (
+            {"purpose": "user_data", "expires_after": {"anchor": "created_at", "seconds": -1}},
+            "whole number of seconds from 1, not '-1'",
+        ),
+        ({"purpose": "user_data", "extra_body": {"colour": "red"}}, "unknown field 'colour'"),
+    ],
+)
+def test_a_form_with_other_fields_is_refused_by_name(
+    client: openai.OpenAI, fields: dict[str, object], said: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=said):
+        client.files.create(file=("a.txt", b"text"), **fields)
+
+
+def test_a_file_longer_than_a_request_may_be_is_refused(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, max_request_bytes=1000) as gateway:
+        with pytest.raises(openai.APIStatusError, match="at most 1000 fit") as refused:
+            upload(gateway.openai(), "x" * 5000)
+        assert refused.value.status_code == 413
+
+
+def test_anthropic_s_client_finds_the_same_files_in_its_own_shape(gateway: RunningGateway) -> None:
+    file = upload(gateway.openai())
+    client = anthropic.Anthropic(base_url=gateway.url, api_key="none", max_retries=0)
+    other = client.files.upload(file=("b.txt", b"Another text.", "text/plain"))
+    assert (other.filename, other.mime_type, other.size_bytes) == ("b.txt", "text/plain", 13)
+    assert [one.id for one in client.files.list(limit=1)] == [other.id, file.id]
+    assert client.files.retrieve_metadata(file.id).filename == "harbour.txt"
+    assert client.files.delete(other.id).type == "file_deleted"
+    with pytest.raises(anthropic.NotFoundError):
+        client.files.retrieve_metadata(other.id)
+
+
+def test_a_name_tells_what_a_file_is_and_its_first_bytes_tell_better() -> None:
+    assert kind_of("a.bin", "", b"%PDF-1.7") == "pdf"
+    assert kind_of("a.bin", "text/html; charset=utf-8", b"") == "html"
+    assert kind_of("README", "", b"") == "text"
+    with pytest.raises(ApiRefused):
+        kind_of("a.docx", "application/octet-stream", b"PK")
