@@ -28,6 +28,7 @@ TYPES = {
     "document_ids": "BYTES",
     "namespace": "BYTES",
     "system_text": "BYTES",
+    "apply_chat_template": "BOOL",
     "mode": "BYTES",
     "link_tokens": "INT32",
     "max_tokens": "INT32",

@@ -13,7 +13,7 @@ from legokv.documents.document import StoredChunk
 from legokv.documents.protocol import DocumentRegistry
 from legokv.engine.naming import ChunkNaming
 from legokv.engine.request import Finished, Token, check_stop_token_ids
-from legokv.errors import Cancelled
+from legokv.errors import Cancelled, InvalidRequest
 from legokv.metrics import Histogram, Sample
 from legokv.serving.answering import Reply
 from legokv.serving.answers import AnswersSoFar
@@ -235,12 +235,25 @@ class GenerateService:
         if question.conversation is not None:
             drawn = partial(self._drawn.find, question.namespace)
             return self._conversations.prompt(question.conversation, question.switches, drawn)
+        if not question.apply_chat_template:
+            return self._plain_prompt(question, chunks)
         form = self._formats.of(question.switches)
         ids = [chunk.token_ids for chunk in chunks]
         asked = build_prompt(self._tokenizer, form, question.text, ids, question.system_text)
         numbers = range(sum(not chunk.position for chunk in chunks))
         is_own = question.system_text is not None
         return ConversationPrompt(asked.head_ids, (*numbers, asked.tail_ids), is_own)
+
+    def _plain_prompt(
+        self, question: Question, chunks: Sequence[StoredChunk]
+    ) -> ConversationPrompt:
+        """The documents and the text alone, behind what comes before a plain text."""
+        if not question.text:
+            raise InvalidRequest("'text_input' is empty: there is nothing to go on with")
+        head = self._tokenizer.first_ids
+        text_ids = self._tokenizer.encode(question.text, first=not (head or chunks))
+        numbers = range(sum(not chunk.position for chunk in chunks))
+        return ConversationPrompt(head, (*numbers, tuple(text_ids)), False)
 
     def _default_max_tokens(self, num_tokens: int) -> int:
         left = self._naming.facts.model.context_len - num_tokens

@@ -56,6 +56,7 @@ _FIELDS: dict[str, fields.Reader] = {
     "document_ids": fields.texts,
     "namespace": fields.if_given(fields.text),
     "system_text": fields.if_given(fields.text),
+    "apply_chat_template": partial(fields.flag, default=True),
     "chat_template_kwargs": fields.if_given(fields.text),
     "mode": fields.if_given(fields.text),
     "link_tokens": fields.if_given(partial(fields.whole_number, low=0, high=fields.MAX_INT32)),
@@ -73,6 +74,7 @@ INPUT_NAMES = (*_FIELDS, *TENSORRT_LLM_NAMES)
 class Question:
     """One request. `max_tokens` None: the server's default, or what the context has left.
 
+    Without a template the text is the end of the prompt as it is, blanks and all.
     With a `conversation` the text is empty, and the documents are those of its messages.
     """
 
@@ -81,6 +83,7 @@ class Question:
     document_ids: tuple[str, ...]
     namespace: str
     system_text: str | None
+    apply_chat_template: bool
     switches: Switches
     mode: str
     link_tokens: int | None
@@ -109,6 +112,7 @@ def question_from_fields(payload: Mapping[str, object], settings: Settings) -> Q
         document_ids=conversation.document_ids if conversation else values["document_ids"],
         namespace=namespace_or_default(values["namespace"]),
         system_text=values["system_text"],
+        apply_chat_template=values["apply_chat_template"],
         switches=parse_switches(values["chat_template_kwargs"] or "{}", "'chat_template_kwargs'"),
         mode=values["mode"] or MODES[0],
         link_tokens=values["link_tokens"],
@@ -145,6 +149,12 @@ def check_reply_size(question: Question, longest: int) -> None:
 
 def _conversation(values: fields.Request, settings: Settings) -> Conversation | None:
     """What the messages say, if there are any; InvalidRequest for two ways to say the prompt."""
+    others = ("messages", "system_text", "chat_template_kwargs")
+    named = [name for name in others if values[name] is not None]
+    if named and not values["apply_chat_template"]:
+        raise InvalidRequest(
+            f"{named[0]!r} needs the chat template, and 'apply_chat_template' is false"
+        )
     if values["messages"] is None:
         if values["text_input"] is None:
             raise InvalidRequest("'text_input' is missing, or 'messages' in its place")

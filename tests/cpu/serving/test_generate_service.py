@@ -108,6 +108,20 @@ def world_over(folder: Path, tmp_path: Path, **changes: Any) -> Iterator[World]:
     engine.close()
 
 
+def test_without_a_template_the_prompt_is_the_text_alone_with_its_blanks(world: World) -> None:
+    document = world.register("One.\n\n")
+    world.result(text_input=b" The oldest ", apply_chat_template=False, max_tokens=1)
+    (piece,) = world.sent().segments
+    assert world.tokenizer.decode(piece.token_ids) == " The oldest "
+    world.result(document_ids=[document], apply_chat_template=False, max_tokens=1)
+    texts = [world.tokenizer.decode(world.ids(piece)) for piece in world.sent().segments]
+    assert texts == ["One.\n\n", "Who?"]
+    with pytest.raises(InvalidRequest, match="'system_text' needs the chat template"):
+        world.result(system_text=b"Briefly.", apply_chat_template=False)
+    with pytest.raises(InvalidRequest, match="'text_input' is empty"):
+        world.result(text_input=b"", apply_chat_template=False)
+
+
 def test_the_prompt_is_head_documents_in_the_order_asked_and_a_fresh_question(
     world: World,
 ) -> None:

@@ -158,10 +158,14 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
     async def ask(self, request: Any) -> AsyncGenerator[Any, None]:
         """Replies to a ModelInferRequest of this process's own, under the bounds of clients'.
 
-        Raises what it is refused with, by the classes of `legokv.errors`.
+        Raises what it is refused with, by the classes of `legokv.errors`; the log has it by then.
         """
-        self._state.check_taking()
-        check_request(request, self._models)
+        try:
+            self._state.check_taking()
+            check_request(request, self._models)
+        except LegokvError as error:
+            RequestLine("front", request.id).failed(error)
+            raise
         call = self._stream_upstream(metadata=_ERRORS_AS_STATUS)
         over = False
         with self._state.one_open():

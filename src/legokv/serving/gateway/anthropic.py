@@ -95,7 +95,7 @@ class AnthropicChats:
             def last_word(error: LegokvError) -> bytes:
                 return event(anthropic_error(error, request_id), "error")
 
-            return EventStream(_events(begun, answer, model), last_word, request_id)
+            return EventStream(_events(begun, answer, model), last_word, request.state.line)
         reply = await while_client_stays(request, only_reply(begun))
         return JSONResponse(_whole(reply, answer, model))
 

@@ -24,6 +24,7 @@ from legokv.serving.gateway.models import Ask, ModelForm, Models
 from legokv.serving.gateway.openapi import openapi_routes
 from legokv.serving.gateway.page_routes import page_routes
 from legokv.serving.gateway.refusals import refusal
+from legokv.serving.gateway.streams import note_failure
 from legokv.serving.gateway.tool_calls import tool_form_of
 from legokv.serving.gateway.uploads import Uploads
 from legokv.serving.gateway.world import Readiness, ShowMetrics, World
@@ -77,6 +78,7 @@ class Gateway:
         state = scope.setdefault("state", {})
         state.setdefault("account", Everybody())
         request_id = state.setdefault("request_id", _request_id(scope))
+        state["line"] = RequestLine("gateway", request_id)
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -134,10 +136,10 @@ def _answered(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except AnswerBroken as error:
-            RequestLine("gateway", request.state.request_id).failed(error)
+            note_failure(request.state.line, error)
             return Response(status_code=499)
         except LegokvError as error:
-            RequestLine("gateway", request.state.request_id).failed(error)
+            note_failure(request.state.line, error)
             return refusal(request, error)
         except Exception:
             # The boundary of one request: a fault of ours reaches its client and the log alone.
@@ -154,7 +156,7 @@ async def _no_path(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         sentence = f"{path} is no method of this path: /docs lists the paths"
     refused = ApiRefused(sentence, error.status_code, kind="unknown_url")
-    RequestLine("gateway", request.state.request_id).failed(refused)
+    note_failure(request.state.line, refused)
     return refusal(request, refused)
 
 

@@ -101,7 +101,7 @@ class Chats:
         replies = Replies(model, tools is not None, answers_for(world, values, tools), with_usage)
         if values.get("stream"):
             events = _events(begun, replies)
-            return EventStream(events, last_word, request.state.request_id)
+            return EventStream(events, last_word, request.state.line)
         return JSONResponse(replies.whole(await while_client_stays(request, only_reply(begun))))
 
 
@@ -194,4 +194,4 @@ def _prompt(values: Mapping[str, Any]) -> dict[str, Any]:
         raise ApiRefused(
             "'prompt' is one text: others go into requests of their own", param="prompt"
         )
-    return {"text_input": prompt, "raw": True}
+    return {"text_input": prompt, "apply_chat_template": False}

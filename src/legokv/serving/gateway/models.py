@@ -8,11 +8,14 @@ from typing import Any, Protocol
 
 from tritonclient.grpc import service_pb2
 
-from legokv.errors import Busy, InvalidRequest
+from legokv.errors import Busy, InvalidRequest, LegokvError
 
 _FORMATS = {"BOOL": "?", "INT32": "i", "INT64": "q", "UINT64": "Q", "FP32": "f", "FP64": "d"}
 _BYTES = "BYTES"
 _LENGTH = struct.Struct("<I")
+
+IN_LOG = "the model that said so has written it into the log"
+"""A note on errors that need no line of the gateway's."""
 
 Values = dict[str, Any]
 
@@ -54,28 +57,31 @@ class Models:
         """Whether `generate` has an input of this name."""
         return name in self._forms["generate"].inputs
 
-    async def generate(
-        self, fields: Mapping[str, Any], request_id: str
-    ) -> AsyncGenerator[Values, None]:
+    def generate(self, fields: Mapping[str, Any], request_id: str) -> AsyncGenerator[Values, None]:
         """Outputs of each reply, a list where there are several values or none.
 
         Leaving the iteration ends the request.
         """
-        request = self._request("generate", fields, request_id)
-        async with aclosing(self._ask(request)) as replies:
-            async for reply in replies:
-                if reply.outputs:
-                    yield _values(reply)
+        return self._replies(self._request("generate", fields, request_id))
+
+    async def _replies(self, request: Any) -> AsyncGenerator[Values, None]:
+        try:
+            async with aclosing(self._ask(request)) as replies:
+                async for reply in replies:
+                    if reply.outputs:
+                        yield _values(reply)
+        except LegokvError as error:
+            error.add_note(IN_LOG)
+            raise
 
     async def documents(self, operation: str, **fields: Any) -> Values:
         """The reply of the model `documents` to one operation."""
         body = json_text({"operation": operation, **fields}).encode()
         request = self._request("documents", {"request": body}, "")
         answer: Values | None = None
-        async with aclosing(self._ask(request)) as replies:
-            async for reply in replies:
-                if reply.outputs:
-                    answer = json.loads(_values(reply)["reply"])
+        async with aclosing(self._replies(request)) as replies:
+            async for values in replies:
+                answer = json.loads(values["reply"])
         if answer is None:
             raise Busy("the server gave no answer about a document: ask again in a few seconds")
         return answer

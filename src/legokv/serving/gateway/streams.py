@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from legokv.errors import AnswerBroken, LegokvError
-from legokv.serving.gateway.models import json_text
+from legokv.serving.gateway.models import IN_LOG, json_text
 from legokv.serving.log import RequestLine
 
 WRITE_SECONDS = 60.0
@@ -21,6 +21,13 @@ LAST_WORD_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 Events = AsyncGenerator[bytes, None]
+LastWord = Callable[[LegokvError], bytes]
+
+
+def note_failure(line: RequestLine, error: LegokvError) -> None:
+    """Write a request's line, unless the model that refused it has written one."""
+    if IN_LOG not in getattr(error, "__notes__", ()):
+        line.failed(error)
 
 
 def event(data: Any, name: str = "") -> bytes:
@@ -38,10 +45,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: Events, last_word: Any, request_id: str) -> None:
+    def __init__(self, events: Events, last_word: LastWord, line: RequestLine) -> None:
         self._events = events
         self._last_word = last_word
-        self._request_id = request_id
+        self._line = line
         self.status_code = 200
         self.background = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
@@ -70,7 +77,7 @@ class EventStream(Response):
             await self._tell(error, send)
         except Exception:
             # The boundary of one request: a fault of ours reaches its client and the log alone.
-            log.exception("a fault in a stream of request %s", self._request_id)
+            log.exception("a fault in a stream of request %s", self._line.request_id)
             await self._tell(LegokvError("an internal error; the server's log has it"), send)
         with suppress(TimeoutError):
             await _within(LAST_WORD_SECONDS, send, b"", more=False)
@@ -78,7 +85,7 @@ class EventStream(Response):
     async def _tell(self, error: Exception, send: Send) -> None:
         if not isinstance(error, LegokvError):
             error = AnswerBroken(f"the client took nothing of its stream for {WRITE_SECONDS:g} s")
-        RequestLine("gateway", self._request_id).failed(error)
+        note_failure(self._line, error)
         with suppress(TimeoutError):
             await _within(LAST_WORD_SECONDS, send, self._last_word(error))
 

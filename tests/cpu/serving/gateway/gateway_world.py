@@ -84,7 +84,7 @@ class FakeModels:
         try:
             async for values in self._replies(question):
                 yield response(values)
-        except GeneratorExit:
+        except (GeneratorExit, asyncio.CancelledError):
             self.num_left += 1
             self.gone.set()
             raise

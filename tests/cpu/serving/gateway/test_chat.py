@@ -1,0 +1,348 @@
+"""Chats and completions: what becomes of a client's fields, and what the client gets back."""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from gateway_world import COUNTS, RunningGateway, running_gateway
+
+from legokv.errors import Busy, InvalidRequest
+from legokv.serving.gateway.fields import ASKS_FOR_NOTHING, CHAT, COMPLETION, WITHOUT_EFFECT
+from legokv.serving.gateway.tool_calls import ToolForm
+
+ASKED = [{"role": "user", "content": "Who keeps it?"}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+TOKEN = {"token_id": 5, "token": "Or", "text": "Or", "bytes": [79, 114], "log_prob": -0.5}
+LOG_PROBS = json.dumps([{**TOKEN, "top": [TOKEN]}])
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
+    with running_gateway(tmp_path, ToolForm.HERMES, max_documents=3) as one:
+        yield one
+
+
+@pytest.fixture
+def client(gateway: RunningGateway) -> openai.OpenAI:
+    return gateway.openai()
+
+
+def chat(client: openai.OpenAI, **fields: Any) -> Any:
+    return client.chat.completions.create(**{"model": "tiny", "messages": ASKED, **fields})
+
+
+def messages(gateway: RunningGateway) -> Any:
+    return json.loads(gateway.models.asked[-1]["messages"])
+
+
+def test_an_answer_comes_with_its_counts_and_ours_beside_them(client: openai.OpenAI) -> None:
+    answer = chat(client)
+    (choice,) = answer.choices
+    assert (choice.message.content, choice.finish_reason) == ("Orrin keeps it.", "stop")
+    assert choice.message.tool_calls is None
+    usage = answer.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (100, 7, 107)
+    assert usage.prompt_tokens_details.cached_tokens == COUNTS["cached_tokens"]
+    assert usage.prompt_tokens_details.cache_write_tokens == COUNTS["compiled_tokens"]
+    assert usage.legokv["recomputed_tokens"] == 5
+    assert usage.legokv["time_to_first_token_seconds"] == 0.25
+
+
+def test_a_stream_is_the_same_answer_in_pieces_and_ends_with_its_counts(
+    client: openai.OpenAI,
+) -> None:
+    stream = chat(client, stream=True, n=2, stream_options={"include_usage": True})
+    chunks = list(stream)
+    for index in range(2):
+        mine = [c.choices[0] for c in chunks if c.choices and c.choices[0].index == index]
+        assert mine[0].delta.role == "assistant"
+        assert "".join(c.delta.content or "" for c in mine) == "Orrin keeps it."
+        assert [c.finish_reason for c in mine] == [None, None, None, "stop"]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.total_tokens == 114
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_without_being_asked_a_stream_has_no_counts(client: openai.OpenAI) -> None:
+    assert all(chunk.usage is None and chunk.choices for chunk in chat(client, stream=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({"max_tokens": 9}, {"max_tokens": 9}),
+        ({"max_tokens": 9, "max_completion_tokens": 8}, {"max_tokens": 8}),
+        ({}, {"temperature": 1.0}),
+        ({"temperature": 0}, {"temperature": 0.0}),
+        ({"n": 3}, {"num_return_sequences": 3}),
+        ({"stop": "x"}, {"stop_words": ["x"]}),
+        ({"stop": ["x", "y"]}, {"stop_words": ["x", "y"]}),
+        ({"seed": -1}, {"seed": 2**64 - 1}),
+        ({"logprobs": True, "top_logprobs": 2}, {"return_log_probs": True, "num_top_log_probs": 2}),
+        ({"extra_body": {"top_k": 5, "min_p": 0.5}}, {"top_k": 5, "min_p": 0.5}),
+        ({"extra_body": {"top_k": -1}}, {"temperature": 1.0}),
+        ({"extra_body": {"repetition_penalty": 1.5}}, {"repetition_penalty": 1.5}),
+        ({"extra_body": {"min_tokens": 3}}, {"min_tokens": 3}),
+        ({"extra_body": {"stop_token_ids": [1, 2]}}, {"stop_token_ids": [1, 2]}),
+        ({"extra_body": {"link": {"mode": "full"}}}, {"mode": "full"}),
+        ({"extra_body": {"link": {"link_tokens": 4}}}, {"link_tokens": 4}),
+        ({"extra_body": {"chat_template_kwargs": {"a": 1}}}, {"chat_template_kwargs": '{"a":1}'}),
+        ({"user": "me", "metadata": {"a": "b"}, "store": False}, {"temperature": 1.0}),
+        ({"top_p": None, "stop": None}, {"temperature": 1.0}),
+    ],
+)
+def test_fields_reach_generate_by_its_names(
+    client: openai.OpenAI, gateway: RunningGateway, fields: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    chat(client, **fields)
+    (sent,) = gateway.models.asked
+    usual = {"namespace": "default", "temperature": 1.0}
+    assert {name: value for name, value in sent.items() if name != "messages"} == {**usual, **asked}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"colour": 1}, "colour", "unknown field 'colour'"),
+        ({"store": True}, "store", "'store' is not offered"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "'reasoning_effort' is not offered"),
+        ({"cache_salt": "a"}, "cache_salt", "'cache_salt' is not offered"),
+        ({"n": 129}, "n", "'n' is 129, outside 1 to 128"),
+        ({"max_tokens": 0}, "max_tokens", "'max_tokens' is 0, outside 1"),
+        ({"temperature": "hot"}, "temperature", "'temperature' is a number, not a text"),
+        ({"temperature": 1e30}, "temperature", "at most 1e.06 is taken"),
+        ({"temperature": -1}, None, "temperature"),
+        ({"top_logprobs": 2}, "top_logprobs", "needs 'logprobs'"),
+        ({"stream_options": {}}, "stream_options", "needs 'stream'"),
+        ({"link": {"mode": "x"}}, "link", "'mode' is one of"),
+        ({"link": {"pages": 1}}, "link", "unknown field 'pages'"),
+        ({"messages": []}, "messages", "'messages' is empty"),
+        ({"messages": [{"role": "king", "content": ""}]}, "messages[0].role", "not 'king'"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "a list of parts"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0]",
+            "of type 'image_url': parts are 'text' and 'file' here",
+        ),
+        ({"documents": [{"title": "x"}]}, "documents[0]", "an object with a 'text'"),
+    ],
+)
+def test_what_is_not_offered_is_refused_by_name(
+    client: openai.OpenAI,
+    gateway: RunningGateway,
+    fields: dict[str, Any],
+    param: str | None,
+    said: str,
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=said) as refused:
+        client.post(
+            "/chat/completions", body={"model": "tiny", "messages": ASKED, **fields}, cast_to=object
+        )
+    assert refused.value.param == param
+    assert refused.value.type == "invalid_request_error"
+    assert gateway.models.asked == []
+
+
+def test_another_model_is_not_found(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt' here, only 'tiny'") as no:
+        chat(client, model="gpt")
+    assert no.value.code == "model_not_found"
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").object == "model"
+
+
+def test_files_stand_where_a_message_has_them(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    first = client.files.create(file=("a.txt", b"First."), purpose="user_data").id
+    data = "data:text/plain;base64," + base64.b64encode(b"Second.").decode()
+    parts = [
+        {"type": "text", "text": "Compare "},
+        {"type": "file", "file": {"file_id": first}},
+        {"type": "text", "text": " with "},
+        {"type": "file", "file": {"file_data": data, "filename": "b.txt"}},
+    ]
+    chat(client, messages=[{"role": "user", "content": parts}])
+    (message,) = messages(gateway)
+    kinds = [part["type"] for part in message["content"]]
+    assert kinds == ["text", "document", "text", "document"]
+    assert message["content"][1]["id"] == first.replace("file-", "doc-")
+    ids = [part["id"] for part in message["content"] if part["type"] == "document"]
+    texts = [gateway.models.service.reply({"operation": "get", "id": i, "text": True}) for i in ids]
+    assert [reply["text"] for reply in texts] == ["First.", "Second."]
+    assert [file.id for file in client.files.list()] == [first]
+    assert texts[1]["document"]["expires_at"] is not None
+
+
+def test_documents_of_the_body_come_first_in_the_first_message_of_a_user(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    turns = [{"role": "system", "content": "Briefly."}, *ASKED]
+    documents = [{"title": "One", "text": "First."}, {"text": "Second."}]
+    chat(client, messages=turns, extra_body={"documents": documents})
+    system, user = messages(gateway)
+    assert system["content"] == "Briefly."
+    assert [part["type"] for part in user["content"]] == ["document", "document", "text"]
+    reply = gateway.models.service.reply(
+        {"operation": "get", "id": user["content"][0]["id"], "text": True}
+    )
+    assert reply["text"] == "One\nFirst."
+
+
+def test_a_file_that_was_asked_about_a_moment_ago_costs_no_question_more(
+    client: openai.OpenAI, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = client.files.create(file=("a.txt", b"First."), purpose="user_data").id
+    turns = [{"role": "user", "content": [{"type": "file", "file": {"file_id": file}}]}]
+    chat(client, messages=turns, extra_body={"documents": [{"text": "Second."}]})
+    operations: list[str] = []
+    reply = gateway.models.service.reply
+
+    def counted(body: Any) -> Any:
+        operations.append(body["operation"])
+        return reply(body)
+
+    monkeypatch.setattr(gateway.models.service, "reply", counted)
+    chat(client, messages=turns, extra_body={"documents": [{"text": "Second."}]})
+    assert operations == ["get", "get"], "those are the model's own"
+
+
+def test_a_text_that_was_deleted_meanwhile_is_registered_again(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    chat(client, extra_body={"documents": [{"text": "Second."}]})
+    part = messages(gateway)[0]["content"][0]
+    gateway.models.service.reply({"operation": "delete", "id": part["id"]})
+    chat(client, extra_body={"documents": [{"text": "Second."}]})
+    assert gateway.models.service.reply({"operation": "get", "id": part["id"]})
+
+
+def test_an_unknown_file_and_too_many_of_them_are_told(client: openai.OpenAI) -> None:
+    part = {"type": "file", "file": {"file_id": "file-" + "0" * 24}}
+    with pytest.raises(openai.NotFoundError, match="no document 'file-000000000000000000000000'"):
+        chat(client, messages=[{"role": "user", "content": [part]}])
+    with pytest.raises(openai.BadRequestError, match="more than 3 files"):
+        chat(client, extra_body={"documents": [{"text": str(n)} for n in range(4)]})
+
+
+def test_a_file_that_failed_to_compile_is_a_conflict(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    gateway.store.failure = InvalidRequest("it does not fit")
+    file = client.files.create(file=("a.txt", b"First."), purpose="user_data").id
+    assert client.files.wait_for_processing(file, poll_interval=0.02).status == "error"
+    assert client.files.retrieve(file).status_details == "it does not fit"
+    part = {"type": "file", "file": {"file_id": file}}
+    with pytest.raises(openai.ConflictError, match="could not be compiled: it does not fit"):
+        chat(client, messages=[{"role": "user", "content": [part]}])
+
+
+def test_probabilities_come_with_bytes(client: openai.OpenAI, gateway: RunningGateway) -> None:
+    gateway.models.log_probs = LOG_PROBS
+    (choice,) = chat(client, logprobs=True, top_logprobs=1).choices
+    (token,) = choice.logprobs.content
+    assert (token.token, token.logprob, token.bytes) == ("Or", -0.5, [79, 114])
+    assert [other.token for other in token.top_logprobs] == ["Or"]
+    chunks = list(chat(client, logprobs=True, stream=True))
+    assert [len(c.choices[0].logprobs.content) for c in chunks if c.choices[0].logprobs] == [1, 1]
+    old = client.completions.create(model="tiny", prompt="The", logprobs=1).choices[0].logprobs
+    assert (old.tokens, old.token_logprobs, old.text_offset) == (["Or"], [-0.5], [0])
+
+
+def test_a_completion_goes_on_with_the_text_as_it_is(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    answer = client.completions.create(model="tiny", prompt=" The oldest ", max_tokens=4)
+    assert answer.choices[0].text == "Orrin keeps it."
+    assert gateway.models.asked[-1]["text_input"] == " The oldest "
+    assert gateway.models.asked[-1]["apply_chat_template"] is False
+    stream = client.completions.create(model="tiny", prompt="The", stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == "Orrin keeps it."
+    for prompt in (["a", "b"], [1, 2], None):
+        with pytest.raises(openai.BadRequestError, match="'prompt' is one text"):
+            client.post("/completions", body={"model": "tiny", "prompt": prompt}, cast_to=object)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_in_an_answer_is_a_call_of_the_message(
+    client: openai.OpenAI, gateway: RunningGateway, stream: bool
+) -> None:
+    gateway.models.pieces = [
+        "<tool_",
+        'call>{"name": "weather", ',
+        '"arguments": {"city": "V"}}</tool_call>',
+    ]
+    answer = chat(client, tools=[WEATHER], stream=stream)
+    if stream:
+        choices = [chunk.choices[0] for chunk in answer]
+        (part,) = [call for c in choices for call in c.delta.tool_calls or ()]
+        assert not any(c.delta.content for c in choices)
+        function, reason = part.function, choices[-1].finish_reason
+    else:
+        (choice,) = answer.choices
+        assert choice.message.content is None
+        function, reason = choice.message.tool_calls[0].function, choice.finish_reason
+    assert (function.name, json.loads(function.arguments)) == ("weather", {"city": "V"})
+    assert reason == "tool_calls"
+    assert json.loads(gateway.models.asked[-1]["tools"]) == [WEATHER]
+
+
+def test_earlier_calls_and_their_results_reach_the_template(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    call = {"id": "a1", "type": "function", "function": {"name": "w", "arguments": '{"x": 1}'}}
+    turns = [
+        *ASKED,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a1", "content": "rain"},
+    ]
+    chat(client, messages=turns, tools=[WEATHER])
+    _, asked, answered = messages(gateway)
+    assert asked["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+    assert (answered["role"], answered["tool_call_id"]) == ("tool", "a1")
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "kind"),
+    [
+        (Busy("512 requests wait"), 503, "server_error"),
+        (InvalidRequest("the prompt is too long"), 400, "invalid_request_error"),
+        (RuntimeError("secret"), 500, "server_error"),
+    ],
+)
+def test_what_generate_ends_with_has_its_status(
+    client: openai.OpenAI, gateway: RunningGateway, failure: Any, status: int, kind: str
+) -> None:
+    gateway.models.failure = failure
+    with pytest.raises(openai.APIStatusError) as refused:
+        chat(client, stream=True)
+    assert (refused.value.status_code, refused.value.type) == (status, kind)
+    assert "secret" not in str(refused.value)
+
+
+def test_an_error_in_the_midst_of_a_stream_is_its_last_event(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    gateway.models.failure, gateway.models.fails_after = Busy("the engine was lost"), 1
+    stream = chat(client, stream=True)
+    texts: list[str] = []
+    with pytest.raises(openai.APIError, match="the engine was lost"):
+        texts.extend(chunk.choices[0].delta.content or "" for chunk in stream)
+
+
+def test_every_field_of_openai_s_client_has_a_place() -> None:
+    kinds = openai.types.chat.completion_create_params.CompletionCreateParamsBase
+    known = {*CHAT, *WITHOUT_EFFECT, *ASKS_FOR_NOTHING}
+    assert set(kinds.__annotations__) - {"moderation"} <= known
+    old = openai.types.completion_create_params.CompletionCreateParamsBase
+    assert set(old.__annotations__) <= {*COMPLETION, *WITHOUT_EFFECT, *ASKS_FOR_NOTHING}
