@@ -338,7 +338,7 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ({"num_top_log_probs": 2}, "num_top_log_probs is 2 without return_log_probs"),
         ({"min_tokens": -1}, "'min_tokens' is -1, outside 0 to"),
         ({"timeout_seconds": 0.0}, "timeout_seconds is above 0, not 0.0"),
-        ({"beams": 2}, "unknown field 'beams'; known are bad_words, beam_width"),
+        ({"beams": 2}, "unknown field 'beams'; known are apply_chat_template, bad_words"),
         ({"namespace": b"a b"}, "a namespace is 1 to 64"),
         ({"namespace": b""}, r"a namespace is 1 to 64 .* not '' \(0 characters\)"),
         ({"namespace": b"default\n"}, "a namespace is 1 to 64"),

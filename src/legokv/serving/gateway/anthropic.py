@@ -221,7 +221,7 @@ def _ttl_seconds(where: str, control: Any) -> float | None:
     if control is None:
         return None
     ttl = control.get("ttl", "5m") if isinstance(control, Mapping) else None
-    if ttl not in _TTL_SECONDS:
+    if not isinstance(ttl, str) or ttl not in _TTL_SECONDS:
         raise ApiRefused(f"{where}.cache_control has a ttl of {' or '.join(_TTL_SECONDS)}")
     return _TTL_SECONDS[ttl]
 
@@ -241,7 +241,7 @@ def _tools_in_openais_shape(values: Mapping[str, Any]) -> dict[str, Any]:
         "none": lambda: "none",
         "tool": lambda: {"type": "function", "function": {"name": choice.get("name")}},
     }
-    if choice.get("type") not in kinds:
+    if not isinstance(choice.get("type"), str) or choice["type"] not in kinds:
         raise ApiRefused(f"'tool_choice' is of type {', '.join(kinds)}", param="tool_choice")
     tools = [_tool(place, tool) for place, tool in enumerate(values.get("tools", []))]
     if not tools:

@@ -17,7 +17,7 @@ from legokv.serving.fields import Reader
 from legokv.serving.json_bounds import check_json
 
 MAX_FORM_FIELDS = 32
-_HALF_PAIR = re.compile(rb"\\\\u[dD][89a-fA-F]")
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 _T = TypeVar("_T")
 
 
