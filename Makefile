@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV := out/venv
 BIN := $(VENV)/bin
 
-.PHONY: run test mutants fuzz attack soak check format gpu bench bench-full peers clean
+.PHONY: run demo test mutants fuzz attack soak check format gpu bench bench-full peers clean
 
 run: $(VENV)/ready
 	$(BIN)/python examples/tour.py
+
+# The same, and the server stays up for the page and the API until Ctrl-C.
+demo: $(VENV)/ready
+	$(BIN)/python examples/tour.py --stay
 
 # Two files at a time; what measures time comes after them, alone. Threads of OpenMP that have nothing
 # to do sleep: where there are fewer cores than threads, those that spin take them from the others.

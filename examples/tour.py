@@ -1,10 +1,12 @@
 """The whole system in one go: build, serve, register documents, ask, compare. `make run` runs it.
 
 Everything goes through the commands a user has; it stops what it started, also on Ctrl-C.
+With --stay, as `make demo` asks, the server stays up for the page and the API until then.
 """
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,26 +36,27 @@ def python(script: str, *arguments: str) -> list[str]:
 
 
 @contextmanager
-def server() -> Iterator[str]:
-    """A server on free ports for the length of the block: its gRPC address."""
+def server(api_port: str) -> Iterator[dict[str, Any]]:
+    """A server on free ports, but for the API's, for the length of the block: its addresses."""
     command = [sys.executable, "-m", "legokv.cli", "serve", "--engine", str(ENGINE)]
     command += ["--cache-dir", str(CACHE), "--format", "json", "--request-log", "off"]
-    for port in ("http", "grpc", "metrics", "api"):
+    command += ["--api-port", api_port]
+    for port in ("http", "grpc", "metrics"):
         command += [f"--{port}-port", "auto"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        yield grpc_address(process)
+        yield addresses(process)
     finally:
         process.terminate()
         process.wait(STOP_SECONDS)
 
 
-def grpc_address(process: "subprocess.Popen[str]") -> str:
+def addresses(process: "subprocess.Popen[str]") -> dict[str, Any]:
     assert process.stdout is not None, "the server's output is a pipe"
     for line in process.stdout:
         event = json.loads(line)
         if event["event"] == "ready":
-            return str(event["grpc"])
+            return dict(event)
     raise SystemExit(f"the server ended before it was ready, status {process.wait()}")
 
 
@@ -97,13 +100,20 @@ def print_table(asked: list[Asked]) -> None:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stay", action="store_true", help="keep the server until Ctrl-C")
+    parser.add_argument("--api-port", help="the API's; with --stay 8080, else a free one")
+    parsed = parser.parse_args()
     subprocess.run(python("build/build_engine.py", "--model", "llama"), check=True)
     print("Starting Triton Inference Server", flush=True)
-    with server() as url:
+    with server(parsed.api_port or ("8080" if parsed.stay else "auto")) as places:
+        url = places["grpc"]
         add = python("client/documents.py", "--url", url, "add", str(EXAMPLES / "documents"))
         subprocess.run(add, check=True)
         print_table(ask_all(url))
+        if parsed.stay:
+            print(f"\nThe page and the API are at {places['api']} until Ctrl-C.", flush=True)
+            signal.pause()
     return 0
 
 

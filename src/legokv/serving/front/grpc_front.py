@@ -164,7 +164,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             self._state.check_taking()
             check_request(request, self._models)
         except LegokvError as error:
-            RequestLine("front", request.id).failed(error)
+            self._state.note_refusal(error)
             raise
         call = self._stream_upstream(metadata=_ERRORS_AS_STATUS)
         over = False
