@@ -176,6 +176,8 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                     answer = service_pb2.ModelStreamInferResponse.FromString(reply)
                     if answer.error_message:
                         raise self._as_error(grpc.StatusCode.INTERNAL, answer.error_message)
+                    # As below: what has ended is not to be cancelled.
+                    over = _is_last(reply)
                     yield answer.infer_response
                 over = True
             except grpc.aio.AioRpcError as error:
