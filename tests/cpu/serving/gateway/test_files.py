@@ -192,3 +192,14 @@ def test_a_name_tells_what_a_file_is_and_its_first_bytes_tell_better() -> None:
     assert kind_of("README", "", b"") == "text"
     with pytest.raises(ApiRefused):
         kind_of("a.docx", "application/octet-stream", b"PK")
+
+
+def test_files_and_their_originals_survive_a_restart(tmp_path: Path) -> None:
+    with running_gateway(tmp_path) as gateway:
+        file = upload(gateway.openai())
+    with running_gateway(tmp_path) as gateway:
+        client = gateway.openai()
+        again = client.files.retrieve(file.id)
+        assert (again.filename, again.bytes) == (file.filename, file.bytes)
+        assert client.files.content(file.id).read() == TEXT.encode()
+        assert client.files.wait_for_processing(file.id, poll_interval=0.02).status == "processed"
