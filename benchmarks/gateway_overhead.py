@@ -168,7 +168,7 @@ def _cpu_seconds() -> float:
 
 
 def _gateways() -> Iterator[Path]:
-    for folder in Path("/proc").iterdir():
+    for folder in sorted(Path("/proc").iterdir()):
         with suppress(OSError):
             if b"legokv.serving.doors" in (folder / "cmdline").read_bytes().split(b"\0"):
                 yield folder

@@ -214,12 +214,12 @@ def running_gateway(
             show_metrics=show_metrics,
             tool_form=tool_form,
         )
-        with running_app(wrap(Gateway(world)), bound, settings):
+        with running_app(wrap(Gateway(world)), bound, settings, state):
             yield RunningGateway(bound.getsockname()[1], fake, store, state, uploads)
 
 
 @contextmanager
-def running_app(app: Any, bound: socket.socket, settings: Settings) -> Iterator[None]:
+def running_app(app: Any, bound: socket.socket, settings: Settings, state: State) -> Iterator[None]:
     loop = asyncio.new_event_loop()
     begun = threading.Event()
 
@@ -227,7 +227,7 @@ def running_app(app: Any, bound: socket.socket, settings: Settings) -> Iterator[
         asyncio.set_event_loop(loop)
 
         async def run() -> None:
-            serving = serve_http(app, Bounds.by_settings(settings), bound)
+            serving = serve_http(app, Bounds.by_settings(settings), state, bound)
             begun.set()
             await serving
 
