@@ -16,6 +16,7 @@ from legokv.built.folder import FACTS_FILE, cache_root, read_engine_folder
 from legokv.errors import AnswerBroken, ApiRefused, LegokvError
 from legokv.serving.gateway.accounts import Account, Everybody
 from legokv.serving.gateway.anthropic import AnthropicChats
+from legokv.serving.gateway.bodies import BODIES_AT_ONCE, Bodies
 from legokv.serving.gateway.chat import Chats
 from legokv.serving.gateway.facts import Facts
 from legokv.serving.gateway.files import Files
@@ -72,6 +73,7 @@ class Gateway:
     """
 
     def __init__(self, world: World) -> None:
+        self._bodies = Bodies(BODIES_AT_ONCE * world.settings.request_bytes)
         self._app = Starlette(routes=_routes(world), exception_handlers=_HANDLERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,7 +88,8 @@ class Gateway:
                 message = {**message, "headers": [*message.get("headers", ()), named]}
             await send(message)
 
-        await self._app(scope, receive, send_named)
+        with self._bodies.one(receive) as receive_counted:
+            await self._app(scope, receive_counted, send_named)
 
 
 def _request_id(scope: Scope) -> str:

@@ -4,21 +4,58 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Awaitable, Collection, Mapping
+from collections.abc import Awaitable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive
 
-from legokv.errors import AnswerBroken, ApiRefused, InvalidRequest, RequestTooLarge
+from legokv.errors import AnswerBroken, ApiRefused, Busy, InvalidRequest, RequestTooLarge
 from legokv.serving.fields import Reader
 from legokv.serving.json_bounds import check_json
 
 MAX_FORM_FIELDS = 32
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
+BODIES_AT_ONCE = 8
+"""Bodies of all requests are held up to so many times the largest, until each is answered."""
+SMALL_BODY_BYTES = 64 * 1024
+"""Up to here a body is taken beside them."""
 _T = TypeVar("_T")
+
+
+@dataclass
+class Bodies:
+    """How many bytes of bodies are held now, of all requests."""
+
+    most: int
+    num_bytes: int = 0
+
+    @contextmanager
+    def one(self, receive: Receive) -> Iterator[Receive]:
+        """Counts one request's body as it comes; Busy when the bodies together are too many."""
+        own = 0
+
+        async def receive_counted() -> Message:
+            nonlocal own
+            message = await receive()
+            num_bytes = len(message.get("body", b""))
+            own += num_bytes
+            self.num_bytes += num_bytes
+            if self.num_bytes > self.most and own > SMALL_BODY_BYTES:
+                raise Busy(
+                    f"requests of {self.num_bytes} bytes are read, at most {self.most} at once"
+                )
+            return message
+
+        try:
+            yield receive_counted
+        finally:
+            self.num_bytes -= own
 
 
 async def json_body(request: Request, max_bytes: int) -> dict[str, Any]:

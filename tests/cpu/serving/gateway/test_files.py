@@ -1,6 +1,7 @@
 """Files: documents of the registry in OpenAI's and Anthropic's shapes."""
 
 import io
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -203,3 +204,26 @@ def test_files_and_their_originals_survive_a_restart(tmp_path: Path) -> None:
         assert (again.filename, again.bytes) == (file.filename, file.bytes)
         assert client.files.content(file.id).read() == TEXT.encode()
         assert client.files.wait_for_processing(file.id, poll_interval=0.02).status == "processed"
+
+
+def test_bodies_together_are_bounded_and_small_ones_are_still_taken(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, max_request_bytes=200_000) as gateway:
+        head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 190000\r\n\r\n"
+        held = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(9)]
+        for connection in held:
+            connection.sendall(head + b" " * 189_000)
+        refused = [connection for connection in held if answer_of(connection)]
+        assert len(refused) == 1
+        assert b"bytes are read, at most 1600000 at once" in answer_of(refused[0])
+        assert upload(gateway.openai(), "Small.").status == "uploaded"
+        for connection in held:
+            connection.close()
+
+
+def answer_of(connection: socket.socket) -> bytes:
+    """What came within a second; "" if nothing did."""
+    connection.settimeout(1)
+    try:
+        return connection.recv(65536, socket.MSG_PEEK)
+    except TimeoutError:
+        return b""
