@@ -18,9 +18,11 @@ from legokv.checkpoint import load_weights
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.pool import PagePool
 from legokv.link.link import BoundLink, Link, Placement, Segment, bind, place
+from legokv.model.config import ModelConfig
 from legokv.model.decoder import Attention
 from legokv.runners.attention_forms import AttentionForm, attention_form, rotations_of
 from legokv.runners.eager import EagerRunner
+from legokv.runners.key_mass import KeyMass
 from legokv.step.batch import StepBatch, step_batch
 from legokv.step.sequence import CompiledPages, TokenSequence, chunk_sequence, linked_sequence
 from legokv.text.tokenizer import Tokenizer
@@ -53,8 +55,10 @@ class WatchedForm:
         self._form = form
 
     @contextmanager
-    def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> Iterator[Attention]:
-        with self._form.step(batch, pools) as attend:
+    def step(
+        self, batch: StepBatch, pools: Sequence[Tensor], mass: KeyMass | None = None
+    ) -> Iterator[Attention]:
+        with self._form.step(batch, pools, mass) as attend:
             yield attend if self.watch is None else self.watch(attend)
 
 
@@ -111,6 +115,14 @@ class LinkedModel:
             self.runner.run(_batch(chunk_sequence(token_ids, pages, self.page_size, before)))
             self._compiled[key] = pages
         return chunk
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.facts.model
+
+    def keys_of(self, chunk: Chunk) -> Tensor:
+        """A compiled chunk's keys as they are stored, [L, n, G, D]."""
+        return self.runner.export_pages(self._compiled[chunk.key], chunk.num_tokens)[:, 0]
 
     def place(self, segments: Sequence[Segment], reserve_tokens: int = 0) -> Placement:
         """Compiled chunks and fresh tokens as one prompt, before a policy has chosen."""

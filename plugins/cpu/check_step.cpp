@@ -38,6 +38,10 @@ Status check_sequences(const LegokvCpuStep& step) {
           "query_start goes from %d to %d at sequence %d of a step of %d tokens", first, end, b,
           step.num_tokens);
     }
+    if (step.scoring != nullptr && (step.scoring[b] < 0 || step.scoring[b] > end - first)) {
+      return invalid_argument("%d tokens of sequence %d score keys, it has %d", step.scoring[b], b,
+                              end - first);
+    }
     for (int t = first + 1; t < end; ++t) {
       if (step.positions[t] < step.positions[t - 1]) {
         return invalid_argument("positions go from %d to %d at token %d of sequence %d",

@@ -34,6 +34,7 @@ struct LegokvCpuStep {
   const int32_t* query_start;    // [B + 1], ascending from 0
   const int32_t* pages;          // [B, P, 4]: page, base, position of slot 0, filled slots
   const float* inv_freq;         // [D / 2]
+  const int32_t* scoring;        // [B]: how many of each sequence's last tokens score keys; or null
   int64_t num_pool_pages;
   int32_t num_tokens;
   int32_t num_sequences;
@@ -56,6 +57,9 @@ struct LegokvCpuLayer {
   const void* v;  // T x [G, D]
   void* pool;     // [N, 2, S, G, D]
   void* out;      // [T, H, D]
+  // [B, P, S], or null: of each slot the sum of the weights that it has in the attention of the
+  // query heads of its sequence's scoring tokens, which the step must name then.
+  float* mass;
   int64_t q_stride;
   int64_t k_stride;
   int64_t v_stride;

@@ -7,13 +7,14 @@
 namespace legokv::cpu {
 namespace {
 
-std::vector<PageRow> seen_rows(const PageRow* rows, int num_rows, int last_position) {
-  std::vector<PageRow> seen;
+// In the order of the parts.
+std::vector<const PageRow*> seen_rows(const PageRow* rows, int num_rows, int last_position) {
+  std::vector<const PageRow*> seen;
   for (const PageRow* row = rows; row != rows + num_rows; ++row) {
-    if (row->filled > 0 && sees(last_position, row->first_position)) seen.push_back(*row);
+    if (row->filled > 0 && sees(last_position, row->first_position)) seen.push_back(row);
   }
-  std::sort(seen.begin(), seen.end(), [](const PageRow& a, const PageRow& b) {
-    return a.base != b.base ? a.base < b.base : a.first_position < b.first_position;
+  std::sort(seen.begin(), seen.end(), [](const PageRow* a, const PageRow* b) {
+    return a->base != b->base ? a->base < b->base : a->first_position < b->first_position;
   });
   return seen;
 }
@@ -39,9 +40,11 @@ int64_t SequencePlan::num_keys() const {
 
 void SequencePlan::find_parts(const PageRow* rows, int num_rows, const PoolLayout& layout) {
   const int last_position = positions_.back();
-  for (const PageRow& row : seen_rows(rows, num_rows, last_position)) {
-    const int num_keys = std::min(row.filled, last_position - row.first_position + 1);
-    add_run(row.base, {key_offset(layout, row.page, 0, 0), row.first_position, num_keys},
+  for (const PageRow* row : seen_rows(rows, num_rows, last_position)) {
+    const int num_keys = std::min(row->filled, last_position - row->first_position + 1);
+    const int first_place = static_cast<int>(row - rows) * layout.page_size;
+    add_run(row->base,
+            {key_offset(layout, row->page, 0, 0), row->first_position, num_keys, first_place},
             token_stride(layout));
   }
 }
@@ -54,9 +57,10 @@ void SequencePlan::add_run(int32_t base, KeyRun run, int64_t token_stride) {
     if (begins) parts_.push_back({base, 0, {}});
     Part& part = parts_.back();
     const int taken = std::min(run.num_keys, kPartKeys - part.num_keys);
-    part.runs.push_back({run.key_offset, run.first_position, taken});
+    part.runs.push_back({run.key_offset, run.first_position, taken, run.first_place});
     part.num_keys += taken;
-    run = {run.key_offset + taken * token_stride, run.first_position + taken, run.num_keys - taken};
+    run = {run.key_offset + taken * token_stride, run.first_position + taken, run.num_keys - taken,
+           run.first_place + taken};
   }
 }
 
@@ -101,7 +105,7 @@ void SequencePlan::add_tiles(int max_tokens, int num_kv_heads, int num_shares,
         const int first_part = part_begin(num_parts(), share, num_shares);
         tiles->push_back({groups_.data() + first_part, positions_.data() + first,
                           part_begin(num_parts(), share + 1, num_shares) - first_part,
-                          first_token_ + first, first, count, head, nullptr});
+                          first_token_ + first, first, count, head, nullptr, 0, nullptr, nullptr});
       }
     }
   }

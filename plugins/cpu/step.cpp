@@ -51,9 +51,11 @@ Step::Step(const LegokvCpuStep& step, const Choice& choice)
       num_tokens_(step.num_tokens),
       num_attending_(step.query_start[step.num_sequences]),
       element_bytes_(step.dtype == LEGOKV_FLOAT32 ? 4 : 2),
-      shape_(shape_of(step)) {
+      shape_(shape_of(step)),
+      num_places_(int64_t{step.num_table_rows} * step.page_size) {
   plan_writes(step);
   plan_tiles(step);
+  if (step.scoring != nullptr) plan_scoring(step);
   scratch_bytes_ = choice.kernels->scratch_bytes(shape_);
   scratch_ = uninitialised<char>(scratch_bytes_ * num_threads_);
 }
@@ -89,6 +91,7 @@ void Step::add_sequence(SequencePlan* sequence, int max_tokens) {
         std::min<int64_t>(sequence->num_keys() / kShareKeys, sequence->num_parts());
     num_shares = static_cast<int>(std::max<int64_t>(1, wanted));
   }
+  num_shares_.push_back(num_shares);
   const size_t first = tiles_.size();
   sequence->add_tiles(max_tokens, shape_.num_kv_heads, num_shares, &tiles_);
   if (num_shares == 1) return;
@@ -116,6 +119,44 @@ void Step::place_parts() {
   }
 }
 
+void Step::plan_scoring(const LegokvCpuStep& step) {
+  const int heads = shape_.num_heads / shape_.num_kv_heads;
+  num_scoring_.assign(step.scoring, step.scoring + step.num_sequences);
+  size_t tile = 0;
+  for (int b = 0; b < step.num_sequences; ++b) {
+    const int num_tiles =
+        sequences_[b].num_token_tiles(tile_tokens(step)) * shape_.num_kv_heads * num_shares_[b];
+    const int first_scoring = sequences_[b].num_tokens() - num_scoring_[b];
+    for (const size_t end = tile + num_tiles; tile != end; tile += num_shares_[b]) {
+      const int before = std::max(0, first_scoring - tiles_[tile].first_in_sequence);
+      if (before >= tiles_[tile].num_tokens) continue;
+      scoring_.push_back({tile, num_shares_[b], b});
+      for (int share = 0; share < num_shares_[b]; ++share) {
+        tiles_[tile + share].first_scoring = before * heads;
+        scoring_tiles_.push_back(tile + share);
+      }
+    }
+  }
+  place_scores();
+}
+
+void Step::place_scores() {
+  const int stat_floats = shape_.num_heads / shape_.num_kv_heads * kStatFloats;
+  int64_t num_floats = 0;
+  for (const Scoring& each : scoring_) num_floats += tiles_[each.first_tile].num_tokens;
+  stats_ = uninitialised<float>(num_floats * stat_floats);
+  masses_ = uninitialised<float>(static_cast<int64_t>(scoring_.size()) * num_places_);
+  float *stats = stats_.get(), *mass = masses_.get();
+  for (const Scoring& each : scoring_) {
+    for (int share = 0; share < each.num_shares; ++share) {
+      tiles_[each.first_tile + share].stats = stats;
+      tiles_[each.first_tile + share].mass = mass;
+    }
+    stats += int64_t{tiles_[each.first_tile].num_tokens} * stat_floats;
+    mass += num_places_;
+  }
+}
+
 // The longest first, so that no thread is left alone with one at the end.
 void Step::order_tiles() {
   std::vector<int64_t> costs;
@@ -139,6 +180,25 @@ void Step::attend(const LegokvCpuLayer& layer) {
     kernels.join_parts(shape_, layer, tiles_[shared_[i].first_tile], shared_[i].num_parts);
   });
   clear_unattended(layer.out);
+  if (layer.mass != nullptr) score(layer);
+}
+
+// The shares of a tile have keys of their own, so they never add to one mass at once. The tiles of
+// a sequence are added in their order, whatever threads there are.
+void Step::score(const LegokvCpuLayer& layer) {
+  const size_t sequence_bytes = sizeof(float) * static_cast<size_t>(num_places_);
+  std::memset(masses_.get(), 0, scoring_.size() * sequence_bytes);
+  std::memset(layer.mass, 0, sequences_.size() * sequence_bytes);
+  parallel_for(static_cast<int64_t>(scoring_tiles_.size()), num_threads_,
+               [&](int64_t i, int thread) {
+                 choice_.kernels->add_mass(shape_, layer, tiles_[scoring_tiles_[i]],
+                                           scratch_.get() + thread * scratch_bytes_);
+               });
+  for (size_t i = 0; i < scoring_.size(); ++i) {
+    const float* from = masses_.get() + static_cast<int64_t>(i) * num_places_;
+    float* to = layer.mass + scoring_[i].sequence * num_places_;
+    for (int64_t place = 0; place < num_places_; ++place) to[place] += from[place];
+  }
 }
 
 void Step::clear_unattended(void* out) const {

@@ -30,11 +30,21 @@ class Step {
     int num_parts;  // of all shares
   };
 
+  // The tiles of some tokens of a sequence and one KV head, whose rows score keys together.
+  struct Scoring {
+    size_t first_tile;
+    int num_shares;
+    int sequence;
+  };
+
   void plan_writes(const LegokvCpuStep& step);
   void plan_tiles(const LegokvCpuStep& step);
   void add_sequence(SequencePlan* sequence, int max_tokens);
   void order_tiles();
   void place_parts();
+  void plan_scoring(const LegokvCpuStep& step);
+  void place_scores();
+  void score(const LegokvCpuLayer& layer);
   void clear_unattended(void* out) const;
 
   const Choice choice_;
@@ -50,6 +60,13 @@ class Step {
   std::vector<Shared> shared_;
   std::vector<size_t> order_;  // in which the tiles are attended
   Array<float> parts_;
+  const int64_t num_places_;          // of a sequence's page table: rows times slots
+  std::vector<int32_t> num_scoring_;  // of each sequence's last tokens; empty: no masses are asked
+  std::vector<int> num_shares_;       // of each sequence's tiles
+  std::vector<Scoring> scoring_;
+  std::vector<size_t> scoring_tiles_;
+  Array<float> stats_;
+  Array<float> masses_;  // [scoring_, places]
   int64_t scratch_bytes_;
   Array<char> scratch_;  // for each thread
 };

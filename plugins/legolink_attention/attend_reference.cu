@@ -1,36 +1,9 @@
-#include "legokv/device.h"
-#include "legokv/dtype.h"
-#include "legokv/rotation.h"
 #include "legolink_attention/attention_shape.h"
 #include "legolink_attention/kernels.h"
+#include "legolink_attention/warp_pairs.cuh"
 
 namespace legokv {
 namespace {
-
-constexpr int kLanes = 32;
-constexpr int kMaxPairs = 2;  // of dimensions i and i + D/2 for one lane: D is 128 at most
-
-LEGOKV_DEVICE float sum_of_warp(float value) {
-  for (int mask = kLanes / 2; mask > 0; mask /= 2) value += device::shuffle_xor(value, mask);
-  return value;
-}
-
-// The lane's pairs of a head's dimensions; a lane past D/2 has zeros.
-template <typename T>
-LEGOKV_DEVICE void load_pairs(Pair (&pairs)[kMaxPairs], const T* head, int half) {
-  for (int i = 0; i < kMaxPairs; ++i) {
-    const int pair = device::thread_index() + i * kLanes;
-    pairs[i] = pair < half ? Pair{to_float(head[pair]), to_float(head[pair + half])} : Pair{0, 0};
-  }
-}
-
-LEGOKV_DEVICE void rotate_pairs(Pair (&rotated)[kMaxPairs], const Pair (&pairs)[kMaxPairs],
-                                const float* inv_freq, int half, int position) {
-  for (int i = 0; i < kMaxPairs; ++i) {
-    const int pair = device::thread_index() + i * kLanes;
-    rotated[i] = pair < half ? rotate(rotation_by(position, inv_freq[pair]), pairs[i]) : pairs[i];
-  }
-}
 
 // Softmax over scores that come one by one, with the weighted sum of values so far.
 struct OnlineSoftmax {
@@ -75,11 +48,7 @@ attend_reference_kernel(LEGOKV_PARAMETER LegokvLegolinkAttention a) {
           static_cast<const T*>(a.pool) + key_offset(layout, page.page, slot, kv_head);
       load_pairs(key, stored, half);
       load_pairs(value, stored + value_distance(layout), half);
-      float dot = 0;
-      for (int j = 0; j < kMaxPairs; ++j) {
-        dot += rotated[j].first * key[j].first + rotated[j].second * key[j].second;
-      }
-      softmax.add(a.scale * sum_of_warp(dot), value);
+      softmax.add(a.scale * product_of_warp(rotated, key), value);
     }
   }
 

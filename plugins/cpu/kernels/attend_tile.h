@@ -38,7 +38,16 @@ class TileAttention {
     if (tile_.parts == nullptr) finish();
   }
 
+  // What the rows weigh each key, once they have seen all: the same products as for the attention.
+  void add_mass() {
+    for (int g = 0; g < tile_.num_groups; ++g) {
+      walk(tile_.groups[g], &TileAttention::weigh_block);
+    }
+  }
+
  private:
+  using Visit = void (TileAttention::*)(const KeyBlock<T>& block, const KeyBlock<T>& next);
+
   // The first token at or past a position: it and those after it see a key there.
   int first_token_at(int position) const {
     int token = 0;
@@ -49,6 +58,11 @@ class TileAttention {
   // The rows' sums over the part's keys; the first row that sees one.
   int attend_part(const KeyGroup& group) {
     clear(shape_, num_rows_, scratch_);
+    return walk(group, &TileAttention::attend_block);
+  }
+
+  // Calls `visit` for each block of the group's keys; the first row that sees one.
+  int walk(const KeyGroup& group, Visit visit) {
     const int first_token = first_token_at(group.first_position);
     if (first_token == tile_.num_tokens) return num_rows_;
     if (group.turns != turns_) turn_queries(group, first_token);
@@ -60,7 +74,7 @@ class TileAttention {
     for (int i = 0; blocks[i % 2].num_keys > 0; ++i) {
       KeyBlock<T>& next = blocks[(i + 1) % 2];
       take_block(&cursor, shape_, pool_head, last_position, scratch_.zeros, &next);
-      attend_block(blocks[i % 2], next);
+      (this->*visit)(blocks[i % 2], next);
     }
     return first_token * heads_;
   }
@@ -95,18 +109,46 @@ class TileAttention {
     }
   }
 
-  void attend_rows(const KeyBlock<T>& block, int first_row, int num_rows) {
-    constexpr int kPerWord = Operand::kPerWord;
-    const int head_size = shape_.head_size;
+  void weigh_block(const KeyBlock<T>& block, const KeyBlock<T>& next) {
+    constexpr int kRows = Operand::kRows;
+    const int first_seeing = first_token_at(block.positions[0]) * heads_;
+    const int first_row = first_seeing > tile_.first_scoring ? first_seeing : tile_.first_scoring;
+    prefetch(next, 0, kBlockKeys, shape_.head_size);
+    if (first_row >= num_rows_) return;
+    pack_keys<Operand>(block, shape_.head_size, scratch_.keys);
+    alignas(64) float mass[kBlockKeys] = {};
+    for (int row = first_row; row < num_rows_; row += kRows) {
+      const int num_rows = num_rows_ - row < kRows ? num_rows_ - row : kRows;
+      const int num_columns = score_rows(block, row, num_rows);
+      for (int r = 0; r < num_rows; ++r) {
+        hide_from(block, row + r, r, num_columns);
+        const float* stats = tile_.stats + (row + r) * kStatFloats;
+        add_weights<typename Operand::Number>(scratch_.scores + r * kBlockKeys, num_columns,
+                                              shape_.exponent_scale, stats[0], stats[1], mass);
+      }
+    }
+    for (int key = 0; key < block.num_keys; ++key) tile_.mass[block.places[key]] += mass[key];
+  }
+
+  // The rows' scores of the block's keys that the last of them sees; how many, in whole columns.
+  int score_rows(const KeyBlock<T>& block, int first_row, int num_rows) {
     // The last row sees the most; nothing is computed for keys that only later ones see.
     const int num_keys = block.num_seen(scratch_.positions[first_row + num_rows - 1]);
     const int num_columns = rounded_up(num_keys, Operand::kKeys);
-    const int depth = rounded_up((num_keys + kPerWord - 1) / kPerWord, Operand::kWords);
     const auto* queries = reinterpret_cast<const uint32_t*>(scratch_.queries);
     multiply_as<Operand>(
         num_rows, num_columns,
         {queries + first_row * row_words_, row_words_, scratch_.keys, row_words_, row_words_},
         {scratch_.scores, kBlockKeys, false});
+    return num_columns;
+  }
+
+  void attend_rows(const KeyBlock<T>& block, int first_row, int num_rows) {
+    constexpr int kPerWord = Operand::kPerWord;
+    const int head_size = shape_.head_size;
+    const int num_columns = score_rows(block, first_row, num_rows);
+    const int num_keys = block.num_seen(scratch_.positions[first_row + num_rows - 1]);
+    const int depth = rounded_up((num_keys + kPerWord - 1) / kPerWord, Operand::kWords);
     for (int row = 0; row < num_rows; ++row) weigh_row(block, first_row + row, row, num_columns);
     multiply_as<Operand>(num_rows, head_size,
                          {reinterpret_cast<const uint32_t*>(scratch_.weights),
@@ -116,15 +158,19 @@ class TileAttention {
 
   // Of `count` scores; `panel_row` is the row's place in the products.
   void weigh_row(const KeyBlock<T>& block, int row, int panel_row, int count) {
-    const int query_position = scratch_.positions[row];
     float* scores = scratch_.scores + panel_row * kBlockKeys;
-    if (block.positions[count - 1] > query_position) {
-      hide_scores(scores, block.positions, query_position, count);
-    }
+    hide_from(block, row, panel_row, count);
     const RowState state = {scratch_.maxima + row, scratch_.totals + row * kLanes,
                             scratch_.sums + row * shape_.head_size};
     weigh(scores, count, scale_, state, shape_.head_size,
           scratch_.weights + panel_row * kBlockKeys);
+  }
+
+  void hide_from(const KeyBlock<T>& block, int row, int panel_row, int count) {
+    const int query_position = scratch_.positions[row];
+    if (block.positions[count - 1] > query_position) {
+      hide_scores(scratch_.scores + panel_row * kBlockKeys, block.positions, query_position, count);
+    }
   }
 
   float total_of(int row) const {
@@ -167,6 +213,7 @@ class TileAttention {
       const RowPart joined = joined_row(row);
       store_mean(joined.sums, *joined.total, shape_.head_size,
                  output_row<T>(shape_, layer_, tile_, row));
+      leave_stats(joined, tile_, row);
     }
   }
 

@@ -37,6 +37,14 @@ inline void add_part(const RowPart& row, const RowPart& part, float exponent_sca
   *row.maximum = *large.maximum;
 }
 
+// What the row's weights were relative to, for those who sum them key by key.
+inline void leave_stats(const RowPart& row, const Tile& tile, int number) {
+  if (tile.stats == nullptr) return;
+  float* stats = tile.stats + number * kStatFloats;
+  stats[0] = *row.maximum;
+  stats[1] = *row.total == 0 ? 0 : 1 / *row.total;
+}
+
 // The parts of each row that tiles left, joined one after another, as a tile does by itself.
 template <typename T>
 void join_parts(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile, int num_parts) {
@@ -53,6 +61,7 @@ void join_parts(const Shape& shape, const LegokvCpuLayer& layer, const Tile& til
       add_part(row, part_at(first + part * part_floats), shape.exponent_scale, head_size);
     }
     store_mean(row.sums, *row.total, head_size, output_row<T>(shape, layer, tile, r));
+    leave_stats(row, tile, r);
   }
 }
 

@@ -36,10 +36,16 @@ void attend_tile(const Shape& shape, const LegokvCpuLayer& layer, const Tile& ti
 }
 
 template <typename Operand, typename T>
+void add_mass(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile, void* memory) {
+  TileAttention<Operand, T>(shape, layer, tile, memory).add_mass();
+}
+
+template <typename Operand, typename T>
 constexpr Kernels kTable = {scratch_bytes<Operand, T>,
                             write_token<T>,
                             attend_tile<Operand, T>,
                             join_parts<T>,
+                            add_mass<Operand, T>,
                             gate_row<T>,
                             std::is_same_v<T, float> ? multiply_floats : nullptr};
 

@@ -16,6 +16,7 @@ struct KeyRun {
   int64_t key_offset;  // of the first slot's key of KV head 0, in elements from the pool's start
   int32_t first_position;
   int32_t num_keys;
+  int32_t first_place;  // of the first slot in the sequence's page table: row * page size + slot
 };
 
 // A part of a row's keys is attended by itself and then joined to the parts before it. Parts end
@@ -45,7 +46,15 @@ struct Tile {
   // to a maximum, then kPartTail numbers, of them the sum of the weights and the maximum. Null: the
   // tile's groups are all, and its rows are the layer's output.
   float* parts;
+  // Rows before `first_scoring` (of the tile's) score no key. Where masses are asked for: what each
+  // row's weights are relative to, kStatFloats a row; the sums of the rows' weights for each place.
+  int32_t first_scoring;
+  float* stats;
+  float* mass;
 };
+
+// A row's maximum, and 1 over the sum of its weights, 0 where it saw no key.
+constexpr int kStatFloats = 2;
 
 // A whole number of cache lines, so that rows stay aligned.
 constexpr int kPartTail = 16;
@@ -71,6 +80,10 @@ struct Kernels {
   // Makes the layer's output of a tile's rows from all their parts: `tile` has the first of them.
   void (*join_parts)(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile,
                      int num_parts);
+  // Adds to the tile's masses what its rows weigh the keys of its groups, once their stats are
+  // there: attend_tile or join_parts left them.
+  void (*add_mass)(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile,
+                   void* scratch);
   // silu(gate) * up of one row: x is gates [columns], then ups [columns].
   void (*gate_row)(const void* x, int num_columns, void* out);
   // Null for other types than float32.

@@ -16,6 +16,7 @@ struct KeyBlock {
   const T* keys[kBlockKeys];
   const T* values[kBlockKeys];
   int32_t positions[kBlockKeys];
+  int32_t places[kBlockKeys];  // in the page table; of the num_keys only
   int num_keys;
 
   // How many of its keys, from the first on, a query sees.
@@ -51,6 +52,7 @@ void take_block(RunCursor* cursor, const Shape& shape, const T* pool_head, int l
     block->keys[count] = key;
     block->values[count] = key + shape.value_distance;
     block->positions[count] = position;
+    block->places[count] = run.first_place + cursor->used;
     ++count;
     ++cursor->used;
   }

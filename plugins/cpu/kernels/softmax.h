@@ -67,5 +67,16 @@ void weigh(const float* scores, int count, const ScoreScale& scale, const RowSta
   store_vector(row.total, total);
 }
 
+// Adds a row's weights, each `share` times its power above `maximum`, to those of other rows.
+template <typename Number>
+void add_weights(const float* scores, int count, float exponent_scale, float maximum, float share,
+                 float* mass) {
+  const Floats top = all_lanes(maximum * exponent_scale), shares = all_lanes(share);
+  for (int i = 0; i < count; i += kLanes) {
+    const Floats weight = exp2_of<Number>(load_vector<Floats>(scores + i) * exponent_scale - top);
+    store_vector(mass + i, load_vector<Floats>(mass + i) + weight * shares);
+  }
+}
+
 }  // namespace
 }  // namespace legokv::cpu

@@ -65,12 +65,18 @@ struct LegokvLegolinkAttention {
   float scale;
 };
 
-// Both enqueue on `stream` (a cudaStream_t) and return a LegokvStatus. Nothing is allocated.
+// All enqueue on `stream` (a cudaStream_t) and return a LegokvStatus. Nothing is allocated.
 int legokv_kv_import(const struct LegokvKvImport* import, void* stream);
 int legokv_legolink_attention(const struct LegokvLegolinkAttention* attention, void* stream);
 
-// Bytes of workspace the call needs; pointers and positions are not read.
+// The same, and the mass [B, P, S] of each slot: the sum of the weights that it has in the
+// attention of the query heads of the last `scoring` [B] tokens of its sequence.
+int legokv_scored_attention(const struct LegokvLegolinkAttention* attention, const int32_t* scoring,
+                            float* mass, void* stream);
+
+// Bytes of workspace the calls need; pointers and positions are not read.
 int64_t legokv_legolink_attention_workspace(const struct LegokvLegolinkAttention* attention);
+int64_t legokv_scored_attention_workspace(const struct LegokvLegolinkAttention* attention);
 
 // What the last failed call of this thread had to say.
 const char* legokv_last_error(void);

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from legokv.errors import LaunchRefused
-from legokv.kernels.gpu import DTYPES, AttentionTables, kv_import_arguments
+from legokv.kernels.gpu import DTYPES, AttentionTables, check_scoring, kv_import_arguments
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 
 
@@ -23,6 +23,7 @@ class StepArguments(ctypes.Structure):
         ("query_start", ctypes.c_void_p),
         ("pages", ctypes.c_void_p),
         ("inv_freq", ctypes.c_void_p),
+        ("scoring", ctypes.c_void_p),
         ("num_pool_pages", ctypes.c_int64),
         ("num_tokens", ctypes.c_int32),
         ("num_sequences", ctypes.c_int32),
@@ -47,6 +48,7 @@ class LayerArguments(ctypes.Structure):
         ("v", ctypes.c_void_p),
         ("pool", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
+        ("mass", ctypes.c_void_p),
         ("q_stride", ctypes.c_int64),
         ("k_stride", ctypes.c_int64),
         ("v_stride", ctypes.c_int64),
@@ -69,20 +71,31 @@ class NativeStep:
     """A step that was begun; one thread at a time may use it, until its `with` block ends."""
 
     def __init__(
-        self, library: NativeLibrary, begun: int, shape: StepShape, num_tokens: int
+        self,
+        library: NativeLibrary,
+        begun: int,
+        shape: StepShape,
+        num_tokens: int,
+        mass_shape: tuple[int, ...] | None,
     ) -> None:
         self._attend = library.functions.legokv_cpu_attend
         self._begun = begun
         self._shape = shape
         self._num_tokens = num_tokens
+        self._mass_shape = mass_shape
         self.instruction_set = InstructionSet(library.functions.legokv_cpu_instruction_set(begun))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, pool: Tensor, mass: Tensor | None = None
+    ) -> Tensor:
         """legolink_attention's output [T, H, D], its keys and values written into `pool` itself.
 
         q, k and v may be parts of a wider tensor: each token's heads one after another, tokens any
-        stride apart. LaunchRefused for other layouts, dtypes or shapes than the step's.
+        stride apart. `mass` float32 [B, P, S] becomes scored_attention's. LaunchRefused for other
+        layouts, dtypes or shapes than the step's, or a mass where the step has no `scoring`.
         """
+        if mass is not None:
+            self._check_mass(mass)
         shape = self._shape
         pool_shape = (shape.num_pool_pages, 2, shape.page_size, shape.num_kv_heads, shape.head_size)
         if pool.shape != pool_shape or pool.dtype != shape.dtype or not pool.is_contiguous():
@@ -103,12 +116,22 @@ class NativeStep:
             v.data_ptr(),
             pool.data_ptr(),
             out.data_ptr(),
+            None if mass is None else mass.data_ptr(),
             q.stride(0),
             k.stride(0),
             v.stride(0),
         )
         self._attend(self._begun, ctypes.byref(arguments))
         return out
+
+    def _check_mass(self, mass: Tensor) -> None:
+        if mass.shape != self._mass_shape or mass.dtype != torch.float32:
+            raise LaunchRefused(
+                f"this step's mass is float32 {self._mass_shape}, not {tuple(mass.shape)} of "
+                f"{mass.dtype}"
+            )
+        if not mass.is_contiguous():
+            raise LaunchRefused("the mass is not contiguous")
 
     def _check_heads(self, name: str, heads: Tensor, num_heads: int) -> None:
         size = self._shape.head_size
@@ -144,17 +167,26 @@ class NativeCalls:
         *,
         num_threads: int,
         instruction_set: InstructionSet = InstructionSet.BEST,
+        scoring: Tensor | None = None,
     ) -> Iterator[NativeStep]:
-        """A step over `tables`, freed at the end; the library's refusal where it makes none."""
-        num_tokens = len(tables.positions)
+        """A step over `tables`, freed at the end; the library's refusal where it makes none.
+
+        With `scoring` int32 [B], how many of each sequence's last tokens score keys, its layers can
+        give their mass.
+        """
+        num_tokens, mass_shape = len(tables.positions), None
+        if scoring is not None:
+            check_scoring(scoring, tables)
+            mass_shape = (*tables.pages.shape[:2], shape.page_size)
         arguments = _step_arguments(tables, shape)
         arguments.num_threads = num_threads
         arguments.instruction_set = instruction_set
+        arguments.scoring = None if scoring is None else scoring.data_ptr()
         begun = self._functions.legokv_cpu_begin(ctypes.byref(arguments))
         if begun is None:
             raise self.library.refusal()
         try:
-            yield NativeStep(self.library, begun, shape, num_tokens)
+            yield NativeStep(self.library, begun, shape, num_tokens, mass_shape)
         finally:
             self._functions.legokv_cpu_end(begun)
 

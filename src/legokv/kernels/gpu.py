@@ -5,6 +5,7 @@ The same functions exist in the kernels' host form, where addresses are a CPU's.
 
 import ctypes
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -97,6 +98,15 @@ class AttentionTables:
         return {name: getattr(self, name).data_ptr() for name in (*INDEX_TABLES, "inv_freq")}
 
 
+def check_scoring(scoring: Tensor, tables: AttentionTables) -> None:
+    """LaunchRefused unless `scoring` is int32, a number for each of the tables' sequences."""
+    _check("scoring", scoring, torch.int32)
+    if scoring.shape != tables.pages.shape[:1]:
+        raise LaunchRefused(
+            f"scoring has {len(scoring)} numbers for {len(tables.pages)} sequences: one for each"
+        )
+
+
 def attention_arguments(
     q: Tensor, k: Tensor, v: Tensor, pool: Tensor, tables: AttentionTables
 ) -> AttentionArguments:
@@ -160,6 +170,7 @@ class Launchers:
         self.library.legokv_last_error.restype = ctypes.c_char_p
         self.library.legokv_library_info.restype = ctypes.c_char_p
         self.library.legokv_legolink_attention_workspace.restype = ctypes.c_int64
+        self.library.legokv_scored_attention_workspace.restype = ctypes.c_int64
 
     def info(self) -> dict[str, Any]:
         """What the library says of itself: version, form, sizes, dtypes, layouts."""
@@ -173,7 +184,14 @@ class Launchers:
 
     def workspace_bytes(self, arguments: AttentionArguments) -> int:
         """Bytes of workspace the attention needs for these sizes; LaunchRefused if it can't run."""
-        need = int(self.library.legokv_legolink_attention_workspace(ctypes.byref(arguments)))
+        return self._need(self.library.legokv_legolink_attention_workspace, arguments)
+
+    def scored_workspace_bytes(self, arguments: AttentionArguments) -> int:
+        """The same for `scored_attention`."""
+        return self._need(self.library.legokv_scored_attention_workspace, arguments)
+
+    def _need(self, ask: Callable[..., int], arguments: AttentionArguments) -> int:
+        need = int(ask(ctypes.byref(arguments)))
         if need < 0:
             raise LaunchRefused(self._last_error())
         return need
@@ -186,12 +204,38 @@ class Launchers:
         stream: int = 0,
     ) -> None:
         """Write K and V into the pool and the attention's output [T, H, D] into `out`."""
-        arguments.out = out.data_ptr()
-        if workspace is not None:
-            arguments.workspace = workspace.data_ptr()
-            arguments.workspace_bytes = workspace.numel() * workspace.element_size()
+        _give(arguments, out, workspace)
         status = self.library.legokv_legolink_attention(
             ctypes.byref(arguments), ctypes.c_void_p(stream)
+        )
+        self._call(status)
+
+    def scored_attention(
+        self,
+        arguments: AttentionArguments,
+        out: Tensor,
+        scores: tuple[Tensor, Tensor],
+        workspace: Tensor,
+        stream: int = 0,
+    ) -> None:
+        """The same, and into the second of `scores` the mass float32 [B, P, S] of its first, the
+        numbers of scoring tokens int32 [B].
+        """
+        scoring, mass = scores
+        _check("scoring", scoring, torch.int32)
+        _check("mass", mass, torch.float32)
+        shape = (arguments.num_sequences, arguments.num_table_rows, arguments.page_size)
+        if mass.shape != shape or scoring.shape != shape[:1]:
+            raise LaunchRefused(
+                f"scoring {tuple(scoring.shape)} and mass {tuple(mass.shape)} do not fit a step of "
+                f"{shape}"
+            )
+        _give(arguments, out, workspace)
+        status = self.library.legokv_scored_attention(
+            ctypes.byref(arguments),
+            ctypes.c_void_p(scoring.data_ptr()),
+            ctypes.c_void_p(mass.data_ptr()),
+            ctypes.c_void_p(stream),
         )
         self._call(status)
 
@@ -202,6 +246,13 @@ class Launchers:
     def _last_error(self) -> str:
         message: bytes = self.library.legokv_last_error()
         return message.decode()
+
+
+def _give(arguments: AttentionArguments, out: Tensor, workspace: Tensor | None) -> None:
+    arguments.out = out.data_ptr()
+    if workspace is not None:
+        arguments.workspace = workspace.data_ptr()
+        arguments.workspace_bytes = workspace.numel() * workspace.element_size()
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype) -> None:

@@ -56,12 +56,16 @@ class Layer(nn.Module):
         self.gate: nn.Module = Gate()
         self.down = nn.Linear(config.intermediate_size, hidden, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor, pool: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
+    def attend(self, x: Tensor, pool: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
+        """What attention gives [T, H, D], and the pool after."""
         qkv = self.qkv(self.attention_norm(x)).view(-1, sum(self.heads), self.head_size)
         q, k, v = qkv.split(self.heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        attended, pool = attention(self.number, q, k, v, pool)
+        return attention(self.number, q, k, v, pool)
+
+    def forward(self, x: Tensor, pool: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
+        attended, pool = self.attend(x, pool, attention)
         x = x + self.out(attended.flatten(1))
         return x + self.down(self.gate(self.gate_up(self.mlp_norm(x)))), pool
 
@@ -91,6 +95,17 @@ class Decoder(nn.Module):
         rows = self.norm(x.index_select(0, logit_rows))
         logits = F.linear(rows, self.embed.weight) if self.head is None else self.head(rows)
         return logits.to(torch.float32), pools_after
+
+    def attend_first(
+        self, num_layers: int, input_ids: Tensor, pools: Sequence[Tensor], attention: Attention
+    ) -> None:
+        """Run `input_ids` [T] up to the attention of layer `num_layers`, counted from 1."""
+        x = self.embed(input_ids)
+        for layer, pool in zip(self.layers[: num_layers - 1], pools, strict=False):
+            x, _ = layer(x, pool, attention)
+        last = self.layers[num_layers - 1]
+        assert isinstance(last, Layer), "a decoder's layers are all of one class"
+        last.attend(x, pools[num_layers - 1], attention)
 
 
 def decoder_from_weights(config: ModelConfig, weights: dict[str, Tensor]) -> Decoder:

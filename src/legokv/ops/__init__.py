@@ -1,1 +1,1 @@
-"""The two operations this project adds to a Llama: what they mean, in torch. No policy here."""
+"""The operations this project adds to a Llama: what they mean, in torch. No policy here."""

@@ -63,18 +63,30 @@ def attend_one(
     q: Tensor, pool: Tensor, rows: Tensor, position: Tensor, inv_freq: Tensor, scale: float
 ) -> Tensor:
     """One token's output, float32 [H, D], over page `rows` [P, 4]."""
+    weights = weights_of_one(q, pool, rows, position, inv_freq, scale)
+    values = pool[rows[:, 0].long(), 1].float()
+    values = values.masked_fill(~_seen(rows, position, pool.shape[2])[:, :, None, None], 0.0)
+    return torch.einsum("grps,psgd->grd", weights, values).reshape(-1, pool.shape[4])
+
+
+def weights_of_one(
+    q: Tensor, pool: Tensor, rows: Tensor, position: Tensor, inv_freq: Tensor, scale: float
+) -> Tensor:
+    """What one token's heads weigh each slot, float32 [G, H/G, P, S]."""
     page_size, num_kv_heads, head_size = pool.shape[2:]
     groups = q.shape[0] // num_kv_heads
     cos, sin = cos_sin((position - rows[:, 1])[:, None, None], inv_freq)
     rotated = rotate(q, cos, sin).view(-1, num_kv_heads, groups, head_size)
-    kv = pool[rows[:, 0].long()].float()
-    scores = scale * torch.einsum("pgrd,psgd->grps", rotated, kv[:, 0])
-    slot = torch.arange(page_size, device=pool.device)
-    seen = (slot < rows[:, 3:]) & (rows[:, 2:3] + slot <= position)
-    scores = scores.masked_fill(~seen, -torch.inf).flatten(2)
-    weights = scores.softmax(-1).nan_to_num(0.0).view(num_kv_heads, groups, -1, page_size)
-    values = kv[:, 1].masked_fill(~seen[:, :, None, None], 0.0)
-    return torch.einsum("grps,psgd->grd", weights, values).reshape(-1, head_size)
+    keys = pool[rows[:, 0].long(), 0].float()
+    scores = scale * torch.einsum("pgrd,psgd->grps", rotated, keys)
+    scores = scores.masked_fill(~_seen(rows, position, page_size), -torch.inf).flatten(2)
+    return scores.softmax(-1).nan_to_num(0.0).view(num_kv_heads, groups, -1, page_size)
+
+
+def _seen(rows: Tensor, position: Tensor, page_size: int) -> Tensor:
+    """Which slots of page rows [P, 4] a token sees, bool [P, S]."""
+    slot = torch.arange(page_size, device=rows.device)
+    return (slot < rows[:, 3:]) & (rows[:, 2:3] + slot <= position)
 
 
 @legolink_attention.register_fake

@@ -24,6 +24,7 @@ from legokv.model.rope import layer_frequencies, layer_scale
 from legokv.ops.attention_tiles import StepTables, step_tables
 from legokv.ops.kv_import import kv_import_in_place
 from legokv.ops.paged_attention import attend_in_place
+from legokv.runners.key_mass import KeyMass, scored_by_torch
 from legokv.step.batch import StepBatch
 
 CPU = torch.device("cpu")
@@ -41,8 +42,13 @@ class AttentionForm(Protocol):
     description: str
     library: NativeLibrary | None
 
-    def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> AbstractContextManager[Attention]:
-        """The attention of a step's layers, over pools [N, 2, S, G, D] all of one shape."""
+    def step(
+        self, batch: StepBatch, pools: Sequence[Tensor], mass: KeyMass | None = None
+    ) -> AbstractContextManager[Attention]:
+        """The attention of a step's layers, over pools [N, 2, S, G, D] all of one shape.
+
+        `mass` gets what its layers attend to.
+        """
 
     def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor) -> None:
         """Write `block` [M, 2, S, G, D] over `pages` int32 [M] of `pool`."""
@@ -94,7 +100,9 @@ class TorchForm:
         self._rotations = rotations_of(config)
 
     @contextmanager
-    def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> Iterator[Attention]:
+    def step(
+        self, batch: StepBatch, pools: Sequence[Tensor], mass: KeyMass | None = None
+    ) -> Iterator[Attention]:
         index, page_size, dtype = index_tables(batch), pools[0].shape[2], pools[0].dtype
 
         def tiles(rotation: Rotation) -> StepTables:
@@ -109,7 +117,8 @@ class TorchForm:
             scale = self._rotations[layer].scale
             return attend_in_place(q, k, v, pool, tables[layer], scale), pool
 
-        yield attend
+        by_rotation = by_layer(self._rotations, partial(attention_tables, index))
+        yield scored_by_torch(attend, mass, by_rotation)
 
     def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor) -> None:
         kv_import_in_place(pool, block, pages)
@@ -138,7 +147,9 @@ class NativeForm:
         self._num_heads = config.num_heads
 
     @contextmanager
-    def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> Iterator[Attention]:
+    def step(
+        self, batch: StepBatch, pools: Sequence[Tensor], mass: KeyMass | None = None
+    ) -> Iterator[Attention]:
         num_pages, _, page_size, num_kv_heads, head_size = pools[0].shape
         shape = StepShape(
             num_pages, page_size, self._num_heads, num_kv_heads, head_size, pools[0].dtype
@@ -149,7 +160,11 @@ class NativeForm:
             def begin(rotation: Rotation) -> NativeStep:
                 tables = attention_tables(index, rotation)
                 step = self._calls.step(
-                    tables, shape, num_threads=num_threads, instruction_set=self._instruction_set
+                    tables,
+                    shape,
+                    num_threads=num_threads,
+                    instruction_set=self._instruction_set,
+                    scoring=None if mass is None else mass.scoring,
                 )
                 return stack.enter_context(step)
 
@@ -158,7 +173,11 @@ class NativeForm:
             def attend(
                 layer: int, q: Tensor, k: Tensor, v: Tensor, pool: Tensor
             ) -> tuple[Tensor, Tensor]:
-                return begun[layer].attend(q, k, v, pool), pool
+                if mass is None or layer not in mass.layers:
+                    return begun[layer].attend(q, k, v, pool), pool
+                out = begun[layer].attend(q, k, v, pool, mass.one)
+                mass.add(mass.one)
+                return out, pool
 
             yield attend
 
@@ -180,7 +199,9 @@ class KernelForm:
         self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
 
     @contextmanager
-    def step(self, batch: StepBatch, pools: Sequence[Tensor]) -> Iterator[Attention]:
+    def step(
+        self, batch: StepBatch, pools: Sequence[Tensor], mass: KeyMass | None = None
+    ) -> Iterator[Attention]:
         index = index_tables(batch, self._workspace.device)
         tables = by_layer(self._rotations, partial(attention_tables, index))
 
@@ -190,6 +211,14 @@ class KernelForm:
             q, k, v = (tensor.contiguous() for tensor in (q, k, v))
             arguments = attention_arguments(q, k, v, pool, tables[layer])
             out = torch.empty_like(q)
+            if mass is not None and layer in mass.layers:
+                workspace = self._workspace_of(self._launchers.scored_workspace_bytes(arguments))
+                one = mass.one
+                self._launchers.scored_attention(
+                    arguments, out, (mass.scoring, one), workspace, self._stream()
+                )
+                mass.add(one)
+                return out, pool
             workspace = self._workspace_of(self._launchers.workspace_bytes(arguments))
             self._launchers.legolink_attention(arguments, out, workspace, self._stream())
             return out, pool

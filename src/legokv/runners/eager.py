@@ -10,8 +10,8 @@ from legokv.errors import LegokvError
 from legokv.model.config import ModelConfig
 from legokv.model.decoder import decoder_from_weights
 from legokv.model.dtypes import Dtypes, Int32
-from legokv.runners.attention_forms import CPU, AttentionForm, rotations_of
-from legokv.runners.attention_mass import AttentionMass
+from legokv.runners.attention_forms import CPU, AttentionForm
+from legokv.runners.key_mass import KeyMass, scoring_layers
 from legokv.runners.packed_weights import pack_decoder
 from legokv.runners.page_store import PageStore, page_blocks
 from legokv.step.batch import StepBatch
@@ -40,7 +40,6 @@ class EagerRunner:
     ) -> None:
         self.num_pages, self.page_size = num_pages, page_size
         self.attention, self.device = attention, device
-        self._rotations = rotations_of(config, device)
         on_device = {name: weight.to(device) for name, weight in weights.items()}
         self.decoder = decoder_from_weights(config, on_device)
         if device.type == "cpu":
@@ -55,11 +54,14 @@ class EagerRunner:
 
     @torch.inference_mode()
     def attention_mass(self, batch: StepBatch, num_rows: int) -> Tensor:
-        seen = AttentionMass(batch, self._rotations, num_rows, self.page_size)
-        ids, rows = self._on_device(batch.input_ids), self._on_device(batch.logit_rows)
-        with self.attention.step(batch, self.pools) as attend:
-            self.decoder(ids, rows, self.pools, seen.watch(attend))
-        return seen.mean.cpu()
+        config = self.decoder.config
+        layers = scoring_layers(config.num_layers)
+        mass = KeyMass(batch, num_rows, layers, self.page_size, self.device)
+        with self.attention.step(batch, self.pools, mass) as attend:
+            self.decoder.attend_first(
+                layers.stop, self._on_device(batch.input_ids), self.pools, attend
+            )
+        return mass.mean(config.num_heads)
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> Tensor:

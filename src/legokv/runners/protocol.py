@@ -28,10 +28,10 @@ class Runner(Protocol):
         """
 
     def attention_mass(self, batch: StepBatch, num_rows: int) -> Tensor:
-        """Compute a step of one sequence, all its keys listed from position 0 on.
+        """Compute the first layers of a step of one sequence, all its keys listed from position 0.
 
         float32 [n], on the host: the attention that its last `num_rows` rows pay to each of n keys,
-        the mean over layers, heads and rows.
+        the mean over the last of these layers (`scoring_layers`), heads and rows.
         """
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
