@@ -61,7 +61,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     budget.add_argument("--link-tokens", type=int, metavar="K", help="recomputed of each document")
     budget.add_argument("--recompute-percent", type=float, metavar="R", help="in place of them")
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--mode", help="legolink, spread, guided, legolink-0 or full")
+    modes.add_argument(
+        "--mode", help="legolink, spread, ranked, guided, guided-ranked, legolink-0 or full"
+    )
     modes.add_argument("--full", dest="mode", action="store_const", const="full")
     parser.add_argument("--max-tokens", type=int, metavar="N")
     parser.add_argument("--stop-words", nargs="+", metavar="WORD")

@@ -43,6 +43,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
             "--ttl-seconds", type=seconds_or_never, help="unpin it after this time; none: never"
         )
     add.add_argument("--warm", choices=("pool", "host", "disk"), help="have its KV there by then")
+    add.add_argument(
+        "--rank", action="store_true", default=None, help="for modes ranked and guided-ranked"
+    )
     add.add_argument("--pin", dest="pinned", action="store_true", default=None)
     pins = update.add_mutually_exclusive_group()
     pins.add_argument("--pin", dest="pinned", action="store_true", default=None)
@@ -70,13 +73,14 @@ def add(server: Server, arguments: argparse.Namespace) -> int:
         try:
             name = {} if file is None else {"name": as_text(file.stem)}
             warm = {} if arguments.warm is None else {"warm": arguments.warm}
-            changes = name | warm | changes_of(arguments)
+            rank = {} if arguments.rank is None else {"rank": arguments.rank}
+            changes = name | warm | rank | changes_of(arguments)
             reply = server.documents("create", text=text_of(file), **changes)
         except Refused as reason:
             num_failed += 1
             tqdm.write(f"error: {file or 'stdin'}: {reason}", file=sys.stderr)
             continue
-        warmed = {k: reply[k] for k in ("warmed_chunks",) if k in reply}
+        warmed = {k: reply[k] for k in ("ranked_chunks", "warmed_chunks") if k in reply}
         tqdm.write(document_line(reply["document"] | warmed, arguments.format), file=sys.stdout)
         if reply["document"]["state"] == "failed":
             num_failed += 1
@@ -162,6 +166,8 @@ def document_line(document: dict[str, Any], form: str) -> str:
     line = "{id}  {state:10} {num_tokens:>7} tokens {num_chunks:>4} chunks  {name}".format(
         **document | {"name": document["name"] or "-"}
     )
+    if "ranked_chunks" in document:
+        line += f"  {document['ranked_chunks']} of its chunks ranked"
     if "warmed_chunks" in document:
         line += f"  {document['warmed_chunks']} of its chunks warm"
     return line + (f"  ({document['failure']})" if document["failure"] else "")

@@ -28,6 +28,8 @@ that stands first is exact as it was compiled, and only `full` computes it.
 | `cacheblend-R` | alone | the R % of tokens whose values in layer 1 differ most from full's |
 | `guided-R` | alone | the R % the question attends to most when nothing is recomputed |
 | `guided-R+legolink-2` | alone | those, and the first 2 of every chunk but the first |
+| `ranked-R` | alone | the R % whose keys move most when the chunk is computed behind foreign text |
+| `guided-ranked-R` | alone | the R % with the largest product of both |
 | `behind-head` | behind the prompt's own first segment, kept apart from its KV | nothing |
 | `behind-head+X` | so | as X |
 | `behind-chat-head` | behind the chat template's head, which is not in the prompt | nothing |

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.reuse import behind_head, cacheblend, guided, selections
+from benchmarks.reuse import behind_head, cacheblend, guided, ranked, selections
 from benchmarks.reuse.linked_model import LinkedModel, Placed
 from benchmarks.reuse.prompt import Prompt, TokenIds, without_documents
 from benchmarks.reuse.selections import Best, Both
 from legokv.chunks.chunk import Chunk
 from legokv.link.policy import (
-    Guided,
+    ByScores,
     Policy,
     Scores,
     Share,
@@ -79,7 +79,7 @@ MAIN = (
     Method("legolink-2", legolink(2)),
     Method("legolink-16", legolink(16)),
     _cacheblend(15),
-    Method("guided-10+legolink-2", Both(Guided(Share(10)), legolink(2))),
+    Method("guided-10+legolink-2", Both(ByScores(Share(10)), legolink(2))),
     Method("legolink-0", nothing, behind_head.behind_dummies),
     Method("behind-head", nothing, BEHIND_HEAD),
     Method("last-16", selections.last(16)),
@@ -88,8 +88,8 @@ MAIN = (
 OTHERS = (
     *(Method(f"legolink-{k}", legolink(k)) for k in (1, 4, 8, 32, 64)),
     *map(_cacheblend, (5, 30)),
-    *(Method(f"guided-{r}", Guided(Share(r))) for r in (5, 10, 20)),
-    *(Method(f"guided-{r}+legolink-2", Both(Guided(Share(r)), legolink(2))) for r in (5, 20)),
+    *(Method(f"guided-{r}", ByScores(Share(r))) for r in (5, 10, 20)),
+    *(Method(f"guided-{r}+legolink-2", Both(ByScores(Share(r)), legolink(2))) for r in (5, 20)),
     *(Method(f"last-{k}", selections.last(k)) for k in (2,)),
     *(Method(f"random-{k}", selections.scattered(k)) for k in (2,)),
     *(Method(f"spread-{k}", spread(k)) for k in (4, 8, 16)),
@@ -100,7 +100,20 @@ OTHERS = (
         Method(f"behind-chat-head+spread-{k}", spread(k), behind_head.behind_chat_head)
         for k in (8, 16)
     ),
-    *(Method(f"behind-head+guided-{r}", Guided(Share(r)), BEHIND_HEAD) for r in (5, 10)),
+    *(Method(f"behind-head+guided-{r}", ByScores(Share(r)), BEHIND_HEAD) for r in (5, 10)),
+    *(
+        Method(f"behind-head+ranked-{r}", ByScores(Share(r)), BEHIND_HEAD, ranked.scores)
+        for r in (5, 10)
+    ),
+    *(
+        Method(
+            f"behind-head+guided-ranked-{r}",
+            ByScores(Share(r)),
+            BEHIND_HEAD,
+            ranked.times_attention,
+        )
+        for r in (5, 10)
+    ),
     Method("one-document", nothing, behind_head.as_one_document),
     Method("prefix", selections.prefix),
 )

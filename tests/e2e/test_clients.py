@@ -64,6 +64,8 @@ def test_a_document_is_added_warm(server: RunningServer, tmp_path: Path) -> None
     assert added["warmed_chunks"] == added["num_chunks"] == 1
     result = run(server, "documents.py", "add", "--warm", "host", str(tmp_path))
     assert "1 of its chunks warm" in result.stdout
+    result = run(server, "documents.py", "add", "--rank", str(tmp_path))
+    assert "1 of its chunks ranked" in result.stdout
     documents(server, "delete", "mill")
 
 

@@ -12,6 +12,7 @@ from server import RunningServer, replies, serving
 
 from legokv.serving.error_codes import HTTP_STATUS
 
+BY_SCORES = ("ranked", "guided", "guided-ranked")
 TIERS = ("pool", "host", "disk")
 HISTOGRAMS = (
     "legokv_time_to_first_token_seconds",
@@ -30,7 +31,9 @@ PLAIN = (
 LABELLED = {
     "legokv_cache_bytes": {"tier": TIERS},
     "legokv_prompt_tokens_total": {"source": ("cached", "recomputed", "fresh")},
-    "legokv_prompts_total": {"mode": ("legolink", "spread", "guided", "legolink-0", "full")},
+    "legokv_prompts_total": {
+        "mode": ("legolink", "spread", "ranked", "guided", "guided-ranked", "legolink-0", "full")
+    },
     "legokv_chunk_lookups_total": {"tier": TIERS, "result": ("hit", "miss")},
     "legokv_evictions_total": {
         "tier": TIERS,
@@ -81,13 +84,14 @@ def test_a_fresh_server_shows_every_name_with_its_labels_and_zeros(fresh: Runnin
 
 def test_counters_agree_with_what_the_answers_said(fresh: RunningServer) -> None:
     before = at_rest(fresh)
-    ids = fresh.register(*TEXTS)
+    ids = fresh.register(*TEXTS, rank=True)
     asked = (
         {"document_ids": ids, "max_tokens": 7},
         {"document_ids": ids[::-1], "max_tokens": 5, "link_tokens": 4},
         {"document_ids": ids[:2], "max_tokens": 3, "mode": "full"},
         {"document_ids": ids, "max_tokens": 2, "mode": "spread", "recompute_percent": 10.0},
         {"document_ids": ids, "max_tokens": 2, "mode": "guided", "recompute_percent": 5.0},
+        {"document_ids": ids[:1], "max_tokens": 2, "mode": "ranked", "link_tokens": 2},
         {"max_tokens": 1},
     )
     said = [fresh.ask(text_input=QUESTION, **fields) for fields in asked]
@@ -97,7 +101,7 @@ def test_counters_agree_with_what_the_answers_said(fresh: RunningServer) -> None
         counted = grown("legokv_prompt_tokens_total", source=source)
         assert counted == sum(reply[f"{source}_tokens"] for reply in said) > 0
     assert grown("legokv_generated_tokens_total") == sum(r["generated_tokens"] for r in said)
-    modes = {"legolink": 4, "spread": 1, "guided": 1, "full": 1, "legolink-0": 0}
+    modes = {"legolink": 4, "spread": 1, "ranked": 1, "guided": 1, "full": 1, "legolink-0": 0}
     assert {mode: grown("legokv_prompts_total", mode=mode) for mode in modes} == modes
 
 

@@ -17,6 +17,8 @@ from legokv.model.config import ModelConfig
 from legokv.model.dtypes import FLOAT_DTYPES
 
 INT8 = "I8"
+_RANKING = "F32"
+_RANKING_BYTES = 4
 StoredDtype = Literal["model", "int8"]
 STORED_DTYPES: tuple[StoredDtype, ...] = get_args(StoredDtype)
 
@@ -26,15 +28,16 @@ _MAX_HEADER_BYTES = 65536
 
 @dataclass(frozen=True)
 class KvLayout:
-    """How the bytes behind a header lie: scales, if there are any, then KV of `shape`.
+    """How the bytes behind a header lie: scales, if there are any, KV of `shape`, then a ranking.
 
     shape: [L, 2, n, G, D]. dtype: safetensors' name of the model's type. is_int8: the KV is int8,
-    and `dtype` is that of its scales [L, 2, n, G].
+    and `dtype` is that of its scales [L, 2, n, G]. is_ranked: float32 [n] follows.
     """
 
     dtype: str
     shape: tuple[int, ...]
     is_int8: bool = False
+    is_ranked: bool = False
 
     @property
     def scale_bytes(self) -> int:
@@ -43,7 +46,12 @@ class KvLayout:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of scales and KV together."""
+        """Bytes of all together."""
+        return self.ranking_start + (_RANKING_BYTES * self.shape[2] if self.is_ranked else 0)
+
+    @property
+    def ranking_start(self) -> int:
+        """Where the KV ends."""
         size = 1 if self.is_int8 else self._element_bytes
         return self.scale_bytes + math.prod(self.shape) * size
 
@@ -73,7 +81,8 @@ def stored_dtype_names() -> tuple[str, ...]:
 
 def max_stored_bytes(config: ModelConfig, num_tokens: int) -> int:
     """What a chunk of so many tokens of a model takes at most, its header with it."""
-    layouts = (KvLayout(name, kv_shape(config, num_tokens)) for name in FLOAT_DTYPES)
+    shape = kv_shape(config, num_tokens)
+    layouts = (KvLayout(name, shape, is_ranked=True) for name in FLOAT_DTYPES)
     return 8 + _MAX_HEADER_BYTES + max(layout.num_bytes for layout in layouts)
 
 
@@ -97,7 +106,8 @@ class ChunkHeader:
 def kv_checksum(layout: KvLayout, data: memoryview) -> str:
     """SHA-256 of the bytes behind their type and shape, so that a damaged shape shows too."""
     scaled = f"{INT8} by " if layout.is_int8 else ""
-    digest = hashlib.sha256(f"{scaled}{layout.dtype} {list(layout.shape)} ".encode())
+    ranked = "ranked " if layout.is_ranked else ""
+    digest = hashlib.sha256(f"{ranked}{scaled}{layout.dtype} {list(layout.shape)} ".encode())
     digest.update(data)
     return digest.hexdigest()
 
@@ -122,16 +132,22 @@ def _tensors(layout: KvLayout) -> dict[str, Any]:
     kv = {
         "dtype": INT8 if layout.is_int8 else layout.dtype,
         "shape": list(layout.shape),
-        "data_offsets": [layout.scale_bytes, layout.num_bytes],
+        "data_offsets": [layout.scale_bytes, layout.ranking_start],
     }
-    if not layout.is_int8:
-        return {"kv": kv}
-    scales = {
-        "dtype": layout.dtype,
-        "shape": list(layout.shape[:-1]),
-        "data_offsets": [0, layout.scale_bytes],
-    }
-    return {"kv": kv, "scales": scales}
+    tensors = {"kv": kv}
+    if layout.is_ranked:
+        tensors["ranking"] = {
+            "dtype": _RANKING,
+            "shape": [layout.shape[2]],
+            "data_offsets": [layout.ranking_start, layout.num_bytes],
+        }
+    if layout.is_int8:
+        tensors["scales"] = {
+            "dtype": layout.dtype,
+            "shape": list(layout.shape[:-1]),
+            "data_offsets": [0, layout.scale_bytes],
+        }
+    return tensors
 
 
 def decode_header(content: bytes | bytearray) -> tuple[ChunkHeader, int]:
@@ -167,7 +183,10 @@ def _layout(fields: dict[str, Any]) -> KvLayout:
     dtype = fields["scales"]["dtype"] if is_int8 else kv["dtype"]
     if dtype not in FLOAT_DTYPES:
         raise ValueError(f"no KV is stored as {dtype}")
-    layout = KvLayout(dtype, tuple(int(size) for size in kv["shape"]), is_int8)
+    shape = tuple(int(size) for size in kv["shape"])
+    layout = KvLayout(dtype, shape, is_int8, "ranking" in fields)
     if is_int8 and fields["scales"]["shape"] != list(layout.shape[:-1]):
         raise ValueError(f"scales of {fields['scales']['shape']} for KV of {kv['shape']}")
+    if layout.is_ranked and fields["ranking"]["shape"] != [shape[2]]:
+        raise ValueError(f"a ranking of {fields['ranking']['shape']} for KV of {kv['shape']}")
     return layout

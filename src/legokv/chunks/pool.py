@@ -8,10 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from legokv.chunks.budget import Budget, Candidate, victims
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.stats import TierCounts, TierStats
 from legokv.errors import Busy, CacheUnavailable, PoolFull
+
+Ranking = NDArray[np.float32]
+"""[n]: what each token of a chunk is worth when some are computed again; higher is more."""
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +75,7 @@ class PagePool:
 
 @dataclass
 class Resident:
-    """A chunk with pages in the pool; `ready` once its KV is in them.
+    """A chunk with pages in the pool; `ready` once its KV is in them. Its ranking if it has one.
 
     One that `is_sequence` is an ended request's own pages, and its chunk but a name for them.
     """
@@ -80,6 +86,7 @@ class Resident:
     leases: int = 0
     dropped: bool = False
     is_sequence: bool = False
+    ranking: Ranking | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ class Evicted:
 
     chunk: Chunk
     pages: tuple[int, ...]
+    ranking: Ranking | None = None
 
 
 @dataclass(frozen=True)
@@ -310,7 +318,7 @@ class ChunkCache:
     def _evict(self, key: str) -> Evicted | None:
         """What left, if it was a chunk: sequences go nowhere else."""
         resident = self._residents[key]
-        evicted = Evicted(resident.chunk, tuple(resident.pages))
+        evicted = Evicted(resident.chunk, tuple(resident.pages), resident.ranking)
         self.drop(key)
         if resident.is_sequence:
             return None

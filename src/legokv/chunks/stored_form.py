@@ -13,7 +13,7 @@ from legokv.chunks.header import (
     encode_header,
     kv_checksum,
 )
-from legokv.chunks.stored_kv import Int8Kv, StoredKv
+from legokv.chunks.stored_kv import Int8Kv, RankedKv, StoredKv, split_ranking
 from legokv.errors import ChunkUnreadable
 from legokv.model.dtypes import FLOAT_DTYPES
 
@@ -37,11 +37,13 @@ class EncodedChunk:
 
 def encode_chunk(key: str, token_ids: TokenIds, kv: StoredKv) -> EncodedChunk:
     """The stored form of `kv` [L, 2, n, G, D] for its n ids; the same KV gives the same bytes."""
+    kv, scores = split_ranking(kv)
     values = kv.values if isinstance(kv, Int8Kv) else kv
     dtype = kv.scales.dtype if isinstance(kv, Int8Kv) else kv.dtype
     _check_kv(values, dtype, len(token_ids))
-    layout = KvLayout(_DTYPE_NAMES[dtype], tuple(values.shape), isinstance(kv, Int8Kv))
-    data = _data(kv)
+    shape, is_int8 = tuple(values.shape), isinstance(kv, Int8Kv)
+    layout = KvLayout(_DTYPE_NAMES[dtype], shape, is_int8, scores is not None)
+    data = _data(kv, scores)
     header = ChunkHeader(
         version=str(CHUNK_FORMAT_VERSION),
         key=key,
@@ -96,13 +98,17 @@ def is_finite(content: bytearray) -> bool:
     """Whether a whole chunk's KV has neither NaN nor infinity."""
     header, start = decode_header(content)
     kv = _kv(content, start, header.layout)
-    return bool(torch.isfinite(kv.scales if isinstance(kv, Int8Kv) else kv).all())
+    kv, scores = split_ranking(kv)
+    parts = [kv.scales if isinstance(kv, Int8Kv) else kv, *([] if scores is None else [scores])]
+    return all(bool(torch.isfinite(part).all()) for part in parts)
 
 
-def _data(kv: StoredKv) -> memoryview:
-    if not isinstance(kv, Int8Kv):
-        return _bytes(kv).numpy().data
-    return torch.cat([_bytes(kv.scales), _bytes(kv.values)]).numpy().data
+def _data(kv: torch.Tensor | Int8Kv, scores: torch.Tensor | None) -> memoryview:
+    parts = [kv.scales, kv.values] if isinstance(kv, Int8Kv) else [kv]
+    parts += [] if scores is None else [scores]
+    if len(parts) == 1:
+        return _bytes(parts[0]).numpy().data
+    return torch.cat([_bytes(part) for part in parts]).numpy().data
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -110,12 +116,22 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _kv(content: bytearray, start: int, layout: KvLayout) -> StoredKv:
+    kv = _kv_alone(content, start, layout)
+    if not layout.is_ranked:
+        return kv
+    # Copied: its bytes need not lie as numbers of four bytes want to.
+    ranking = bytearray(memoryview(content)[start + layout.ranking_start :])
+    return RankedKv(kv, torch.frombuffer(ranking, dtype=torch.float32))
+
+
+def _kv_alone(content: bytearray, start: int, layout: KvLayout) -> torch.Tensor | Int8Kv:
     dtype, shape = _DTYPES[layout.dtype], layout.shape
+    count = math.prod(shape)
     if not layout.is_int8:
-        return torch.frombuffer(content, dtype=dtype, offset=start).view(shape)
+        return torch.frombuffer(content, dtype=dtype, count=count, offset=start).view(shape)
     values_start = start + layout.scale_bytes
     scales = torch.frombuffer(content, dtype=dtype, count=math.prod(shape[:-1]), offset=start)
-    values = torch.frombuffer(content, dtype=torch.int8, offset=values_start)
+    values = torch.frombuffer(content, dtype=torch.int8, count=count, offset=values_start)
     return Int8Kv(values.view(shape), scales.view(shape[:-1]))
 
 

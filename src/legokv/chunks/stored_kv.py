@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from legokv.chunks.header import StoredDtype
@@ -26,7 +28,22 @@ class Int8Kv:
         return Int8Kv(self.values.pin_memory(), self.scales.pin_memory())
 
 
-StoredKv = Tensor | Int8Kv
+@dataclass(frozen=True)
+class RankedKv:
+    """KV as it is kept, with its chunk's ranking: `scores` float32 [n], the highest first."""
+
+    kv: Tensor | Int8Kv
+    scores: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.kv.nbytes + self.scores.nbytes
+
+    def pin_memory(self) -> "RankedKv":
+        return RankedKv(self.kv.pin_memory(), self.scores)
+
+
+StoredKv = Tensor | Int8Kv | RankedKv
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,7 @@ class KvForm:
 
     def check(self, kv: StoredKv, num_tokens: int) -> None:
         """ChunkUnreadable unless `kv` is of `num_tokens` tokens of this model, and all finite."""
+        kv, scores = split_ranking(kv)
         values, scales = (kv.values, kv.scales) if isinstance(kv, Int8Kv) else (kv, kv)
         shape = (self.num_layers, 2, num_tokens, self.num_kv_heads, self.head_size)
         if tuple(values.shape) != shape or scales.dtype != self.dtype:
@@ -48,7 +66,7 @@ class KvForm:
                 f"{list(shape)} of {self.dtype}",
                 "layout",
             )
-        if not is_finite(scales):
+        if not is_finite(scales) or not (scores is None or is_finite(scores)):
             raise ChunkUnreadable("its KV has NaN or infinity", "not_finite")
 
 
@@ -58,14 +76,23 @@ def is_finite(values: Tensor) -> bool:
     return bool(torch.stack(torch.aminmax(values)).isfinite().all())
 
 
-def to_stored(kv: Tensor, stored_dtype: StoredDtype) -> StoredKv:
-    """KV [L, 2, n, G, D] of the model's type as it is kept."""
-    return _to_int8(kv) if stored_dtype == "int8" else kv
+def split_ranking(stored: StoredKv) -> tuple[Tensor | Int8Kv, Tensor | None]:
+    """The KV alone, and its ranking, float32 [n], if it has one."""
+    return (stored.kv, stored.scores) if isinstance(stored, RankedKv) else (stored, None)
+
+
+def to_stored(
+    kv: Tensor, stored_dtype: StoredDtype, ranking: NDArray[np.float32] | None = None
+) -> StoredKv:
+    """KV [L, 2, n, G, D] of the model's type as it is kept, with its ranking [n] if it has one."""
+    stored = _to_int8(kv) if stored_dtype == "int8" else kv
+    return stored if ranking is None else RankedKv(stored, torch.from_numpy(ranking))
 
 
 def from_stored(stored: StoredKv) -> Tensor:
     """KV of the model's type, for the pool. Stored once more, and given again, it is the same."""
-    return _from_int8(stored) if isinstance(stored, Int8Kv) else stored
+    kv, _ = split_ranking(stored)
+    return _from_int8(kv) if isinstance(kv, Int8Kv) else kv
 
 
 def _to_int8(kv: Tensor) -> Int8Kv:

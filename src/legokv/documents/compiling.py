@@ -27,7 +27,8 @@ CompileChunk = Callable[[str, Sequence[StoredChunk]], str]
 DropChunks = Callable[[Sequence[str]], None]
 # `warm_chunk(namespace, chunks, tier)` has the KV of the last of them in that tier or a faster one.
 WarmChunk = Callable[[str, Sequence[StoredChunk], str], None]
-
+# `rank_chunk(namespace, chunks)` has the last of them ranked, and that kept with its KV.
+RankChunk = Callable[[str, Sequence[StoredChunk]], None]
 # `find_chunks(keys)` gives the fastest tier that has each of these chunks, "" for none.
 FindChunks = Callable[[Sequence[str]], Sequence[str]]
 
@@ -46,10 +47,14 @@ def _nowhere(keys: Sequence[str]) -> Sequence[str]:
     raise InvalidRequest("there is no engine here that could say in which tiers chunks are")
 
 
+def _no_ranking(namespace: str, chunks: Sequence[StoredChunk]) -> None:
+    raise InvalidRequest("there is no engine here that could rank chunks")
+
+
 class Compiler:
     """Compiles documents of one registry; several of them, in any processes, share the work."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it has an engine do, call by call
         self,
         registry: DocumentRegistry,
         compile_chunk: CompileChunk,
@@ -57,6 +62,7 @@ class Compiler:
         limits: DocumentLimits,
         warm_chunk: WarmChunk = _no_tiers,
         find_chunks: FindChunks = _nowhere,
+        rank_chunk: RankChunk = _no_ranking,
     ) -> None:
         self._registry = registry
         self._compile_chunk = compile_chunk
@@ -64,6 +70,7 @@ class Compiler:
         self._limits = limits
         self._warm_chunk = warm_chunk
         self.places = find_chunks
+        self._rank_chunk = rank_chunk
 
     def bring_to_ready(self, namespace: str, document_id: str) -> Document:
         """The document, ready or failed; compiled here unless another does it already.
@@ -111,15 +118,33 @@ class Compiler:
 
     def warm(self, namespace: str, document_id: str, tier: str) -> int:
         """How many of the document's chunks, from the first, are in `tier` or a faster one now."""
-        warmed = 0
+        return self._for_each_chunk(
+            namespace, document_id, lambda chunks: self._warm_chunk(namespace, chunks, tier), "warm"
+        )
+
+    def rank(self, namespace: str, document_id: str) -> int:
+        """How many of the document's chunks, from the first, are ranked now."""
+        return self._for_each_chunk(
+            namespace, document_id, lambda chunks: self._rank_chunk(namespace, chunks), "ranked"
+        )
+
+    def _for_each_chunk(
+        self,
+        namespace: str,
+        document_id: str,
+        do: Callable[[Sequence[StoredChunk]], None],
+        what: str,
+    ) -> int:
+        """For how many chunks, from the first, it was done: each is given those before it too."""
+        done = 0
         try:
             chunks = self._registry.chunks(namespace, document_id)
             for number in range(len(chunks)):
-                self._warm_chunk(namespace, chunks[: number + 1], tier)
-                warmed += 1
+                do(chunks[: number + 1])
+                done += 1
         except (PoolFull, Busy, CacheUnavailable) as error:
-            _log.warning("document %s has %d warm chunks: %s", document_id, warmed, error)
-        return warmed
+            _log.warning("document %s has %d %s chunks: %s", document_id, done, what, error)
+        return done
 
     def drop(self, keys: Sequence[str]) -> None:
         """Let the stored KV of these chunks go; what can't be dropped now is left to eviction."""

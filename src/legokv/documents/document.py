@@ -61,7 +61,8 @@ class NamespaceQuota:
 
 @dataclass(frozen=True)
 class DocumentLimits:
-    """What one server takes. `max_pinned_tokens` is its share of the pool that pins may hold."""
+    """What one server takes. `max_pinned_tokens` is its share of the pool that pins may hold;
+    `rank` says whether documents are ranked unless their registration says."""
 
     max_document_bytes: int = 4 * 2**20
     max_document_tokens: int = 131072
@@ -70,6 +71,7 @@ class DocumentLimits:
     claim_seconds: float = 120.0
     wait_seconds: float = 600.0
     namespace_quota: NamespaceQuota | None = None
+    rank: bool = False
     token_bytes: int = 0
     """What a token's KV takes, stored."""
 

@@ -17,7 +17,9 @@ from legokv.engine.metrics import PAGES_USED, RUNNING, WAITING, tier_samples
 from legokv.engine.naming import ChunkNaming
 from legokv.engine.option_checks import check_texts, check_whole
 from legokv.engine.parts import EngineParts, open_parts
+from legokv.engine.ranking import FOREIGN_TEXT, FOREIGN_TOKENS, RankJob
 from legokv.engine.request import (
+    MODES_BY_ATTENTION,
     Finished,
     GenerateRequest,
     Token,
@@ -129,17 +131,37 @@ class Engine:
         *,
         behind: Segment = (),
         persistent: bool = True,
+        rank: bool = False,
     ) -> Chunk:
         """Compile `token_ids` alone or `behind` others, and keep the KV, unless it is kept already.
 
-        The arguments are those of `chunk`. What it is compiled behind is kept as a chunk of its
-        own. PoolFull if both together do not fit into the pool.
+        The arguments are those of `chunk`, and `rank` to have it ranked as by `rank`. What it is
+        compiled behind is kept as a chunk of its own. PoolFull if both together do not fit into
+        the pool.
         """
         chunk = self.chunk(token_ids, namespace, behind=behind, persistent=persistent)
         job = self.submit_compile(chunk)
         for _ in self.results(job):
             pass
+        if rank:
+            self.rank(chunk)
         return chunk
+
+    def rank(self, chunk: Chunk) -> None:
+        """Rank a chunk's tokens, unless they are: for modes "ranked" and "guided-ranked".
+
+        It is computed a second time, behind foreign text; what no tier has is compiled first. The
+        ranking is kept with the KV, one number a token. PoolFull if the pool has no room for both.
+
+        >>> import legokv
+        >>> engine = legokv.Engine.open("out/engines/llama")
+        >>> first, second = engine.compile([5, 6, 7, 8]), engine.compile([9, 10, 11, 12])
+        >>> engine.rank(second)
+        >>> engine.prefill([first, second, [13]], mode="ranked", link_tokens=2).recomputed_tokens
+        2
+        """
+        for _ in self.results(self.submit_rank(chunk)):
+            pass
 
     def prefill(
         self,
@@ -213,7 +235,7 @@ class Engine:
         # Before linking, which lists a page for every token there may be.
         check_prompt(request.segments, request.max_tokens, self.facts.model)
         check_stop_token_ids(request.answering.stop_token_ids, self.facts.model)
-        if request.policy.needs_scores and not self.runner.gives_attention:
+        if request.mode in MODES_BY_ATTENTION and not self.runner.gives_attention:
             raise InvalidRequest(
                 f"mode '{request.mode}' asks what the question attends to, which an engine's plan "
                 "does not say: open it with runner 'torch'"
@@ -233,6 +255,13 @@ class Engine:
         It is kept when the tiers are flushed then.
         """
         job = CompileJob(chunk)
+        self.executor.submit(job)
+        return job
+
+    def submit_rank(self, chunk: Chunk) -> RankJob:
+        """Queue a chunk to be ranked; ends with a Finished. Kept when the tiers are flushed."""
+        foreign = self.tokenizer.encode(FOREIGN_TEXT)[:FOREIGN_TOKENS]
+        job = RankJob(chunk, foreign, self.facts.model, self.facts.page_size)
         self.executor.submit(job)
         return job
 

@@ -24,7 +24,7 @@ from legokv.engine.metrics import EngineMetrics
 from legokv.engine.passing import passers
 from legokv.engine.schedule import Turn, can_plan, failure, finish_step, plan_step, run_step
 from legokv.engine.transfer import Transfer
-from legokv.errors import Busy, NotFinite, PoolFull, StepFailed
+from legokv.errors import Busy, InvalidRequest, LegokvError, NotFinite, PoolFull, StepFailed
 from legokv.runners import Runner
 from legokv.step.sequence import CompiledPages, chunk_sequence
 
@@ -354,14 +354,14 @@ class Executor:
         """Whatever error leaves the block ends this job, and those who wait for what it fills."""
         try:
             yield
-        except NotFinite as error:
+        except (NotFinite, InvalidRequest) as error:
             log.warning("a request failed: %s", error)
             self._fail([job], error)
         except Exception as error:
             log.exception("a request failed")
             self._fail([job], failure(error))
 
-    def _fail(self, jobs: Sequence[Job], error: StepFailed) -> None:
+    def _fail(self, jobs: Sequence[Job], error: LegokvError) -> None:
         # A job with several answers is there several times.
         left = list(dict.fromkeys(jobs))
         while left:

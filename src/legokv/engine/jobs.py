@@ -17,7 +17,14 @@ from legokv.chunks.stored_kv import StoredKv
 from legokv.engine.answer import Answer
 from legokv.engine.kept import KeptSequences, OwnSequence, copies_behind, own_sequence
 from legokv.engine.metrics import EngineMetrics
-from legokv.engine.request import Finished, GenerateRequest, Token, Usage
+from legokv.engine.request import (
+    MODES_BY_ATTENTION,
+    MODES_BY_RANKING,
+    Finished,
+    GenerateRequest,
+    Token,
+    Usage,
+)
 from legokv.engine.sampling import check_logits
 from legokv.engine.transfer import Transfer
 from legokv.errors import Cancelled, LegokvError, PoolFull, TimedOut
@@ -184,8 +191,8 @@ class GenerateJob(Job):
         own_pages = num_own_pages(link, placement.page_size)
         num_pages = placement.most_private_pages(policy) + (len(answers) - 1) * own_pages
         super().__init__(link.chunks, num_pages, events)
-        # Without a guide, the question's attention chooses as soon as the chunks are there.
-        self._by_attention = policy if policy.needs_scores and guide is None else None
+        # Without a guide, scores are there as soon as the chunks are.
+        self._by_scores = policy if policy.needs_scores and guide is None else None
         # What is still to choose, after the link at hand is computed.
         self._guide = guide if policy.needs_scores else None
         self.usage = Usage(0, 0, 0, 0, chunks_used=len(link.chunks))
@@ -236,11 +243,23 @@ class GenerateJob(Job):
         self.usage.compile_seconds = self._started_at - self._granted_at
         self._transfer = transfer
         self._bind(self.grant, transfer)
-        if self._by_attention is not None:
-            num_rows = self._placement.question_tokens
-            mass = transfer.attention_mass(self.sequences[0], num_rows)
-            self._link_for_good(self._by_attention, mass)
+        if self._by_scores is not None:
+            self._link_for_good(self._by_scores, self._scores(self.grant, transfer))
         return True
+
+    def _scores(self, grant: Grant, transfer: Transfer) -> Scores:
+        """What the mode says each token matters, by position."""
+        # First: a ranking that is missing is found out without the pass.
+        ranking, mode = None, self._request.mode
+        if mode in MODES_BY_RANKING:
+            rankings = {held.chunk.key: held.ranking for held in grant.residents}
+            ranking = self._placement.scores_of(rankings, mode)
+        if mode not in MODES_BY_ATTENTION:
+            assert ranking is not None, "a mode with scores has one of both"
+            return ranking
+        num_rows = self._placement.question_tokens
+        mass = transfer.attention_mass(self.sequences[0], num_rows)
+        return mass if ranking is None else mass * ranking
 
     def _bind(self, grant: Grant, transfer: Transfer) -> None:
         """Make the link's sequence over the granted pages."""

@@ -18,11 +18,22 @@ from legokv.engine.option_checks import (
 from legokv.engine.sampling import SamplingOptions, TokenLogProbs
 from legokv.errors import InvalidRequest
 from legokv.link.link import Segment
-from legokv.link.policy import Budget, Guided, Policy, Share, everything, legolink, nothing, spread
+from legokv.link.policy import (
+    Budget,
+    ByScores,
+    Policy,
+    Share,
+    everything,
+    legolink,
+    nothing,
+    spread,
+)
 from legokv.model.config import ModelConfig
 
-MODES = ("legolink", "spread", "guided", "legolink-0", "full")
-MODES_WITH_BUDGET = ("legolink", "spread", "guided")
+MODES_BY_RANKING = ("ranked", "guided-ranked")
+MODES_BY_ATTENTION = ("guided", "guided-ranked")
+MODES_WITH_BUDGET = ("legolink", "spread", "ranked", "guided", "guided-ranked")
+MODES = (*MODES_WITH_BUDGET, "legolink-0", "full")
 LINK_TOKENS = 16
 DUMMY_TOKENS = 4
 """How many dummies stand before a chunk compiled for LegoLink-0 (arXiv 2410.15332)."""
@@ -96,8 +107,11 @@ class GenerateRequest:
     max_tokens: of each answer at most. 0: the prompt is computed, its logits are the answer.
     mode: "legolink" recomputes the first tokens of each document but what stands first, "spread"
         as many spread evenly over it, "guided" as many in all, those that the question attends to
-        most; "legolink-0" none, over documents compiled behind dummy tokens; "full" all.
-    link_tokens: how many of each document, 0 or more, in the first three modes; 16 unless told.
+        most, "ranked" those first in the chunks' rankings (`Engine.rank`), "guided-ranked" those
+        first by the product of both; "legolink-0" none, over documents compiled behind dummy
+        tokens; "full" all.
+    link_tokens: how many of each document, 0 or more, in all modes but the last two; 16 unless
+        told.
     sampling: how tokens are drawn, greedily unless told.
     stop_words: texts before the first of which an answer ends, at most 128 and 4,096 bytes.
     answering: how many answers, and what is told of them.
@@ -186,7 +200,7 @@ def check_stop_token_ids(ids: Sequence[int], config: ModelConfig) -> None:
 _POLICIES: dict[str, Callable[[Budget], Policy]] = {
     "legolink": legolink,
     "spread": spread,
-    "guided": Guided,
+    **dict.fromkeys((*MODES_BY_RANKING, *MODES_BY_ATTENTION), ByScores),
 }
 
 

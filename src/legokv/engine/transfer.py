@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.pool import ChunkCache, Evicted, Resident
 from legokv.chunks.prefetch import Prefetch, Prefetcher
-from legokv.chunks.stored_kv import StoredKv, from_stored, is_finite, to_stored
+from legokv.chunks.stored_kv import StoredKv, from_stored, is_finite, split_ranking, to_stored
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.dropped_keys import DroppedKeys
 from legokv.errors import NotFinite
@@ -61,6 +63,8 @@ class Transfer:
         if kv is None:
             return False
         self._runner.import_pages(resident.pages, from_stored(kv))
+        _, ranking = split_ranking(kv)
+        resident.ranking = None if ranking is None else ranking.numpy()
         self._cache.mark_ready(resident)
         return True
 
@@ -94,14 +98,14 @@ class Transfer:
         if stored is not None:
             self._tiers.keep(chunk, stored, lacking)
         else:
-            self._tiers.keep_surely(chunk, self._stored(chunk, resident.pages), lacking)
+            self._tiers.keep_surely(chunk, self._stored(resident), lacking)
 
     def keep_evicted(self, evicted: Sequence[Evicted]) -> None:
         """Hold on to what left the pool; to be called before its pages are written to."""
         for gone in evicted:
             chunk = gone.chunk
             if chunk.key not in self._dropped and self._tiers.takes_evicted(chunk):
-                self._tiers.keep_evicted(chunk, self._stored(chunk, gone.pages))
+                self._tiers.keep_evicted(chunk, self._stored(gone))
 
     def used(self, chunks: Sequence[Chunk]) -> None:
         """Note that a request uses these chunks, wherever it found them."""
@@ -119,7 +123,18 @@ class Transfer:
         """The chunk is to be stored, though it was dropped before."""
         self._dropped.discard(chunk.key)
 
-    def _stored(self, chunk: Chunk, pages: Sequence[int]) -> StoredKv:
+    def export(self, pages: Sequence[int], num_tokens: int) -> Tensor:
+        """The first tokens of these pages, [L, 2, n, G, D] on the host."""
+        return self._runner.export_pages(pages, num_tokens)
+
+    def keep_ranking(self, resident: Resident) -> None:
+        """Keep a ranked resident's KV anew wherever it shall be, with its ranking."""
+        chunk = resident.chunk
+        if chunk.key not in self._dropped:
+            self._tiers.remove(chunk.key)
+            self._tiers.keep_surely(chunk, self._stored(resident), self._tiers.lacking(chunk))
+
+    def _stored(self, held: Resident | Evicted) -> StoredKv:
         """What is in a chunk's pages, as the tiers keep it."""
-        kv = self._runner.export_pages(pages, len(chunk.token_ids))
-        return to_stored(kv, self._tiers.stored_dtype)
+        kv = self._runner.export_pages(held.pages, held.chunk.num_tokens)
+        return to_stored(kv, self._tiers.stored_dtype, held.ranking)

@@ -4,7 +4,7 @@ A `Placement` is what is known before a policy chooses, a `Link` after. Page num
 neither: a link counts the pages it needs, `bind` fills the numbers in.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,6 +118,34 @@ class Placement:
     def question_tokens(self) -> int:
         """How many tokens stand behind the last chunk: those whose attention tells what matters."""
         return len(self.segments[-1].token_ids)
+
+    def scores_of(self, rankings: Mapping[str, Scores | None], mode: str) -> Scores:
+        """Chunks' rankings, by key, where their tokens stand; 0 for what is not recomputed.
+
+        InvalidRequest if one that is needed is missing.
+        """
+        scores = np.zeros(self.num_tokens, np.float32)
+        reused = [segment for segment in self.segments if segment.chunk is not None]
+        for number, (segment, placed) in enumerate(zip(reused, self.chunks, strict=True), 1):
+            assert segment.chunk is not None, "others are left out"
+            if placed.is_exact:
+                continue
+            ranking = rankings[segment.chunk.key]
+            if ranking is None:
+                raise InvalidRequest(
+                    f"mode '{mode}' needs the ranking of every chunk, and number {number} of "
+                    f"{len(reused)}, of {segment.chunk.num_tokens} tokens, has none: register its "
+                    "document with rank true, or call rank(chunk) in the library"
+                )
+            end = segment.position + placed.num_tokens
+            scores[segment.position : end] = ranking[: placed.num_tokens]
+        return scores
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the prompt."""
+        last = self.segments[-1]
+        return last.position + len(last.token_ids)
 
     def first_pass(self) -> Link:
         """What gives a policy its scores: all fresh tokens over the cached keys as they are."""

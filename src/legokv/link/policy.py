@@ -90,11 +90,12 @@ def spread(budget: Budget) -> Policy:
 
 
 @dataclass(frozen=True)
-class Guided:
+class ByScores:
     """As many tokens as LegoLink's in all, those with the highest scores wherever they stand.
 
     The scores are the attention that the question pays to each (the idea of ProphetKV, arXiv
-    2602.02579). What stands as it was compiled is never recomputed.
+    2602.02579), the chunks' rankings, or both multiplied. What stands as it was compiled is never
+    recomputed.
     """
 
     budget: Budget

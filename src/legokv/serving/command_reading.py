@@ -21,6 +21,7 @@ from legokv.serving.messages import (
     Generate,
     Probe,
     PromptSegment,
+    Rank,
     Warm,
 )
 
@@ -132,11 +133,12 @@ _READERS: dict[str, Mapping[str, fields.Reader]] = {
     },
     "Compile": _CHUNK,
     "Warm": {**_CHUNK, "tier": partial(_choice, choices=WARM_TIERS)},
+    "Rank": _CHUNK,
     "Drop": {"keys": _keys},
     "Find": {"keys": _keys},
     "Cancel": {"request_id": _TEXT_ID},
     "Probe": {},
 }
 _MAKERS: dict[str, Callable[..., Command]] = {
-    kind.__name__: kind for kind in (Generate, Compile, Warm, Drop, Find, Cancel, Probe)
+    kind.__name__: kind for kind in (Generate, Compile, Warm, Rank, Drop, Find, Cancel, Probe)
 }

@@ -41,6 +41,7 @@ from legokv.serving.messages import (
     Find,
     Places,
     PromptSegment,
+    Rank,
     Warm,
 )
 from legokv.serving.pieces import document_segments
@@ -70,6 +71,7 @@ _FIELDS: dict[str, dict[str, fields.Reader]] = {
         "wait": partial(fields.flag, default=True),
         "warm": partial(fields.optional_choice, choices=WARM_TIERS),
         "namespace_bytes": partial(fields.whole_number, low=0, high=2**63 - 1),
+        "rank": fields.if_given(fields.flag),
         "text": fields.text,
     },
     "get": {**_OF_ALL, "id": _ID, "wait": fields.flag, "text": fields.flag, "tiers": fields.flag},
@@ -99,7 +101,8 @@ class DocumentService:
 
     operation  fields (? may be missing)                       reply
     create     text, name?, ttl_seconds?, pinned?,             document, created, and
-               wait? true, warm?, namespace_bytes? 0           warmed_chunks if it waited
+               wait? true, warm?, rank?, namespace_bytes? 0    warmed_chunks and ranked_chunks if
+                                                               it waited
     get        id, wait? false, text? false, tiers? false      document, and text if asked for
     list       after? 0, limit? 100, name?, tiers? false       documents, next_after
     update     id, name?, ttl_seconds?, pinned?                document
@@ -155,6 +158,7 @@ class DocumentService:
 
     def _create(self, request: Request, values: Request) -> Result:
         namespace, warm = _namespace(values), values["warm"]
+        rank = self._limits.rank if values["rank"] is None else values["rank"]
         document, created = self._registry.register(
             self._new_document(namespace, values["text"]),
             _changes(request, values),
@@ -162,24 +166,35 @@ class DocumentService:
             self._limits.quota_of(values["namespace_bytes"]),
         )
         if not values["wait"]:
-            self._run_in_background(lambda: self._compile_and_warm(namespace, document.id, warm))
+            self._run_in_background(lambda: self._prepare(namespace, document.id, rank, warm))
             return {"document": dataclasses.asdict(document), "created": created}
         document = self._compiler.bring_to_ready(namespace, document.id)
         reply = {"document": dataclasses.asdict(document), "created": created}
+        # First: a chunk that is ranked is stored anew, and leaves the faster tiers for that.
+        if rank:
+            reply["ranked_chunks"] = self._rank(document)
         if warm is not None:
             reply["warmed_chunks"] = self._warm(document, warm)
         return reply
+
+    def _rank(self, document: Document) -> int:
+        ready = document.state == State.READY
+        return self._compiler.rank(document.namespace, document.id) if ready else 0
 
     def _warm(self, document: Document, tier: str) -> int:
         ready = document.state == State.READY
         return self._compiler.warm(document.namespace, document.id, tier) if ready else 0
 
-    def _compile_and_warm(self, namespace: str, document_id: str, tier: str | None) -> None:
-        if tier is None:
+    def _prepare(self, namespace: str, document_id: str, rank: bool, tier: str | None) -> None:
+        if not rank and tier is None:
             self._compiler.compile_if_free(namespace, document_id)
             return
         with suppress(NotFound):  # deleted meanwhile
-            self._warm(self._compiler.bring_to_ready(namespace, document_id), tier)
+            document = self._compiler.bring_to_ready(namespace, document_id)
+            if rank:
+                self._rank(document)
+            if tier is not None:
+                self._warm(document, tier)
 
     def _new_document(self, namespace: str, text: str) -> NewDocument:
         text = normalise_text(text)
@@ -290,6 +305,9 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
     def warm_chunk(namespace: str, chunks: Sequence[StoredChunk], tier: str) -> None:
         ask_by_keys(ask_engine, Warm(namespace, segments(namespace, chunks), tier), set())
 
+    def rank_chunk(namespace: str, chunks: Sequence[StoredChunk]) -> None:
+        ask_by_keys(ask_engine, Rank(namespace, segments(namespace, chunks)), set())
+
     def segments(namespace: str, chunks: Sequence[StoredChunk]) -> tuple[PromptSegment, ...]:
         stored = [(chunk.token_ids, chunk.key) for chunk in chunks]
         return tuple(document_segments(naming, stored, namespace))
@@ -301,7 +319,9 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
     naming = ChunkNaming.by_settings(facts, settings)
     registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
     limits = settings.document_limits_of(facts)
-    compiler = Compiler(registry, compile_chunk, drop_chunks, limits, warm_chunk, find_chunks)
+    compiler = Compiler(
+        registry, compile_chunk, drop_chunks, limits, warm_chunk, find_chunks, rank_chunk
+    )
     tokenizer = Tokenizer.open(settings.engine)
     return DocumentService(registry, tokenizer, compiler, limits, keys_of=keys_of)
 

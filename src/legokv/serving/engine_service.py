@@ -36,6 +36,7 @@ from legokv.serving.messages import (
     Places,
     Probe,
     PromptSegment,
+    Rank,
     Unknown,
     Warm,
     encode_events,
@@ -131,6 +132,8 @@ class EngineService:
             return [self._warm(command)]
         if isinstance(command, Find):
             return [Places(tuple(map(self._engine.tier_of, command.keys)))]
+        if isinstance(command, Rank):
+            return [self._rank(command)]
         if isinstance(command, Probe):
             self._check_steps()
         elif isinstance(command, Cancel):
@@ -155,7 +158,9 @@ class EngineService:
         self._learn(command, chunks)
         return Done()
 
-    def _learn(self, command: Generate | Compile | Warm, chunks: Mapping[str, Chunk]) -> None:
+    def _learn(
+        self, command: Generate | Compile | Warm | Rank, chunks: Mapping[str, Chunk]
+    ) -> None:
         """Know the chunks whose ids came with a command by their keys, once it was taken.
 
         Not before: what is refused must not push out what others name.
@@ -164,7 +169,7 @@ class EngineService:
             if piece.key is not None and len(piece.token_ids):
                 self._named.put(chunks[piece.key])
 
-    def _chunks_of(self, command: Generate | Compile | Warm) -> dict[str, Chunk] | Unknown:
+    def _chunks_of(self, command: Generate | Compile | Warm | Rank) -> dict[str, Chunk] | Unknown:
         """All chunks of a command by key; Unknown if ids are missing of one that is not known."""
         keyed = {p.key: p for p in command.segments if p.key is not None}
         asked = [key for key, piece in keyed.items() if not len(piece.token_ids)]
@@ -255,6 +260,15 @@ class EngineService:
         job = self._engine.warm(chunks[str(command.segments[-1].key)], command.tier)
         if job is not None:
             self._finish(job)
+        self._learn(command, chunks)
+        return Done()
+
+    def _rank(self, command: Rank) -> Event:
+        chunks = self._chunks_of(command)
+        if isinstance(chunks, Unknown):
+            return chunks
+        self._finish(self._engine.submit_rank(chunks[str(command.segments[-1].key)]))
+        self._engine.tiers.flush()
         self._learn(command, chunks)
         return Done()
 

@@ -76,6 +76,14 @@ class Warm:
 
 
 @dataclass(frozen=True)
+class Rank:
+    """Have the last of `segments` ranked and keep that: one Done, or an Unknown."""
+
+    namespace: str
+    segments: tuple[PromptSegment, ...]
+
+
+@dataclass(frozen=True)
 class Drop:
     """Forget chunks in every tier: one Done."""
 
@@ -101,8 +109,8 @@ class Probe:
     """Say whether steps are computed: one Done."""
 
 
-Command = Generate | Compile | Warm | Drop | Find | Cancel | Probe
-WithSegments = TypeVar("WithSegments", Generate, Compile, Warm)
+Command = Generate | Compile | Warm | Rank | Drop | Find | Cancel | Probe
+WithSegments = TypeVar("WithSegments", Generate, Compile, Warm, Rank)
 
 
 @dataclass(frozen=True)

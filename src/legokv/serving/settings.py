@@ -61,6 +61,7 @@ class Settings(EngineSettings):
     max_document_tokens: int = setting(131072, "longest document, at most the model's context", 1)
     max_document_bytes: int = setting(4 * 2**20, "longest document's text in UTF-8", 1)
     max_question_bytes: int = setting(2**20, "longest question or system text in UTF-8", 1)
+    rank_documents: str = choice(("off", "on"), "rank documents where a request does not say")
     max_documents: int = setting(256, "most documents in one prompt", 1)
     default_max_tokens: int = setting(256, "longest answer where a request does not say", 1)
     default_timeout_seconds: int = setting(600, "longest answering where one does not say", 1)
@@ -125,6 +126,7 @@ class Settings(EngineSettings):
             max_document_tokens=self.max_document_tokens,
             max_chunk_tokens=min(self.max_chunk_tokens, self.pool_tokens),
             max_pinned_tokens=self.pool_tokens // 2,
+            rank=self.rank_documents == "on",
         )
 
     def document_limits_of(self, facts: EngineFacts) -> DocumentLimits:

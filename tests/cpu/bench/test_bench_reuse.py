@@ -9,7 +9,7 @@ import pytest
 import torch
 from paths import ROOT
 
-from benchmarks.reuse import cacheblend, guided
+from benchmarks.reuse import cacheblend, guided, ranked
 from benchmarks.reuse.bootstrap import mean_interval
 from benchmarks.reuse.fidelity import measure
 from benchmarks.reuse.linked_model import LinkedModel
@@ -52,7 +52,9 @@ def test_legolink_gives_the_engine_s_own_logits(model, tiny_engine_folder, link_
     torch.testing.assert_close(logits_of(model, f"legolink-{link_tokens}"), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("score", [cacheblend.scores, guided.scores])
+@pytest.mark.parametrize(
+    "score", [cacheblend.scores, guided.scores, ranked.scores, ranked.times_attention]
+)
 def test_recomputing_all_that_a_method_ranks_is_full_recompute(model, score):
     placed = Method("all", Best(100), score=score).place(model, PROMPT)
     found = model.compute(placed)[0]
@@ -63,6 +65,21 @@ def test_recomputing_all_that_a_method_ranks_is_full_recompute(model, score):
 
 def test_prefix_caching_loses_nothing(model):
     torch.testing.assert_close(logits_of(model, "prefix"), logits_of(model, "full"), **CLOSE)
+
+
+@pytest.mark.parametrize("method", ["ranked", "guided-ranked"])
+def test_rankings_choose_as_the_engine_s_own(model, tiny_engine_folder, method):
+    engine = Engine.open(
+        tiny_engine_folder("llama"), settings=EngineSettings(pool_tokens=4096, attention="torch")
+    )
+    head, *passages = PROMPT.segments
+    chunks = [engine.compile(ids, behind=head, rank=True) for ids in passages]
+    expected = engine.prefill(
+        [engine.compile(head), *chunks, PROMPT.question], mode=method, recompute_percent=10
+    )
+    placed = METHODS[f"behind-head+{method}-10"].place(model, PROMPT)
+    assert expected.recomputed_tokens == placed.link.recomputed_tokens == round(7.6)
+    torch.testing.assert_close(model.compute(placed)[0], expected.logits, **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["legolink-16", "spread-16", "last-16", "random-16"])

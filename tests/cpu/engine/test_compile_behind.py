@@ -8,6 +8,7 @@ from tier_engines import files
 
 from legokv import Engine, EngineSettings
 from legokv.errors import InvalidRequest, PoolFull, StepFailed
+from legokv.runners.key_mass import scoring_layers
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
@@ -253,7 +254,8 @@ def test_guided_recomputes_what_the_question_attends_to_most(engines, name):
     chunks = [engine.compile(ids) for ids in spans]
     mass = []
     dense_logits(engine, chunks, question, (), mass)
-    scores = torch.stack(mass).mean(0)[:74]
+    scored = scoring_layers(len(mass))
+    scores = torch.stack(mass[scored.start : scored.stop]).mean(0)[:74]
     # What stands first is exact and never chosen.
     chosen = sorted((scores[20:].argsort(descending=True)[:14] + 20).tolist())
     linked = engine.prefill([*chunks, question], mode="guided", recompute_percent=25)
@@ -303,7 +305,7 @@ def test_a_runner_that_gives_no_attention_refuses_guided_and_says_what_does(engi
         ({"recompute_percent": "5"}, "recompute_percent is a number, not str '5'"),
         (
             {"recompute_percent": 5, "mode": "full"},
-            "5 belongs to modes legolink, spread, guided",
+            "5 belongs to modes legolink, spread, ranked, guided",
         ),
     ],
 )

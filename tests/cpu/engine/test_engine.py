@@ -196,7 +196,7 @@ def test_an_answer_far_past_the_context_is_refused_without_laying_out_its_pages(
         (lambda e: e.prefill([[5]], link_tokens=-1), "link_tokens is 0 or more, not -1"),
         (
             lambda e: e.prefill([[5]], mode="fast"),
-            "mode is one of legolink, spread, guided, .*, not",
+            "mode is one of legolink, spread, ranked, guided, guided-ranked, .*, not",
         ),
         (lambda e: e.prefill([]), "the prompt has 0 tokens"),
         (lambda e: e.compile([]), "a chunk has 0 tokens"),

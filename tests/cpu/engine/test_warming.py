@@ -1,5 +1,6 @@
 """A document asked to be warm is in that tier, or a faster one, before a request uses it."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from legokv.documents.compiling import Compiler
 from legokv.errors import InvalidRequest, PoolFull
 from legokv.serving.documents import WARM_TIERS, DocumentService
 from legokv.serving.engine_service import EngineService
-from legokv.serving.messages import Compile, Drop, Find, Warm
+from legokv.serving.messages import Compile, Drop, Find, Rank, Warm
 from legokv.serving.pieces import document_segments
 from legokv.stores.local.registry import Registry
 
@@ -33,7 +34,9 @@ class Machine:
         self.jobs = []
         root = cache_root(cache_dir, self.engine.facts)
         registry = Registry.open(root / "registry.sqlite")
-        compiler = Compiler(registry, self.compile, self.drop, LIMITS, self.warm, self.find)
+        compiler = Compiler(
+            registry, self.compile, self.drop, LIMITS, self.warm, self.find, self.rank
+        )
         tokenizer = self.engine.tokenizer
         self.service = DocumentService(registry, tokenizer, compiler, LIMITS, self.jobs.append)
 
@@ -50,6 +53,9 @@ class Machine:
     def find(self, keys):
         (event,) = self.process.events(Find(tuple(keys)))
         return event.tiers
+
+    def rank(self, namespace, chunks):
+        self.process.events(Rank(namespace, self.segments(namespace, chunks)))
 
     def segments(self, namespace, chunks):
         stored = [(chunk.token_ids, chunk.key) for chunk in chunks]
@@ -84,6 +90,38 @@ def test_a_document_compiled_before_a_restart_is_where_it_was_asked_to_be(start)
         assert (reply["created"], reply["warmed_chunks"]) == (False, number)
         assert (machine.tier("host").num_chunks, machine.tier("pool").num_chunks) == held
         assert machine.engine.executor.counters.compiled_chunks == 0
+
+
+def rankings(machine):
+    return [resident.ranking for resident in machine.engine.cache.residents]
+
+
+def test_a_document_is_ranked_when_it_is_registered_or_later_and_stays_so(start):
+    number = start().register(0)["document"]["num_chunks"]
+    later = start()
+    assert "ranked_chunks" not in later.register(0)
+    reply = later.register(0, rank=True, warm="host")
+    assert (reply["created"], reply["ranked_chunks"], reply["warmed_chunks"]) == (
+        *(False, number),
+        number,
+    )
+    machine = start()
+    machine.register(0, warm="pool")
+    assert [len(ranking) for ranking in rankings(machine)] == [
+        resident.chunk.num_tokens for resident in machine.engine.cache.residents
+    ]
+    assert machine.register(0, rank=True)["ranked_chunks"] == number
+    assert machine.engine.executor.counters.steps == 0
+
+
+def test_documents_are_ranked_by_the_server_s_default_unless_they_say(start):
+    machine = start()
+    machine.service._limits = dataclasses.replace(LIMITS, rank=True)
+    assert machine.register(0)["ranked_chunks"] == machine.tier("pool").num_chunks
+    assert "ranked_chunks" not in machine.register(1, rank=False)
+    assert "ranked_chunks" not in machine.register(1, wait=False)
+    machine.jobs[0]()
+    assert all(ranking is not None for ranking in rankings(machine))
 
 
 def test_without_a_tier_asked_for_nothing_is_read(start):

@@ -138,7 +138,9 @@ def test_an_engine_counts_what_it_did_and_starts_at_zero(
     assert dict(zip(MODES, by_mode, strict=True)) == {
         "legolink": 1,
         "spread": 1,
+        "ranked": 0,
         "guided": 0,
+        "guided-ranked": 0,
         "legolink-0": 0,
         "full": 0,
     }
