@@ -25,6 +25,8 @@ STOP_SECONDS = 30
 ANSWER_SECONDS = 120
 TYPES = {
     "text_input": "BYTES",
+    "messages": "BYTES",
+    "tools": "BYTES",
     "document_ids": "BYTES",
     "namespace": "BYTES",
     "system_text": "BYTES",
