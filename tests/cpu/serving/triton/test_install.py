@@ -1,0 +1,27 @@
+"""Where Triton's parts are laid out, and names of folders that it could not start from."""
+
+from pathlib import Path
+
+import pytest
+
+from legokv.errors import ServerError
+from legokv.serving.triton.install import TritonInstall, lay_out_backend
+
+
+@pytest.mark.parametrize("name", ["two words", "a;b", "$HOME", "it's", "a&b", "back`tick`"])
+def test_a_folder_that_triton_s_shell_would_read_otherwise_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    install = TritonInstall(tmp_path / "tritonserver", (), (), tmp_path / "model_repo")
+    with pytest.raises(ServerError, match="set TMPDIR to a folder named by letters"):
+        lay_out_backend(install, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    moved = TritonInstall(tmp_path / "tritonserver", (), (), tmp_path / name)
+    with pytest.raises(ServerError, match="install legokv in a folder named by letters"):
+        lay_out_backend(moved, tmp_path / "folder")
+
+
+def test_letters_of_any_script_are_no_signs(tmp_path: Path) -> None:
+    install = TritonInstall(tmp_path / "tritonserver", (), (), tmp_path / "model_repo")
+    lay_out_backend(install, tmp_path / "é東-Ωμέγα_1.0")
+    assert (tmp_path / "é東-Ωμέγα_1.0" / "python").is_dir()
