@@ -1,6 +1,5 @@
 """How the tests ask for a plan of TensorRT-RTX: by the build script, and in this process."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,11 +15,6 @@ PLAN = "tensorrt-rtx.plan"
 def command(library: Path, output: Path, *arguments: str | Path) -> list[str]:
     options = ["--backend", "tensorrt-rtx", "--plugin-library", library, "--output", output]
     return [sys.executable, str(SCRIPT), *map(str, [*options, *arguments])]
-
-
-def build(library: Path, output: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    given = command(library, output, *arguments)
-    return subprocess.run(given, check=False, capture_output=True, text=True)
 
 
 def settings_of(

@@ -1,14 +1,14 @@
 """What no plan can have is refused in one sentence, before anything is compiled."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from plan_builds import SCRIPT, build
+from build_command import build_engine
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
+
+RTX = ("--backend", "tensorrt-rtx")
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,16 @@ def test_nonsense_is_refused_in_one_sentence(
     words: str,
 ) -> None:
     checkpoint = tiny_checkpoint("llama-wide")
-    finished = build(plugin_library, tmp_path / "e", "--checkpoint", checkpoint, *arguments)
+    finished = build_engine(
+        *RTX,
+        "--plugin-library",
+        plugin_library,
+        "--output",
+        tmp_path / "e",
+        "--checkpoint",
+        checkpoint,
+        *arguments,
+    )
     assert finished.returncode == 1
     assert words in finished.stderr
     assert finished.stderr.count("\n") == 1
@@ -37,7 +46,15 @@ def test_nonsense_is_refused_in_one_sentence(
 def test_a_head_size_without_a_kernel_is_refused_with_those_that_have_one(
     plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    finished = build(plugin_library, tmp_path / "e", "--checkpoint", tiny_checkpoint("llama"))
+    finished = build_engine(
+        *RTX,
+        "--plugin-library",
+        plugin_library,
+        "--output",
+        tmp_path / "e",
+        "--checkpoint",
+        tiny_checkpoint("llama"),
+    )
     assert finished.returncode == 1
     assert "no kernel for head size 16, only for 64, 80, 96, 128" in finished.stderr
 
@@ -58,13 +75,8 @@ def test_what_no_plan_can_have_is_refused_before_any_plugin_is_compiled(
     arguments: list[str],
     words: str,
 ) -> None:
-    options = ["--backend", "tensorrt-rtx", "--output", str(tmp_path / "e"), *arguments]
-    finished = subprocess.run(
-        [sys.executable, str(SCRIPT), "--checkpoint", str(tiny_checkpoint(name)), *options],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    options = [*RTX, "--output", tmp_path / "e", *arguments]
+    finished = build_engine("--checkpoint", tiny_checkpoint(name), *options)
     assert finished.returncode == 1
     assert words in finished.stderr
     assert "Compiling the plugins" not in finished.stdout
@@ -72,7 +84,9 @@ def test_what_no_plan_can_have_is_refused_before_any_plugin_is_compiled(
 
 
 def test_a_plugin_library_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    finished = build(tmp_path / "none.so", tmp_path / "e")
+    finished = build_engine(
+        *RTX, "--plugin-library", tmp_path / "none.so", "--output", tmp_path / "e"
+    )
     assert finished.returncode == 1
     assert "none.so does not exist: run build/build_plugins.py" in finished.stderr
 
@@ -85,10 +99,7 @@ def test_missing_tensorrt_headers_are_refused_before_anything_is_compiled(
 ) -> None:
     monkeypatch.setenv("TENSORRT_INCLUDE", str(tmp_path))
     engine, checkpoint = tmp_path / "e", tiny_checkpoint("llama-wide")
-    options = ("--backend", "tensorrt-rtx", "--checkpoint", checkpoint, "--output", engine)
-    finished = subprocess.run(
-        [sys.executable, SCRIPT, *options], check=False, capture_output=True, text=True
-    )
+    finished = build_engine(*RTX, "--checkpoint", checkpoint, "--output", engine)
     assert finished.returncode == 1
     assert f"TENSORRT_INCLUDE={tmp_path} has no NvInferRuntime.h" in finished.stderr
     assert "Compiling" not in finished.stdout

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from legokv.checkpoint.gguf_header import GgufHeader, read_gguf_header
 from legokv.checkpoint.gguf_refusals import CONTROL, USER_DEFINED, refuse_lost
@@ -63,6 +62,9 @@ def sha256_of(file: Path) -> str:
 
 
 def _save_as_hf_folder(gguf: Path, header: GgufHeader, folder: Path) -> None:
+    # Here, where it is used: it takes a second, and most builds convert nothing.
+    import transformers
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         gguf.parent, gguf_file=gguf.name, local_files_only=True
     )

@@ -1,4 +1,4 @@
-"""The build script, run as a user runs it."""
+"""The build script: as a user runs it where that matters, else in this process."""
 
 import signal
 import subprocess
@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from build_command import build_engine
 from paths import ROOT
 
 from legokv.built.folder import read_engine_folder
@@ -17,7 +18,7 @@ from legokv.built.plan_limits import PlanLimits
 SCRIPT = ROOT / "build" / "build_engine.py"
 
 
-def build(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_script(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
@@ -26,7 +27,7 @@ def test_a_checkpoint_becomes_an_engine_once(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     options = ("--checkpoint", tiny_checkpoint("qwen3"), "--output", tmp_path / "engine")
-    first = build(*options, "--dtype", "float32", "--page-size", "32", "--name", "small")
+    first = run_script(*options, "--dtype", "float32", "--page-size", "32", "--name", "small")
     assert first.returncode == 0, first.stderr
     assert "written" in first.stdout
     assert "Backend auto: torch" in first.stdout
@@ -38,7 +39,7 @@ def test_a_checkpoint_becomes_an_engine_once(
     for number in (facts.gate.kl_link_0, facts.gate.kl_link_16):
         assert f"{number:.4g}" in first.stdout
 
-    second = build(*options, "--dtype", "float32", "--page-size", "32", "--name", "small")
+    second = build_engine(*options, "--dtype", "float32", "--page-size", "32", "--name", "small")
     assert "already up to date, kept" in second.stdout
 
 
@@ -53,7 +54,7 @@ def test_a_checkpoint_becomes_an_engine_once(
 def test_what_cannot_be_built_is_one_sentence_and_exit_status_1(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    finished = build(*arguments, "--output", tmp_path / "engine")
+    finished = build_engine(*arguments, "--output", tmp_path / "engine")
     assert finished.returncode == 1
     assert message in finished.stderr
     assert finished.stderr.count("\n") == 1
@@ -63,7 +64,7 @@ def test_what_cannot_be_built_is_one_sentence_and_exit_status_1(
 def test_a_page_of_no_tokens_is_refused(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    finished = build(
+    finished = build_engine(
         "--checkpoint", tiny_checkpoint("llama"), "--output", tmp_path / "e", "--page-size", "0"
     )
     assert finished.returncode == 1
@@ -71,7 +72,7 @@ def test_a_page_of_no_tokens_is_refused(
 
 
 def test_a_backend_that_does_not_exist_is_refused_with_those_that_do() -> None:
-    finished = build("--backend", "tensorflow")
+    finished = build_engine("--backend", "tensorflow")
     assert finished.returncode == 2
     assert "'tensorflow'" in finished.stderr
     assert "torch" in finished.stderr
@@ -81,7 +82,7 @@ def test_a_backend_that_does_not_exist_is_refused_with_those_that_do() -> None:
 def test_a_name_that_is_a_path_is_refused_before_anything_is_read(
     name: str, tmp_path: Path
 ) -> None:
-    finished = build("--name", name, "--checkpoint", tmp_path / "nowhere")
+    finished = build_engine("--name", name, "--checkpoint", tmp_path / "nowhere")
     assert finished.returncode == 1
     assert f"an engine's name is one folder's, without a path: '{name}'" in finished.stderr
     assert finished.stderr.count("\n") == 1
@@ -89,7 +90,7 @@ def test_a_name_that_is_a_path_is_refused_before_anything_is_read(
 
 @pytest.mark.parametrize("option", ["--max-step-tokens", "--max-sequences", "--plugin-library"])
 def test_options_of_a_plan_are_refused_where_none_is_built(option: str, tmp_path: Path) -> None:
-    finished = build(option, "1", "--backend", "torch", "--output", tmp_path / "e")
+    finished = build_engine(option, "1", "--backend", "torch", "--output", tmp_path / "e")
     assert finished.returncode == 1
     assert f"{option} is of a plan, and backend torch builds none" in finished.stderr
     assert not (tmp_path / "e").exists()
@@ -121,7 +122,7 @@ def test_an_engine_without_a_name_has_its_checkpoints_dots_and_all(
 ) -> None:
     checkpoint = tmp_path / "Llama-3.2-1B"
     checkpoint.symlink_to(tiny_checkpoint("llama"))
-    finished = build("--checkpoint", checkpoint, "--output", tmp_path / "e", "--no-onnx")
+    finished = build_engine("--checkpoint", checkpoint, "--output", tmp_path / "e", "--no-onnx")
     assert finished.returncode == 0, finished.stderr
     assert read_engine_folder(tmp_path / "e").name == "Llama-3.2-1B"
 
@@ -136,6 +137,6 @@ def test_a_path_that_is_no_text_is_refused_with_what_to_set() -> None:
 
 
 def test_every_limit_of_a_plan_has_an_option() -> None:
-    finished = build("--help")
+    finished = build_engine("--help")
     for limit in fields(PlanLimits):
         assert f"--{limit.name.replace('_', '-')} N" in finished.stdout

@@ -3,14 +3,13 @@
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from build_command import build_engine
 from paths import ROOT
 from safetensors.torch import load_file, save_file
 
@@ -207,10 +206,8 @@ def test_a_failed_engine_is_up_to_date_only_for_whom_it_was_kept(
 def test_the_script_says_what_was_found_and_keeps_a_failed_engine_where_told(
     overflowing: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, str(ROOT / "build/build_engine.py"), "--no-onnx"]
-    command += ["--checkpoint", str(overflowing), "--output", str(tmp_path / "e")]
-    command += ["--dtype", "float16", "--keep-failed"]
-    kept = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = ("--no-onnx", "--dtype", "float16", "--keep-failed")
+    kept = build_engine("--checkpoint", overflowing, "--output", tmp_path / "e", *options)
     assert kept.returncode == 0, kept.stderr
     assert "Linked against full logits: with all chunks recomputed" in kept.stdout
     assert not gate_of(tmp_path / "e").passed
@@ -283,7 +280,8 @@ def test_a_folder_of_an_older_format_says_the_command_that_builds_it_again(
     with pytest.raises(EngineMismatch, match="engine format 2, this legokv reads format 3") as old:
         read_engine_folder(folder)
     script, *arguments = shlex.split(str(old.value).split(" with ")[-1])
-    subprocess.run([sys.executable, str(ROOT / script), *arguments, "--no-onnx"], check=True)
+    assert (ROOT / script).is_file()
+    assert build_engine(*arguments, "--no-onnx").returncode == 0
     again = read_engine_folder(folder)
     assert replace(again, gate=None) == replace(wanted, gate=None)
     assert gate_of(folder).passed

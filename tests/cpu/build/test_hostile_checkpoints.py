@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from paths import ROOT
+from build_command import build_engine
 
 from legokv.build.engine import BuildSettings, facts_from_checkpoint
 from legokv.errors import LegokvError
@@ -140,16 +138,8 @@ def test_the_build_says_it_in_one_line_and_ends_with_status_1(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     (checkpoint / "tokenizer.json").write_text(POINTER)
-    script, output = ROOT / "build" / "build_engine.py", tmp_path / "engine"
-    command = [
-        sys.executable,
-        str(script),
-        "--checkpoint",
-        str(checkpoint),
-        "--output",
-        str(output),
-    ]
-    finished = subprocess.run(command, check=False, capture_output=True, text=True)
+    output = tmp_path / "engine"
+    finished = build_engine("--checkpoint", checkpoint, "--output", output)
     assert (finished.returncode, finished.stderr.count("\n")) == (1, 1)
     assert "tokenizer.json is a Git LFS pointer" in finished.stderr
     assert not output.exists()

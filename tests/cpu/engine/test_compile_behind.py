@@ -152,6 +152,28 @@ def test_a_damaged_chunk_file_is_compiled_again_behind_the_others(
     assert second.cache.pool.num_used == sum(len(r.pages) for r in second.cache.residents)
 
 
+def test_a_chunk_lost_between_the_question_and_the_reading_is_compiled_behind_the_others(
+    tiny_engine_folder, tmp_path, monkeypatch
+):
+    settings = EngineSettings(pool_tokens=256, cache_dir=tmp_path)
+    *spans, question = random_lists(8, 40, 33, 9)
+    first = Engine.open(tiny_engine_folder(), settings=settings)
+    chunks = document(first, *spans)
+    wanted = first.prefill([chunks[1], question])
+    for file in files(tmp_path):
+        file.unlink()
+    second = Engine.open(tiny_engine_folder(), settings=settings)
+    transfer = second.executor._transfer
+    answers, can_load = [True], transfer.can_load
+    monkeypatch.setattr(
+        transfer, "can_load", lambda *asked: answers.pop() if answers else can_load(*asked)
+    )
+    again = second.prefill([chunks[1], question])
+    torch.testing.assert_close(again.logits, wanted.logits, **CLOSE)
+    assert (answers, again.usage.compiled_tokens) == ([], 40 + 33)
+    assert second.cache.num_leases == 0
+
+
 def test_a_chunk_that_a_tier_has_is_linked_without_what_it_was_compiled_behind(
     tiny_engine_folder, tmp_path
 ):

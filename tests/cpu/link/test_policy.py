@@ -1,4 +1,6 @@
-from legokv.link.policy import PlacedChunk, Share, everything, legolink, nothing, spread
+import numpy as np
+
+from legokv.link.policy import Guided, PlacedChunk, Share, everything, legolink, nothing, spread
 
 CHUNKS = [PlacedChunk(0, 40), PlacedChunk(40, 5), PlacedChunk(60, 300)]
 
@@ -50,6 +52,13 @@ def test_a_share_is_of_each_document_s_tokens_to_the_nearest_number():
     assert as_lists(spread(Share(10)).choose(RUNS)) == [[], [], [], [0], [2, 12, 22], [0]]
     assert [len(s) for s in spread(Share(100)).choose(RUNS)] == [0, 0, 0, 8, 32, 10]
     assert as_lists(spread(Share(0)).choose(RUNS)) == [[]] * 6
+
+
+def test_guided_takes_no_more_of_a_short_document_than_it_has_to_give():
+    scores = np.arange(100.0)
+    chunks = [PlacedChunk(10, 5), PlacedChunk(15, 85)]
+    assert as_lists(Guided(16).choose(chunks, scores)) == [[], [*range(64, 85)]]
+    assert as_lists(Guided(16).choose(chunks, -scores)) == [[0, 1, 2, 3, 4], [*range(16)]]
 
 
 def test_a_document_without_its_head_or_its_beginning_is_not_exact():
