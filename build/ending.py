@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from legokv.errors import LegokvError
+from legokv.errors import LegokvError, sentence_of
 
 FAILED, INTERRUPTED = 1, 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -24,7 +24,7 @@ def run(command: str, load: Callable[[], Callable[[], None]]) -> int:
         _on_signals(signal.default_int_handler)
         build()
     except (LegokvError, OSError) as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        print(f"{command}: {sentence_of(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

@@ -2,6 +2,9 @@
 
 from typing import ClassVar, Literal
 
+LONGEST_LINE = 1200
+"""Characters of an error's line as `sentence_of` gives it."""
+
 
 class LegokvError(Exception):
     """Root of all errors raised on purpose; `code` is the Triton status it maps to."""
@@ -148,6 +151,26 @@ class LaunchRefused(StepFailed):
     """A kernel's launcher that said no; the message is the library's own."""
 
     code = "UNSUPPORTED"
+
+
+def sentence_of(error: BaseException) -> str:
+    """What an error says, to be printed: nothing in it drives a terminal, and no line is endless.
+
+    For all that prints one: files and requests come from anywhere, and errors name what is in them.
+    """
+    return "\n".join(_cut(printable(line)) for line in str(error).split("\n"))
+
+
+def printable(text: str) -> str:
+    """The text with all that could end a line or drive a terminal written as Python writes it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _cut(line: str) -> str:
+    """A long line without its middle: its end says what to do."""
+    if len(line) <= LONGEST_LINE:
+        return line
+    return f"{line[: LONGEST_LINE * 2 // 3]} … {line[-LONGEST_LINE // 4 :]}"
 
 
 UnreadableReason = Literal[

@@ -8,7 +8,7 @@ import pytest
 
 import legokv
 from legokv import errors
-from legokv.errors import LegokvError
+from legokv.errors import LONGEST_LINE, LegokvError, sentence_of
 from legokv.serving.messages import error_of, failed
 
 PACKAGE = Path(legokv.__file__).parent
@@ -66,3 +66,15 @@ def test_an_error_of_a_library_or_a_build_keeps_its_class_and_code_on_the_way(na
     arrived = error_of(failed(KNOWN[name]("5 > 3")))
     assert isinstance(arrived, LegokvError)
     assert (type(arrived), arrived.code, str(arrived)) == (KNOWN[name], code, "5 > 3")
+
+
+def test_what_an_error_says_drives_no_terminal():
+    said = sentence_of(LegokvError("'\x1b[31m\r\u202e\0' is none\nof 東京: é 👩‍🔬"))
+    assert said == "'\\x1b[31m\\r\\u202e\\x00' is none\nof 東京: é 👩\\u200d🔬"
+
+
+def test_what_an_error_says_ends_and_its_next_step_is_in_it():
+    said = sentence_of(LegokvError(f"{'x' * 10**6} is none: fetch it again\nand again"))
+    assert said.startswith("xxx")
+    assert said.endswith("x is none: fetch it again\nand again")
+    assert len(said) < LONGEST_LINE + 20

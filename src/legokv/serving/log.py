@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from legokv.errors import InvalidRequest, LegokvError
+from legokv.errors import InvalidRequest, LegokvError, printable
 from legokv.serving.probe import is_probe
 from legokv.serving.settings import Settings
 
@@ -80,17 +80,12 @@ class SafeFormatter(logging.Formatter):
     """Lines that nobody's text can forge: control characters are escaped, tracebacks indented."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = _escaped(record.message)
+        record.message = printable(record.message)
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:
         lines = super().formatException(ei).split("\n")
-        return "\n".join(f"  {_escaped(line)}" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    """The text with all that could end a line or drive a terminal written as Python writes it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        return "\n".join(f"  {printable(line)}" for line in lines)
 
 
 def log_to_server(model: str, settings: Settings) -> None:
