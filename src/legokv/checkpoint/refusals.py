@@ -15,14 +15,14 @@ def known_architecture(config: JsonObject) -> Architecture:
     experts = [key for key in _EXPERT_KEYS if config.get(key)]
     if experts:
         raise UnsupportedModel(
-            f"{name} is a mixture of experts ({experts[0]} = {config[experts[0]]}): "
+            f"{name} is a mixture of experts ({experts[0]} = {str(config[experts[0]])[:80]}): "
             "only dense feed-forward layers are supported"
         )
     latent = [key for key in _LATENT_KEYS if config.get(key)]
     if latent:
         raise UnsupportedModel(
-            f"{name} uses multi-head latent attention ({latent[0]} = {config[latent[0]]}): "
-            "its cache has no per-head keys to link"
+            f"{name} uses multi-head latent attention ({latent[0]} = "
+            f"{str(config[latent[0]])[:80]}): its cache has no per-head keys to link"
         )
     if name not in ARCHITECTURES:
         raise UnsupportedModel(
@@ -49,12 +49,12 @@ def refuse_uneven_heads(num_heads: int, num_kv_heads: int, head_size: int) -> No
 def _architecture_name(config: JsonObject) -> str:
     named = config.get("architectures")
     if isinstance(named, list) and named:
-        return str(named[0])
+        return str(named[0])[:80]
     model_type = config.get("model_type")
     for architecture in ARCHITECTURES.values():
         if architecture.model_type == model_type:
             return architecture.name
-    return f"of model_type {model_type!r}"
+    return f"of model_type {str(model_type)[:80]!r}"
 
 
 def _refuse_quantised(config: JsonObject) -> None:
@@ -62,15 +62,17 @@ def _refuse_quantised(config: JsonObject) -> None:
     if quantisation:
         method = quantisation.get("quant_method", "unnamed")
         raise UnsupportedModel(
-            f"the checkpoint is quantised ({method}): only float32, float16 and bfloat16 weights "
-            "are supported; take the unquantised checkpoint, or a GGUF file"
+            f"the checkpoint is quantised ({str(method)[:80]}): only float32, float16 and bfloat16 "
+            "weights are supported; take the unquantised checkpoint, or a GGUF file"
         )
 
 
 def _refuse_activation(config: JsonObject) -> None:
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise UnsupportedModel(f"activation '{activation}' is not supported: only silu is")
+        raise UnsupportedModel(
+            f"activation '{str(activation)[:80]}' is not supported: only silu is"
+        )
 
 
 def refuse_narrow_window(config: JsonObject, architecture: Architecture, context: int) -> None:

@@ -16,6 +16,7 @@ _BLOCK_BYTES = 8 << 20
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
+_LONGEST_DTYPE = 16
 
 
 @dataclass(frozen=True)
@@ -139,15 +140,19 @@ def _header(file: Path) -> tuple[JsonObject, int]:
 
 def _stored_tensor(name: str, entry: Any, file: Path, data_start: int) -> StoredTensor:
     try:
-        dtype, shape = str(entry["dtype"]), tuple(_size(size) for size in entry["shape"])
+        dtype, shape = entry["dtype"], tuple(_size(size) for size in entry["shape"])
         start, end = (data_start + _size(offset) for offset in entry["data_offsets"])
     except (KeyError, TypeError, ValueError):
         raise UnsupportedModel(f"{file}: the header's entry for {name[:80]} is damaged") from None
+    if not isinstance(dtype, str) or len(dtype) > _LONGEST_DTYPE:
+        raise UnsupportedModel(f"{file}: {name[:80]} names no type: {str(dtype)[:80]!r}")
     if end < start:
         raise UnsupportedModel(f"{file}: {name[:80]} ends at byte {end}, before its start {start}")
     float_dtype = FLOAT_DTYPES.get(dtype)
     if float_dtype is not None and end - start != prod(shape) * float_dtype.item_bytes:
-        raise UnsupportedModel(f"{file}: {name} has {end - start} bytes for {dtype} {list(shape)}")
+        raise UnsupportedModel(
+            f"{file}: {name[:80]} has {end - start} bytes for {dtype} {list(shape)}"
+        )
     return StoredTensor(name, dtype, shape, file, start, end)
 
 

@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from legokv.errors import UnsupportedModel
-from legokv.text.definition import Definition, Token, is_letter
+from legokv.text.definition import MATCHING, Definition, Token, is_letter
 
 Json = dict[str, Any]
 
@@ -82,7 +82,7 @@ def _opened(content: Json) -> tokenizers.Tokenizer:
 
 
 def _added(token: Token) -> AddedToken:
-    return AddedToken(**{key: value for key, value in token.items() if key != "id"})
+    return AddedToken(token["content"], **{key: token[key] for key in MATCHING if key in token})
 
 
 def _check_ids(whole: tokenizers.Tokenizer, added: Iterable[Token]) -> None:
@@ -90,7 +90,7 @@ def _check_ids(whole: tokenizers.Tokenizer, added: Iterable[Token]) -> None:
         place = whole.token_to_id(token["content"])
         if "id" in token and place != token["id"]:
             raise UnsupportedModel(
-                f"the token {token['content']!r} is declared with the id {token['id']}; in "
+                f"the token {token['content'][:80]!r} is declared with the id {token['id']}; in "
                 f"tokenizer.json's vocabulary it comes out as {place}: save both anew, with "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
@@ -141,7 +141,7 @@ def _without(model: Json, names: Collection[str]) -> Json | None:
 def _reached(model: Json, names: Collection[str]) -> Iterator[str]:
     """Those of the names that the model may make of a text's letters by itself."""
     vocabulary = model.get("vocab") or {}
-    if model.get("type", "BPE") == "BPE" and not model.get("ignore_merges"):
+    if "merges" in model and not model.get("ignore_merges"):
         yield from (name for name in map("".join, _merges(model)) if name in names)
         yield from (name for name in names if len(name) == 1 and name in vocabulary)
         return

@@ -25,7 +25,9 @@ _NAMED = (
 # And those that have several, in a list or by names of their own.
 _LISTED = ("additional_special_tokens", "extra_special_tokens")
 _PREFIX = "\u2581"
-_MATCHING = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_COMPONENTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+_PARTS = ("normalizers", "pretokenizers", "processors", "decoders")
+MATCHING = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,17 @@ def read_definition(text: str, settings: Mapping[str, Any]) -> Definition:
 
 
 def token_text(token: Any) -> str | None:
-    """A special token's text; configs hold it bare or inside an object."""
+    """A special token's text; configs hold it bare or inside an object.
+
+    UnsupportedModel for what is neither.
+    """
     content = token.get("content") if isinstance(token, dict) else token
-    return None if content is None else str(content)
+    if not isinstance(content, str | None):
+        raise UnsupportedModel(
+            f"a special token is {str(content)[:80]!r}: it is a text, or an object with its "
+            "'content' as text"
+        )
+    return content
 
 
 def is_letter(name: str, special: bool) -> bool:
@@ -85,7 +95,30 @@ def _content(text: str) -> dict[str, Any]:
     content["added_tokens"] = content.get("added_tokens") or []
     _check_tokens(content["added_tokens"])
     _check_vocabulary(content["model"].get("vocab"))
+    for name in _COMPONENTS:
+        _check_component(name, content.get(name))
     return content
+
+
+def _check_component(name: str, component: Any) -> None:
+    """One is an object with its type, or several behind one another, or is not there.
+
+    The library reads a list in an object's place, too, which says no more which value is which.
+    """
+    if component is None:
+        return
+    if not (isinstance(component, dict) and isinstance(component.get("type"), str)):
+        raise UnsupportedModel(
+            f"the {name} of tokenizer.json is {str(component)[:80]!r}: it is an object with its "
+            "'type' as text"
+        )
+    parts = [component[key] for key in _PARTS if key in component]
+    if component["type"] == "Sequence" and not (len(parts) == 1 and isinstance(parts[0], list)):
+        raise UnsupportedModel(
+            f"the {name} of tokenizer.json is a Sequence of {str(parts)[:80]}: it has one list"
+        )
+    for part in parts[0] if component["type"] == "Sequence" else ():
+        _check_component(name, part)
 
 
 def _check_tokens(tokens: Any) -> None:
@@ -103,6 +136,12 @@ def _check_tokens(tokens: Any) -> None:
             raise UnsupportedModel(
                 f"the token {token['content'][:80]!r} in tokenizer.json has the id "
                 f"{str(token.get('id'))[:80]!r}, not a number of 0 or more"
+            )
+        odd = [key for key in MATCHING if not isinstance(token.get(key, False), bool)]
+        if odd:
+            raise UnsupportedModel(
+                f"{odd[0]} of the token {token['content'][:80]!r} in tokenizer.json is "
+                f"{str(token[odd[0]])[:80]!r}: it is true or false"
             )
 
 
@@ -148,7 +187,7 @@ def _declared(settings: Mapping[str, Any]) -> Iterator[tuple[str, Token]]:
                 f"added_tokens_decoder declares {str(token)[:80]!r} as {str(token_id)[:80]!r}: "
                 "it has a token with its 'content' for each id"
             )
-        flags = {key: bool(token[key]) for key in _MATCHING if key in token}
+        flags = {key: bool(token[key]) for key in MATCHING if key in token}
         yield name, {"content": name, "id": int(token_id), **flags}
 
 
@@ -195,7 +234,7 @@ def _place_all(
     for name, token_id in ({n: token["id"] for n, token in own.items()} | missing).items():
         if holders.setdefault(token_id, name) != name:
             raise UnsupportedModel(
-                f"the token {name!r} is declared with the id {token_id}, which is "
-                f"{holders[token_id]!r} in tokenizer.json: they are not of one checkpoint"
+                f"the token {name[:80]!r} is declared with the id {token_id}, which is "
+                f"{holders[token_id][:80]!r} in tokenizer.json: they are not of one checkpoint"
             )
         vocabulary.setdefault(name, token_id)

@@ -78,9 +78,10 @@ class Tokenizer:
     def check_named_tokens(self) -> None:
         """UnsupportedModel for an end or first token that is needed and has no id."""
         for key in ("eos_token", *(("bos_token",) if self._needs_bos else ())):
-            if self._special[key] is not None and self._token_id(key) is None:
+            text = self._special[key]
+            if text is not None and self._token_id(key) is None:
                 raise UnsupportedModel(
-                    f"{key} is {self._special[key]!r}, which has no id in tokenizer.json, "
+                    f"{key} is {text[:80]!r}, which has no id in tokenizer.json, "
                     "tokenizer_config.json or added_tokens.json: name one that has, or save the "
                     "tokenizer anew, with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
                 )

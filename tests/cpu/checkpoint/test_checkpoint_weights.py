@@ -184,6 +184,10 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
         "the header's entry for a is damaged",
     ),
     "bare": (header({"a": 5}), "the header's entry for a is damaged"),
+    "type": (
+        header({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}),
+        "a names no type",
+    ),
 }
 
 

@@ -185,6 +185,38 @@ def test_a_vocabulary_of_another_shape_is_refused(vocabulary: object) -> None:
         read_definition(json.dumps({"model": {"vocab": vocabulary}}), {})
 
 
+@pytest.mark.parametrize("name", ["normalizer", "pre_tokenizer", "post_processor", "decoder"])
+@pytest.mark.parametrize(
+    "component",
+    [["NFC"], "NFC", {"type": 5}, {}, {"type": "Sequence"}, {"type": "Sequence", "decoders": {}}],
+)
+def test_a_component_of_another_shape_is_refused(name: str, component: object) -> None:
+    text = json.dumps({"model": {"vocab": {}}, name: component})
+    with pytest.raises(UnsupportedModel, match=f"the {name} of tokenizer.json is "):
+        read_definition(text, {})
+
+
+def test_a_component_of_another_shape_in_a_sequence_is_refused() -> None:
+    inner = {"type": "Sequence", "normalizers": [{"type": "NFC"}, ["NFC"]]}
+    text = json.dumps({"model": {"vocab": {}}, "normalizer": inner})
+    with pytest.raises(UnsupportedModel, match=r"the normalizer of tokenizer\.json is"):
+        read_definition(text, {})
+
+
+def test_a_switch_of_a_token_that_is_none_is_refused() -> None:
+    tokens = [{"id": 1, "content": "<a>", "lstrip": "yes"}]
+    text = json.dumps({"model": {"vocab": {}}, "added_tokens": tokens})
+    with pytest.raises(UnsupportedModel, match=r"lstrip of the token '<a>' .* is 'yes'"):
+        read_definition(text, {})
+
+
+@pytest.mark.parametrize("token", [5, ["</s>"], {"content": [1]}, True])
+def test_a_special_token_that_is_no_text_is_refused(folder: Path, token: object) -> None:
+    change(folder / "tokenizer_config.json", eos_token=token)
+    with pytest.raises(UnsupportedModel, match=r"a special token is .*: it is a text"):
+        Tokenizer.open(folder)
+
+
 def test_a_vocabulary_without_ids_takes_a_declared_token_at_its_end() -> None:
     content = {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]]}}
     settings = {"added_tokens_decoder": {"2": {"content": "<x>"}}}
