@@ -14,16 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from legokv.built.gate_facts import GateFacts
-from legokv.built.plan_facts import PlanFacts, plan_facts_from_json
+from legokv.built.plan_facts import PlanFacts
+from legokv.built.typed_json import typed
 from legokv.errors import EngineMismatch, InvalidRequest
-from legokv.model.config import ModelConfig, RopeConfig
-from legokv.model.dtypes import Dtypes
+from legokv.model.config import ModelConfig
+from legokv.model.dtypes import DTYPES, Dtypes
 from legokv.whole_files import replaced_folder
 
 FORMAT_VERSION = 3
 FACTS_FILE = "engine.json"
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
+_SIZES = frozenset(
+    ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
+     "head_size", "max_positions")
+)  # fmt: skip
+# Positions and ids are int32 in the kernels; no size of a model is near it.
+_MOST = 2**31 - 1
 # Where a hard link is impossible (another disk, a file system without them), a copy does.
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -133,13 +140,18 @@ def _engine_json(path: Path) -> dict[str, Any]:
         data = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EngineMismatch(f"{path} holds no {FACTS_FILE}: it is not an engine folder") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EngineMismatch(f"{path / FACTS_FILE} is not JSON: {error}") from None
+    except OSError as error:
+        raise EngineMismatch(
+            f"{path / FACTS_FILE} cannot be read: {error.strerror or error}"
+        ) from None
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
         raise EngineMismatch(
-            f"{path} has engine format {version}, this legokv reads format {FORMAT_VERSION}: "
-            f"build the engine again, from its own files with {_build_command(path, data)}"
+            f"{path} has engine format {str(version)[:80]}, this legokv reads format "
+            f"{FORMAT_VERSION}: build the engine again, from its own files with "
+            f"{_build_command(path, data)}"
         )
     return dict(data)
 
@@ -150,26 +162,34 @@ def _build_command(path: Path, data: object) -> str:
     words = ["build/build_engine.py", "--checkpoint", str(path), "--output", str(path)]
     for name in ("name", "dtype", "page_size", "backend"):
         if name in fields:
-            words += [f"--{name.replace('_', '-')}", str(fields[name])]
+            words += [f"--{name.replace('_', '-')}", str(fields[name])[:80]]
     return shlex.join(words)
 
 
 def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
     try:
-        model = dict(data["model"])
-        model["rope"] = RopeConfig(**model["rope"])
-        model["eos_token_ids"] = tuple(model["eos_token_ids"])
-        parts: dict[str, Any] = {
-            name: tuple(StoredFile(**file) for file in data[name]) for name in ("files", "produced")
-        }
-        parts["plan"] = data["plan"] and plan_facts_from_json(data["plan"])
-        parts["gate"] = data["gate"] and GateFacts(**data["gate"])
-        return EngineFacts(**(data | parts | {"model": ModelConfig(**model)}))
-    except (KeyError, TypeError) as error:
+        facts: EngineFacts = typed(EngineFacts, data, "")
+    except TypeError as error:
         raise EngineMismatch(
-            f"{path / FACTS_FILE} says format {FORMAT_VERSION} but lacks its fields ({error}): "
+            f"{path / FACTS_FILE} says format {FORMAT_VERSION} but has not its fields ({error}): "
             "build the engine again"
         ) from None
+    model = facts.model
+    sizes = {name: value for name, value in asdict(model).items() if name in _SIZES}
+    sizes["page_size"] = facts.page_size
+    odd = [name for name, value in sizes.items() if not 1 <= value <= _MOST]
+    names = [file.name for file in (*facts.files, *facts.produced) if _is_path(file.name)]
+    if odd or names or facts.dtype not in DTYPES:
+        what = f"{odd[0]} {sizes[odd[0]]}" if odd else f"a file {names[0][:80]!r}" if names else ""
+        raise EngineMismatch(
+            f"{path / FACTS_FILE} has {what or f'dtype {facts.dtype[:80]!r}'}, which no engine "
+            "has: build the engine again"
+        )
+    return facts
+
+
+def _is_path(name: str) -> bool:
+    return name in ("", ".", "..") or Path(name).name != name
 
 
 def _check_file(file: Path, size_bytes: int) -> None:

@@ -1,9 +1,8 @@
 """What engine.json records about a plan, and whether a machine may run it. No torch here."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from legokv.built.plan_limits import PlanLimits, Profile, SizeRange
+from legokv.built.plan_limits import PlanLimits, Profile
 from legokv.errors import EngineMismatch
 
 # TensorRT-RTX finishes compiling on the GPU it meets; its plans are bound to none.
@@ -51,16 +50,3 @@ def check_plan(plan: PlanFacts, here: PlanRuntime) -> None:
                 f"{plan.plan_file} was built for {what} {recorded}, here it is {present}: "
                 "build the engine again on this machine"
             )
-
-
-def plan_facts_from_json(data: dict[str, Any]) -> PlanFacts:
-    """What `dataclasses.asdict` made of the facts, after JSON; KeyError, TypeError if it lacks
-    any."""
-    profiles = tuple(
-        Profile(
-            profile["name"],
-            {symbol: SizeRange(**size) for symbol, size in profile["ranges"].items()},
-        )
-        for profile in data["profiles"]
-    )
-    return PlanFacts(**(data | {"limits": PlanLimits(**data["limits"]), "profiles": profiles}))

@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from legokv.built.folder import EngineFacts
@@ -46,10 +47,10 @@ def check_content(folder: Path, facts: EngineFacts, tokenizer_fingerprint: str) 
 
 
 def _seal(folder: Path, facts: EngineFacts) -> str:
-    looks = {
-        file.name: _look(folder / file.name) for file in facts.files if file.name.endswith(_CONTENT)
-    }
-    seal = {"fingerprint": facts.fingerprint, "files": looks}
+    names = [file.name for file in facts.files if file.name.endswith(_CONTENT)]
+    looks = {name: _look(folder / name) for name in names}
+    # The fingerprint is of the model's sizes, too, which somebody may have changed.
+    seal = {"fingerprint": facts.fingerprint, "model": asdict(facts.model), "files": looks}
     return json.dumps(seal, sort_keys=True, allow_nan=False)
 
 

@@ -132,6 +132,64 @@ def test_a_damaged_engine_is_not_up_to_date(checkpoint: Path, tmp_path: Path) ->
     Engine.open(tmp_path / "engine")
 
 
+def changed_facts(engine: Path, place: str, value: object) -> None:
+    """engine.json with another value at a place that is given with dots."""
+    facts = json.loads((engine / "engine.json").read_text())
+    inner = facts
+    *names, last = place.split(".")
+    for name in names:
+        inner = inner[name]
+    inner[last] = value
+    (engine / "engine.json").write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("dtype", ["float32"], "dtype is ['float32'], not a text"),
+        ("dtype", "int4", "dtype 'int4', which no engine has"),
+        ("page_size", "16", "page_size is '16', not a whole number"),
+        ("page_size", True, "page_size is True, not a whole number"),
+        ("page_size", 0, "page_size 0, which no engine has"),
+        ("model.num_layers", 10**30, "num_layers 1000000000000000000000000000000, which no"),
+        ("model.rope.theta", None, "model.rope.theta is None, not a number"),
+        ("model.rope.theta", 10**400, "model.rope.theta is 1000"),
+        ("model.rope", [], "model.rope is [], not an object"),
+        ("model.colour", 1, "model has 'colour', which is no field"),
+        ("model.eos_token_ids", [2, "2"], "model.eos_token_ids[1] is '2', not a whole number"),
+        ("files", {"a": 1}, "files is {'a': 1}, not a list"),
+        ("files", [{"name": "tokenizer.json"}], "files[0] lacks size_bytes"),
+        ("files", [{"name": "../x", "size_bytes": 1}], "a file '../x', which no engine has"),
+        ("gate.tolerance", "0.1", "gate.tolerance is '0.1', not a number"),
+        ("gate.tolerance", float("nan"), "gate.tolerance is nan, not a number"),
+        ("plan", 5, "plan is 5, not an object"),
+        ("format_version", "\x1b" * 5000, "engine format "),
+    ],
+)
+def test_a_fact_of_another_type_or_no_size_is_refused_with_its_place(
+    engine: Path, place: str, value: object, words: str
+) -> None:
+    changed_facts(engine, place, value)
+    with pytest.raises(EngineMismatch, match="build the engine again") as refusal:
+        read_engine_folder(engine)
+    assert words in str(refusal.value)
+    assert len(str(refusal.value)) < 1000
+
+
+def test_whole_numbers_stand_for_those_with_a_fraction(engine: Path) -> None:
+    changed_facts(engine, "model.rope.theta", 10000)
+    assert read_engine_folder(engine).model.rope.theta == 10000.0
+
+
+def test_a_size_that_was_changed_in_its_facts_is_refused_though_no_file_looks_otherwise(
+    engine: Path,
+) -> None:
+    Engine.open(engine)
+    changed_facts(engine, "model.norm_eps", 0.5)
+    with pytest.raises(EngineMismatch, match="was built of a model of fingerprint"):
+        Engine.open(engine)
+
+
 def test_weights_are_digested_when_their_files_look_otherwise_and_only_then(
     engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
