@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 from legokv.chunks.tier import StoredRow
-from legokv.stores.local.database import Database
+from legokv.stores.local.database import Database, damaged_row
 from legokv.stores.local.evictions import (
     LEASED_KEYS,
     DiskLimits,
@@ -118,10 +118,7 @@ class StoredChunks:
             cursor = sql.execute(
                 "SELECT key, namespace, num_bytes, dropped FROM stored_chunks ORDER BY used"
             )
-            return tuple(
-                StoredRow(key, namespace, num_bytes, bool(dropped))
-                for key, namespace, num_bytes, dropped in cursor
-            )
+            return tuple(_stored_row(*row) for row in cursor)
 
     def totals(self) -> tuple[int, int, int]:
         """How many chunks are stored, their bytes, and how many of them are leased."""
@@ -167,6 +164,17 @@ class StoredChunks:
             " WHERE key = ?",
             _ones(used),
         )
+
+
+def _stored_row(key: object, namespace: object, num_bytes: object, dropped: object) -> StoredRow:
+    """CacheUnavailable for a value that is none."""
+    if not isinstance(key, str):
+        raise damaged_row("stored_chunks", "key", key)
+    if not isinstance(namespace, str):
+        raise damaged_row("stored_chunks", "namespace", namespace)
+    if not isinstance(num_bytes, int):
+        raise damaged_row("stored_chunks", "num_bytes", num_bytes)
+    return StoredRow(key, namespace, num_bytes, bool(dropped))
 
 
 def _upsert(sql: sqlite3.Connection, row: StoredRow) -> None:

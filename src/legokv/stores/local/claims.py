@@ -25,7 +25,8 @@ def take_claim(
     with database.transaction() as sql:
         row = document_rows.require(sql, namespace, document_id)
         # A deadline further off than a claim lasts was written before the clock was set back.
-        holds = row["state"] == State.COMPILING and now < row["claim_deadline"] <= now + seconds
+        deadline = row["claim_deadline"] or 0.0
+        holds = row["state"] == State.COMPILING and now < deadline <= now + seconds
         left_behind = row["state"] == State.COMPILING and not holds
         if row["state"] != State.REGISTERED and not left_behind:
             return None

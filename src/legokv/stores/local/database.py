@@ -6,7 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -91,6 +91,9 @@ _UNAVAILABLE = {
     sqlite3.SQLITE_CORRUPT: "it is damaged",
     sqlite3.SQLITE_NOTADB: "it is no database any more",
 }
+
+
+_NO_TEXT = "Could not decode to UTF-8"
 
 
 class Database:
@@ -204,6 +207,14 @@ def _busy(seconds: float) -> Busy:
     return Busy(f"the document registry was locked for {seconds:g} s")
 
 
+def damaged_row(table: str, column: str, value: object) -> CacheUnavailable:
+    """The error for a value that no legokv writes: SQLite takes any type in any column."""
+    return CacheUnavailable(
+        f"the document registry is damaged: a row of its table {table} has the {column} "
+        f"{repr(value)[:80]}; delete the document, or move the registry's file away"
+    )
+
+
 @contextmanager
 def _sqlite_errors() -> Iterator[None]:
     """Turn what SQLite says of its file into this project's errors."""
@@ -213,6 +224,8 @@ def _sqlite_errors() -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_BUSY:
             raise _busy(BUSY_SECONDS) from error
+        if _NO_TEXT in str(error):  # of Python's module, which has no code for it
+            code = sqlite3.SQLITE_CORRUPT
         if code in _UNAVAILABLE:
             raise CacheUnavailable(
                 f"the document registry cannot be used now: {_UNAVAILABLE[code]} ({error})"
@@ -253,14 +266,22 @@ def _connect(path: Path) -> sqlite3.Connection:
     except CacheUnavailable as error:
         connection.close()
         if _is_damaged(error):
-            raise EngineMismatch(
-                f"{path} cannot be used as a document registry: {error.__cause__}"
-            ) from error
+            raise _damaged(path, str(error.__cause__)) from error
         raise
-    except (LegokvError, sqlite3.DatabaseError):
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise _damaged(path, str(error)) from error
+    except LegokvError:
         connection.close()
         raise
     return connection
+
+
+def _damaged(path: Path, what: str) -> EngineMismatch:
+    return EngineMismatch(
+        f"{path} cannot be used as a document registry: {what}; move the file away to start an "
+        "empty one"
+    )
 
 
 def _is_damaged(error: CacheUnavailable) -> bool:
@@ -275,7 +296,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if version > SCHEMA_VERSION or (version == 0 and num_tables):
+    if not 0 <= version <= SCHEMA_VERSION or (version == 0 and num_tables):
         raise EngineMismatch(
             f"{path} has registry version {version}, this program uses version {SCHEMA_VERSION}; "
             "move the file away to start an empty registry"
@@ -286,3 +307,19 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     # Of no version: older programs read the file as before. Pins are asked for twice a second.
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'pinned'").fetchone():
         connection.execute(PINNED)
+    _check_columns(connection, path)
+
+
+def _check_columns(connection: sqlite3.Connection, path: Path) -> None:
+    """EngineMismatch for a file that says this version and lacks a table or column of it."""
+    with closing(sqlite3.connect(":memory:")) as whole:
+        whole.executescript("".join(STEPS.values()))
+        for (table,) in whole.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
+            missing = _columns(whole, table) - _columns(connection, table)
+            if missing:
+                raise _damaged(path, f"its table {table} lacks {', '.join(sorted(missing))}")
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
+    """None where there is no such table."""
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}

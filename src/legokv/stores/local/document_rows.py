@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterable, Iterator
+from types import NoneType
 
 from legokv.chunks.chunk import token_blob, tokens_from_blob
 from legokv.documents.document import (
@@ -14,7 +15,19 @@ from legokv.documents.document import (
     StoredChunk,
 )
 from legokv.documents.protocol import check_pin_fits, check_quota_fits, unknown_document
+from legokv.stores.local.database import damaged_row
 
+TOKEN_BYTES = 4
+_LATEST = 1e15
+"""In Unix seconds."""
+_TIME = (int, float)
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("id", "namespace", "text", "state"), (str,)),
+    **dict.fromkeys(("number", "num_bytes", "num_tokens", "pinned"), (int,)),
+    **dict.fromkeys(("name", "failure", "claim"), (str, NoneType)),
+    "created_at": _TIME,
+    **dict.fromkeys(("expires_at", "last_used_at", "claim_deadline"), (*_TIME, NoneType)),
+}
 _DOCUMENT = """
 SELECT *,
     (SELECT count(*) FROM chunks WHERE document = number) AS num_chunks,
@@ -28,6 +41,17 @@ def find(sql: sqlite3.Connection, namespace: str, document_id: str) -> sqlite3.R
     row: sqlite3.Row | None = sql.execute(
         f"{_DOCUMENT} WHERE namespace = ? AND id = ?", (namespace, document_id)
     ).fetchone()
+    return row if row is None else _sound(row)
+
+
+def _sound(row: sqlite3.Row) -> sqlite3.Row:
+    """The document's row; CacheUnavailable if a value in it is none."""
+    for name, kinds in _KINDS.items():
+        value = row[name]
+        if not isinstance(value, kinds) or (isinstance(value, float) and not abs(value) < _LATEST):
+            raise damaged_row("documents", name, value)
+    if row["state"] not in list(State):
+        raise damaged_row("documents", "state", row["state"])
     return row
 
 
@@ -58,7 +82,17 @@ def chunks(
 
 def to_chunks(rows: Iterable[sqlite3.Row]) -> tuple[StoredChunk, ...]:
     """The rows of `chunks` as plain data."""
-    return tuple(StoredChunk(tokens_from_blob(blob), key, place) for blob, key, place in rows)
+    return tuple(_to_chunk(*row) for row in rows)
+
+
+def _to_chunk(blob: object, key: object, place: object) -> StoredChunk:
+    if not isinstance(blob, bytes) or len(blob) % TOKEN_BYTES:
+        raise damaged_row("chunks", "token_ids", blob)
+    if not isinstance(key, str | None):
+        raise damaged_row("chunks", "key", key)
+    if not isinstance(place, int):
+        raise damaged_row("chunks", "position", place)
+    return StoredChunk(tokens_from_blob(blob), key, place)
 
 
 def is_expired(row: sqlite3.Row, now: float) -> bool:
@@ -194,6 +228,7 @@ def page(sql: sqlite3.Connection, namespace: str, after: int, name: str | None) 
 
 def to_document(row: sqlite3.Row) -> Document:
     """The row as plain data."""
+    _sound(row)
     return Document(
         id=row["id"],
         namespace=row["namespace"],

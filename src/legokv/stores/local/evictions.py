@@ -7,6 +7,7 @@ from functools import cached_property
 
 from legokv.chunks.budget import Budget, Candidate, victims
 from legokv.chunks.tier import MAX_LEASE_SECONDS, StoredRow
+from legokv.stores.local.database import damaged_row
 
 LEASED_KEYS = "SELECT key FROM leases"
 
@@ -137,4 +138,13 @@ def _evictable(
         f" AND key NOT IN ({LEASED_KEYS}) ORDER BY dropped DESC, used",
         (row.key, namespace),
     )
-    return tuple(Candidate(key, num_bytes) for key, num_bytes in cursor if key not in stay)
+    return tuple(_candidate(*row) for row in cursor if row["key"] not in stay)
+
+
+def _candidate(key: object, num_bytes: object) -> Candidate:
+    """CacheUnavailable for a value that is none."""
+    if not isinstance(key, str):
+        raise damaged_row("stored_chunks", "key", key)
+    if not isinstance(num_bytes, int):
+        raise damaged_row("stored_chunks", "num_bytes", num_bytes)
+    return Candidate(key, num_bytes)

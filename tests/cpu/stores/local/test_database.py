@@ -5,11 +5,17 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import pytest
 from registries import new, register
 
+from legokv.chunks.budget import Budget
+from legokv.chunks.tier import StoredRow
+from legokv.errors import CacheUnavailable, EngineMismatch
+from legokv.stores.local.chunk_rows import StoredChunks
 from legokv.stores.local.database import BUSY_SECONDS
+from legokv.stores.local.evictions import DiskLimits
 from legokv.stores.local.registry import Registry
 
 
@@ -103,3 +109,74 @@ def test_opening_the_registry_again_ends_no_lock_of_this_process(tmp_path):
         ask = (str(path), "SELECT count(*) FROM documents")
         subprocess.run([sys.executable, "-c", f"{code}; c.close()", *ask], check=True)
         assert path.with_name("registry.sqlite-wal").exists()
+
+
+def change(path, *statements):
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        for statement, *values in statements:
+            connection.execute(statement, values)
+
+
+@pytest.mark.parametrize(
+    ("statements", "what"),
+    [
+        (["DROP TABLE stored_chunks"], "its table stored_chunks lacks dropped, key, namespace"),
+        (["ALTER TABLE documents DROP COLUMN failure"], "its table documents lacks failure"),
+        (["PRAGMA user_version = 1"], "table stored_chunks already exists"),
+        (["PRAGMA user_version = -1"], "has registry version -1, this program uses version 3"),
+        (["PRAGMA user_version = 1", "DROP TABLE documents"], "already exists"),
+    ],
+)
+def test_a_file_of_its_version_without_what_it_must_have_is_refused(tmp_path, statements, what):
+    path = tmp_path / "registry.sqlite"
+    Registry.open(path).close()
+    change(path, *[(statement,) for statement in statements])
+    with pytest.raises(EngineMismatch, match=f"{what}.*move the file away to start an empty"):
+        Registry.open(path)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("documents", "num_tokens", "many"),
+        ("documents", "state", "asleep"),
+        ("documents", "created_at", float("inf")),
+        ("documents", "last_used_at", b"\xff"),
+        ("documents", "name", b"\xff"),
+        ("documents", "claim_deadline", "soon"),
+        ("documents", "text", b"\xff"),
+        ("chunks", "token_ids", "1 2 3"),
+        ("chunks", "token_ids", b"12345"),
+        ("chunks", "key", b"\xff"),
+    ],
+)
+def test_a_value_that_no_program_writes_is_told_with_its_place(tmp_path, table, column, value):
+    path = tmp_path / "registry.sqlite"
+    with Registry.open(path) as registry:
+        document = register(registry)
+        change(path, (f"UPDATE {table} SET {column} = ?", value))
+        read = registry.chunks if table == "chunks" else registry.get
+        with pytest.raises(CacheUnavailable, match=f"row of its table {table} has the {column}"):
+            read("default", document.id)
+
+
+def test_a_text_that_is_no_utf_8_is_told(tmp_path):
+    path = tmp_path / "registry.sqlite"
+    with Registry.open(path) as registry:
+        document = register(registry)
+        change(path, ("UPDATE documents SET name = CAST(? AS TEXT)", b"\xff\xfe"))
+        with pytest.raises(CacheUnavailable, match="it is damaged"):
+            registry.get("default", document.id)
+
+
+@pytest.mark.parametrize(("column", "value"), [("num_bytes", "many"), ("key", b"\xff")])
+def test_a_stored_chunks_row_that_is_none_is_told(tmp_path, column, value):
+    path = tmp_path / "registry.sqlite"
+    with Registry.open(path) as registry:
+        stored = StoredChunks(registry.database, DiskLimits(Budget(1000)), frozenset)
+        with stored.keep(StoredRow("a", "default", 10)):
+            pass
+        change(path, (f"UPDATE stored_chunks SET {column} = ?", value))
+        with pytest.raises(CacheUnavailable, match=f"stored_chunks has the {column}"):
+            stored.rows()
