@@ -107,7 +107,8 @@ class Compiler:
         except ClaimLost:
             return None
         except EngineGone:
-            # No fault of the document's: whoever asks next compiles the rest.
+            # No fault of the document's: whoever asks next compiles the rest, at once.
+            self._give_up(claim)
             raise
         except LegokvError as error:
             _log.warning("document %s was not compiled: %s", document_id, error)
@@ -199,6 +200,15 @@ class Compiler:
                 return
             except (Busy, CacheUnavailable) as error:
                 _log.warning("document %s's claim was not renewed: %s", claim.document_id, error)
+
+    def _give_up(self, claim: Claim) -> None:
+        """End the claim's time now: else others would wait for a holder that is gone."""
+        try:
+            self._registry.renew_claim(replace(claim, seconds=0.0))
+        except ClaimLost:
+            return
+        except (Busy, CacheUnavailable) as error:
+            _log.warning("document %s's claim was not given back: %s", claim.document_id, error)
 
     def _failed(self, claim: Claim, reason: str) -> Document | None:
         with suppress(ClaimLost):

@@ -15,7 +15,7 @@ from registries import (  # noqa: F401 - fixtures
 
 from legokv.documents.compiling import Compiler
 from legokv.documents.document import DocumentLimits, State
-from legokv.errors import ClaimLost
+from legokv.errors import ClaimLost, EngineGone
 from legokv.stores.fleet.connection import Connection
 from legokv.stores.fleet.registry import RedisRegistry
 from legokv.stores.local.registry import Registry
@@ -53,6 +53,20 @@ def test_a_chunk_that_takes_longer_than_a_claim_is_compiled_once(live_registry):
         thread.join()
     assert (compiled, dropped) == ([(1, 2, 3), (4, 5)], [])
     assert live_registry.get("default", document.id).state == State.READY
+
+
+def test_a_claim_is_given_back_when_the_engine_goes(registry, clock):
+    def stopped(namespace, chunks):
+        raise EngineGone("the server stops")
+
+    document = register(registry)
+    compiler = Compiler(registry, stopped, lambda keys: None, LIMITS)
+    with pytest.raises(EngineGone):
+        compiler.compile_if_free("default", document.id)
+    clock.seconds += 0.001
+    claim = registry.take_claim("default", document.id, 60.0)
+    assert claim is not None
+    assert [chunk.key for chunk in claim.chunks] == [None, None]
 
 
 def test_a_claim_that_is_renewed_is_nobody_else_s_and_a_lost_one_is_not_renewed(registry, clock):
