@@ -15,7 +15,7 @@ from typing import Any
 import legokv
 from legokv.built.folder import read_engine_folder
 from legokv.commands.keys import add_keys_parser, run_keys_command
-from legokv.errors import LegokvError, ServerError
+from legokv.errors import LegokvError, ServerError, sentence_of
 from legokv.serving.api_keys import read_keys
 from legokv.serving.front.exposure import exposed
 from legokv.serving.front.process import model_environment, new_brief, running_front
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_keys_command(parsed)
         _serve(parsed)
     except LegokvError as error:
-        print(f"legokv: {error}", file=sys.stderr)
+        print(f"legokv: {sentence_of(error)}", file=sys.stderr)
         return 1
     finally:
         os.umask(usual)
@@ -138,7 +138,7 @@ def _pass_signals_on(server: TritonServer, stop_asked: threading.Event) -> None:
 
 
 def _say_restarting(say: Say, error: ServerError) -> None:
-    reason = str(error).splitlines()[0]
+    reason = sentence_of(error)
     print(f"legokv: {reason}; the server starts again", file=sys.stderr, flush=True)
     say("restarting", {"reason": reason})
 

@@ -4,6 +4,7 @@ import os
 
 from legokv.serving.answering import answer_in_thread
 from legokv.serving.documents import document_replies, open_document_service
+from legokv.serving.ending import failure_told
 from legokv.serving.log import line_for, log_to_server
 from legokv.serving.secret import secret_in
 from legokv.serving.settings_sources import settings_from
@@ -14,11 +15,12 @@ from legokv.serving.triton.tensors import TensorResponder, Tensors
 
 class TritonPythonModel:
     def initialize(self, args):
-        settings = settings_from(None, os.environ, {})
-        log_to_server("documents", settings)
-        keep_memory_private()
         self.tensors = Tensors(args["model_config"])
-        self.service = open_document_service(settings, EngineCaller(secret_in(os.environ)))
+        keep_memory_private()
+        with failure_told("documents", os.environ):
+            settings = settings_from(None, os.environ, {})
+            log_to_server("documents", settings)
+            self.service = open_document_service(settings, EngineCaller(secret_in(os.environ)))
 
     def execute(self, requests):
         for request in requests:

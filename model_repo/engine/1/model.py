@@ -3,6 +3,7 @@
 import os
 
 from legokv.serving.answering import answer_in_thread
+from legokv.serving.ending import failure_told
 from legokv.serving.engine_service import EngineService
 from legokv.serving.log import log_to_server
 from legokv.serving.metrics import Publisher
@@ -15,12 +16,13 @@ from legokv.serving.triton.tensors import TensorResponder, Tensors
 
 class TritonPythonModel:
     def initialize(self, args):
-        settings = settings_from(None, os.environ, {})
-        log_to_server("engine", settings)
-        keep_memory_private()
         self.tensors = Tensors(args["model_config"])
+        keep_memory_private()
         self.secret = secret_in(os.environ)
-        self.service = EngineService.open(settings)
+        with failure_told("engine", os.environ):
+            settings = settings_from(None, os.environ, {})
+            log_to_server("engine", settings)
+            self.service = EngineService.open(settings)
         self.metrics = Publisher(self.service.samples, MetricsPort())
 
     def execute(self, requests):

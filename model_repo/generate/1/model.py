@@ -3,6 +3,7 @@
 import os
 
 from legokv.serving.answering import answer_in_thread
+from legokv.serving.ending import failure_told
 from legokv.serving.generate import GenerateService
 from legokv.serving.log import line_for, log_to_server
 from legokv.serving.metrics import Publisher
@@ -16,11 +17,12 @@ from legokv.serving.triton.tensors import TensorResponder, Tensors
 
 class TritonPythonModel:
     def initialize(self, args):
-        settings = settings_from(None, os.environ, {})
-        log_to_server("generate", settings)
-        keep_memory_private()
         self.tensors = Tensors(args["model_config"])
-        self.service = GenerateService.open(settings, EngineCaller(secret_in(os.environ)))
+        keep_memory_private()
+        with failure_told("generate", os.environ):
+            settings = settings_from(None, os.environ, {})
+            log_to_server("generate", settings)
+            self.service = GenerateService.open(settings, EngineCaller(secret_in(os.environ)))
         self.metrics = Publisher(self.service.samples, MetricsPort())
 
     def execute(self, requests):

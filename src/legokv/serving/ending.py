@@ -1,21 +1,49 @@
-"""How a server tells its engine that answers under way end now: by a file in the server's folder.
+"""What a server and its models tell each other by files in the server's folder.
 
-Triton has no call for it: while it stops, it takes no requests, and a model is told last.
+That answers under way end now: while Triton stops, it takes no requests, and a model is told last.
+And why a model did not start: Triton says it among lines of its own.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from legokv.errors import LegokvError, sentence_of
+from legokv.serving.event_stream import FOLDER_VARIABLE
+
 _NAME = "ending"
+_FAILED = "failed-"
 _LOOK_SECONDS = 0.1
+
+
+@contextmanager
+def failure_told(model: str, environment: Mapping[str, str]) -> Iterator[None]:
+    """Let the server know why this block, in which a model's process starts, was refused."""
+    try:
+        yield
+    except LegokvError as error:
+        if FOLDER_VARIABLE in environment:
+            _write(Path(environment[FOLDER_VARIABLE]), f"{_FAILED}{model}", sentence_of(error))
+        raise
+
+
+def failure_in(folder: Path) -> str | None:
+    """Why a model of the server with this folder did not start, if one has told."""
+    told = sorted(folder.glob(f"{_FAILED}*"))
+    return told[0].read_text(encoding="utf-8") if told else None
 
 
 def tell_ending(folder: Path, sentence: str) -> None:
     """Have all answers under way of the server with this folder end with `sentence`."""
-    written = folder / f"{_NAME}.new"
+    _write(folder, _NAME, sentence)
+
+
+def _write(folder: Path, name: str, sentence: str) -> None:
+    """The file is whole or not there."""
+    written = folder / f".{name}"
     written.write_text(sentence, encoding="utf-8")
-    written.rename(folder / _NAME)
+    written.rename(folder / name)
 
 
 class EndingWatch:

@@ -1,6 +1,6 @@
 """Equal lines of Triton's log are told once and then counted; requests' lines never are."""
 
-from legokv.serving.triton.log_lines import SHOWN_SECONDS, CollapsedLog
+from legokv.serving.triton.log_lines import SHOWN_SECONDS, CollapsedLog, OwnLines
 
 
 class Clock:
@@ -35,3 +35,17 @@ def test_what_is_no_news_is_not_shown() -> None:
     assert (
         list(log.shown("[WARN]  evhtp.c:4050 NODELAY NOT SUPPORTED")) == list(log.shown("")) == []
     )
+
+
+def test_tritons_own_lines_are_known_with_what_follows_them() -> None:
+    own = OwnLines()
+    lines = {
+        "2026-11-29 18:00:00,123 engine INFO legokv.built.seal: digested the weights": False,
+        "E1129 14:38:06.201234 937 model_lifecycle.cc:642] failed to load 'engine'": True,
+        "At:": True,
+        "  /models/engine/1/model.py(24): initialize": True,
+        '{"time": "2026-11-29", "model": "generate"}': False,
+        "a library's word": False,
+        "error: creating server: Internal - failed to load all models": True,
+    }
+    assert {line: own.is_tritons(line) for line in lines} == lines

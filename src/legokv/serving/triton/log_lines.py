@@ -13,6 +13,25 @@ _CHANGING = re.compile(r"^[A-Z]\d{4} [\d:.]+ \d+ |\d+")
 _NO_NEWS = "NODELAY NOT SUPPORTED"
 
 
+_TRITONS = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.|\+-|\| |error: creating server")
+# Of a model's process: its time, or a request's JSON.
+_MODELS = re.compile(r"\d{4}-\d\d-\d\d |\{")
+
+
+class OwnLines:
+    """Which lines are Triton's own, with those that go on what one of them began."""
+
+    def __init__(self) -> None:
+        self._began = False
+
+    def is_tritons(self, line: str) -> bool:
+        if _MODELS.match(line):
+            self._began = False
+        elif _TRITONS.match(line):
+            self._began = True
+        return self._began
+
+
 class CollapsedLog:
     """Which lines are shown. A JSON line is always: each is one request's."""
 

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from legokv.errors import ModelProcessLost, ServerDeaf, ServerError
 from legokv.parent_death import end_with_parent
-from legokv.serving.ending import tell_ending
+from legokv.serving.ending import failure_in, tell_ending
 from legokv.serving.event_stream import FOLDER_VARIABLE
 from legokv.serving.secret import SECRET_VARIABLE, new_secret
 from legokv.serving.settings import Settings
@@ -32,7 +32,7 @@ from legokv.serving.triton.install import (
     lay_out_backend,
     server_environment,
 )
-from legokv.serving.triton.log_lines import CollapsedLog
+from legokv.serving.triton.log_lines import CollapsedLog, OwnLines
 from legokv.serving.triton.processes import (
     ModelWatch,
     open_descriptors,
@@ -41,7 +41,7 @@ from legokv.serving.triton.processes import (
 )
 
 EXIT_TIMEOUT_SECONDS = 10
-_LOG_TAIL_LINES = 30
+_HELD_LINES = 200
 _POLL_SECONDS = 0.1
 _LOST_SECONDS = 1.0
 """From a model's loss to the server's end, so that answers of the other models get out."""
@@ -111,22 +111,24 @@ class TritonServer:
         self._looked = time.monotonic()
         self._process = process
         self._models = ModelWatch(process.pid)
-        self._tail: collections.deque[str] = collections.deque(maxlen=_LOG_TAIL_LINES)
+        # Triton's own lines of its start: shown only if nobody says better why it failed.
+        self._held: collections.deque[str] = collections.deque(maxlen=_HELD_LINES)
         self._log = threading.Thread(target=self._forward_log, name="triton-log", daemon=True)
         self._log.start()
 
     def wait_until_ready(self) -> None:
         """Return once every model answers, or at once when `stopping`.
 
-        ServerError with the end of the log if the server ends or the settings' time is over;
-        ModelProcessLost a few seconds after a model's process ended, for Triton may wait for ever.
+        ServerError with the reason that a model told if the server ends or the settings' time is
+        over; ModelProcessLost a few seconds after a model's process ended, for Triton may wait for
+        ever. Where no model told a reason, Triton's lines are printed before.
         """
         limit = self.settings.ready_timeout_seconds
         deadline = time.monotonic() + limit
         while not self._witness.is_ready() and not self.stopping:
             self._check_start()
             if time.monotonic() > deadline:
-                raise ServerError(f"the server was not ready after {limit} s\n{self._log_end()}")
+                raise ServerError(self._why(f"the server was not ready after {limit} s"))
             time.sleep(_POLL_SECONDS)
         self._was_ready = not self.stopping
         self._models.look()
@@ -138,11 +140,13 @@ class TritonServer:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_REFUSED_SECONDS)
         if self._process.poll() is not None:
-            raise ServerError(f"the server ended while starting\n{self._log_end()}")
+            raise ServerError(self._why("the server ended while starting"))
         # Look again: a process that was nobody's model is gone by now, and Triton kills the others.
         lost = tuple(model for model in self._models.look() if model in ended)
         if lost:
-            raise self._killed_for(lost, "ended while the server started")
+            raise ModelProcessLost(
+                self._why(self._killed_for(lost, "ended while the server started"))
+            )
 
     def wait(self) -> None:
         """Return when the server has ended after a `stop`; ServerError if it ended by itself.
@@ -155,23 +159,20 @@ class TritonServer:
             lost = self._models.lost()
             if lost:
                 time.sleep(_LOST_SECONDS)
-                raise self._killed_for(lost, "ended by itself")
+                raise ModelProcessLost(self._killed_for(lost, "ended by itself"))
             deaf = self._witness.deaf_reason()
             if deaf:
                 self._kill()
-                raise ServerDeaf(f"{deaf}\n{self._log_end()}")
+                raise ServerDeaf(deaf)
             self._look_at_descriptors()
             time.sleep(_POLL_SECONDS)
         if not self.stopping:
-            raise ServerError(
-                f"the server ended with status {self._process.returncode}\n{self._log_end()}"
-            )
+            raise ServerError(f"the server ended with status {self._process.returncode}")
 
-    def _killed_for(self, lost: tuple[str, ...], what: str) -> ModelProcessLost:
-        """Kill the server; the error that says for which models."""
+    def _killed_for(self, lost: tuple[str, ...], what: str) -> str:
+        """Kill the server; the sentence that says for which models."""
         self._kill()
-        models = " and ".join(lost)
-        return ModelProcessLost(f"the process of model {models} {what}\n{self._log_end()}")
+        return f"the process of model {' and '.join(lost)} {what}"
 
     def stop(self) -> None:
         """Have the server end, a second time without waiting; to be called by a signal too."""
@@ -204,14 +205,23 @@ class TritonServer:
         limit = self.settings.drain_seconds
         self._witness.refuse(STOPPING)
         self._wait_for_answers(limit, _SAID_SECONDS)
-        # Nobody counts the requests of an exposed one.
-        exposed = self.settings.expose_triton == "on"
-        if self._witness.num_open() or exposed:
-            tell_ending(
-                self._folder,
-                f"the server stops, and the answer was not over after drain_seconds {limit}: ask "
-                "again, another server or this one when it is back",
+        left, exposed = self._witness.num_open(), self.settings.expose_triton == "on"
+        why = f"the answer was not over after drain_seconds {limit}"
+        if self._hurry:
+            why = f"a second signal ended the answer before drain_seconds {limit} were over"
+            print(
+                f"legokv: stopping at once: {left} requests under way are ended",
+                file=sys.stderr,
+                flush=True,
             )
+        # Also where none is open: documents are compiled that nobody waits for, and their claims
+        # are given back.
+        tell_ending(
+            self._folder,
+            f"the server stops, and {why}: ask again, another server or this one when it is back",
+        )
+        # Nobody counts the requests of an exposed one.
+        if left or exposed:
             self._wait_for_answers(_ENDING_SECONDS, None)
             time.sleep(_LOST_SECONDS if exposed else 0)
 
@@ -247,16 +257,27 @@ class TritonServer:
 
     def _forward_log(self) -> None:
         assert self._process.stdout is not None, "the server's output is a pipe"
-        log = CollapsedLog()
+        log, own = CollapsedLog(), OwnLines()
         for line in self._process.stdout:
             for text in log.shown(line.decode(errors="replace").strip(" \0\n")):
-                self._tail.append(text)
-                print(text, file=sys.stderr, flush=True)
+                if not self._was_ready and own.is_tritons(text):
+                    self._held.append(text)
+                else:
+                    print(text, file=sys.stderr, flush=True)
 
-    def _log_end(self) -> str:
-        self._process.poll()
-        time.sleep(_POLL_SECONDS)  # the reader may be a few lines behind
-        return "\n".join(["its log ends:", *self._tail])
+    def _why(self, sentence: str) -> str:
+        """The sentence of a failed start, and a model's reason if one told it.
+
+        Else Triton's own lines are shown first, so that the sentence stands last.
+        """
+        told = failure_in(self._folder)
+        if told is not None:
+            return f"{sentence}: {told}"
+        # The reader may be a few lines behind; of a server that ended it comes to an end.
+        self._log.join(_POLL_SECONDS if self._process.poll() is None else _LOST_SECONDS)
+        for line in list(self._held):
+            print(line, file=sys.stderr, flush=True)
+        return sentence
 
 
 @contextmanager
