@@ -25,6 +25,11 @@ def run_models_command(parsed: argparse.Namespace) -> int:
     """Print what each model keeps, or remove one; the exit status."""
     # These commands are about all models: no engine is opened.
     settings = settings_from(parsed.config, os.environ, {"engine": Path("."), **flags_in(parsed)})
+    if settings.redis_url == NO_REDIS and not settings.cache_dir.is_dir():
+        raise NotFound(
+            f"the cache folder {settings.cache_dir} does not exist: give --cache-dir the folder "
+            "that `legokv serve` has"
+        )
     redis = None if settings.redis_url == NO_REDIS else open_connection(settings.redis_url)
     kept = _kept(settings, redis)
     facts: dict[str, Any] = {"cache": str(settings.cache_dir)}

@@ -45,6 +45,15 @@ def test_each_model_s_leftovers_are_listed_and_one_s_are_removed(cache, capsys):
     assert [path.name for path in cache.iterdir()] == ["a" * 16]
 
 
+@pytest.mark.parametrize("kind", [("models",), ("forget", "a" * 16)])
+def test_a_folder_that_is_not_there_is_said_not_listed_as_empty(tmp_path, capsys, kind):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "none", tmp_path / "file"):
+        status, said = command(capsys, *kind, "--cache-dir", folder)
+        assert status == 1
+        assert f"the cache folder {folder} does not exist: give --cache-dir" in said
+
+
 @pytest.mark.parametrize("model", ["c" * 16, "../x", "*", "", "\x1b[31m"])
 def test_a_model_of_which_nothing_is_kept_is_refused_with_those_there_are(cache, capsys, model):
     status, said = command(capsys, "forget", "--cache-dir", cache, model)
