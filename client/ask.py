@@ -50,6 +50,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--messages", metavar="FILE", help="a conversation in place of the question, as JSON"
     )
     parser.add_argument("--tools", metavar="FILE", help="definitions of tools, as JSON")
+    parser.add_argument("--question", dest="named_question", metavar="TEXT", help="the same")
     parser.add_argument("--documents", nargs="+", default=[], metavar="DOCUMENT", help="id or name")
     parser.add_argument("--system-text", help="in place of the model's own system message")
     parser.add_argument(
@@ -81,9 +82,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-top-log-probs", type=int, metavar="N", help="with JSON output")
     parser.add_argument("--timeout-seconds", type=float, metavar="S")
     add_connection_options(parser)
-    parsed = parser.parse_args(arguments)
-    if (parsed.question is None) == (parsed.messages is None):
-        parser.error("one of the question and --messages says what is asked")
+    # Options first: with "?" the question would be taken for missing before it is come to.
+    parsed = parser.parse_intermixed_args(arguments)
+    given = [w for w in (parsed.question, parsed.named_question, parsed.messages) if w is not None]
+    if len(given) != 1:
+        parser.error(
+            "there are several questions: one of the first word, --question and --messages says "
+            "what is asked"
+            if given
+            else "there is no question: it stands first, or behind --question, or is in a file of "
+            "--messages; options that take several values, as --documents, take all words up to "
+            "the next option"
+        )
+    if parsed.messages is None:
+        parsed.question = given[0]
     return parsed
 
 

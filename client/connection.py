@@ -222,24 +222,28 @@ def _text(values: list[Any]) -> list[Any]:
     return [value.decode() if isinstance(value, bytes) else value for value in values]
 
 
-def add_connection_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every script has."""
-    parser.add_argument("--url", default=DEFAULT_URL, help="gRPC address (default: %(default)s)")
-    parser.add_argument("--namespace", default="default", help="whose documents")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
-    parser.add_argument(
-        "--wait-seconds",
-        type=_seconds,
-        default=WAIT_SECONDS,
-        metavar="S",
-        help="longest silence of the server (default: %(default)g)",
-    )
+def add_connection_options(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """The options that every script has; `again` behind a command, where they may stand too."""
+
+    def add(name: str, default: object, **settings: Any) -> None:
+        # Behind the command an option that is not given leaves what stands before it.
+        chosen = argparse.SUPPRESS if again else default
+        parser.add_argument(f"--{name}", default=chosen, **settings)
+
+    add("url", DEFAULT_URL, help=f"gRPC address (default: {DEFAULT_URL})")
+    add("namespace", "default", help="whose documents")
+    add("format", "text", choices=("text", "json"))
+    longest = f"longest silence of the server (default: {WAIT_SECONDS:g})"
+    add("wait-seconds", WAIT_SECONDS, type=_seconds, metavar="S", help=longest)
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not more than 0 and finite")
+        raise argparse.ArgumentTypeError(f"{text!r} is no time in seconds of more than 0")
     return seconds
 
 
@@ -264,6 +268,7 @@ def exit_status(run: Callable[[], int]) -> int:
         print(f"error: {reason}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read the output has enough; the interpreter must not write to it at exit either.

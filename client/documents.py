@@ -50,15 +50,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     pins = update.add_mutually_exclusive_group()
     pins.add_argument("--pin", dest="pinned", action="store_true", default=None)
     pins.add_argument("--unpin", dest="pinned", action="store_false", default=None)
+    for command in commands.choices.values():
+        add_connection_options(command, again=True)
     return parser.parse_args(arguments)
 
 
 def seconds_or_never(text: str) -> float | str:
-    if text == NEVER:
+    if text in (NEVER, "null"):  # as JSON calls it
         return NEVER
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
     if not math.isfinite(seconds):
-        raise argparse.ArgumentTypeError(f"{text} is no time: {NEVER} is for ever")
+        raise argparse.ArgumentTypeError(f"{text!r} is no time in seconds; {NEVER} is for ever")
     return seconds
 
 
@@ -71,20 +76,66 @@ def add(server: Server, arguments: argparse.Namespace) -> int:
     # The bar shows on a terminal only, so that logs and pipes stay plain.
     for file in tqdm(files, desc="documents", unit="document", disable=None):
         try:
-            name = {} if file is None else {"name": as_text(file.stem)}
-            warm = {} if arguments.warm is None else {"warm": arguments.warm}
-            rank = {} if arguments.rank is None else {"rank": arguments.rank}
-            changes = name | warm | rank | changes_of(arguments)
-            reply = server.documents("create", text=text_of(file), **changes)
+            document, note = added(server, file, arguments)
         except Refused as reason:
             num_failed += 1
             tqdm.write(f"error: {file or 'stdin'}: {reason}", file=sys.stderr)
             continue
-        warmed = {k: reply[k] for k in ("ranked_chunks", "warmed_chunks") if k in reply}
-        tqdm.write(document_line(reply["document"] | warmed, arguments.format), file=sys.stdout)
-        if reply["document"]["state"] == "failed":
-            num_failed += 1
+        tqdm.write(document_line(document, arguments.format), file=sys.stdout)
+        if note is not None:
+            tqdm.write(f"{file or 'stdin'}: {note}", file=sys.stderr)
+        # A name that was asked for is one that others are to find it by.
+        failed = document["state"] == "failed" or (note is not None and arguments.name is not None)
+        num_failed += failed
     return 1 if num_failed else 0
+
+
+def added(
+    server: Server, file: Path | None, arguments: argparse.Namespace
+) -> tuple[dict[str, Any], str | None]:
+    """The registered document, and what is to be said of its name, if it is not as asked.
+
+    No other document loses its name, and no name stands for two. Refused, and nothing registered,
+    if --name is another's.
+    """
+    text, name = text_of(file), name_of(file, arguments)
+    other = None if name is None else other_called(server, name, text)
+    if other is not None and arguments.name is not None:
+        raise Refused(f"{name!r} is the name of {other}, whose text is another: {RENAME}")
+    asked = {"warm": arguments.warm, "rank": arguments.rank}
+    fields = changes_of(arguments) | {k: v for k, v in asked.items() if v is not None}
+    fields.pop("name", None)
+    reply = server.documents("create", text=text, **fields)
+    document = reply["document"] | {
+        k: reply[k] for k in ("ranked_chunks", "warmed_chunks") if k in reply
+    }
+    if name in (None, document["name"]):
+        return document, None
+    if document["name"] is not None:
+        called = f"its text is document {document['id']} already, called {document['name']!r}"
+        return document, f"{called}, and keeps that name: {RENAME}"
+    if other is not None:
+        return document, f"it has no name, for {name!r} is that of {other}: {RENAME}"
+    named = server.documents("update", id=document["id"], name=name)["document"]
+    return document | named, None
+
+
+RENAME = "`documents.py update DOCUMENT --name NAME` gives a document another"
+
+
+def name_of(file: Path | None, arguments: argparse.Namespace) -> str | None:
+    if arguments.name is not None:
+        return as_text(arguments.name)
+    return None if file is None else as_text(file.stem)
+
+
+def other_called(server: Server, name: str, text: str) -> str | None:
+    """The id of a document of this name whose text is another, but for blanks."""
+    for document in server.all_documents(name):
+        kept = server.documents("get", id=document["id"], text=True)["text"]
+        if kept.split() != text.split():
+            return str(document["id"])
+    return None
 
 
 def files_of(path: str) -> Iterator[Path | None]:
