@@ -24,9 +24,15 @@ test: $(VENV)/ready
 mutants: $(VENV)/ready
 	PYTHONHASHSEED=0 $(BIN)/python tests/mutants
 
-# An hour of drawn requests against a server of its own, and the same with kills and freezes.
-fuzz attack: $(VENV)/ready
-	PYTHONPATH=tests:tests/e2e $(BIN)/python -m fuzz --minutes 60 $(if $(filter attack,$@),--kills)
+# Twenty minutes of damaged files, then forty of drawn requests against a server of its own.
+fuzz: export OMP_WAIT_POLICY := passive
+fuzz: $(VENV)/ready
+	PYTHONPATH=tests:tests/cpu:tests/e2e $(BIN)/python -m fuzz.file_search --minutes 20
+	PYTHONPATH=tests:tests/e2e $(BIN)/python -m fuzz --minutes 40
+
+# An hour of drawn requests with kills and freezes.
+attack: $(VENV)/ready
+	PYTHONPATH=tests:tests/e2e $(BIN)/python -m fuzz --minutes 60 --kills
 
 # Twenty thousand short requests, and what each process holds meanwhile. Three minutes.
 soak: $(VENV)/ready

@@ -6,6 +6,7 @@ A command may take the file or refuse it in a sentence with status 1. Anything e
 import contextlib
 import io
 import json
+import re
 import shutil
 import tarfile
 import time
@@ -31,6 +32,10 @@ class Fault:
     why: str
 
 
+_BAR = re.compile(r"\r[^\r\n]*\n?|[^\r\n]*\d%\|[^\r\n]*\n?")
+"""What a library's progress bar draws."""
+
+
 def fault_of(file: str, content: bytes, command: Callable[[], int]) -> Fault | None:
     """What is wrong with how a command ends over a file of this content."""
     said = io.StringIO()
@@ -40,7 +45,7 @@ def fault_of(file: str, content: bytes, command: Callable[[], int]) -> Fault | N
             status = command()
     except BaseException:  # noqa: BLE001 - whatever leaves a command is what is looked for
         return Fault(file, content, traceback.format_exc()[-1500:])
-    words, seconds = said.getvalue(), time.monotonic() - started
+    words, seconds = _BAR.sub("", said.getvalue()), time.monotonic() - started
     if status not in (0, 1):
         return Fault(file, content, f"status {status}: {words[:300]}")
     if status == 1 and not (0 < len(words) <= LONGEST_SENTENCE and words.count("\n") <= 2):
@@ -94,32 +99,35 @@ def _damaged_header(dice: Dice, content: bytes) -> bytes:
     return number.to_bytes(8, "little") + damage + content[8 + length :]
 
 
-def checkpoint_faults(
-    sound: Path, work: Path, seed: int, build: Callable[[list[str]], int]
-) -> Iterator[Fault | None]:
-    """For ever, one a damaged checkpoint: a file of `sound` is another; `build` gets arguments."""
+Command = Callable[[Path], int]
+"""Reads the files in a folder; its exit status, after a sentence on standard error if it is 1."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`sound` is a folder; in each copy of it that the commands are given, one file is damaged.
+
+    `damaged` gives that file's content with something wrong. It may write to it meanwhile.
+    """
+
+    name: str
+    sound: Path
+    commands: tuple[Command, ...]
+    damaged: Callable[[Dice, Path], bytes] = damaged_file
+
+
+def faults(subject: Subject, work: Path, seed: int) -> Iterator[Fault | None]:
+    """For ever, one for each command and damaged copy, which lies in the folder `work`."""
     dice = Dice(seed)
     while True:
         shutil.rmtree(work, ignore_errors=True)
-        shutil.copytree(sound, work / "checkpoint")
-        path = dice.choice(sorted((work / "checkpoint").iterdir()))
-        content = damaged_file(dice, path)
+        shutil.copytree(subject.sound, work / "copy")
+        files = sorted(path for path in (work / "copy").rglob("*") if path.is_file())
+        path = dice.choice(files)
+        content = subject.damaged(dice, path)
         path.write_bytes(content)
-        where = ["--checkpoint", str(work / "checkpoint"), "--output", str(work / "engine")]
-        arguments = [*where, "--backend", "torch", "--no-onnx", "--keep-failed"]
-        yield fault_of(path.name, content, lambda arguments=arguments: build(arguments))
-
-
-def archive_faults(
-    sound: Path, work: Path, seed: int, take: Callable[[Path], int]
-) -> Iterator[Fault | None]:
-    """For ever, one a damaged archive that `take` imports."""
-    dice = Dice(seed)
-    path = work / "damaged.tar"
-    while True:
-        content = damaged_archive(dice, sound.read_bytes())
-        path.write_bytes(content)
-        yield fault_of(path.name, content, lambda: take(path))
+        for command in subject.commands:
+            yield fault_of(path.name, content, lambda run=command: run(work / "copy"))
 
 
 def damaged_archive(dice: Dice, content: bytes) -> bytes:
