@@ -33,10 +33,11 @@ Say = Callable[[str, dict[str, object]], None]
 StartServer = Callable[[], AbstractContextManager[TritonServer]]
 
 PRIVATE_UMASK = 0o077
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status, 1 for an error that is printed."""
+    """Run the command; the exit status, 1 for an error that is printed, 130 for Ctrl-C."""
     parsed = _parser().parse_args(arguments)
     # For all that is written and for those who are started: texts are their owner's alone.
     usual = os.umask(PRIVATE_UMASK)
@@ -46,9 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.command == "keys":
             return run_keys_command(parsed)
         _serve(parsed)
-    except LegokvError as error:
+    except (LegokvError, OSError) as error:
         print(f"legokv: {sentence_of(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("legokv: interrupted", file=sys.stderr)
+        return INTERRUPTED
     finally:
         os.umask(usual)
     return 0

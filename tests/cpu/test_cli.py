@@ -13,7 +13,7 @@ from paths import CLIENT
 
 import legokv
 from legokv.cli import main
-from legokv.errors import ServerError
+from legokv.errors import EngineMismatch, ServerError
 from legokv.serving.settings import Settings
 from legokv.serving.triton import install
 from legokv.serving.triton.install import (
@@ -60,6 +60,29 @@ def test_what_cannot_be_served_is_said_and_the_status_is_1(
         monkeypatch.setenv(name, value)
     assert main(["serve", *arguments]) == 1
     assert capsys.readouterr().err.startswith(f"legokv: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "legokv: interrupted\n"),
+        (PermissionError(13, "Permission denied", "x"), 1, "legokv: [Errno 13] Permission denied"),
+        (EngineMismatch("no\x1b[31m engine"), 1, "legokv: no\\x1b[31m engine\n"),
+    ],
+)
+def test_a_command_ends_in_a_line_whatever_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: BaseException,
+    status: int,
+    said: str,
+) -> None:
+    def fails(parsed: object) -> int:
+        raise raised
+
+    monkeypatch.setattr("legokv.cli._cache", fails)
+    assert main(["cache", "models"]) == status
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_a_server_that_does_not_come_up_ends_with_the_reason_and_no_line_of_tritons(
