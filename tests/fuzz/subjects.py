@@ -25,12 +25,12 @@ from legokv.errors import LegokvError
 def checkpoints(folder: Path) -> Iterator[Subject]:
     """Tiny ones of each form that a build takes."""
     for name in ("llama", "llama-biased", "llama-yarn", "qwen2", "qwen3", "mistral"):
-        yield Subject(name, make_tiny_checkpoint(name, folder / name), (_build,))
+        yield Subject(name, make_tiny_checkpoint(name, folder / name), (build,))
     sharded = make_tiny_checkpoint("llama3", folder / "sharded", max_shard_size="100KB")
-    yield Subject("sharded", sharded, (_build,))
+    yield Subject("sharded", sharded, (build,))
     for form, unigram in (("prepend", False), ("first", False), ("always", True)):
         path = _sentencepiece(folder / f"sentencepiece-{form}", form, unigram)
-        yield Subject(path.name, path, (_build,))
+        yield Subject(path.name, path, (build,))
     file = folder / "gguf" / "tiny.gguf"
     file.parent.mkdir()
     write_gguf(file, folder / "llama")
@@ -78,10 +78,10 @@ def _sentencepiece(folder: Path, form: str, unigram: bool) -> Path:
     return folder
 
 
-def _build(checkpoint: Path) -> int:
-    build = str(ROOT / "build")
-    if build not in sys.path:
-        sys.path.insert(0, build)
+def build(checkpoint: Path) -> int:
+    scripts = str(ROOT / "build")
+    if scripts not in sys.path:
+        sys.path.insert(0, scripts)
     import build_engine
     import ending
     import engine_command
@@ -93,7 +93,7 @@ def _build(checkpoint: Path) -> int:
 
 
 def _build_gguf(folder: Path) -> int:
-    return _build(folder / "tiny.gguf")
+    return build(folder / "tiny.gguf")
 
 
 def _answer_of_engine(engine: Path) -> int:
