@@ -14,6 +14,7 @@ from legokv.serving.front import bounds
 from legokv.serving.front.internals import STARTING, Internals
 from legokv.serving.front.state import State
 from legokv.serving.front.tensor_check import Model, check_request, parse_request
+from legokv.serving.front.triton_stream import TritonStream
 
 SERVICE = "inference.GRPCInferenceService"
 _CODES = {
@@ -153,7 +154,11 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         with self._state.one_open():
             if request.model_name == STREAMED:
                 return await self._infer_of_stream(body)
-            return bytes(await self._infer_upstream(body))
+            # Shielded, for Triton is not to be cancelled: what is asked of documents is soon over.
+            return bytes(await asyncio.shield(asyncio.ensure_future(self._infer_whole(body))))
+
+    async def _infer_whole(self, body: bytes) -> bytes:
+        return bytes(await self._infer_upstream(body))
 
     async def ask(self, request: Any) -> AsyncGenerator[Any, None]:
         """Replies to a ModelInferRequest of this process's own, under the bounds of clients'.
@@ -166,7 +171,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         except LegokvError as error:
             self._state.note_refusal(error)
             raise
-        call = self._stream_upstream(metadata=_ERRORS_AS_STATUS)
+        call = TritonStream(self._stream_upstream(metadata=_ERRORS_AS_STATUS))
         over = False
         with self._state.one_open():
             try:
@@ -188,7 +193,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                 raise Busy(STARTING) from None
             finally:
                 if not over:
-                    call.cancel()
+                    call.leave()
 
     def _as_error(self, code: grpc.StatusCode, sentence: str) -> LegokvError:
         """What Triton refused with, its sentence as clients get it."""
@@ -198,7 +203,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
 
     async def _infer_of_stream(self, body: bytes) -> bytes:
         """The one reply to a request that is streamed; InvalidRequest if there are more."""
-        call = self._stream_upstream(metadata=_ERRORS_AS_STATUS)
+        call = TritonStream(self._stream_upstream(metadata=_ERRORS_AS_STATUS))
         answer = None
         over = False
         try:
@@ -212,9 +217,8 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                     raise InvalidRequest(_ONE_REPLY)
             over = True
         finally:
-            # Triton waits ten seconds, when it stops, for what was cancelled after its end.
             if not over:
-                call.cancel()
+                call.leave()
         if answer is None:
             raise Busy(STARTING)
         return bytes(answer.infer_response.SerializeToString())
@@ -223,7 +227,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> None:
         """One stream of requests and their replies; a refused request ends no other of it."""
-        upstream = self._stream_upstream()
+        upstream = TritonStream(self._stream_upstream())
         writing = asyncio.Lock()
 
         async def write(reply: bytes) -> None:
@@ -243,8 +247,11 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                     over = await upstream.code(), await upstream.details()
                 finally:
                     asking.cancel()
-                    upstream.cancel()
+                    if over is None:
+                        upstream.leave()
                     under_way.change(-under_way.number)
+                    # A refusal it writes now, and the end below, are not for one moment.
+                    await asyncio.wait({asking})
         except TimeoutError:
             self._state.note_refusal(error := _idle_error(self._idle_seconds))
             await _abort(context, error)
@@ -256,7 +263,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
     async def _ask_all(
         self,
         requests: AsyncIterator[bytes],
-        upstream: Any,
+        upstream: TritonStream,
         write: Callable[[bytes], Awaitable[None]],
         under_way: "_UnderWay",
     ) -> None:
@@ -268,7 +275,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
     async def _ask(
         self,
         body: bytes,
-        upstream: Any,
+        upstream: TritonStream,
         write: Callable[[bytes], Awaitable[None]],
         under_way: "_UnderWay",
     ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from paths import ROOT
 from tritonclient.grpc import service_pb2
 
-from legokv.serving.front import bounds
+from legokv.serving.front import bounds, triton_stream
 from legokv.serving.front.bounds import Bounds
 from legokv.serving.front.grpc_front import SERVICE, GrpcFront, listening
 from legokv.serving.front.internals import Internals
@@ -30,6 +30,7 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
     error: str = ""
     heard: list[bytes] = field(default_factory=list)
     num_ended: int = 0
+    num_cancelled: int = 0
     num_replies: int = 1
     may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -52,6 +53,9 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
                     reply.infer_response.parameters["triton_final_response"].bool_param = last
                     yield reply.SerializeToString()
                     await self.may_go_on.wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
         finally:
             self.num_ended += 1
 
@@ -317,3 +321,52 @@ def test_a_plain_call_whose_message_does_not_come_ends(
             assert "message did not come within 0.3 s" in await call.details()
 
     run(tmp_path, trial)
+
+
+def test_a_stream_that_is_left_after_its_last_reply_is_not_cancelled_at_triton(
+    tmp_path: Path,
+) -> None:
+    """A cancellation that meets a stream's end ends Triton 24.10."""
+
+    async def trial(front: Running) -> None:
+        for _ in range(20):
+            call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+            await call.write(question())
+            await call.read()
+            call.cancel()
+        await until_ended(front, 20)
+        assert front.triton.num_cancelled == 0
+
+    run(tmp_path, trial)
+
+
+@pytest.mark.parametrize("name", ["ModelStreamInfer", "ModelInfer"])
+def test_an_answer_that_goes_on_for_long_is_cancelled_at_triton_when_its_client_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(triton_stream, "PATIENCE_SECONDS", 0.1)
+
+    async def trial(front: Running) -> None:
+        front.triton.may_go_on.clear()
+        if name == "ModelInfer":
+            asking = asyncio.ensure_future(front.call(name, question()))
+            async with asyncio.timeout(10):
+                while not front.triton.heard:
+                    await asyncio.sleep(0.01)
+            asking.cancel()
+        else:
+            call = front.channel.stream_stream(f"/{SERVICE}/{name}")()
+            await call.write(question())
+            await call.read()
+            call.cancel()
+        await until_none_is_open(front)
+        await until_ended(front, 1)
+        assert front.triton.num_cancelled == 1
+
+    run(tmp_path, trial)
+
+
+async def until_ended(front: Running, number: int) -> None:
+    async with asyncio.timeout(10):
+        while front.triton.num_ended < number:
+            await asyncio.sleep(0.01)
