@@ -323,23 +323,6 @@ def test_a_plain_call_whose_message_does_not_come_ends(
     run(tmp_path, trial)
 
 
-def test_a_stream_that_is_left_after_its_last_reply_is_not_cancelled_at_triton(
-    tmp_path: Path,
-) -> None:
-    """A cancellation that meets a stream's end ends Triton 24.10."""
-
-    async def trial(front: Running) -> None:
-        for _ in range(20):
-            call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
-            await call.write(question())
-            await call.read()
-            call.cancel()
-        await until_ended(front, 20)
-        assert front.triton.num_cancelled == 0
-
-    run(tmp_path, trial)
-
-
 @pytest.mark.parametrize("name", ["ModelStreamInfer", "ModelInfer"])
 def test_an_answer_that_goes_on_for_long_is_cancelled_at_triton_when_its_client_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
