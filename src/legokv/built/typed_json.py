@@ -38,9 +38,9 @@ _CALLED = {str: "a text", int: "a whole number", bool: "true or false"}
 
 
 def _record(kind: Any, value: dict[str, Any], at: str) -> Any:
-    hints, known = get_type_hints(kind), {item.name: item for item in fields(kind)}
-    odd = sorted(value.keys() - known.keys())
-    lacking = [n for n, f in known.items() if n not in value and f.default is MISSING]
+    hints, items = get_type_hints(kind), {item.name: item for item in fields(kind)}
+    odd = sorted(value.keys() - items.keys())
+    lacking = [n for n, f in items.items() if n not in value and f.default is MISSING]
     if odd or lacking:
         what = f"lacks {lacking[0]}" if lacking else f"has {_shown(odd[0])}, which is no field"
         raise TypeError(f"{at or 'it'} {what}")

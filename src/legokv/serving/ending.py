@@ -30,8 +30,8 @@ def failure_told(model: str, environment: Mapping[str, str]) -> Iterator[None]:
 
 def failure_in(folder: Path) -> str | None:
     """Why a model of the server with this folder did not start, if one has told."""
-    told = sorted(folder.glob(f"{_FAILED}*"))
-    return told[0].read_text(encoding="utf-8") if told else None
+    files = sorted(folder.glob(f"{_FAILED}*"))
+    return files[0].read_text(encoding="utf-8") if files else None
 
 
 def tell_ending(folder: Path, sentence: str) -> None:

@@ -270,9 +270,9 @@ class TritonServer:
 
         Else Triton's own lines are shown first, so that the sentence stands last.
         """
-        told = failure_in(self._folder)
-        if told is not None:
-            return f"{sentence}: {told}"
+        reason = failure_in(self._folder)
+        if reason is not None:
+            return f"{sentence}: {reason}"
         # The reader may be a few lines behind; of a server that ended it comes to an end.
         self._log.join(_POLL_SECONDS if self._process.poll() is None else _LOST_SECONDS)
         for line in list(self._held):
