@@ -119,8 +119,9 @@ def test_a_client_whose_time_is_over_leaves_nothing_running(
 def test_refusals_of_the_models_come_through_with_their_status(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="prompt"):
         client.chat.completions.create(messages=turns([], "word " * 3000), **GREEDY)
-    with pytest.raises(openai.NotFoundError, match="no document 'file-x'"):
-        client.chat.completions.create(messages=turns(["file-x"]), **GREEDY)
+    unknown = "file-" + "0" * 24
+    with pytest.raises(openai.NotFoundError, match=f"no document '{unknown}'"):
+        client.chat.completions.create(messages=turns([unknown]), **GREEDY)
     tool = {"type": "function", "function": {"name": "w"}}
     with pytest.raises(openai.BadRequestError, match="no place for tools"):
         client.chat.completions.create(messages=turns([]), tools=[tool], **GREEDY)
