@@ -6,13 +6,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sentencepiece_like import LLAMA, sentencepiece_backend
+from sentencepiece_like import sentencepiece_backend
 from server import RunningServer, serving
 from tritonclient.utils import InferenceServerException
 
 from legokv.build.engine import BuildSettings, build_engine_folder
 
 BACKEND = sentencepiece_backend(more=("東", "京", "é"))
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'assistant' %}"
+    "{{ message.content }}{{ eos_token }}{% else %}[INST] {{ message.content }} [/INST]{% endif %}"
+    "{% endfor %}"
+)
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 DRAWN = {"text_input": "Who?", "max_tokens": 40, "temperature": 3.0, "return_log_probs": True}
 
@@ -25,10 +30,10 @@ def spm(
     checkpoint = Path(shutil.copytree(tiny_checkpoint("llama"), folder / "checkpoint"))
     (checkpoint / "tokenizer.json").write_text(BACKEND.to_str())
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(NAMES))
-    (checkpoint / "chat_template.jinja").write_text(LLAMA)
+    (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
     settings = BuildSettings("spm", dtype="float32")
     build_engine_folder(checkpoint, folder / "engine", settings)
-    with serving(folder / "engine", folder / "cache", pool_tokens=4096) as server:
+    with serving(folder / "engine", folder / "cache", pool_tokens=4096, kept_tokens=2048) as server:
         yield server
 
 
@@ -61,3 +66,21 @@ def test_a_stop_token_ends_an_answer_and_one_that_is_none_is_refused(spm: Runnin
         spm.ask(**DRAWN, stop_token_ids=[384])
     with pytest.raises(InferenceServerException, match="129 words, at most 128 are taken"):
         spm.ask(**DRAWN, stop_words=["a"] * 129)
+
+
+def test_a_conversation_s_second_turn_goes_on_from_the_first_with_its_tokens_as_drawn(
+    spm: RunningServer,
+) -> None:
+    parts = [{"type": "document", "id": i} for i in spm.register("One light.", "Two lights.")]
+    turns = [{"role": "user", "content": [*parts, {"type": "text", "text": "Who?"}]}]
+    drawn = {"temperature": 3.0, "seed": 5, "max_tokens": 20}
+    first = spm.ask(messages=json.dumps(turns), **drawn)
+    turns += [
+        {"role": "assistant", "content": first["text_output"]},
+        {"role": "user", "content": "Why?"},
+    ]
+    second = spm.ask(messages=json.dumps(turns), max_tokens=4)
+    assert second["recomputed_tokens"] == 0
+    assert second["reused_tokens"] == (
+        first["recomputed_tokens"] + first["fresh_tokens"] + first["generated_tokens"] - 1
+    )
