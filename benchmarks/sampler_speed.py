@@ -1,11 +1,14 @@
-"""How long it takes to draw a token from a model's own logits, option by option.
+"""How long it takes to draw tokens, option by option: one row, a batch, and row by row as before.
 
     out/venv/bin/python benchmarks/sampler_speed.py
 
-Interleaved, over logits along a text; the median of all draws, beside one that sorts every token.
+Interleaved, one thread unless told; medians of the process' own time, which others on the machine
+lengthen less. "before" is NumPy row by row, as tokens were drawn until they went in batches. The
+last lines are of masks: compiling a format, and its mask for a token.
 """
 
 import argparse
+import json
 import os
 import statistics
 import time
@@ -13,23 +16,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from legokv import Engine
-from legokv.engine.sampling import Sampler, SamplingOptions, token_log_probs
+from legokv.engine.draw import draw_tokens
+from legokv.engine.sampling import Sampler, SamplingOptions, largest, token_log_probs
+from legokv.text.answer_format import read_format
+from legokv.text.grammar import Grammars
+from legokv.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = ROOT / "examples" / "documents" / "ferry_line.txt"
-NUM_PLACES = 40
+SPREAD = 3.0
+"""Standard deviation of the logits: a few hundred tokens have most of the probability."""
 PROMPT_TOKENS = 4128
-Draw = Callable[[NDArray[np.float32]], object]
-OPTIONS = {
+OPTIONS: dict[str, dict[str, float]] = {
     "greedy": {},
     "all tokens": {"temperature": 0.8},
     "top_k 40": {"temperature": 0.8, "top_k": 40},
     "top_p 0.95": {"temperature": 0.8, "top_p": 0.95},
     "top_k 40, top_p 0.95": {"temperature": 0.8, "top_k": 40, "top_p": 0.95},
     "min_p 0.05": {"temperature": 0.8, "min_p": 0.05},
+    "top_p 0.95, flat": {"temperature": 100.0, "top_p": 0.95},
     "top_k 40 and all penalties": {
         "temperature": 0.8,
         "top_k": 40,
@@ -38,64 +45,125 @@ OPTIONS = {
         "presence_penalty": 0.1,
     },
 }
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": "integer", "minimum": 0},
+        "tags": {"type": "array", "items": {"enum": ["a", "b", "c"]}},
+    },
+    "required": ["name", "age"],
+}
 
 
-class SortingDraw:
-    """Top-p over a stable sort of all tokens: what the sampler is to be faster than."""
+def before(logits: NDArray[np.float32], options: SamplingOptions, place: float) -> int:
+    """A token drawn from one row, without penalties, by the code before batches."""
+    if not np.isfinite(logits).all():
+        raise ValueError("not finite")
+    if not options.temperature:
+        return int(logits.argmax())
+    ids = largest(logits, options.top_k or len(logits))
+    kept = logits[ids].astype(np.float64)
+    weights = np.exp((kept - kept.max()) / options.temperature)
+    if options.top_p < 1:
+        inside = largest(weights, _num_reaching(weights, options.top_p))
+        ids, weights = ids[inside], weights[inside]
+    likely = weights >= options.min_p
+    ids, shares = ids[likely], np.cumsum(weights[likely])
+    at = np.searchsorted(shares, place * shares[-1], side="right")
+    return int(ids[min(at, len(ids) - 1)])
 
-    def __init__(self, temperature: float, top_p: float) -> None:
-        self._temperature = temperature
-        self._top_p = top_p
-        self._random = np.random.Generator(np.random.PCG64(1))
 
-    def __call__(self, logits: NDArray[np.float32]) -> int:
-        scaled = logits.astype(np.float64) / self._temperature
-        order = np.argsort(-scaled, kind="stable")
-        weights = np.exp(scaled[order] - scaled[order[0]])
-        before = np.cumsum(weights) - weights
-        kept = order[before < self._top_p * weights.sum()]
-        weights = weights[: len(kept)]
-        return int(self._random.choice(kept, p=weights / weights.sum()))
+def _num_reaching(weights: NDArray[np.float64], share: float) -> int:
+    threshold, looked_at = share * weights.sum(), min(256, len(weights))
+    while True:
+        shares = np.cumsum(np.sort(np.partition(weights, -looked_at)[-looked_at:])[::-1])
+        if shares[-1] >= threshold or looked_at == len(weights):
+            return min(int(np.searchsorted(shares, threshold)) + 1, looked_at)
+        looked_at = min(16 * looked_at, len(weights))
 
 
-def draws(vocabulary: int) -> dict[str, Draw]:
-    prompt = np.random.Generator(np.random.PCG64(2)).integers(0, vocabulary, PROMPT_TOKENS)
-    made: dict[str, Draw] = {
-        name: Sampler(SamplingOptions(seed=1, **options), prompt.tolist()).next
+def milliseconds(call: Callable[[], object]) -> float:
+    started = time.process_time()
+    call()
+    return 1e3 * (time.process_time() - started)
+
+
+def calls(logits: torch.Tensor, options: SamplingOptions) -> dict[str, Callable[[], object]]:
+    """One row, all rows, and all rows by the code before."""
+    vocabulary, random = logits.shape[1], np.random.Generator(np.random.PCG64(2))
+    prompt = random.integers(0, vocabulary, PROMPT_TOKENS).tolist()
+    draws = [Sampler(options, prompt, row).draw(row) for row in range(len(logits))]
+    rows = logits.numpy()
+    return {
+        "row": lambda: draw_tokens(logits, draws[:1]),
+        "batch": lambda: draw_tokens(logits, draws),
+        "before": lambda: [before(row, options, 0.5) for row in rows[:4]],
+    }
+
+
+def print_draws(vocabulary: int, num_rows: int, rounds: int) -> None:
+    random = np.random.Generator(np.random.PCG64(1))
+    values = random.standard_normal((num_rows, vocabulary), dtype=np.float32) * SPREAD
+    logits = torch.from_numpy(values)
+    made = {
+        name: calls(logits, SamplingOptions(seed=1, **options))  # type: ignore[arg-type]
         for name, options in OPTIONS.items()
     }
-    made["sorting all tokens, top_p 0.95"] = SortingDraw(0.8, 0.95)
-    made["log-probabilities, 5 likeliest"] = lambda logits: token_log_probs(logits, 7, 5)
-    return made
+    times: dict[tuple[str, str], list[float]] = {}
+    for _ in range(rounds):
+        for name, ways in made.items():
+            for way, call in ways.items():
+                times.setdefault((name, way), []).append(milliseconds(call))
+    print(f"{'':28} {'row':>8} {f'{num_rows} rows':>9} {'before, a row':>14} {'ratio':>6}")
+    for name in made:
+        row, batch, old = (
+            statistics.median(times[name, way]) for way in ("row", "batch", "before")
+        )
+        print(
+            f"{name:28} {row:8.3f} {batch:9.2f} {old / 4:14.3f} {old / 4 / (batch / num_rows):6.1f}"
+        )
+    seconds = [milliseconds(lambda: token_log_probs(values[0], 7, 5)) for _ in range(rounds)]
+    print(f"{'log-probabilities, 5 likeliest':28} {statistics.median(seconds):6.3f}")
 
 
-def logits_along_a_text(engine_folder: Path) -> list[NDArray[np.float32]]:
-    """The model's logits after ever more of a document."""
-    engine = Engine.open(engine_folder)
-    ids = engine.tokenizer.encode(TEXT.read_text(encoding="utf-8"))
-    ends = np.linspace(8, len(ids), NUM_PLACES).astype(int)
-    return [engine.prefill([ids[:end]]).logits.numpy() for end in ends.tolist()]
+def print_masks(engine_folder: Path) -> None:
+    tokenizer = Tokenizer.open(engine_folder)
+    grammars = Grammars(tokenizer, tokenizer.vocab_size, tokenizer.eos_token_ids)
+    first = milliseconds(lambda: grammars.begin(_format({"type": "object"})))
+    compiling = milliseconds(lambda: grammars.begin(_format(SCHEMA)))
+    random, times = np.random.Generator(np.random.PCG64(3)), []
+    for _ in range(20):
+        (state,) = grammars.begin(_format(SCHEMA))
+        for _ in range(100):
+            times.append(milliseconds(state.allowed))
+            token_id = int(random.choice(np.flatnonzero(state.allowed())))
+            if token_id in tokenizer.eos_token_ids:
+                break
+            state.accept(token_id)
+    low, high = np.percentile(times, [50, 99])
+    print(f"masks, {tokenizer.vocab_size} tokens: {low:.3f} a token ({high:.3f} of 99 in 100)")
+    print(f"compiling a schema {compiling:.1f}, the first with its vocabulary {first:.0f}")
+
+
+def _format(schema: dict[str, object]):  # type: ignore[no-untyped-def]
+    return read_format(json.dumps({"type": "json_schema", "json_schema": {"schema": schema}}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", type=Path, default=ROOT / "out" / "engines" / "llama")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--vocabulary", type=int, default=128256)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    places = logits_along_a_text(arguments.engine)
-    made = draws(len(places[0]))
-    times: dict[str, list[float]] = {name: [] for name in made}
-    for _ in range(arguments.rounds):
-        for logits in places:
-            for name, draw in made.items():
-                started = time.perf_counter()
-                draw(logits)
-                times[name].append(time.perf_counter() - started)
-    num_draws = arguments.rounds * len(places)
-    print(f"{len(places[0])} tokens, {num_draws} draws each, {os.cpu_count()} CPUs; milliseconds")
-    for name, found in times.items():
-        low, high = (1e3 * value for value in np.percentile(found, [10, 90]))
-        print(f"{name:32} {1e3 * statistics.median(found):7.3f}  ({low:.3f} to {high:.3f})")
+    torch.set_num_threads(arguments.threads)
+    print(
+        f"{arguments.vocabulary} tokens, {arguments.threads} of {os.cpu_count()} CPUs, milliseconds"
+    )
+    print_draws(arguments.vocabulary, arguments.rows, arguments.rounds)
+    print_masks(arguments.engine)
 
 
 if __name__ == "__main__":

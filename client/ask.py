@@ -34,12 +34,14 @@ FIELDS = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
+    "logit_bias",
     "seed",
     "min_tokens",
     "num_return_sequences",
     "return_log_probs",
     "num_top_log_probs",
     "timeout_seconds",
+    "response_format",
 )
 
 
@@ -75,12 +77,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--min-p", type=float)
     for name in ("repetition", "presence", "frequency"):
         parser.add_argument(f"--{name}-penalty", type=float, metavar="X")
+    parser.add_argument(
+        "--logit-bias", metavar="JSON", help="""added to tokens' logits, as '{"17": -100}'"""
+    )
     parser.add_argument("--seed", type=int)
     parser.add_argument("--min-tokens", type=int, metavar="N")
     parser.add_argument("--num-return-sequences", type=int, metavar="N", help="answers to draw")
     parser.add_argument("--return-log-probs", action="store_const", const=True)
     parser.add_argument("--num-top-log-probs", type=int, metavar="N", help="with JSON output")
     parser.add_argument("--timeout-seconds", type=float, metavar="S")
+    parser.add_argument(
+        "--response-format",
+        metavar="JSON",
+        help="""what the answer is to be, as '{"type": "json_object"}'""",
+    )
     add_connection_options(parser)
     # Options first: with "?" the question would be taken for missing before it is come to.
     parsed = parser.parse_intermixed_args(arguments)

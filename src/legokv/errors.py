@@ -147,6 +147,10 @@ class NotFinite(StepFailed):
     """The model gave NaN or infinity where numbers are due; nothing is drawn from or kept of it."""
 
 
+class FormatFailed(StepFailed):
+    """An answer's format that cannot say which tokens may come next; the others go on."""
+
+
 class LaunchRefused(StepFailed):
     """A kernel's launcher that said no; the message is the library's own."""
 

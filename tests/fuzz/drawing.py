@@ -14,7 +14,8 @@ GENERATE = {
     "top_k": "INT32", "min_tokens": "INT32", "num_return_sequences": "INT32",
     "num_top_log_probs": "INT32", "temperature": "FP32", "top_p": "FP32", "min_p": "FP32",
     "repetition_penalty": "FP32", "presence_penalty": "FP32", "frequency_penalty": "FP32",
-    "timeout_seconds": "FP32", "seed": "UINT64", "return_log_probs": "BOOL", "stream": "BOOL",
+    "timeout_seconds": "FP32", "seed": "UINT64", "logit_bias": "BYTES",
+    "response_format": "BYTES", "return_log_probs": "BOOL", "stream": "BOOL",
 }  # fmt: skip
 OPERATIONS = ("create", "get", "list", "delete", "update", "stats", "warm", "pin", "x", "")
 DOCUMENT_FIELDS = ("text", "name", "id", "ids", "namespace", "ttl_seconds", "metadata", "limit",

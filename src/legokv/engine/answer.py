@@ -1,13 +1,15 @@
 """One answer on its way: its tokens drawn, its text found, its end recognised. No pages here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
 
 from legokv.chunks.chunk import Chunk
 from legokv.engine.request import AnswerOptions, GenerateRequest, Token
-from legokv.engine.sampling import Sampler, TokenLogProbs, token_log_probs
+from legokv.engine.sampling import Allowed, Draw, Sampler, TokenLogProbs, token_log_probs
+from legokv.text.answer_format import read_format
+from legokv.text.grammar import Grammars
 from legokv.text.stop_words import StopWords
 from legokv.text.stream import TextStream, TokenTexts
 
@@ -44,11 +46,16 @@ class Answer:
         self._options = options
         self._index = index
 
-    def next(self, logits: NDArray[np.float32], *, late: bool) -> Token:
-        """The token drawn from `logits` [V]; the last one if it is `late`, whatever it is."""
+    def draw(self, row: int) -> Draw:
+        """What to draw as its next token, of row `row` of a step's logits."""
         ending = self._ending
         banned = ending.eos_token_ids if self.num_tokens < ending.min_tokens else ()
-        token_id = self._sampler.next(logits, banned)
+        return self._sampler.draw(row, banned)
+
+    def take(self, token_id: int, logits: Tensor, *, late: bool) -> Token:
+        """The token drawn from `logits` [V]; the last one if it is `late`, whatever it is."""
+        ending = self._ending
+        self._sampler.count(token_id)
         self.num_tokens += 1
         ended = token_id in ending.eos_token_ids
         may_stop = self.num_tokens > ending.min_tokens
@@ -66,24 +73,32 @@ class Answer:
             return "length"
         return "timeout" if late else None
 
-    def _log_probs(self, logits: NDArray[np.float32], token_id: int) -> TokenLogProbs | None:
+    def _log_probs(self, logits: Tensor, token_id: int) -> TokenLogProbs | None:
+        """Of logits that come to the host for it alone."""
         if not self._options.return_log_probs:
             return None
-        return token_log_probs(logits, token_id, self._options.num_top_log_probs)
+        return token_log_probs(logits.cpu().numpy(), token_id, self._options.num_top_log_probs)
 
 
 def answers_to(
-    request: GenerateRequest, texts: TokenTexts, eos_token_ids: tuple[int, ...]
+    request: GenerateRequest,
+    texts: TokenTexts,
+    eos_token_ids: tuple[int, ...],
+    grammars: Grammars | None = None,
 ) -> list[Answer]:
-    """The answers a request asks for, none begun; its stop tokens end them as the model's do."""
+    """The answers a request asks for, none begun; its stop tokens end them as the model's do.
+
+    InvalidRequest if `grammars` cannot hold them to the request's format.
+    """
     options = request.answering
     ends = tuple(dict.fromkeys((*eos_token_ids, *options.stop_token_ids)))
     ending = Ending(ends, request.max_tokens, options.min_tokens)
     prompt_ids = _prompt_ids(request)
+    states = _states(request, grammars)
     words = StopWords(request.stop_words)
     return [
         Answer(
-            Sampler(request.sampling, prompt_ids, index),
+            Sampler(request.sampling, prompt_ids, index, states[index]),
             TextStream(texts, words),
             ending,
             options,
@@ -91,6 +106,16 @@ def answers_to(
         )
         for index in range(options.num_return_sequences)
     ]
+
+
+def _states(request: GenerateRequest, grammars: Grammars | None) -> Sequence[Allowed | None]:
+    """Where each answer stands in the format that is asked for; None each without one."""
+    count = request.answering.num_return_sequences
+    form = read_format(request.answering.response_format)
+    if form is None:
+        return [None] * count
+    assert grammars is not None, "who takes formats has grammars"
+    return grammars.begin(form, count)
 
 
 def _prompt_ids(request: GenerateRequest) -> list[int]:

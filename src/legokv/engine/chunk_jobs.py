@@ -1,12 +1,13 @@
 """Jobs that bring one chunk into the pool: compiled for others, asked for, or to be kept."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.pool import Resident
+from legokv.engine.draw import Drawn
 from legokv.engine.jobs import Job
 from legokv.engine.request import Finished, Usage
 from legokv.engine.transfer import Transfer
@@ -34,7 +35,7 @@ class FillJob(Job):
         self._started_at = time.monotonic()
         return True
 
-    def computed(self, sequence: TokenSequence, logits: Tensor) -> bool:
+    def computed(self, sequence: TokenSequence, logits: Tensor, drawn: Sequence[Drawn]) -> bool:
         assert self.filling is not None, "a FillJob has its resident"
         self._filled(self.filling, time.monotonic() - self._started_at)
         return True

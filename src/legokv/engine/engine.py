@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from legokv.built.settings import EngineSettings
 from legokv.chunks.chunk import Chunk
@@ -20,9 +21,11 @@ from legokv.engine.parts import EngineParts, open_parts
 from legokv.engine.ranking import FOREIGN_TEXT, FOREIGN_TOKENS, RankJob
 from legokv.engine.request import (
     MODES_BY_ATTENTION,
+    AnswerOptions,
     Finished,
     GenerateRequest,
     Token,
+    check_biased_ids,
     check_prompt,
     check_stop_token_ids,
 )
@@ -32,6 +35,8 @@ from legokv.link.link import Segment, place
 from legokv.metrics import Sample
 from legokv.model.dtypes import Int32
 from legokv.stores.tiers import PinnedKeys
+from legokv.text.answer_format import format_text
+from legokv.text.grammar import Grammars
 
 
 class Engine:
@@ -64,6 +69,8 @@ class Engine:
         self.tiers = parts.tiers
         self.executor = parts.executor
         self.runner = parts.runner
+        model = parts.facts.model
+        self._grammars = Grammars(parts.tokenizer, model.vocab_size, model.eos_token_ids)
         self._naming = ChunkNaming(parts.facts, parts.tiers.stored_dtype)
         self._stepping = threading.Lock()
 
@@ -194,12 +201,14 @@ class Engine:
         recompute_percent: float | None = None,
         sampling: SamplingOptions | None = None,
         stop_words: Sequence[str] = (),
+        response_format: str | Mapping[str, Any] | None = None,
     ) -> Iterator[Token]:
         """Answer the prompt token by token; the last has a finish_reason, "stop" or "length".
 
         segments: chunks and token ids, in prompt order. max_tokens: 1 or more. sampling: None for
-        greedy. link_tokens, mode, recompute_percent, stop_words: see `GenerateRequest`. Closing
-        the iterator cancels the request.
+        greedy. link_tokens, mode, recompute_percent, stop_words: see `GenerateRequest`.
+        response_format: what the answer is to be, as `{"type": "json_object"}`, an object or its
+        JSON; see `AnswerOptions`. Closing the iterator cancels the request.
         """
         check_whole("max_tokens", max_tokens, 1)
         check_texts("stop_words", stop_words)
@@ -210,6 +219,7 @@ class Engine:
             link_tokens,
             sampling or SamplingOptions(),
             tuple(stop_words),
+            AnswerOptions(response_format=format_text(response_format)),
             recompute_percent=recompute_percent,
         )
         return self.answer(request)
@@ -235,6 +245,7 @@ class Engine:
         # Before linking, which lists a page for every token there may be.
         check_prompt(request.segments, request.max_tokens, self.facts.model)
         check_stop_token_ids(request.answering.stop_token_ids, self.facts.model)
+        check_biased_ids(request.sampling.logit_bias, self.facts.model)
         if request.mode in MODES_BY_ATTENTION and not self.runner.gives_attention:
             raise InvalidRequest(
                 f"mode '{request.mode}' asks what the question attends to, which an engine's plan "
@@ -243,7 +254,8 @@ class Engine:
         segments = self._naming.segments(request)
         reserve = max(request.max_tokens - 1, 0)
         placement = place(segments, self.facts.page_size, reserve)
-        answers = answers_to(request, self.tokenizer, self.facts.model.eos_token_ids)
+        eos_token_ids = self.facts.model.eos_token_ids
+        answers = answers_to(request, self.tokenizer, eos_token_ids, self._grammars)
         job = GenerateJob(request, placement, answers, self.executor.metrics, guide, events)
         job.submitted_at = submitted_at
         self.executor.submit(job)

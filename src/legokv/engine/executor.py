@@ -18,13 +18,23 @@ from legokv.chunks.pool import ChunkCache, Grant, Resident
 from legokv.chunks.stored_kv import StoredKv
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.chunk_jobs import FillJob
+from legokv.engine.draw import Drawn, draw_tokens
 from legokv.engine.jobs import Job, JobEvent, granted
 from legokv.engine.kept import KeptSequences
 from legokv.engine.metrics import EngineMetrics
 from legokv.engine.passing import passers
+from legokv.engine.sampling import Draw
 from legokv.engine.schedule import Turn, can_plan, failure, finish_step, plan_step, run_step
 from legokv.engine.transfer import Transfer
-from legokv.errors import Busy, InvalidRequest, LegokvError, NotFinite, PoolFull, StepFailed
+from legokv.errors import (
+    Busy,
+    FormatFailed,
+    InvalidRequest,
+    LegokvError,
+    NotFinite,
+    PoolFull,
+    StepFailed,
+)
 from legokv.runners import Runner
 from legokv.step.sequence import CompiledPages, chunk_sequence
 
@@ -139,12 +149,7 @@ class Executor:
         self._start()
         if not self._running:
             return bool(self._waiting or self._granted)
-        for turn, row in self._computed():
-            with self._ending(turn.job):
-                # Without a grant, another of its answers has ended it in this step.
-                if turn.job.grant is not None and turn.job.computed(turn.sequence, row):
-                    self._kept.put(turn.job.sequence(), turn.job.grant)
-                    self._end(turn.job)
+        self._compute()
         return True
 
     def drop(self, key: str) -> None:
@@ -155,23 +160,42 @@ class Executor:
         self._transfer.drop(key)
         self._kept.drop(key)
 
-    def _computed(self) -> list[tuple[Turn, Tensor]]:
-        """What the next step ended of the running jobs' sequences; nothing if it failed."""
+    def _compute(self) -> None:
+        """Run the next step and hand out what it ended of the jobs' sequences."""
         try:
             step = plan_step(self._running, self._max_step_tokens)
         except Exception as error:
             log.exception("a step could not be planned")
             self._end_those_without_plan(failure(error))
-            return []
+            return
         try:
             logits = run_step(self._runner, step)
         except StepFailed as error:
             log.error("a step failed", exc_info=error.__cause__ or error)
             self.metrics.step_failed("runner")
             self._fail([turn.job for turn in step.turns], error)
-            return []
+            return
         self.counters.steps += 1
-        return finish_step(step, logits, self.counters.steps)
+        self._hand_out(logits, finish_step(step, self.counters.steps))
+
+    def _hand_out(self, logits: Tensor, ended: Sequence[tuple[Turn, int]]) -> None:
+        """Draw the tokens of all sequences that ended together, and tell each its own."""
+        draws: list[Draw] = []
+        numbers: list[range] = []
+        for turn, row in ended:
+            first = len(draws)
+            with self._ending(turn.job):
+                # Without a grant, another of its answers has ended it in this step.
+                if turn.job.grant is not None:
+                    draws += turn.job.draws(turn.sequence, row)
+            numbers.append(range(first, len(draws)))
+        drawn = _drawn(logits, draws)
+        for (turn, row), own in zip(ended, numbers, strict=True):
+            with self._ending(turn.job):
+                job, tokens = turn.job, [drawn[number] for number in own]
+                if job.grant is not None and job.computed(turn.sequence, logits[row], tokens):
+                    self._kept.put(job.sequence(), job.grant)
+                    self._end(job)
 
     def _end_those_without_plan(self, error: StepFailed) -> None:
         """End the jobs that no step can be planned for, or all if it is none of theirs alone."""
@@ -354,7 +378,7 @@ class Executor:
         """Whatever error leaves the block ends this job, and those who wait for what it fills."""
         try:
             yield
-        except (NotFinite, InvalidRequest) as error:
+        except (NotFinite, FormatFailed, InvalidRequest) as error:
             log.warning("a request failed: %s", error)
             self._fail([job], error)
         except Exception as error:
@@ -376,6 +400,25 @@ class Executor:
         """Hand out a job's last event: who cannot take it must not be the end of another."""
         with _going_on("an error reached nobody"):
             job.events.put(event)
+
+
+def _drawn(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
+    """The tokens drawn together, or one by one if that fails: it is one's fault, not all's."""
+    if not draws:
+        return []
+    try:
+        return draw_tokens(logits, draws)
+    except Exception:
+        log.exception("tokens could not be drawn together")
+    return [_drawn_alone(logits, draw) for draw in draws]
+
+
+def _drawn_alone(logits: Tensor, draw: Draw) -> Drawn:
+    try:
+        return draw_tokens(logits, [draw])[0]
+    except Exception as error:
+        log.exception("a token could not be drawn")
+        return error
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from legokv.chunks.pool import ChunkCache, Grant, Resident
 from legokv.chunks.prefetch import Prefetch
 from legokv.chunks.stored_kv import StoredKv
 from legokv.engine.answer import Answer
+from legokv.engine.draw import Drawn, check_finite
 from legokv.engine.kept import KeptSequences, OwnSequence, copies_behind, own_sequence
 from legokv.engine.metrics import EngineMetrics
 from legokv.engine.request import (
@@ -25,7 +26,7 @@ from legokv.engine.request import (
     Token,
     Usage,
 )
-from legokv.engine.sampling import check_logits
+from legokv.engine.sampling import Draw
 from legokv.engine.transfer import Transfer
 from legokv.errors import Cancelled, LegokvError, PoolFull, TimedOut
 from legokv.link.link import Placement, bind
@@ -126,8 +127,18 @@ class Job:
         """All chunks are in the pool: make `sequences`, or False if there is nothing to compute."""
         raise NotImplementedError
 
-    def computed(self, sequence: TokenSequence, logits: Tensor) -> bool:
-        """All of `sequence` is computed, `logits` float32 [V] its last: True if the job is over."""
+    def draws(self, sequence: TokenSequence, row: int) -> Sequence[Draw]:
+        """What is to be drawn of row `row` of a step's logits, once all of `sequence` is computed.
+
+        Nothing of the job changes by it but its random numbers.
+        """
+        return ()
+
+    def computed(self, sequence: TokenSequence, logits: Tensor, drawn: Sequence[Drawn]) -> bool:
+        """All of `sequence` is computed, `logits` float32 [V] its last: True if the job is over.
+
+        `drawn` has a token for each of its `draws`, or why there is none.
+        """
         raise NotImplementedError
 
     def given_up(self) -> LegokvError:
@@ -301,22 +312,33 @@ class GenerateJob(Job):
             "allow more, or ask when less is under way"
         )
 
-    def computed(self, sequence: TokenSequence, logits: Tensor) -> bool:
+    def draws(self, sequence: TokenSequence, row: int) -> Sequence[Draw]:
+        if self._guide is not None or not self._request.max_tokens:
+            return ()
+        return [answer.draw(row) for answer in self._answers_of(sequence)]
+
+    def _answers_of(self, sequence: TokenSequence) -> Sequence[Answer]:
+        """Those that go on with a token behind `sequence`, in order."""
+        if not self.usage.time_to_first_token_seconds:
+            return self._answers
+        return [answer for answer, tail in self._going_on if tail.sequence is sequence]
+
+    def computed(self, sequence: TokenSequence, logits: Tensor, drawn: Sequence[Drawn]) -> bool:
         if self._guide is not None:
             self._link_for_good(self._guide.policy, self._guide.scores())
             return False
         if self.usage.time_to_first_token_seconds:
-            drawing = [pair for pair in self._going_on if pair[1].sequence is sequence]
+            going_on = [pair for pair in self._going_on if pair[1].sequence is sequence]
         else:
             self._prompt_computed()
             if self._request.max_tokens == 0:
-                check_logits(logits.numpy())
-                self.events.put(Prefill(logits, self.usage))
+                check_finite(logits)
+                self.events.put(Prefill(logits.cpu(), self.usage))
                 return True
-            drawing = self._begun(sequence)
-            self._go_on_with(drawing)
-        for answer, tail in drawing:
-            self._draw(answer, tail, logits)
+            going_on = self._begun(sequence)
+            self._go_on_with(going_on)
+        for (answer, tail), token_id in zip(going_on, drawn, strict=True):
+            self._take(answer, tail, logits, token_id)
         return not self._going_on
 
     def _prompt_computed(self) -> None:
@@ -335,13 +357,16 @@ class GenerateJob(Job):
             self._transfer.copy_pages(made.copy_sources, made.copy_targets)
         return list(zip(self._answers, made.tails, strict=True))
 
-    def _draw(self, answer: Answer, tail: Tail, logits: Tensor) -> None:
+    def _take(self, answer: Answer, tail: Tail, logits: Tensor, drawn: Drawn) -> None:
         """Hand out an answer's next token; it goes on behind it, or is the job's last to end."""
+        if isinstance(drawn, Exception):
+            raise drawn
         now = time.monotonic()
         if answer.num_tokens:
             self._metrics.inter_token.observe(now - answer.drawn_at)
         answer.drawn_at = now
-        token = answer.next(logits.numpy(), late=now - self.submitted_at >= self._timeout_seconds)
+        late = now - self.submitted_at >= self._timeout_seconds
+        token = answer.take(drawn, logits, late=late)
         self.patience_seconds = math.inf
         self.usage.generated_tokens += 1
         self._metrics.generated_tokens += 1

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Mapping
 
 from legokv.errors import InvalidRequest
 
@@ -51,6 +52,24 @@ def check_whole_numbers(name: str, values: object, low: int = 0) -> None:
         raise InvalidRequest(f"{name} is a list of whole numbers, not {shown(values)}")
     for value in values:
         check_whole(name, value, low)
+
+
+def check_token_bias(name: str, value: object, most: float, max_count: int) -> dict[int, float]:
+    """Numbers by token id, which JSON has as text; InvalidRequest for anything else."""
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"{name} is numbers by token id, not {shown(value)}")
+    if len(value) > max_count:
+        raise InvalidRequest(f"{name} has {len(value)} tokens, at most {max_count} are taken")
+    bias = {}
+    for key, number in value.items():
+        is_digits = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20
+        token_id = int(key) if is_digits else key
+        check_whole(f"a token id of {name}", token_id, 0)
+        check_number(f"{name} of token {token_id}", number, -most, most)
+        bias[int(token_id)] = float(number)
+    if len(bias) < len(value):
+        raise InvalidRequest(f"{name} names a token twice")
+    return bias
 
 
 def check_kind(name: str, value: object, kind: type) -> None:

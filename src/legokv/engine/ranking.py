@@ -9,6 +9,7 @@ from torch import Tensor
 
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.pool import Resident
+from legokv.engine.draw import Drawn
 from legokv.engine.jobs import Job
 from legokv.engine.request import Finished, Usage
 from legokv.engine.transfer import Transfer
@@ -67,7 +68,7 @@ class RankJob(Job):
         self.sequences = [chunk_sequence(ids, self.grant.private_pages, self._page_size)]
         return True
 
-    def computed(self, sequence: TokenSequence, logits: Tensor) -> bool:
+    def computed(self, sequence: TokenSequence, logits: Tensor, drawn: Sequence[Drawn]) -> bool:
         assert self.grant is not None, "a job works while it holds its pages"
         assert self._transfer is not None, "a job is computed after it was started"
         chunk, before = self.chunks[0], len(self._foreign)

@@ -29,6 +29,7 @@ from legokv.link.policy import (
     spread,
 )
 from legokv.model.config import ModelConfig
+from legokv.text.answer_format import read_format
 
 MODES_BY_RANKING = ("ranked", "guided-ranked")
 MODES_BY_ATTENTION = ("guided", "guided-ranked")
@@ -54,6 +55,9 @@ class AnswerOptions:
 
     min_tokens: neither an end token nor a stop word among so many first tokens ends an answer.
     stop_token_ids: tokens that end an answer as the model's own end tokens do, at most 128.
+    response_format: JSON of what each answer is to be, see `legokv.text.answer_format`; None: any
+        text. Where an answer has it whole, an end token comes, also before min_tokens; where it is
+        cut (max_tokens, a stop word, a stop token) it has it in part.
     num_return_sequences: answers drawn from one prompt, 1 to 128, each from the seed and its
         number.
     return_log_probs: each token with its log-probability, a natural logarithm.
@@ -77,6 +81,7 @@ class AnswerOptions:
     num_top_log_probs: int = 0
     timeout_seconds: float | None = None
     stop_token_ids: tuple[int, ...] = ()
+    response_format: str | None = None
 
     def __post_init__(self) -> None:
         check_whole("min_tokens", self.min_tokens, 0)
@@ -91,6 +96,9 @@ class AnswerOptions:
             check_number("timeout_seconds", self.timeout_seconds, 0, MAX_TIMEOUT_SECONDS)
             if not self.timeout_seconds:
                 raise InvalidRequest(f"timeout_seconds is above 0, not {self.timeout_seconds}")
+        if not isinstance(self.response_format, str | None):
+            raise InvalidRequest(f"response_format is JSON, not {shown(self.response_format)}")
+        read_format(self.response_format)
         check_whole_numbers("stop_token_ids", self.stop_token_ids)
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             raise InvalidRequest(
@@ -195,6 +203,15 @@ def check_stop_token_ids(ids: Sequence[int], config: ModelConfig) -> None:
     num_ends = len({*ids, *config.eos_token_ids})
     if num_ends == config.vocab_size:
         raise InvalidRequest(f"with stop_token_ids all {num_ends} tokens of the model are ends")
+
+
+def check_biased_ids(ids: Iterable[int], config: ModelConfig) -> None:
+    """InvalidRequest for an id that is no token's."""
+    for token_id in ids:
+        if token_id >= config.vocab_size:
+            raise InvalidRequest(
+                f"logit_bias has {token_id}: token ids lie between 0 and {config.vocab_size - 1}"
+            )
 
 
 _POLICIES: dict[str, Callable[[Budget], Policy]] = {

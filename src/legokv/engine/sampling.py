@@ -1,80 +1,33 @@
-"""Choosing the next token from logits. Host arithmetic on one row; no state outside the sampler."""
+"""How the tokens of an answer are chosen: options, and what one answer keeps between two draws.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+The arithmetic is in `draw`, which batches it. No tensors here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from legokv.engine.option_checks import check_number, check_whole
-from legokv.errors import InvalidRequest, NotFinite
+from legokv.engine.option_checks import check_number, check_token_bias, check_whole
+from legokv.errors import FormatFailed, InvalidRequest
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
 """Wider than anybody uses; far outside them a logit leaves what floating point can tell apart."""
+MAX_LOGIT_BIAS = 100.0
+MAX_BIASED_TOKENS = 1024
 
 Logits = NDArray[np.float32] | NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class PenaltyFactors:
-    """repetition 1 and frequency and presence 0 change nothing."""
-
-    repetition: float
-    frequency: float
-    presence: float
-
-    @property
-    def change_nothing(self) -> bool:
-        return (self.repetition, self.frequency, self.presence) == (1, 0, 0)
-
-
-class Penalties:
-    """What one answer's prompt and tokens so far take from the next logits.
-
-    repetition, for a token of the prompt or the answer (CTRL, arXiv 1909.05858, as Hugging Face
-    transformers applies it to either sign): a logit above 0 is divided by it, another multiplied.
-    frequency and presence, for a token of the answer (the OpenAI API's definition): frequency times
-    how often it came, and presence once, are subtracted.
-    """
-
-    def __init__(self, factors: PenaltyFactors, prompt_ids: Sequence[int]) -> None:
-        self._factors = factors
-        self._prompt_ids = np.unique(np.asarray(prompt_ids, np.int64))
-        self._counts: dict[int, int] = {}
-
-    def count(self, token_id: int) -> None:
-        """The answer goes on with `token_id`."""
-        self._counts[token_id] = self._counts.get(token_id, 0) + 1
-
-    def lowered(self, logits: Logits) -> Logits:
-        """`logits` [V] after repetition, then frequency, then presence; itself if they do nothing.
-
-        The given array is not written to.
-        """
-        if self._factors.change_nothing:
-            return logits
-        ids = np.fromiter(self._counts, np.int64, len(self._counts))
-        counts = np.fromiter(self._counts.values(), np.float64, len(self._counts))
-        changed = logits.astype(np.float64)
-        seen = np.union1d(self._prompt_ids, ids)
-        before, repetition = changed[seen], self._factors.repetition
-        # What overflows is found, and said, before a token is drawn.
-        with np.errstate(over="ignore", invalid="ignore"):
-            changed[seen] = np.where(before > 0, before / repetition, before * repetition)
-            changed[ids] -= self._factors.frequency * counts + self._factors.presence
-        return changed
-
-
-_FEW_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """How tokens are drawn; InvalidRequest for a value out of range.
 
-    The penalties change the logits (see `Penalties`), then temperature, top_k, top_p and
-    min_p choose in this order.
+    logit_bias, then the penalties change the logits (see `LogitChanges`), then temperature, top_k,
+    top_p and min_p choose in this order.
 
     temperature: logits are divided by it, 0.01 to 100; 0 is greedy.
     top_k: so many likeliest tokens are kept; 0 keeps all.
@@ -84,6 +37,7 @@ class SamplingOptions:
         (arXiv 2407.01082).
     repetition_penalty: 0.01 to 100; 1 changes nothing.
     presence_penalty, frequency_penalty: -2 to 2; 0 changes nothing.
+    logit_bias: by token id, -100 to 100, added to the token's logit; at most 1,024 tokens.
 
     >>> import legokv
     >>> engine = legokv.Engine.open("out/engines/llama")
@@ -105,6 +59,7 @@ class SamplingOptions:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
@@ -125,96 +80,125 @@ class SamplingOptions:
         )
         for name in ("presence_penalty", "frequency_penalty"):
             check_number(name, getattr(self, name), -2, 2)
+        bias = check_token_bias("logit_bias", self.logit_bias, MAX_LOGIT_BIAS, MAX_BIASED_TOKENS)
+        object.__setattr__(self, "logit_bias", bias)
 
 
-def check_logits(logits: Logits) -> None:
-    """NotFinite, with how many, if any of `logits` [V] is NaN or infinite."""
-    if np.isfinite(logits).all():
-        return
-    num_nan, num_infinite = int(np.isnan(logits).sum()), int(np.isinf(logits).sum())
-    raise NotFinite(
-        f"of {len(logits)} logits for the next token {num_nan} are NaN and {num_infinite} "
-        "infinite: the prompt or the weights overflow the type that is computed in; ask something "
-        "else, or try the setting dtype float32"
-    )
+class LogitChanges:
+    """What one answer's bias, its prompt and its tokens so far change of the next logits.
+
+    bias is added first. repetition, for a token of the prompt or the answer (CTRL, arXiv
+    1909.05858, as Hugging Face transformers applies it to either sign): a logit above 0 is divided
+    by it, another multiplied. frequency and presence, for a token of the answer (the OpenAI API's
+    definition): frequency times how often it came, and presence once, are subtracted.
+
+    Token n of those it changes is `ids[n]`, with its `bias`, the `divisor` that repetition is and
+    what is `taken` in the end.
+    """
+
+    def __init__(self, options: SamplingOptions, prompt_ids: Sequence[int] = ()) -> None:
+        self._repetition = options.repetition_penalty
+        self._frequency, self._presence = options.frequency_penalty, options.presence_penalty
+        seen = np.unique(np.asarray(prompt_ids if self._repetition != 1 else (), np.int64))
+        biased = np.fromiter(options.logit_bias, np.int64, len(options.logit_bias))
+        self.ids = np.union1d(seen, biased)
+        self.bias = np.zeros(len(self.ids))
+        self.bias[np.searchsorted(self.ids, biased)] = list(options.logit_bias.values())
+        self.divisor = np.ones(len(self.ids))
+        self.divisor[np.searchsorted(self.ids, seen)] = self._repetition
+        self.taken = np.zeros(len(self.ids))
+        self._places = {token_id: place for place, token_id in enumerate(self.ids.tolist())}
+        self._counts: dict[int, int] = {}
+
+    def __bool__(self) -> bool:
+        """Whether a logit is changed."""
+        return len(self.ids) > 0
+
+    def count(self, token_id: int) -> None:
+        """The answer goes on with `token_id`."""
+        if (self._repetition, self._frequency, self._presence) == (1, 0, 0):
+            return
+        times = self._counts[token_id] = self._counts.get(token_id, 0) + 1
+        place = self._places.setdefault(token_id, len(self.ids))
+        if place == len(self.ids):
+            self.ids = np.append(self.ids, token_id)
+            self.bias, self.taken = np.append(self.bias, 0.0), np.append(self.taken, 0.0)
+            self.divisor = np.append(self.divisor, 1.0)
+        self.divisor[place] = self._repetition
+        self.taken[place] = self._frequency * times + self._presence
+
+
+class Allowed(Protocol):
+    """Which tokens an answer may go on with: a grammar's state."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Whether each token [V] may come next; FormatFailed if that cannot be said."""
+
+    def accept(self, token_id: int) -> None:
+        """The answer goes on with `token_id`; FormatFailed if it may not."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One token to be drawn, of row `row` of a step's logits.
+
+    place: the random number from 0 to 1 that chooses among the candidates.
+    banned: ids that must not come. allowed: the tokens [V] that may; None allows all.
+    """
+
+    row: int
+    options: SamplingOptions
+    changes: LogitChanges
+    place: float = 0.0
+    banned: Sequence[int] = ()
+    allowed: NDArray[np.bool_] | None = None
 
 
 class Sampler:
-    """Draws the tokens of one answer; the same seed, index and logits give the same tokens.
+    """Asks for the tokens of one answer; the same seed, index and logits give the same tokens.
 
     `index` is the answer's number among those of its request: each has its own stream of random
     numbers from the one seed, and the first has the one that a single answer has.
     """
 
     def __init__(
-        self, options: SamplingOptions, prompt_ids: Sequence[int] = (), index: int = 0
+        self,
+        options: SamplingOptions,
+        prompt_ids: Sequence[int] = (),
+        index: int = 0,
+        grammar: Allowed | None = None,
     ) -> None:
         self._options = options
-        self._penalties = Penalties(
-            PenaltyFactors(
-                options.repetition_penalty, options.frequency_penalty, options.presence_penalty
-            ),
-            prompt_ids,
-        )
+        self._changes = LogitChanges(options, prompt_ids)
+        self._grammar = grammar
         seeds = np.random.SeedSequence(options.seed, spawn_key=(index,) if index else ())
         self._random = np.random.Generator(np.random.PCG64(seeds))
 
-    def next(self, logits: NDArray[np.float32], banned: Sequence[int] = ()) -> int:
-        """A token id drawn from `logits` float32 [V], none of those `banned`.
+    def draw(self, row: int = 0, banned: Sequence[int] = ()) -> Draw:
+        """What to draw next, of row `row`: none that is `banned`, unless a grammar has no other.
 
-        NotFinite, and nothing is drawn, if a logit is NaN or infinite, whatever the options are.
+        One random number is used for each token, whatever is kept.
         """
-        lowered = self._penalties.lowered(logits)
-        check_logits(lowered)
-        if banned:
-            lowered = lowered.copy()
-            lowered[list(banned)] = -np.inf
-        token_id = self._drawn(lowered) if self._options.temperature else int(lowered.argmax())
-        self._penalties.count(token_id)
-        return token_id
+        allowed = None if self._grammar is None else _without(self._grammar.allowed(), banned)
+        place = self._random.random() if self._options.temperature else 0.0
+        no_ids = () if allowed is not None else banned
+        return Draw(row, self._options, self._changes, place, no_ids, allowed)
 
-    def _drawn(self, logits: Logits) -> int:
-        """One random number chooses among the candidates, which stand in order of their ids.
-
-        So that logits which differ by rounding give the same token but at the edges of its share.
-        """
-        ids, weights = _candidates(logits, self._options)
-        shares = np.cumsum(weights)
-        place = np.searchsorted(shares, self._random.random() * shares[-1], side="right")
-        # A product that rounds up to the whole sum is past the end.
-        return int(ids[min(place, np.searchsorted(shares, shares[-1]))])
+    def count(self, token_id: int) -> None:
+        """The answer goes on with `token_id`."""
+        self._changes.count(token_id)
+        if self._grammar is not None:
+            self._grammar.accept(token_id)
 
 
-def _candidates(
-    logits: Logits, options: SamplingOptions
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Ids that may be drawn, ascending, and their weights, the largest being 1."""
-    ids = largest(logits, options.top_k or len(logits))
-    kept = logits[ids].astype(np.float64)
-    with np.errstate(over="ignore"):
-        weights = np.exp((kept - kept.max()) / options.temperature)
-    if options.top_p < 1:
-        inside = largest(weights, _num_reaching(weights, options.top_p))
-        ids, weights = ids[inside], weights[inside]
-    if options.min_p > 0:
-        likely = weights >= options.min_p
-        ids, weights = ids[likely], weights[likely]
-    return ids, weights
-
-
-def _num_reaching(weights: NDArray[np.float64], share: float) -> int:
-    """How many of the largest weights it takes to reach `share` of their sum.
-
-    Looked for among a few of them first: a model's likeliest tokens mostly have it.
-    """
-    threshold = share * weights.sum()
-    looked_at = min(_FEW_TOKENS, len(weights))
-    while True:
-        some = np.partition(weights, -looked_at)[-looked_at:]
-        shares = np.cumsum(np.sort(some)[::-1])
-        if shares[-1] >= threshold or looked_at == len(weights):
-            return min(int(np.searchsorted(shares, threshold)) + 1, looked_at)
-        looked_at = min(16 * looked_at, len(weights))
+def _without(allowed: NDArray[np.bool_], banned: Sequence[int]) -> NDArray[np.bool_]:
+    if not allowed.any():
+        raise FormatFailed("the answer's format allows no token here")
+    if not banned:
+        return allowed
+    others = allowed.copy()
+    others[list(banned)] = False
+    return others if others.any() else allowed
 
 
 def largest(values: Logits, count: int) -> NDArray[np.int64]:

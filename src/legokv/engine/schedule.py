@@ -73,14 +73,11 @@ def run_step(runner: Runner, step: Step) -> Tensor:
     return logits
 
 
-def finish_step(step: Step, logits: Tensor, number: int) -> list[tuple[Turn, Tensor]]:
-    """Note that step `number` was computed: the turns that ended a sequence, with their logits."""
-    ended = []
-    for turn, row in zip(step.turns, logits, strict=True):
+def finish_step(step: Step, number: int) -> list[tuple[Turn, int]]:
+    """Note that step `number` was computed: the turns that ended a sequence, with their rows."""
+    for turn in step.turns:
         turn.sequence.advance(turn.num_tokens, number)
-        if not turn.sequence.num_left:
-            ended.append((turn, row))
-    return ended
+    return [(turn, row) for row, turn in enumerate(step.turns) if not turn.sequence.num_left]
 
 
 def failure(error: Exception) -> StepFailed:

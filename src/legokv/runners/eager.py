@@ -69,7 +69,7 @@ class EagerRunner:
         pools = self._store.pools
         with self.attention.step(batch, pools) as attend:
             logits: Tensor = self.decoder(ids, rows, pools, attend)[0]
-        return logits.cpu()
+        return logits
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         self._store.copy_pages(sources, targets)

@@ -22,7 +22,7 @@ class Runner(Protocol):
     """Why it can compute nothing more, whatever is asked; None while it can."""
 
     def run(self, batch: StepBatch) -> Tensor:
-        """Compute one step, K and V going to the pools: logits float32 [B, V], on the host.
+        """Compute one step, K and V going to the pools: logits float32 [B, V], on the device.
 
         Any error ends that step's requests alone: what the next steps need must be whole.
         """

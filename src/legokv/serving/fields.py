@@ -143,6 +143,16 @@ def optional_text(request: Request, name: str, *, max_len: int | None = None) ->
     return None if request.get(name) is None else text(request, name, max_len=max_len)
 
 
+def json_record(request: Request, name: str) -> dict[str, Any]:
+    """The JSON object that a text is, empty where it is absent."""
+    if name not in request:
+        return {}
+    try:
+        return dict(parse_request(text(request, name).encode()))
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{name!r}: {error}".replace("the request", "it")) from None
+
+
 def items(request: Request, name: str) -> list[Any]:
     """A list of anything, empty where it is absent."""
     value = request.get(name, [])

@@ -12,7 +12,7 @@ from legokv.built.folder import read_engine_folder
 from legokv.documents.document import StoredChunk
 from legokv.documents.protocol import DocumentRegistry
 from legokv.engine.naming import ChunkNaming
-from legokv.engine.request import Finished, Token, check_stop_token_ids
+from legokv.engine.request import Finished, Token, check_biased_ids, check_stop_token_ids
 from legokv.errors import Cancelled, InvalidRequest
 from legokv.metrics import Histogram, Sample
 from legokv.serving.answering import Reply
@@ -177,6 +177,7 @@ class GenerateService:
         """The engine's command, and the digest of the prompt where that is a conversation's."""
         model = self._naming.facts.model
         check_stop_token_ids(question.answering.stop_token_ids, model)
+        check_biased_ids(question.sampling.logit_bias, model)
         longest = question.max_tokens or self._settings.default_max_tokens
         check_reply_size(question, min(longest, model.context_len))
         asked = question.document_ids

@@ -38,6 +38,7 @@ _SAMPLING: dict[str, fields.Reader] = {
     "presence_penalty": fields.number,
     "frequency_penalty": fields.number,
     "seed": fields.if_given(partial(fields.whole_number, low=0, high=fields.MAX_UINT64)),
+    "logit_bias": fields.json_record,
 }
 _ANSWERING: dict[str, fields.Reader] = {
     "min_tokens": partial(fields.whole_number, low=0, high=fields.MAX_INT32),
@@ -48,6 +49,7 @@ _ANSWERING: dict[str, fields.Reader] = {
     "num_top_log_probs": partial(fields.whole_number, low=0, high=MAX_TOP_LOG_PROBS),
     "timeout_seconds": fields.if_given(fields.number),
     "stop_token_ids": partial(fields.whole_numbers, low=0, high=fields.MAX_INT32),
+    "response_format": fields.if_given(fields.text),
 }
 _FIELDS: dict[str, fields.Reader] = {
     "text_input": fields.if_given(fields.text),

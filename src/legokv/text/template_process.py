@@ -104,7 +104,7 @@ class TemplateProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=_environment(),
+                env=environment(),
             )
             assert self._process.stdin is not None, "it is asked by a pipe"
             with suppress(BrokenPipeError):
@@ -112,7 +112,7 @@ class TemplateProcess:
         return self._process
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's, without the server's settings and its secret."""
     return {name: text for name, text in os.environ.items() if not name.startswith("LEGOKV_")}
 
@@ -135,8 +135,8 @@ def _error(item: Mapping[str, str]) -> LegokvError:
 def main() -> None:
     """Answer the requests on standard input, a line each behind one with the template."""
     model = json.loads(sys.stdin.readline())
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_AS, MAX_MEMORY_BYTES)
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_AS, MAX_MEMORY_BYTES)
     template: ChatTemplate | None = None
     for line in sys.stdin:
         _limit_cpu()
@@ -157,7 +157,8 @@ def _limit_cpu() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
-def _limit(which: int, most: int) -> None:
+def limit(which: int, most: int) -> None:
+    """Set a limit of this process, where it has not a narrower one."""
     hard = resource.getrlimit(which)[1]
     bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(which, (bound, bound))

@@ -1,9 +1,10 @@
 """One answer by itself: which tokens it is given, which text is handed out, and how it ends."""
 
-import numpy as np
 import pytest
+import torch
 
 from legokv.engine.answer import Answer, Ending
+from legokv.engine.draw import draw_tokens
 from legokv.engine.request import AnswerOptions
 from legokv.engine.sampling import Sampler, SamplingOptions
 from legokv.text.stream import TextStream
@@ -17,12 +18,17 @@ def answer(stop_words=(), **ending):
     return Answer(Sampler(SamplingOptions()), text, Ending((END,), **ending), AnswerOptions())
 
 
+def next_token(answer, logits, late):
+    (token_id,) = draw_tokens(logits[None], [answer.draw(0)])
+    return answer.take(token_id, logits, late=late)
+
+
 def drawn(answer, *token_ids, late=False):
     """Text and finish reason after each of these tokens, the likeliest of its step."""
     return [
         (token.text, token.finish_reason)
         for token_id in token_ids
-        for token in [answer.next(np.eye(3, dtype=np.float32)[token_id], late=late)]
+        for token in [next_token(answer, torch.eye(3)[token_id], late)]
     ]
 
 

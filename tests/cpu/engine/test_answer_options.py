@@ -7,6 +7,7 @@ import torch
 from texts import random_ids
 
 from legokv import AnswerOptions, Engine, EngineSettings, GenerateRequest, SamplingOptions
+from legokv.engine.draw import draw_tokens
 from legokv.engine.request import Finished, Token
 from legokv.engine.sampling import Sampler
 from legokv.errors import InvalidRequest, LegokvError, PoolFull, TimedOut
@@ -44,7 +45,8 @@ def drawn_alone(engine, segments, options, index, max_tokens):
     ids = []
     while len(ids) < max_tokens and not set(ids) & set(engine.facts.model.eos_token_ids):
         logits = engine.prefill([*segments[:-1], segments[-1] + ids]).logits
-        ids.append(sampler.next(logits.numpy()))
+        ids += draw_tokens(logits[None], [sampler.draw()])
+        sampler.count(ids[-1])
     return ids
 
 

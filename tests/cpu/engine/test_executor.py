@@ -279,7 +279,7 @@ def test_a_token_that_cannot_be_drawn_ends_that_request_alone(num_answers):
     world.executor.step()
     # Only the first answer's sampler breaks: the others' rows of that step have nobody any more.
     answer = unlucky._answers[0]
-    answer._sampler.next = lambda logits, banned: raising(FloatingPointError("NaN"))
+    answer._sampler.draw = lambda row, banned: raising(FloatingPointError("NaN"))
     world.finish()
     assert str(over(unlucky)) == "a step failed: FloatingPointError: NaN"
     assert tokens(running) == answer_to([1, 2], 6)

@@ -3,13 +3,13 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from fake_runner import World, answer_to, chunk, events, tokens
 
 from legokv import Engine, EngineSettings
 from legokv.chunks.stored_kv import Int8Kv
+from legokv.engine.draw import draw_tokens
 from legokv.engine.request import AnswerOptions, Finished
 from legokv.engine.sampling import Sampler, SamplingOptions
 from legokv.errors import NotFinite
@@ -102,7 +102,7 @@ def test_penalties_that_nobody_checked_give_an_error_and_no_token():
     options = SamplingOptions(temperature=1.0, min_p=0.5)
     object.__setattr__(options, "repetition_penalty", 1e-320)
     with pytest.raises(NotFinite, match="1 infinite"):
-        Sampler(options, [1]).next(np.array([1.0, 2.0, 3.0], np.float32))
+        raise draw_tokens(torch.tensor([[1.0, 2.0, 3.0]]), [Sampler(options, [1]).draw()])[0]
 
 
 @pytest.mark.parametrize("stored_dtype", ["model", "int8"])

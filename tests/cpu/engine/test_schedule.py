@@ -111,9 +111,8 @@ def test_a_step_that_runs_gives_a_row_a_turn_and_any_error_is_a_failed_step():
 def test_a_finished_step_moves_its_sequences_on_and_hands_out_those_that_ended():
     whole, part = sequence(2), sequence(6, first_page=1)
     step = plan_step([job(part), job(whole)], max_tokens=6)
-    logits = torch.arange(8.0).view(2, 4)
-    ((turn, row),) = finish_step(step, logits, number=9)
+    ((turn, row),) = finish_step(step, number=9)
     assert turn.sequence is whole
-    assert row.tolist() == logits[[t.sequence is whole for t in step.turns].index(True)].tolist()
+    assert step.turns[row].sequence is whole
     assert (whole.num_left, part.num_left) == (0, 2)
     assert (whole.last_step, part.last_step) == (9, 9)
