@@ -98,7 +98,7 @@ def test_documents_pass_one_text_each_way_and_engine_takes_a_secret_with_it() ->
 TRANSLATING = (
     *(ast.Module, ast.Import, ast.ImportFrom, ast.alias, ast.ClassDef, ast.FunctionDef),
     *(ast.arguments, ast.arg, ast.Assign, ast.For, ast.Expr, ast.Call, ast.Attribute, ast.Name),
-    *(ast.Subscript, ast.Constant, ast.Dict, ast.expr_context),
+    *(ast.Subscript, ast.Constant, ast.Dict, ast.expr_context, ast.With, ast.withitem),
 )
 """What a file that only hands values on is made of: it chooses, computes and catches nothing."""
 

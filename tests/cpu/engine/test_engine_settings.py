@@ -36,10 +36,10 @@ def test_an_engine_takes_a_server_s_record_as_its_own(tiny_engine_folder, tmp_pa
     assert [tier.name for tier in engine.tiers.tiers] == ["disk"]
 
 
-def test_a_server_that_is_told_nothing_has_the_library_s_settings_but_for_queue_and_cache():
+def test_a_server_that_is_told_nothing_has_the_library_s_settings_but_for_three():
     served, opened = Settings(engine=Path("/e")), EngineSettings()
     differ = {f.name for f in fields(opened) if getattr(served, f.name) != getattr(opened, f.name)}
-    assert differ == {"max_queue_requests", "cache_dir"}
+    assert differ == {"max_queue_requests", "cache_dir", "kept_tokens"}
 
 
 def test_a_setting_means_the_same_to_a_server_and_has_the_same_bounds():

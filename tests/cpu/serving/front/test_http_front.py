@@ -404,6 +404,12 @@ def test_readiness_is_the_probe_s_and_new_requests_are_refused_when_told(front: 
     assert (status, error(answer)) == (503, "the server is stopping")
 
 
+def test_what_bodies_hold_is_given_back_when_their_requests_end(front: Running) -> None:
+    body = json.dumps({"text_input": "x" * (LIMIT - 100)}).encode()
+    for _ in range(2 * bounds.BODIES_AT_ONCE):
+        assert front.post(GENERATE, body)[0] == 200
+
+
 def test_connections_past_the_bound_are_told_so(front: Running) -> None:
     held = [socket.create_connection(("127.0.0.1", front.port)) for _ in range(8)]
     time.sleep(0.2)
