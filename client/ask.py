@@ -193,7 +193,8 @@ def usage_line(reply: dict[str, Any]) -> str:
     line = (
         "{prompt_tokens} prompt tokens: {cached_tokens} cached, {recomputed_tokens} recomputed, "
         "{fresh_tokens} fresh; {compiled_tokens} of the cached and recomputed compiled first; "
-        "{documents_linked} documents linked; {generated_tokens} generated, {finish_reason}; "
+        "{documents_linked} documents linked, head {head}; "
+        "{generated_tokens} generated, {finish_reason}; "
         "first after {time_to_first_token_seconds:.3f} s, all after {total_seconds:.3f} s"
     )
     if "cum_log_probs" in reply:

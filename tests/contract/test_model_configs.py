@@ -11,6 +11,7 @@ from legokv.engine.request import Finished, Token, Usage
 from legokv.engine.sampling import TokenLogProbs
 from legokv.serving.answers import AnswersSoFar
 from legokv.serving.generate import _Progress, _result
+from legokv.serving.linking import Linked
 from legokv.serving.log import RequestLine
 from legokv.serving.question import INPUT_NAMES, question_from_fields
 from legokv.serving.settings import Settings
@@ -67,7 +68,8 @@ def replied(given: dict[str, object]) -> list[dict[str, object]]:
     answers = AnswersSoFar(question, small_tokenizer())
     sent = [answers.add(Token(5, "a", "stop", n, TokenLogProbs(-0.5))) for n in range(2)]
     answered = Finished("stop", Usage(1, 1, 0, 0, 1))
-    result = _result(RequestLine("generate"), question, answered, _Progress())
+    linked = Linked((), "own", ())
+    result = _result(RequestLine("generate"), question, linked, answered, _Progress())
     last = {**answers.outputs(), **result}
     return [*filter(None, sent), last]
 

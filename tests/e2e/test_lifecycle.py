@@ -15,17 +15,27 @@ from legokv.built.folder import FORMAT_VERSION
 from legokv.serving.triton.processes import child_processes
 
 
-def test_documents_survive_a_restart_and_are_not_compiled_again(
+def test_documents_survive_a_restart_and_are_not_compiled_again_whatever_the_next_head_is(
     engine_folder: Path, tmp_path: Path
 ) -> None:
     fields = {"text_input": "Who keeps it?", "max_tokens": 12}
-    with serving(engine_folder, tmp_path) as first:
+    with serving(engine_folder, tmp_path, compile_behind="head") as first:
         ids = first.register(*TEXTS)
         before = first.ask(document_ids=ids, **fields)
-    with serving(engine_folder, tmp_path) as second:
-        listed = second.document("list")["documents"]
-        after = second.ask(document_ids=ids, **fields)
-        again = second.register(*TEXTS)
+        exact = first.ask(document_ids=ids[:1], **fields)
+        full = first.ask(document_ids=ids[:1], mode="full", **fields)
+    assert (exact["head"], exact["recomputed_tokens"]) == ("own", 0)
+    assert exact["text_output"] == full["text_output"]
+    with serving(engine_folder, tmp_path, system_text="Be brief.") as second:
+        other = second.ask(document_ids=ids, **fields)
+        assert (other["head"], other["recomputed_tokens"]) == ("other", 16 * len(ids))
+        # Its own words alone are new, and a request without a system text of the server's has them.
+        head_tokens = second.ask(text_input="Who?", max_tokens=1)["cached_tokens"]
+        assert other["compiled_tokens"] <= head_tokens
+    with serving(engine_folder, tmp_path) as third:
+        listed = third.document("list")["documents"]
+        after = third.ask(document_ids=ids, **fields)
+        again = third.register(*TEXTS)
     assert [document["id"] for document in listed] == ids == again
     assert {document["state"] for document in listed} == {"ready"}
     assert after["text_output"] == before["text_output"]

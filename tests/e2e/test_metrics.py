@@ -1,5 +1,6 @@
 """The real server's metrics port: every name is there from the start, and its numbers are true."""
 
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -34,6 +35,7 @@ LABELLED = {
     "legokv_prompts_total": {
         "mode": ("legolink", "spread", "ranked", "guided", "guided-ranked", "legolink-0", "full")
     },
+    "legokv_prompts_by_head_total": {"head": ("own", "other")},
     "legokv_chunk_lookups_total": {"tier": TIERS, "result": ("hit", "miss")},
     "legokv_evictions_total": {
         "tier": TIERS,
@@ -103,6 +105,9 @@ def test_counters_agree_with_what_the_answers_said(fresh: RunningServer) -> None
     assert grown("legokv_generated_tokens_total") == sum(r["generated_tokens"] for r in said)
     modes = {"legolink": 4, "spread": 1, "ranked": 1, "guided": 1, "full": 1, "legolink-0": 0}
     assert {mode: grown("legokv_prompts_total", mode=mode) for mode in modes} == modes
+    heads = Counter(reply["head"] for reply in said if reply["documents_linked"])
+    heads["own"] += 1  # what is recomputed in full is linked behind nothing
+    assert {head: grown("legokv_prompts_by_head_total", head=head) for head in heads} == heads
 
 
 def test_histograms_agree_with_the_answers_in_number_and_sum(fresh: RunningServer) -> None:

@@ -15,6 +15,8 @@ from legokv.engine.engine import Engine
 from legokv.errors import NotFinite
 from legokv.link.link import Segment
 from legokv.runners.eager import EagerRunner
+from legokv.text.formats import PromptFormats
+from legokv.text.prompt import head_ids
 
 PASSAGES = (
     "The harbour of Vellin has three lighthouses. The oldest was built of grey stone by the "
@@ -58,6 +60,8 @@ class GateRun:
         encode = engine.tokenizer.encode
         self._chunks = [engine.compile(encode(text)[:most]) for text in PASSAGES]
         self._question = encode(QUESTION)[-most:]
+        form = PromptFormats(engine.tokenizer).of({})
+        self._head = head_ids(engine.tokenizer, form)[-most:]
 
     def facts(self) -> GateFacts:
         """All that is recorded, judged by the tolerance of the engine's type."""
@@ -68,6 +72,9 @@ class GateRun:
         one_linked = [self._linked([number], k) for number, k in alone]
         one_full.append(full[0])
         one_linked.append(self._behind_a_head())
+        if self._head:
+            one_full.append(self._engine.prefill([self._own_prompt()]).logits)
+            one_linked.append(self._behind_own_head())
         return GateFacts(
             tolerance=TOLERANCES[self._engine.facts.dtypes.compute],
             recomputed_difference=_difference(full, [self._linked(o, whole) for o in _ORDERS]),
@@ -87,6 +94,16 @@ class GateRun:
         for chunk in self._chunks[1:]:
             chunks.append(self._engine.chunk(chunk.token_ids, behind=chunks[-1]))
         return self._engine.prefill([*chunks, self._question]).logits
+
+    def _own_prompt(self) -> list[int]:
+        """The first passage behind the head of the engine's own chat template."""
+        return [*self._head, *self._chunks[0].token_ids, *self._question]
+
+    def _behind_own_head(self) -> Tensor:
+        """The same, the passage compiled behind the head, whose KV is kept apart."""
+        head = self._engine.compile(self._head)
+        passage = self._engine.compile(self._chunks[0].token_ids, behind=head)
+        return self._engine.prefill([head, passage, self._question]).logits
 
     def _full(self, order: Sequence[int]) -> Tensor:
         """The logits of the same tokens as one fresh segment: no chunk, no base but 0."""

@@ -49,7 +49,10 @@ class ArchivedChunk:
 
 @dataclass(frozen=True)
 class ArchivedDocument:
-    """A document as it was registered. Pins are not archived: they are a machine's own choice."""
+    """A document as it was registered. Pins are not archived: they are a machine's own choice.
+
+    head: the token ids that it is compiled behind; none in an archive of before there were heads.
+    """
 
     namespace: str
     id: str
@@ -57,6 +60,7 @@ class ArchivedDocument:
     text: str
     ttl_seconds: float | None
     chunks: tuple[ArchivedChunk, ...]
+    head: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -334,6 +338,7 @@ def _document(fields: dict[str, Any]) -> ArchivedDocument:
             )
             for chunk in fields["chunks"]
         ),
+        head=tuple(map(_token, fields.get("head", ()))),
     )
 
 

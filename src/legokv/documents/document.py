@@ -85,11 +85,15 @@ class DocumentLimits:
 
 @dataclass(frozen=True)
 class NewDocument:
-    """A document to register: `text` normalised, `chunks` its token ids in order, cut."""
+    """A document to register: `text` normalised, `chunks` its token ids in order, cut.
+
+    `head` has the token ids that the first of them is compiled behind; none: it is compiled alone.
+    """
 
     namespace: str
     text: str
     chunks: tuple[TokenSpan, ...]
+    head: TokenSpan = ()
 
     @cached_property
     def id(self) -> str:
@@ -144,11 +148,15 @@ class Document:
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """A document's chunk number `position`, from 0; `key` is None until it was compiled once."""
+    """A document's chunk number `position`, from 0; `key` is None until it was compiled once.
+
+    `head` is what the document is registered to be compiled behind, the same for all its chunks.
+    """
 
     token_ids: TokenSpan
     key: str | None
     position: int
+    head: TokenSpan = ()
 
 
 @dataclass(frozen=True)

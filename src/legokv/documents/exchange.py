@@ -134,11 +134,11 @@ def _expected(cache: Cache, archive: Archive) -> dict[str, _ExpectedChunk]:
     expected: dict[str, _ExpectedChunk] = {}
     for document in _documents(cache, archive):
         _checked(cache, document)
-        last = None
+        before: tuple[str | None, ...] = _head_keys(cache, document)
         for chunk in document.chunks:
             if chunk.key is not None:
-                expected[chunk.key] = _expected_chunk(cache, document.namespace, chunk, last)
-            last = chunk.key
+                expected[chunk.key] = _expected_chunk(cache, document.namespace, chunk, before)
+            before = (chunk.key,)
         if len(expected) > MAX_ARCHIVE_CHUNKS:
             raise InvalidRequest(f"an archive of more than {MAX_ARCHIVE_CHUNKS} chunks is refused")
     for _ in archive.chunks(_most_bytes(cache, expected)):
@@ -146,15 +146,25 @@ def _expected(cache: Cache, archive: Archive) -> dict[str, _ExpectedChunk]:
     return expected
 
 
+def _head_keys(cache: Cache, document: ArchivedDocument) -> tuple[str, ...]:
+    """Keys that the document's head has, one for each type that KV is stored as; none without."""
+    if not document.head:
+        return ()
+    return tuple(
+        chunk_key(cache.fingerprint, kv_dtype, document.namespace, document.head)
+        for kv_dtype in stored_dtype_names()
+    )
+
+
 def _expected_chunk(
-    cache: Cache, namespace: str, chunk: ArchivedChunk, last: str | None
+    cache: Cache, namespace: str, chunk: ArchivedChunk, before: tuple[str | None, ...]
 ) -> _ExpectedChunk:
-    """The chunk was compiled behind the `last` one of its document, or alone: once all were."""
+    """The chunk was compiled behind one of those `before`, or alone: once all were."""
     ids = chunk.token_ids
     keys = {
         chunk_key(cache.fingerprint, kv_dtype, namespace, ids, behind): kv_dtype
         for kv_dtype in stored_dtype_names()
-        for behind in (last, None)
+        for behind in (*before, None)
     }
     kv_dtype = keys.get(chunk.key or "")
     return _ExpectedChunk(namespace, len(ids), token_digest(ids), kv_dtype)
@@ -207,6 +217,7 @@ def _content(tiers: Iterable[PortableTier], key: str) -> BinaryIO | None:
 
 def _archived(cache: Cache, document: Document) -> ArchivedDocument:
     registry, namespace = cache.registry, document.namespace
+    chunks = registry.chunks(namespace, document.id)
     left = None
     if document.expires_at is not None:
         left = max(0.0, document.expires_at - registry.now())
@@ -216,10 +227,8 @@ def _archived(cache: Cache, document: Document) -> ArchivedDocument:
         name=document.name,
         text=registry.text(namespace, document.id),
         ttl_seconds=left,
-        chunks=tuple(
-            ArchivedChunk(chunk.token_ids, chunk.key)
-            for chunk in registry.chunks(namespace, document.id)
-        ),
+        chunks=tuple(ArchivedChunk(chunk.token_ids, chunk.key) for chunk in chunks),
+        head=chunks[0].head if chunks else (),
     )
 
 
@@ -228,7 +237,7 @@ def _checked(cache: Cache, document: ArchivedDocument) -> NewDocument:
     spans = tuple(chunk.token_ids for chunk in document.chunks)
     check_namespace(document.namespace)
     _check_bounds(cache, document, spans)
-    new = NewDocument(document.namespace, document.text, spans)
+    new = NewDocument(document.namespace, document.text, spans, document.head)
     ids = tuple(token for span in spans for token in span)
     whole = normalise_text(document.text) == document.text != "" and all(spans)
     if not whole or new.id != document.id or not is_tokenised(new.text, ids, cache.codec):
@@ -244,17 +253,29 @@ def _check_bounds(
         ("bytes", len(document.text.encode()), limits.max_document_bytes),
         ("tokens", sum(map(len, spans)), limits.max_document_tokens),
         ("tokens in a chunk", max(map(len, spans), default=0), cache.model.max_positions),
+        ("tokens with its head", _with_head(document, spans), cache.model.context_len),
         ("characters in its name", len(document.name or ""), MAX_NAME_LEN),
     )
     for what, number, most in bounds:
         if number > most:
             raise InvalidRequest(f"{name} has {number} {what}, at most {most} fit")
+    vocab_size = cache.model.vocab_size
+    if max(document.head, default=0) >= vocab_size:
+        raise InvalidRequest(
+            f"{name} has token id {max(document.head)} in its head, the model's are below "
+            f"{vocab_size}"
+        )
     ttl = document.ttl_seconds
     if ttl is not None and not 0 <= ttl < MAX_TTL_SECONDS:
         raise InvalidRequest(
             f"{name} has a time to live of {ttl:g} s: it is less than {MAX_TTL_SECONDS:g} s, and "
             "not below 0"
         )
+
+
+def _with_head(document: ArchivedDocument, spans: tuple[tuple[int, ...], ...]) -> int:
+    """Tokens that must be in the pool together; 0 of a document that is compiled alone."""
+    return len(document.head) + sum(map(len, spans)) if document.head else 0
 
 
 def _changes(document: ArchivedDocument) -> Changes:
@@ -287,6 +308,9 @@ def _finish(cache: Cache, document: ArchivedDocument, stored: set[str]) -> None:
     registered = cache.registry.get(document.namespace, document.id)
     if len(keys) < len(document.chunks) or registered.state == State.READY:
         return
+    chunks = cache.registry.chunks(document.namespace, document.id)
+    if chunks[0].head != document.head:
+        return  # it was registered here before, behind another head
     claim = cache.registry.take_claim(document.namespace, document.id, _CLAIM_SECONDS)
     if claim is None:
         return

@@ -249,8 +249,9 @@ class Executor:
         started = time.monotonic()
         if not self._is_fetched(job):
             return False
+        job.asked_chunks = self._chunks_for(job)
         try:
-            grant = granted(job, self._chunks_for(job), self._cache, self._kept)
+            grant = granted(job, job.asked_chunks, self._cache, self._kept)
         except PoolFull as error:
             if self._granted or self._running:
                 return False

@@ -95,8 +95,10 @@ class Job:
         self.prefetch: Prefetch | None = None
         self.has_fetched = False
         self.grant: Grant | None = None
-        # What the executor notes: pages it may hold at once, and that it has passed another.
+        # What the executor notes: pages it may hold at once, the chunks that it asked pages for
+        # last, with what stands before those to be compiled, and that it has passed another.
         self.num_pages = 0
+        self.asked_chunks = chunks
         self.has_passed = False
         self.sequences: Sequence[TokenSequence] = ()
 

@@ -83,12 +83,16 @@ class ChunkNaming:
         return keys
 
     def segments(self, request: GenerateRequest) -> list[Segment]:
-        """The request's, for LegoLink-0 with documents compiled behind dummies but at the start."""
+        """The request's, for LegoLink-0 with documents compiled behind dummies but at the start.
+
+        A head that is given as ids is the chunk that a document was compiled behind.
+        """
+        segments = _with_known_head(request.segments)
         if request.mode != "legolink-0":
-            return list(request.segments)
+            return segments
         named: list[Segment] = []
         last: Segment | None = None
-        for segment in request.segments:
+        for segment in segments:
             chunk = segment
             if named and isinstance(segment, Chunk):
                 # A document's chunks go on behind its first, as what that is here.
@@ -115,6 +119,17 @@ class ChunkNaming:
     def _key(self, token_ids: TokenIds, namespace: str, behind: str | None = None) -> str:
         dtype = kv_dtype_name(self.facts.dtypes.kv, self.stored_dtype)
         return chunk_key(self.facts.fingerprint, dtype, namespace, token_ids, behind)
+
+
+def _with_known_head(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments, token ids at the start being the chunk of theirs that others stand behind."""
+    first, *others = segments or ((),)
+    if isinstance(first, Chunk) or not len(first):
+        return list(segments)
+    ids = tuple(np.asarray(first, np.int32).tolist())
+    heads = (chunk.before[0] for chunk in others if isinstance(chunk, Chunk) and chunk.before)
+    head = next((head for head in heads if head.token_ids == ids), first)
+    return [head, *others]
 
 
 def _goes_on(chunk: Chunk, last: Segment | None) -> bool:

@@ -37,4 +37,4 @@ def passers(waiting: Sequence[Job], holding: Iterable[Job], cache: ChunkCache) -
 
 def _waits_for_passers_alone(first: Job, holding: Iterable[Job], cache: ChunkCache) -> bool:
     passed = [job.grant for job in holding if job.has_passed and job.grant is not None]
-    return cache.would_grant(first.chunks, first.num_private_pages, without=passed)
+    return cache.would_grant(first.asked_chunks, first.num_private_pages, without=passed)

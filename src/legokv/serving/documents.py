@@ -21,6 +21,7 @@ from legokv.documents.document import (
     NewDocument,
     State,
     StoredChunk,
+    TokenSpan,
     namespace_or_default,
     normalise_text,
 )
@@ -32,6 +33,7 @@ from legokv.serving.answering import Reply
 from legokv.serving.asking import AskEngine, ask_by_keys
 from legokv.serving.background import Background
 from legokv.serving.fields import Request
+from legokv.serving.heads import own_head
 from legokv.serving.log import RequestLine
 from legokv.serving.messages import (
     WARM_TIERS,
@@ -44,9 +46,10 @@ from legokv.serving.messages import (
     Rank,
     Warm,
 )
-from legokv.serving.pieces import document_segments
+from legokv.serving.pieces import segments_as_registered
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
+from legokv.text.formats import PromptFormats
 from legokv.text.length import check_num_tokens
 from legokv.text.tokenizer import Tokenizer
 
@@ -87,13 +90,23 @@ _FIELDS: dict[str, dict[str, fields.Reader]] = {
 }
 
 Result = dict[str, Any]
-KeysOf = Callable[[str, Sequence[StoredChunk]], Sequence[str]]
-"""The keys that a document's chunks have in a namespace, recorded or not."""
 RunInBackground = Callable[[Callable[[], object]], object]
 
 
 def _recorded_keys(namespace: str, chunks: Sequence[StoredChunk]) -> Sequence[str]:
     return [chunk.key for chunk in chunks if chunk.key is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkRules:
+    """What one engine's chunks are.
+
+    keys_of: the keys that a document's chunks have in a namespace, recorded or not. head_of: the
+    token ids that a document of these chunks is compiled behind.
+    """
+
+    keys_of: Callable[[str, Sequence[StoredChunk]], Sequence[str]] = _recorded_keys
+    head_of: Callable[[Sequence[TokenSpan]], TokenSpan] = lambda chunks: ()
 
 
 class DocumentService:
@@ -123,13 +136,13 @@ class DocumentService:
         compiler: Compiler,
         limits: DocumentLimits,
         run_in_background: RunInBackground | None = None,
-        keys_of: KeysOf = _recorded_keys,
+        rules: ChunkRules | None = None,
     ) -> None:
         self._registry = registry
         self._codec = codec
         self._compiler = compiler
         self._limits = limits
-        self._keys_of = keys_of
+        self._rules = rules or ChunkRules()
         self._run_in_background = run_in_background or Background(NUM_BACKGROUND_THREADS)
         self._operations: dict[str, Callable[[Request, Request], Result]] = {
             "create": self._create,
@@ -209,7 +222,7 @@ class DocumentService:
         if len(ids) > max_tokens:
             raise InvalidRequest(f"the document has {len(ids)} tokens, at most {max_tokens} fit")
         chunks = cut(ids, self._limits.max_chunk_tokens, self._codec)
-        return NewDocument(namespace, text, chunks)
+        return NewDocument(namespace, text, chunks, self._rules.head_of(chunks))
 
     def _get(self, request: Request, values: Request) -> Result:
         namespace, document_id = _namespace(values), values["id"]
@@ -270,7 +283,9 @@ class DocumentService:
             if document.compiled_chunks < document.num_chunks:
                 chunks = self._registry.chunks(namespace, document_id)
                 recorded = {chunk.key for chunk in chunks}
-                return [key for key in self._keys_of(namespace, chunks) if key not in recorded]
+                return [
+                    key for key in self._rules.keys_of(namespace, chunks) if key not in recorded
+                ]
         return []
 
 
@@ -309,21 +324,31 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
         ask_by_keys(ask_engine, Rank(namespace, segments(namespace, chunks)), set())
 
     def segments(namespace: str, chunks: Sequence[StoredChunk]) -> tuple[PromptSegment, ...]:
-        stored = [(chunk.token_ids, chunk.key) for chunk in chunks]
-        return tuple(document_segments(naming, stored, namespace))
+        return segments_as_registered(naming, chunks, namespace)
+
+    def head_of(chunks: Sequence[TokenSpan]) -> TokenSpan:
+        if settings.compile_behind == "nothing":
+            return ()
+        head = own_head(settings, tokenizer, formats)
+        # What is compiled behind another is in the pool with it, each chunk in pages of its own.
+        num_tokens = len(head) + sum(map(len, chunks))
+        most_in_pool = settings.pool_tokens - (len(chunks) + 1) * facts.page_size
+        return head if num_tokens <= min(facts.model.context_len, most_in_pool) else ()
 
     def keys_of(namespace: str, chunks: Sequence[StoredChunk]) -> Sequence[str]:
-        return [str(piece.key) for piece in segments(namespace, chunks)]
+        return [str(piece.key) for piece in segments(namespace, chunks) if piece.in_prompt]
 
     facts = read_engine_folder(settings.engine)
     naming = ChunkNaming.by_settings(facts, settings)
     registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
     limits = settings.document_limits_of(facts)
+    tokenizer = Tokenizer.open(settings.engine)
+    formats = PromptFormats(tokenizer, settings.switches)
     compiler = Compiler(
         registry, compile_chunk, drop_chunks, limits, warm_chunk, find_chunks, rank_chunk
     )
-    tokenizer = Tokenizer.open(settings.engine)
-    return DocumentService(registry, tokenizer, compiler, limits, keys_of=keys_of)
+    rules = ChunkRules(keys_of, head_of)
+    return DocumentService(registry, tokenizer, compiler, limits, rules=rules)
 
 
 def document_replies(

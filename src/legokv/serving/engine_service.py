@@ -193,7 +193,9 @@ class EngineService:
                 f"chunk {key[:12]} is behind {piece.behind[:12]}, which is not listed before it"
             )
         behind = () if piece.behind is None else chunks[piece.behind]
-        chunk = self._engine.chunk(piece.token_ids, namespace, behind=behind)
+        chunk = self._engine.chunk(
+            piece.token_ids, namespace, behind=behind, persistent=piece.persistent
+        )
         if chunk.key != key:
             raise InvalidRequest(
                 f"these {chunk.num_tokens} tokens are chunk {chunk.key[:12]} of this engine, not "
@@ -246,7 +248,7 @@ class EngineService:
         chunks = self._chunks_of(command)
         if isinstance(chunks, Unknown):
             return chunks
-        chunk = chunks[str(command.segments[-1].key)]
+        chunk = _chunk_of(command.segments[-1], chunks)
         self._finish(self._engine.submit_compile(chunk))
         # Its asker waits until it is on disk, so only as many wait to be written as are asked for.
         self._engine.tiers.flush()
@@ -257,7 +259,7 @@ class EngineService:
         chunks = self._chunks_of(command)
         if isinstance(chunks, Unknown):
             return chunks
-        job = self._engine.warm(chunks[str(command.segments[-1].key)], command.tier)
+        job = self._engine.warm(_chunk_of(command.segments[-1], chunks), command.tier)
         if job is not None:
             self._finish(job)
         self._learn(command, chunks)
@@ -351,9 +353,11 @@ class _Sink:
 
 
 def _segment(piece: PromptSegment, chunks: Mapping[str, Chunk]) -> Segment:
-    if piece.key is None:
-        return tuple(piece.token_ids)
-    return replace(chunks[piece.key], persistent=piece.persistent)
+    return tuple(piece.token_ids) if piece.key is None else _chunk_of(piece, chunks)
+
+
+def _chunk_of(piece: PromptSegment, chunks: Mapping[str, Chunk]) -> Chunk:
+    return replace(chunks[str(piece.key)], persistent=piece.persistent)
 
 
 def _give_way() -> None:

@@ -9,29 +9,24 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from legokv.built.folder import read_engine_folder
+from legokv.chunks.header import token_bytes
 from legokv.documents.document import StoredChunk
 from legokv.documents.protocol import DocumentRegistry
 from legokv.engine.naming import ChunkNaming
 from legokv.engine.request import Finished, Token, check_biased_ids, check_stop_token_ids
 from legokv.errors import Cancelled, InvalidRequest
-from legokv.metrics import Histogram, Sample
+from legokv.metrics import Family, Histogram, Sample
 from legokv.serving.answering import Reply
 from legokv.serving.answers import AnswersSoFar
 from legokv.serving.asking import AskEngine, ask_by_keys
 from legokv.serving.background import Background
 from legokv.serving.drawn import DrawnAnswers
 from legokv.serving.event_stream import EventInbox, Events
+from legokv.serving.heads import OtherHeads
+from legokv.serving.linking import HeadWord, Linked, Linking
 from legokv.serving.log import RequestLine
-from legokv.serving.messages import (
-    Cancel,
-    Event,
-    Failed,
-    Generate,
-    Probe,
-    PromptSegment,
-    error_of,
-)
-from legokv.serving.pieces import by_document, document_segments
+from legokv.serving.messages import Cancel, Event, Failed, Generate, Probe, error_of
+from legokv.serving.pieces import by_document
 from legokv.serving.question import Question, check_reply_size, question_from_fields
 from legokv.serving.settings import Settings
 from legokv.stores.opening import open_registry
@@ -43,6 +38,12 @@ from legokv.text.tokenizer import Tokenizer
 
 MAX_DRAWN_TOKENS = 1 << 22
 """Tokens of answers to conversations that are remembered as they were drawn: 36 MB of lists."""
+PROMPTS_BY_HEAD = Family(
+    "legokv_prompts_by_head_total",
+    "counter",
+    "Answers about documents, by whether these were compiled behind the prompt's own head",
+)
+
 LOOK_SECONDS = 0.25
 """How often a request without events looks whether its client is still there."""
 
@@ -79,6 +80,9 @@ class GenerateService:
         self._ask_engine = ask_engine
         # No answer waits until the registry has written when its documents were used.
         self._in_background = Background(1)
+        self._other_heads = _other_heads(settings, naming, ask_engine)
+        self._linking = Linking(naming, self._other_heads)
+        self._num_by_head: dict[HeadWord, int] = {"own": 0, "other": 0}
         self._first_tokens = Histogram(
             "legokv_time_to_first_token_seconds", "From a question's arrival to its first token"
         )
@@ -99,7 +103,9 @@ class GenerateService:
 
     def samples(self) -> Iterator[Sample]:
         """What is published about all answers up to now; for any thread."""
-        return self._first_tokens.samples()
+        yield from self._first_tokens.samples()
+        for head, number in self._num_by_head.items():
+            yield Sample(PROMPTS_BY_HEAD, (("head", head),), number)
 
     def replies(
         self,
@@ -120,7 +126,7 @@ class GenerateService:
         line.check_id()
         question = question_from_fields(fields, self._settings)
         line.facts["namespace"] = question.namespace
-        command, place = self._command(question, line.request_id)
+        command, linked, place = self._command(question, line.request_id)
         progress.looked_up = time.monotonic()
         if question.document_ids:
             touch = self._registry.touch
@@ -140,7 +146,11 @@ class GenerateService:
                     if place:
                         for answer in answers.drawn(self._tokenizer.decode):
                             self._drawn.put(question.namespace, place, answer)
-                    result = {**answers.outputs(), **_result(line, question, event, progress)}
+                    self._note_heads(question, linked, event)
+                    result = {
+                        **answers.outputs(),
+                        **_result(line, question, linked, event, progress),
+                    }
                     yield Reply(result, final=True)
 
     def _probed(self) -> Iterator[Reply]:
@@ -173,7 +183,14 @@ class GenerateService:
         progress.first_token = time.monotonic()
         self._first_tokens.observe(progress.first_token - progress.started)
 
-    def _command(self, question: Question, request_id: str) -> tuple[Generate, str]:
+    def _note_heads(self, question: Question, linked: Linked, event: Finished) -> None:
+        if question.document_ids:
+            self._num_by_head[linked.head] += 1
+        if event.usage.compiled_tokens:
+            # Else a memory too small for them would have each request compile them again.
+            self._other_heads.forget(linked.copies)
+
+    def _command(self, question: Question, request_id: str) -> tuple[Generate, Linked, str]:
         """The engine's command, and the digest of the prompt where that is a conversation's."""
         model = self._naming.facts.model
         check_stop_token_ids(question.answering.stop_token_ids, model)
@@ -184,14 +201,14 @@ class GenerateService:
         chunks = self._registry.chunks(question.namespace, *asked) if asked else ()
         self._check_length(question)
         prompt = self._prompt(question, chunks)
-        segments, num_tokens = self._segments(prompt, question, chunks)
+        linked = self._linked(prompt, question, chunks)
         command = Generate(
             # Two clients may give the same id.
             request_id=f"{request_id}/{uuid.uuid4().hex}",
             reply_to=self._inbox.address,
             namespace=question.namespace,
-            segments=segments,
-            max_tokens=question.max_tokens or self._default_max_tokens(num_tokens),
+            segments=linked.segments,
+            max_tokens=question.max_tokens or self._default_max_tokens(linked.num_tokens),
             mode=question.mode,
             link_tokens=question.link_tokens,
             sampling=question.sampling,
@@ -199,7 +216,7 @@ class GenerateService:
             answering=question.answering,
             recompute_percent=question.recompute_percent,
         )
-        return command, prompt.digest
+        return command, linked, prompt.digest
 
     def _check_length(self, question: Question) -> None:
         """InvalidRequest for a text that no prompt of the model's could hold."""
@@ -210,27 +227,17 @@ class GenerateService:
         for name, text in texts:
             check_num_tokens(text, self._tokenizer.encode, most, name)
 
-    def _segments(
+    def _linked(
         self, prompt: ConversationPrompt, question: Question, chunks: Sequence[StoredChunk]
-    ) -> tuple[tuple[PromptSegment, ...], int]:
-        """The prompt's pieces, and its length in tokens."""
-        documents = list(by_document(chunks))
-        pieces: list[PromptSegment] = []
-        if prompt.head_ids:
+    ) -> Linked:
+        return self._linking.linked(
+            prompt,
+            list(by_document(chunks)),
+            question.namespace,
+            question.mode,
             # A head with a request's own words is not worth a file on disk.
-            persistent = not (prompt.is_own or question.switches)
-            pieces += document_segments(
-                self._naming, [(prompt.head_ids, None)], question.namespace, persistent=persistent
-            )
-        for part in prompt.rest:
-            if isinstance(part, int):
-                stored = [(chunk.token_ids, chunk.key) for chunk in documents[part]]
-                pieces += document_segments(self._naming, stored, question.namespace)
-            else:
-                pieces.append(PromptSegment(part))
-        num_fresh = sum(len(part) for part in prompt.rest if not isinstance(part, int))
-        num_tokens = sum(len(chunk.token_ids) for chunk in chunks)
-        return tuple(pieces), len(prompt.head_ids) + num_fresh + num_tokens
+            persistent_head=not (prompt.is_own or question.switches),
+        )
 
     def _prompt(self, question: Question, chunks: Sequence[StoredChunk]) -> ConversationPrompt:
         if question.conversation is not None:
@@ -242,7 +249,7 @@ class GenerateService:
         ids = [chunk.token_ids for chunk in chunks]
         asked = build_prompt(self._tokenizer, form, question.text, ids, question.system_text)
         numbers = range(sum(not chunk.position for chunk in chunks))
-        is_own = question.system_text is not None
+        is_own = question.system_text != self._settings.own_system_text
         return ConversationPrompt(asked.head_ids, (*numbers, asked.tail_ids), is_own)
 
     def _plain_prompt(
@@ -261,6 +268,20 @@ class GenerateService:
         return max(1, min(self._settings.default_max_tokens, left))
 
 
+def _other_heads(settings: Settings, naming: ChunkNaming, ask_engine: AskEngine) -> OtherHeads:
+    """By the settings; where documents are to be compiled alone, they are behind no head."""
+    compiles = settings.other_heads == "compile" and settings.compile_behind == "head"
+    facts = naming.facts
+    return OtherHeads(
+        ask_engine,
+        # One thread: these compiles come behind each other, and before nobody's answer.
+        Background(1),
+        num_requests=settings.other_heads_after if compiles else 0,
+        max_bytes=settings.other_heads_bytes,
+        token_bytes=token_bytes(facts.model, facts.dtype, "model"),
+    )
+
+
 def _next(events: Events, is_cancelled: Callable[[], bool]) -> Event:
     """The next event, whenever it comes; Cancelled if the client goes away before."""
     while True:
@@ -271,7 +292,7 @@ def _next(events: Events, is_cancelled: Callable[[], bool]) -> Event:
 
 
 def _result(
-    line: RequestLine, question: Question, event: Finished, progress: _Progress
+    line: RequestLine, question: Question, linked: Linked, event: Finished, progress: _Progress
 ) -> dict[str, object]:
     usage = event.usage
     return {
@@ -283,6 +304,7 @@ def _result(
         "reused_tokens": usage.reused_tokens,
         "compiled_tokens": usage.compiled_tokens,
         "documents_linked": 0 if question.mode == "full" else len(question.document_ids),
+        "head": linked.head,
         "lookup_seconds": progress.looked_up - progress.started,
         "queue_seconds": usage.queue_seconds,
         "load_seconds": usage.load_seconds,

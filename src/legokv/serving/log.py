@@ -15,7 +15,7 @@ from legokv.serving.settings import Settings
 
 MAX_ID_LEN = 128
 # What a reply says of the request itself; all else in it may be text.
-_LOGGED = ("finish_reason", "documents_linked", "created")
+_LOGGED = ("finish_reason", "documents_linked", "head", "created")
 _LOGGED_ENDINGS = ("_tokens", "_seconds")
 
 log = logging.getLogger(__name__)

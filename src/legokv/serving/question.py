@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 from legokv.documents.document import MAX_ID_LEN, namespace_or_default
 from legokv.engine.request import (
@@ -74,10 +75,11 @@ INPUT_NAMES = (*_FIELDS, *TENSORRT_LLM_NAMES)
 
 @dataclass(frozen=True)
 class Question:
-    """One request. `max_tokens` None: the server's default, or what the context has left.
+    """One request. `system_text` is the server's unless it brings one; None: neither has any.
 
-    Without a template the text is the end of the prompt as it is, blanks and all.
-    With a `conversation` the text is empty, and the documents are those of its messages.
+    `max_tokens` None: the server's default, or what the context has left. Without a template the
+    text is the end of the prompt as it is, blanks and all. With a `conversation` the text is empty,
+    and the documents are those of its messages.
     """
 
     text: str
@@ -113,11 +115,11 @@ def question_from_fields(payload: Mapping[str, object], settings: Settings) -> Q
         conversation=conversation,
         document_ids=conversation.document_ids if conversation else values["document_ids"],
         namespace=namespace_or_default(values["namespace"]),
-        system_text=values["system_text"],
+        system_text=_system_text(values, settings),
         apply_chat_template=values["apply_chat_template"],
         switches=parse_switches(values["chat_template_kwargs"] or "{}", "'chat_template_kwargs'"),
-        mode=values["mode"] or MODES[0],
-        link_tokens=values["link_tokens"],
+        mode=values["mode"] or settings.default_mode,
+        link_tokens=_link_tokens(values, settings),
         recompute_percent=values["recompute_percent"],
         max_tokens=values["max_tokens"],
         stop_words=values["stop_words"],
@@ -177,6 +179,19 @@ def _conversation(values: fields.Request, settings: Settings) -> Conversation | 
     return conversation
 
 
+def _link_tokens(values: fields.Request, settings: Settings) -> int | None:
+    """The request's, or the server's where it has no budget and its mode takes one."""
+    mode, own = values["mode"] or settings.default_mode, values["link_tokens"]
+    if own is None and values["recompute_percent"] is None and mode in MODES_WITH_BUDGET:
+        return settings.default_link_tokens
+    return cast(int | None, own)
+
+
+def _system_text(values: fields.Request, settings: Settings) -> str | None:
+    own: str | None = values["system_text"]
+    return settings.own_system_text if own is None else own
+
+
 def _check_ids(ids: object, max_documents: int, name: str = "document_ids") -> None:
     """InvalidRequest for too many ids, or one too long, before anything is done with them."""
     if not isinstance(ids, list | tuple):
@@ -204,7 +219,7 @@ def _check(values: fields.Request, settings: Settings) -> None:
     mode, words = values["mode"], values["stop_words"]
     if mode is not None and mode not in MODES:
         raise InvalidRequest(f"'mode' is one of {', '.join(MODES)}, not {mode[:80]!r}")
-    check_budget(mode or MODES[0], values["link_tokens"], values["recompute_percent"])
+    check_budget(mode or settings.default_mode, values["link_tokens"], values["recompute_percent"])
     if mode not in (None, *MODES_WITH_BUDGET) and values["link_tokens"] is not None:
         raise InvalidRequest(
             f"'link_tokens' belongs to modes {', '.join(MODES_WITH_BUDGET)}, the request has {mode}"

@@ -11,6 +11,7 @@ from legokv.built.folder import EngineFacts, cache_root, registry_file
 from legokv.built.settings import EngineSettings, choice, setting
 from legokv.chunks.header import token_bytes
 from legokv.documents.document import DocumentLimits, NamespaceQuota
+from legokv.engine.request import MODES_WITH_BUDGET
 from legokv.errors import InvalidRequest
 from legokv.stores.fleet.address import SharedCache, shared_cache, shown_redis_url
 from legokv.text.switches import Switches, parse_switches
@@ -19,6 +20,8 @@ PREFIX = "LEGOKV_"
 NO_KEYS = NO_ORIGINS = "none"
 LOOPBACK = "127.0.0.1"
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#@,]+", re.ASCII)
+TEMPLATES_OWN = "template"
+"""The `system_text` of a server that has none of its own."""
 
 
 def _user_cache_dir() -> Path:
@@ -64,7 +67,14 @@ class Settings(EngineSettings):
     rank_documents: str = choice(("off", "on"), "rank documents where a request does not say")
     max_documents: int = setting(256, "most documents in one prompt", 1)
     default_max_tokens: int = setting(256, "longest answer where a request does not say", 1)
+    default_mode: str = choice(MODES_WITH_BUDGET, "mode of a request without one")
+    default_link_tokens: int = setting(16, "recomputed tokens of each document, likewise", 0)
     default_timeout_seconds: int = setting(600, "longest answering where one does not say", 1)
+    system_text: str = setting(TEMPLATES_OWN, "system text of a request without one, or template")
+    compile_behind: str = choice(("nothing", "head"), "what documents are compiled behind")
+    other_heads: str = choice(("link", "compile"), "what is done about a request's other head")
+    other_heads_after: int = setting(8, "requests with such a head before it is compiled behind", 1)
+    other_heads_bytes: int = setting(2**30, "most KV compiled behind such heads", 0)
     chat_template_kwargs: str = setting("{}", "variables of the chat template, a JSON object")
     log_level: str = choice(
         ("info", "debug", "warning", "error"), "least serious lines that are written"
@@ -111,6 +121,11 @@ class Settings(EngineSettings):
     def triton_host(self) -> str:
         """Where Triton's ports listen: they ask for no key, so with keys on loopback alone."""
         return self.host if self.keys_file is None else LOOPBACK
+
+    @property
+    def own_system_text(self) -> str | None:
+        """The system text of a request that has none; None: what the template says by itself."""
+        return None if self.system_text == TEMPLATES_OWN else self.system_text
 
     @property
     def request_bytes(self) -> int:

@@ -108,15 +108,24 @@ def build_prompt(
     if not question.strip():
         raise InvalidRequest(f"the question is empty: {len(question)} characters, all blank")
     frame = form.without_system if system is None else form.with_system
+    head = head_ids(tokenizer, form, system)
+    is_first = not (len(head) > len(form.first_ids) or document_chunks)
+    tail = tokenizer.encode_template(frame.before_question, first=is_first)
+    tail += tokenizer.encode(question.strip(), first=is_first and not tail)
+    tail += tokenizer.encode_template(frame.after_question)
+    return Prompt(head, tuple(map(tuple, document_chunks)), tuple(tail))
+
+
+def head_ids(
+    tokenizer: Tokenizer, form: PromptFormat, system: str | None = None
+) -> tuple[int, ...]:
+    """What stands before the documents in every prompt with that system text."""
+    frame = form.without_system if system is None else form.with_system
     head = tokenizer.encode_template(frame.head[0], first=True)
     if system is not None:
         head += tokenizer.encode(system.strip(), first=not head)
         head += tokenizer.encode_template(frame.head[1])
-    is_first = not (head or document_chunks)
-    tail = tokenizer.encode_template(frame.before_question, first=is_first)
-    tail += tokenizer.encode(question.strip(), first=is_first and not tail)
-    tail += tokenizer.encode_template(frame.after_question)
-    return Prompt((*form.first_ids, *head), tuple(map(tuple, document_chunks)), tuple(tail))
+    return (*form.first_ids, *head)
 
 
 def _plain_format(first_ids: tuple[int, ...]) -> PromptFormat:

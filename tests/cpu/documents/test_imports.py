@@ -42,14 +42,16 @@ def kv_of(ids, shape=(2, 1, 8)):
     return torch.randn(layers, 2, len(ids), groups, size, generator=generator)
 
 
-def registered(cache, text, namespace="default"):
-    """A ready document with its KV on disk."""
+def registered(cache, text, namespace="default", head=()):
+    """A ready document with its KV on disk, compiled behind a head or each chunk alone."""
     ids = document_token_ids(text.strip(), cache.codec)
-    new = NewDocument(namespace, text.strip(), cut(ids, 64, cache.codec))
+    new = NewDocument(namespace, text.strip(), cut(ids, 64, cache.codec), head)
     cache.registry.register(new, {}, 0)
     claim = cache.registry.take_claim(namespace, new.id, 60.0)
+    behind = chunk_key(FINGERPRINT, "float32", namespace, head) if head else None
     for position, span in enumerate(new.chunks):
-        key = chunk_key(FINGERPRINT, "float32", namespace, span)
+        key = chunk_key(FINGERPRINT, "float32", namespace, span, behind)
+        behind = key if head else None
         cache.tiers[0].write_encoded(key, namespace, encode_chunk(key, span, kv_of(span)))
         cache.registry.record_chunk(claim, position, key)
     return cache.registry.finish_claim(claim)
@@ -92,6 +94,58 @@ def test_an_archive_is_imported_ready(archive, elsewhere):
     documents = elsewhere.registry.page("default").documents
     assert [document.state for document in documents] == [State.READY] * 2
     assert took.chunks == elsewhere.tiers[0].stats().num_chunks > 2
+
+
+def test_an_archive_carries_what_its_documents_are_compiled_behind(tmp_path, elsewhere):
+    here = opened(tmp_path / "here")
+    document = registered(here, TEXTS[0], head=(5, 6, 7))
+    chunks = here.registry.chunks("default", document.id)
+    export_documents(here, tmp_path / "set.tar", ("default",), print)
+    took = import_documents(elsewhere, tmp_path / "set.tar", print)
+    assert (took.chunks, took.unusable_chunks) == (len(chunks), 0)
+    assert elsewhere.registry.chunks("default", document.id) == chunks
+    assert elsewhere.registry.get("default", document.id).state == State.READY
+
+
+def test_an_archive_of_before_there_were_heads_is_of_documents_compiled_alone(archive, elsewhere):
+    rewritten(archive, lambda manifest: [item.pop("head") for item in manifest["documents"]])
+    assert import_documents(elsewhere, archive, print).unusable_chunks == 0
+    (one, _) = elsewhere.registry.page("default").documents
+    assert {chunk.head for chunk in elsewhere.registry.chunks("default", one.id)} == {()}
+
+
+def test_kv_that_is_said_to_be_behind_another_head_is_left_out(tmp_path, elsewhere):
+    here = opened(tmp_path / "here")
+    registered(here, TEXTS[0], head=(5, 6, 7))
+    path = tmp_path / "set.tar"
+    export_documents(here, path, ("default",), print)
+    rewritten(path, lambda manifest: manifest["documents"][0].update(head=[5, 6]))
+    took = import_documents(elsewhere, path, print)
+    # Its first chunk alone: the others name the one before them by key.
+    assert took.unusable_chunks == 1
+
+
+def test_a_document_that_is_here_behind_another_head_keeps_it(tmp_path, elsewhere):
+    here = opened(tmp_path / "here")
+    document = registered(here, TEXTS[0], head=(5, 6, 7))
+    export_documents(here, tmp_path / "set.tar", ("default",), print)
+    ids = document_token_ids(TEXTS[0].strip(), elsewhere.codec)
+    spans = cut(ids, 64, elsewhere.codec)
+    elsewhere.registry.register(NewDocument("default", TEXTS[0].strip(), spans, (8, 9)), {}, 0)
+    import_documents(elsewhere, tmp_path / "set.tar", print)
+    chunks = elsewhere.registry.chunks("default", document.id)
+    assert {(chunk.head, chunk.key) for chunk in chunks} == {((8, 9), None)}
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [([512], "token id 512 in its head, the model's are below 512"), ([5] * 129, "with its head")],
+)
+def test_a_head_that_no_prompt_of_the_model_could_have_is_refused(archive, elsewhere, head, reason):
+    rewritten(archive, lambda manifest: manifest["documents"][1].update(head=head))
+    with pytest.raises(InvalidRequest, match=reason):
+        import_documents(elsewhere, archive, print)
+    assert elsewhere.registry.namespaces() == ()
 
 
 SECOND = {

@@ -67,6 +67,18 @@ def test_the_first_document_behind_its_own_head_is_exact(engines, is_chunk):
     assert not torch.allclose(alone.logits, plain.logits, atol=1e-2)
 
 
+def test_a_head_given_as_ids_is_the_chunk_that_documents_were_compiled_behind(engines):
+    engine = engines()
+    head, *spans, question = random_lists(2, 22, 40, 30, 9)
+    one, two = (engine.compile(ids, behind=head) for ids in spans)
+    linked = engine.prefill([head, one, two, question], link_tokens=8)
+    assert (linked.cached_tokens, linked.recomputed_tokens) == (22 + 40 + 30 - 8, 8)
+    assert linked.fresh_tokens == len(question)
+    assert linked.usage.compiled_tokens == 0
+    other = engine.prefill([head[1:], one, two, question], link_tokens=8)
+    assert (other.recomputed_tokens, other.fresh_tokens) == (16, 21 + len(question))
+
+
 def test_a_head_as_token_ids_and_as_a_chunk_give_the_same_chunk_and_an_empty_one_none(engines):
     engine = engines()
     head, ids = random_lists(3, 21, 40)
@@ -294,7 +306,7 @@ def test_guided_counts_as_legolink_does_and_with_all_recomputed_is_full_recomput
     one, two = document(engine, *spans[:2], behind=head), document(engine, spans[2], behind=head)
     segments = [head, *one, *two, question]
     linked = engine.prefill(segments, mode="guided", link_tokens=6)
-    assert (linked.recomputed_tokens, linked.fresh_tokens) == (6, 12 + 9)
+    assert (linked.recomputed_tokens, linked.fresh_tokens) == (6, 9)
     whole = engine.prefill([*two, *one, question], mode="guided", recompute_percent=100)
     plain = engine.prefill([*two, *one, question], mode="full")
     torch.testing.assert_close(whole.logits, plain.logits, **CLOSE)

@@ -1,5 +1,7 @@
 """A giant that waits for pages: the small pass it, and it is not starved, both in numbers."""
 
+from dataclasses import replace
+
 import pytest
 from fake_runner import PAGE_SIZE, Fault, World, answer_to, chunk, tokens
 
@@ -50,6 +52,21 @@ def test_however_many_small_ones_come_the_giant_begins_once_those_under_way_end(
     # A chunk's compile, its link, ten tokens, and the giant's own prompt.
     assert small_steps <= 10 + 3
     assert 100 <= steps <= 100 + 13
+
+
+def test_a_giant_waits_for_what_its_chunk_is_compiled_behind_too_and_small_ones_pass_till_then():
+    world, running, _ = crowded(long_tokens=100, giant_tokens=1)
+    world.finish()
+    running = world.ask([1, 2, 3], max_tokens=150)
+    world.executor.step()
+    # Its own chunk would fit beside the answer under way, with what stands before it it does not.
+    giant = world.ask([5, 6], replace(chunk(3), behind=chunk(2, 150)), [7], max_tokens=2)
+    small = world.ask([20], max_tokens=4)
+    for _ in range(3):
+        world.executor.step()
+    assert (begun(small), begun(giant), begun(running)) == (True, False, True)
+    world.finish()
+    assert len(tokens(giant)) == 2
 
 
 def test_those_who_pass_take_nothing_that_the_giant_could_have():

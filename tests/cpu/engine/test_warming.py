@@ -18,7 +18,7 @@ from legokv.errors import InvalidRequest, PoolFull
 from legokv.serving.documents import WARM_TIERS, DocumentService
 from legokv.serving.engine_service import EngineService
 from legokv.serving.messages import Compile, Drop, Find, Rank, Warm
-from legokv.serving.pieces import document_segments
+from legokv.serving.pieces import segments_as_registered
 from legokv.stores.local.registry import Registry
 
 
@@ -58,8 +58,7 @@ class Machine:
         self.process.events(Rank(namespace, self.segments(namespace, chunks)))
 
     def segments(self, namespace, chunks):
-        stored = [(chunk.token_ids, chunk.key) for chunk in chunks]
-        return tuple(document_segments(self.engine._naming, stored, namespace))
+        return segments_as_registered(self.engine._naming, chunks, namespace)
 
     def register(self, number, **fields):
         return self.service.reply({"operation": "create", "text": TEXTS[number], **fields})

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -19,12 +20,23 @@ from document_world import (  # noqa: F401 - fixtures
 )
 from small_tokenizer import small_tokenizer
 
+from legokv.built.folder import read_engine_folder
 from legokv.documents.compiling import Compiler
 from legokv.documents.document import DOCUMENT_BYTES, NamespaceQuota
 from legokv.errors import Busy, InvalidRequest, NotFound
-from legokv.serving.documents import DocumentService, document_replies, open_document_service
+from legokv.serving.documents import (
+    ChunkRules,
+    DocumentService,
+    document_replies,
+    open_document_service,
+)
 from legokv.serving.log import RequestLine
+from legokv.serving.messages import Compiled
 from legokv.serving.settings_sources import settings_from
+from legokv.stores.opening import open_registry
+from legokv.text.formats import PromptFormats
+from legokv.text.prompt import head_ids
+from legokv.text.tokenizer import Tokenizer
 
 
 def test_a_created_document_is_ready_with_every_chunk_compiled_once(service, store):
@@ -95,7 +107,7 @@ def test_delete_drops_also_what_a_question_may_be_compiling(registry, store, job
 
     compiler = Compiler(registry, store.compile, store.drop, LIMITS)
     codec = small_tokenizer()
-    service = DocumentService(registry, codec, compiler, LIMITS, jobs.append, keys_of)
+    service = DocumentService(registry, codec, compiler, LIMITS, jobs.append, ChunkRules(keys_of))
     document = create(service, text="x" * 64 + "a" * 30, wait=False)["document"]
     assert document["compiled_chunks"] == 0
     reply = service.reply({"operation": "delete", "id": document["id"]})
@@ -161,6 +173,42 @@ def test_a_server_counts_a_namespace_s_quota_in_the_bytes_of_its_kv(
     assert kv_bytes > 0
     assert kv_bytes % token_bytes == 0
     assert listed(service) == []
+
+
+@pytest.mark.parametrize(
+    ("compile_behind", "num_words", "stands_behind"),
+    [("head", 300, True), ("nothing", 300, False), ("head", 795, False)],
+    ids=["the head", "nothing", "a head that the pool does not hold beside it"],
+)
+def test_a_document_is_compiled_behind_the_server_s_head_where_that_is_asked_for_and_fits(
+    tiny_engine_folder, tmp_path, compile_behind, num_words, stands_behind
+):
+    compiles = []
+
+    def ask(command):
+        compiles.append(command)
+        return (Compiled(command.segments[-1].key),)
+
+    flags = {"engine": tiny_engine_folder(), "cache_dir": tmp_path, "pool_tokens": 1664}
+    given = {"compile_behind": compile_behind, "system_text": "Be brief.", "max_chunk_tokens": 256}
+    settings = settings_from(None, {}, {**flags, **given})
+    facts = read_engine_folder(settings.engine)
+    service = open_document_service(settings, ask)
+    text = " ".join("ab" for _ in range(num_words))
+    document = create(service, text=text)["document"]
+    assert (document["state"], document["num_chunks"] > 1) == ("ready", True)
+    tokenizer = Tokenizer.open(tiny_engine_folder())
+    head = head_ids(tokenizer, PromptFormats(tokenizer).of({}), "Be brief.")
+    *_, last = compiles
+    listed_heads = [piece for piece in last.segments if not piece.in_prompt]
+    assert len(last.segments) == document["num_chunks"] + stands_behind
+    assert [piece.key for piece in listed_heads] == [last.segments[0].key] * stands_behind
+    with closing(open_registry(settings.registry_path(facts), None)) as registry:
+        chunks = registry.chunks("default", document["id"])
+    assert {chunk.head for chunk in chunks} == {head if stands_behind else ()}
+    assert [chunk.key for chunk in chunks] == [
+        piece.key for piece in last.segments if piece.in_prompt
+    ]
 
 
 def test_lists_go_on_where_they_ended(service):

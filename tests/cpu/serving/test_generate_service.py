@@ -19,11 +19,22 @@ from legokv.serving.answering import Reply, answer
 from legokv.serving.engine_service import EngineService
 from legokv.serving.generate import GenerateService
 from legokv.serving.log import RequestLine
-from legokv.serving.messages import Cancel, Command, Event, Generate, Probe, PromptSegment
+from legokv.serving.messages import (
+    Cancel,
+    Command,
+    Drop,
+    Event,
+    Generate,
+    Probe,
+    PromptSegment,
+    Warm,
+)
 from legokv.serving.probe import PROBE_VARIABLE
 from legokv.serving.question import Question, check_reply_size, question_from_fields
 from legokv.serving.settings import Settings
 from legokv.stores.local.registry import Registry
+from legokv.text.formats import PromptFormats
+from legokv.text.prompt import head_ids
 from legokv.text.tokenizer import Tokenizer
 
 TEXT = "The keeper of the lighthouse is called Orrin.\n\n"
@@ -40,10 +51,12 @@ class World:
     commands: list[Command] = field(default_factory=list)
     line: RequestLine = field(default_factory=lambda: RequestLine("generate"))
 
-    def register(self, *chunks: str, namespace: str = "default") -> bytes:
+    def register(
+        self, *chunks: str, namespace: str = "default", head: tuple[int, ...] = ()
+    ) -> bytes:
         """A document's id, as a tensor has it; its chunks are the given texts."""
         ids = tuple(tuple(self.tokenizer.encode(chunk)) for chunk in chunks)
-        new = NewDocument(namespace, "".join(chunks), ids)
+        new = NewDocument(namespace, "".join(chunks), ids, head)
         return self.registry.register(new, {}, 0)[0].id.encode()
 
     def replies(self, **fields: object) -> list[Reply]:
@@ -70,6 +83,17 @@ class World:
         pieces = (other for command in asked for other in command.segments)
         return next(tuple(p.token_ids) for p in pieces if p.key == piece.key and p.token_ids)
 
+    @property
+    def head(self) -> tuple[int, ...]:
+        """The head of prompts without words of their own."""
+        formats = PromptFormats(self.tokenizer)
+        return head_ids(self.tokenizer, formats.of({}))
+
+    def warmed(self) -> list[Warm]:
+        """What was asked to be compiled beside answers, each once."""
+        warms = [c for c in self.commands if isinstance(c, Warm)]
+        return list({c.segments[-1].key: c for c in warms}.values())
+
 
 @pytest.fixture
 def world(tiny_engine_folder: Callable[[], Path], tmp_path: Path) -> Iterator[World]:
@@ -87,6 +111,21 @@ def thinking_world(tiny_engine_folder: Callable[[], Path], tmp_path: Path) -> It
     template["size_bytes"] += len(switch)
     (folder / "engine.json").write_text(json.dumps(facts))
     yield from world_over(folder, tmp_path, chat_template_kwargs='{"enable_thinking": false}')
+
+
+@pytest.fixture
+def compiling_world(tiny_engine_folder: Callable[[], Path], tmp_path: Path) -> Iterator[World]:
+    """A server that compiles documents behind a head that comes three times."""
+    changes = {
+        "compile_behind": "head",
+        "other_heads": "compile",
+        "other_heads_after": 3,
+        "other_heads_bytes": 600_000,
+    }
+    for world in world_over(tiny_engine_folder(), tmp_path, **changes):
+        # At once, so that a test knows when it is done.
+        world.service._other_heads._run_in_background = lambda job: job()
+        yield world
 
 
 def world_over(folder: Path, tmp_path: Path, **changes: Any) -> Iterator[World]:
@@ -554,3 +593,173 @@ def test_a_text_may_be_as_long_as_the_context_that_scaling_extends(
     )
     world.result(max_tokens=1)
     assert bounds == [5 * world.naming.facts.model.max_positions] * 2
+
+
+def test_one_document_behind_the_server_s_head_is_answered_as_with_all_recomputed(
+    world: World,
+) -> None:
+    document = world.register(TEXT * 3, TEXT * 2, head=world.head)
+    linked = world.result(document_ids=[document], max_tokens=12, link_tokens=0)
+    full = world.result(document_ids=[document], max_tokens=12, mode="full")
+    assert linked["text_output"] == full["text_output"]
+    assert (linked["head"], linked["recomputed_tokens"]) == ("own", 0)
+    first, second = world.sent().segments[1:3]
+    assert (first.behind, second.behind) == (world.sent().segments[0].key, first.key)
+
+
+def test_a_second_document_behind_the_same_head_begins_a_seam(world: World) -> None:
+    ids = [world.register(TEXT * 3, head=world.head), world.register(TEXT * 4, head=world.head)]
+    result = world.result(document_ids=ids, max_tokens=1, link_tokens=4)
+    assert (result["head"], result["recomputed_tokens"]) == ("own", 4)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_with_another_head_links_what_there_is_and_says_so(
+    world: World, stream: bool
+) -> None:
+    document = world.register(TEXT * 3, head=world.head)
+    own = world.result(document_ids=[document], max_tokens=1)
+    told = {"document_ids": [document], "max_tokens": 2, "system_text": b"Sei kurz."}
+    *_, reply = world.replies(**told, stream=stream)
+    assert (own["head"], reply.values["head"]) == ("own", "other")
+    assert reply.values["recomputed_tokens"] == 16
+    # The head that it is compiled behind is named, and is no part of the prompt.
+    (former,) = [piece for piece in world.sent().segments if not piece.in_prompt]
+    assert world.ids(former) == world.head
+    again = world.result(**told)
+    assert (again["head"], again["compiled_tokens"]) == ("other", 0)
+    # By default a head that comes again and again is compiled behind never.
+    for _ in range(12):
+        assert world.result(**told)["head"] == "other"
+    assert world.warmed() == []
+    counted = {s.labels: s.value for s in world.service.samples() if "by_head" in s.family.name}
+    assert counted == {(("head", "own"),): 1, (("head", "other"),): 14}
+
+
+def test_a_document_of_before_there_were_heads_is_linked_as_it_was_compiled(world: World) -> None:
+    document = world.register(TEXT * 3)
+    result = world.result(document_ids=[document], max_tokens=1)
+    assert (result["head"], result["recomputed_tokens"]) == ("other", 16)
+    assert world.sent().segments[1].behind is None
+    assert [piece.in_prompt for piece in world.sent().segments] == [True] * 3
+
+
+def test_nothing_is_linked_behind_another_head_without_documents_or_where_all_is_recomputed(
+    world: World,
+) -> None:
+    assert world.result(max_tokens=1)["head"] == "own"
+    document = world.register(TEXT * 3)
+    assert world.result(document_ids=[document], max_tokens=1, mode="full")["head"] == "own"
+
+
+def test_legolink_0_compiles_behind_dummies_what_stands_behind_the_server_s_head(
+    world: World,
+) -> None:
+    told = {"max_tokens": 1, "mode": "legolink-0"}
+    one = world.result(document_ids=[world.register(TEXT * 3, head=world.head)], **told)
+    alone = world.result(document_ids=[world.register(TEXT * 3, "\n")], **told)
+    assert one["head"] == alone["head"] == "other"
+    assert world.sent().segments[1].behind is None
+
+
+def test_a_head_that_comes_often_is_compiled_behind_once_and_is_exact_then(
+    compiling_world: World,
+) -> None:
+    world = compiling_world
+    document = world.register(TEXT * 3, TEXT * 2, head=world.head)
+    told = {"document_ids": [document], "max_tokens": 8, "system_text": b"Sei kurz."}
+    results = [world.result(**told) for _ in range(6)]
+    # The third has it compiled beside its answer; the fourth finds it.
+    assert [result["head"] for result in results] == ["other"] * 3 + ["own"] * 3
+    assert [result["compiled_tokens"] for result in results[1:]] == [0] * 5
+    assert len(world.warmed()) == 1
+    full = world.result(**told, mode="full")
+    assert results[-1]["text_output"] == full["text_output"]
+    assert results[-1]["recomputed_tokens"] == 0
+    copies = [piece for piece in world.sent().segments[1:] if piece.key is not None]
+    assert not any(piece.persistent for piece in copies)
+
+
+def test_heads_with_a_name_in_them_are_never_compiled_behind(compiling_world: World) -> None:
+    world = compiling_world
+    document = world.register(TEXT * 3, head=world.head)
+    for number in range(12):
+        told = {"document_ids": [document], "system_text": b"You serve guest %d." % (number // 2)}
+        assert world.result(**told, max_tokens=1)["head"] == "other"
+    assert world.warmed() == []
+
+
+def test_what_is_compiled_behind_other_heads_keeps_to_its_budget_and_the_oldest_leaves(
+    compiling_world: World,
+) -> None:
+    world = compiling_world
+    num_bytes = world.service._other_heads._token_bytes
+    document = world.register(TEXT * 10, head=world.head)
+    large = world.register(TEXT * 60, head=world.head)
+    texts = [b"Sei kurz.", b"Be brief.", b"Be long."]
+
+    def heads(text: bytes, times: int, asked: bytes = document) -> list[object]:
+        told = {"document_ids": [asked], "max_tokens": 1, "system_text": text}
+        return [world.result(**told)["head"] for _ in range(times)]
+
+    tokens = len(world.tokenizer.encode(TEXT * 10))
+    assert 600_000 // 3 < tokens * num_bytes <= 600_000 // 2
+    for text in texts[:2]:
+        assert heads(text, 4)[-1] == "own"
+    assert heads(texts[0], 1) == ["own"]
+    assert heads(texts[2], 4)[-1] == "own"
+    # The second was not used for longest: it has left, and is counted from the start.
+    (drop,) = [c for c in world.commands if isinstance(c, Drop)]
+    assert set(drop.keys) == {world.warmed()[1].segments[-1].key}
+    assert heads(texts[0], 1) == ["own"]
+    assert heads(texts[1], 2) == ["other", "other"]
+    # What is larger than the budget never is compiled, and nothing leaves for it.
+    assert heads(texts[0], 5, large) == ["other"] * 5
+    assert heads(texts[0], 1) == ["own"]
+
+
+def test_a_copy_that_was_lost_from_memory_is_compiled_by_one_request_and_counted_anew(
+    compiling_world: World,
+) -> None:
+    world = compiling_world
+    document = world.register(TEXT * 3, head=world.head)
+    told = {"document_ids": [document], "max_tokens": 1, "system_text": b"Sei kurz."}
+    for _ in range(4):
+        world.result(**told)
+    copy = world.warmed()[0].segments[-1].key
+    world.service._ask_engine(Drop((str(copy),)))
+    results = [world.result(**told) for _ in range(3)]
+    assert [bool(result["compiled_tokens"]) for result in results] == [True, False, False]
+    assert [result["head"] for result in results] == ["own", "other", "other"]
+
+
+def test_the_server_s_system_text_is_in_the_head_of_requests_that_bring_none(
+    tiny_engine_folder: Callable[[], Path], tmp_path: Path
+) -> None:
+    for world in world_over(tiny_engine_folder(), tmp_path, system_text="Sei kurz."):
+        own = head_ids(world.tokenizer, PromptFormats(world.tokenizer).of({}), "Sei kurz.")
+        document = world.register(TEXT * 3, head=own)
+        assert world.result(document_ids=[document], max_tokens=1)["head"] == "own"
+        head = world.sent().segments[0]
+        assert "Sei kurz." in world.tokenizer.decode(world.ids(head))
+        assert head.persistent
+        told = {"document_ids": [document], "max_tokens": 1, "system_text": b"Be brief."}
+        assert world.result(**told)["head"] == "other"
+
+
+def test_a_server_may_have_another_mode_and_budget_for_requests_that_say_none(
+    tiny_engine_folder: Callable[[], Path], tmp_path: Path
+) -> None:
+    changes = {"default_mode": "spread", "default_link_tokens": 7}
+    for world in world_over(tiny_engine_folder(), tmp_path, **changes):
+        document = world.register(TEXT * 3)
+        for fields, mode, budget in (
+            ({}, "spread", (7, None)),
+            ({"mode": b"legolink"}, "legolink", (7, None)),
+            ({"link_tokens": 3}, "spread", (3, None)),
+            ({"recompute_percent": 10.0}, "spread", (None, 10.0)),
+            ({"mode": b"full"}, "full", (None, None)),
+        ):
+            world.result(document_ids=[document], max_tokens=1, **fields)
+            sent = world.sent()
+            assert (sent.mode, (sent.link_tokens, sent.recompute_percent)) == (mode, budget)

@@ -1,5 +1,7 @@
 """What a registry of documents keeps: the same of SQLite's and Redis'."""
 
+from dataclasses import replace
+
 import pytest
 from registries import (  # noqa: F401 - fixtures
     CAP,
@@ -30,6 +32,21 @@ def test_a_document_comes_back_as_it_was_registered(registry):
         (1, 2, 3),
         (4, 5),
     ]
+
+
+def test_a_document_keeps_the_head_that_it_was_registered_with_and_one_without_has_none(registry):
+    alone = register(registry)
+    behind = register(registry, replace(new("Another text."), head=(7, 300, 70_000)))
+    again = register(registry, replace(new("Another text."), head=(8,)))
+    assert again.id == behind.id
+    (chunks, claim) = (
+        registry.chunks("default", behind.id),
+        registry.take_claim("default", behind.id, 60.0),
+    )
+    assert {chunk.head for chunk in chunks} == {(7, 300, 70_000)}
+    assert claim.chunks == chunks
+    both = registry.chunks("default", alone.id, behind.id, alone.id)
+    assert [chunk.head for chunk in both] == [(), ()] + [(7, 300, 70_000)] * 2 + [(), ()]
 
 
 def test_the_same_content_is_the_same_document_and_what_is_new_in_the_call_applies(registry):

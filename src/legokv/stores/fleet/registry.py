@@ -78,6 +78,8 @@ class RedisRegistry:
             "text": new.text,
             "num_bytes": new.size.text_bytes,
             "num_tokens": new.num_tokens,
+            # As text: the record is read as text, by servers of before there were heads too.
+            "head": token_blob(new.head).hex(),
             "changes": changes,
             "max_pinned_tokens": max_pinned_tokens,
             "quota": quota and {**vars(quota), "document_bytes": DOCUMENT_BYTES},

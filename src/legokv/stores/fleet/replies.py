@@ -68,10 +68,11 @@ def _num_tokens(chunks: tuple[StoredChunk, ...]) -> int:
 
 
 def to_chunks(parts: list[Any]) -> tuple[StoredChunk, ...]:
-    """A document's chunks from their token ids and keys, one behind the other."""
+    """A document's chunks from its head, then their token ids and keys in turn."""
+    head, pairs = tokens_from_blob(bytes.fromhex(parts[0].decode())), parts[1:]
     return tuple(
-        StoredChunk(tokens_from_blob(blob), None if key is None else key.decode(), place)
-        for place, (blob, key) in enumerate(zip(parts[::2], parts[1::2], strict=True))
+        StoredChunk(tokens_from_blob(blob), None if key is None else key.decode(), place, head)
+        for place, (blob, key) in enumerate(zip(pairs[::2], pairs[1::2], strict=True))
     )
 
 

@@ -68,6 +68,9 @@ CREATE INDEX leases_by_holder ON leases (holder);
 # What `expires_at` was set by, so that one from before the clock was set back is known.
 TIME_TO_LIVE = "ALTER TABLE documents ADD COLUMN ttl_seconds REAL;"
 
+# Token ids that a document is compiled behind; none of one from before there were heads.
+HEAD = "ALTER TABLE documents ADD COLUMN head BLOB"
+
 PINNED = "CREATE INDEX IF NOT EXISTS pinned ON documents (number, expires_at) WHERE pinned = 1"
 
 # What brings a file of each version to the next one; version 0 is an empty file.
@@ -305,6 +308,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if steps:
         connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     # Of no version: older programs read the file as before. Pins are asked for twice a second.
+    if "head" not in [row["name"] for row in connection.execute("PRAGMA table_info(documents)")]:
+        connection.execute(HEAD)
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'pinned'").fetchone():
         connection.execute(PINNED)
     _check_columns(connection, path)

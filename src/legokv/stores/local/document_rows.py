@@ -66,11 +66,11 @@ def require(sql: sqlite3.Connection, namespace: str, document_id: str) -> sqlite
 def chunks(
     sql: sqlite3.Connection, namespace: str, document_ids: Iterable[str]
 ) -> list[sqlite3.Row]:
-    """(token_ids, key, position) of the documents' chunks; NotFound for one that is not there."""
+    """(token_ids, key, position, head) of the documents' chunks; NotFound for one not there."""
     all_rows: list[sqlite3.Row] = []
     for document_id in document_ids:
         rows = sql.execute(
-            "SELECT token_ids, key, position FROM documents JOIN chunks ON document = number"
+            "SELECT token_ids, key, position, head FROM documents JOIN chunks ON document = number"
             " WHERE namespace = ? AND id = ? ORDER BY position",
             (namespace, document_id),
         ).fetchall()
@@ -82,17 +82,22 @@ def chunks(
 
 def to_chunks(rows: Iterable[sqlite3.Row]) -> tuple[StoredChunk, ...]:
     """The rows of `chunks` as plain data."""
-    return tuple(_to_chunk(*row) for row in rows)
+    chunks: list[StoredChunk] = []
+    for blob, key, place, head_blob in rows:
+        # A document has one head: its chunks share it.
+        head = chunks[-1].head if place and chunks else _tokens(head_blob or b"", "documents", "head")
+        if not isinstance(key, str | None):
+            raise damaged_row("chunks", "key", key)
+        if not isinstance(place, int):
+            raise damaged_row("chunks", "position", place)
+        chunks.append(StoredChunk(_tokens(blob, "chunks", "token_ids"), key, place, head))
+    return tuple(chunks)
 
 
-def _to_chunk(blob: object, key: object, place: object) -> StoredChunk:
+def _tokens(blob: object, table: str, column: str) -> tuple[int, ...]:
     if not isinstance(blob, bytes) or len(blob) % TOKEN_BYTES:
-        raise damaged_row("chunks", "token_ids", blob)
-    if not isinstance(key, str | None):
-        raise damaged_row("chunks", "key", key)
-    if not isinstance(place, int):
-        raise damaged_row("chunks", "position", place)
-    return StoredChunk(tokens_from_blob(blob), key, place)
+        raise damaged_row(table, column, blob)
+    return tokens_from_blob(blob)
 
 
 def is_expired(row: sqlite3.Row, now: float) -> bool:
@@ -120,8 +125,9 @@ def expiries_set_ahead(sql: sqlite3.Connection, now: float) -> list[tuple[int, f
 def insert(sql: sqlite3.Connection, new: NewDocument, now: float) -> int:
     """The number of the row made for the document and its chunks."""
     number = sql.execute(
-        "INSERT INTO documents (namespace, id, text, num_bytes, num_tokens, state, created_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING number",
+        "INSERT INTO documents"
+        " (namespace, id, text, num_bytes, num_tokens, state, created_at, head)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
         (
             new.namespace,
             new.id,
@@ -130,6 +136,7 @@ def insert(sql: sqlite3.Connection, new: NewDocument, now: float) -> int:
             new.num_tokens,
             State.REGISTERED,
             now,
+            token_blob(new.head),
         ),
     ).fetchone()["number"]
     sql.executemany(

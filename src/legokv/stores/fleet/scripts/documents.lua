@@ -5,7 +5,7 @@
 --   numbers         hash, NAMESPACE/ID -> number
 --   namespaces      set of those that have documents
 --   order/NAMESPACE sorted set of its numbers
---   document/N      hash of all that a document is but its text/N
+--   document/N      hash of all that a document is but its text/N; its head's token ids as hex
 --   tokens/N        list of its chunks' token ids; keys/N: hash, position -> key once compiled
 --   carriers/KEY    set of the numbers of the documents with that chunk
 --   pinned          set of numbers
@@ -183,6 +183,7 @@ local function insert(a)
   redis.call('HSET', document, 'namespace', a.namespace, 'id', a.id, 'state', 'registered')
   redis.call('HSET', document, 'num_bytes', a.num_bytes, 'num_tokens', a.num_tokens)
   redis.call('HSET', document, 'num_chunks', #ARGV - 3, 'created_at', seconds(now), 'pinned', 0)
+  redis.call('HSET', document, 'head', a.head)
   for position = 4, #ARGV do
     redis.call('RPUSH', at('tokens/' .. number), ARGV[position])
   end
@@ -233,8 +234,9 @@ function operations.text(a)
   return text and { 'ok', text } or { number and 'lost' or 'missing' }
 end
 
--- `found` with the token ids and the key of each chunk behind it.
+-- `found` with the head, then the token ids and the key of each chunk behind it.
 local function with_chunks(found, number)
+  table.insert(found, get(number, 'head') or '')
   for index, blob in ipairs(redis.call('LRANGE', at('tokens/' .. number), 0, -1)) do
     table.insert(found, blob)
     table.insert(found, redis.call('HGET', at('keys/' .. number), index - 1))
@@ -245,7 +247,7 @@ end
 function operations.chunks(a)
   local number = find(a)
   local found = number and with_chunks({ 'ok' }, number)
-  return found and #found > 1 and found or { number and 'lost' or 'missing' }
+  return found and #found > 2 and found or { number and 'lost' or 'missing' }
 end
 
 function operations.page(a)
