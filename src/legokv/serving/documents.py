@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any, cast
 
-from legokv.built.folder import read_engine_folder
+from legokv.built.folder import EngineFacts, read_engine_folder
 from legokv.documents.compiling import Compiler
 from legokv.documents.cut import TextCodec, cut, document_token_ids
 from legokv.documents.document import (
@@ -298,6 +298,23 @@ def _changes(request: Request, values: Request) -> Changes:
     return cast(Changes, {name: values[name] for name in _OF_CHANGES if name in request})
 
 
+def _head_of(
+    settings: Settings,
+    facts: EngineFacts,
+    tokenizer: Tokenizer,
+    formats: PromptFormats,
+    chunks: Sequence[TokenSpan],
+) -> TokenSpan:
+    """What a document of these chunks is compiled behind."""
+    if settings.compile_behind == "nothing":
+        return ()
+    head = own_head(settings, tokenizer, formats)
+    # What is compiled behind another is in the pool with it, each chunk in pages of its own.
+    num_tokens = len(head) + sum(map(len, chunks))
+    most_in_pool = settings.pool_tokens - (len(chunks) + 1) * facts.page_size
+    return head if num_tokens <= min(facts.model.context_len, most_in_pool) else ()
+
+
 def open_document_service(settings: Settings, ask_engine: AskEngine) -> DocumentService:
     """The service for the settings' engine folder; `ask_engine` compiles and drops chunks."""
 
@@ -326,15 +343,6 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
     def segments(namespace: str, chunks: Sequence[StoredChunk]) -> tuple[PromptSegment, ...]:
         return segments_as_registered(naming, chunks, namespace)
 
-    def head_of(chunks: Sequence[TokenSpan]) -> TokenSpan:
-        if settings.compile_behind == "nothing":
-            return ()
-        head = own_head(settings, tokenizer, formats)
-        # What is compiled behind another is in the pool with it, each chunk in pages of its own.
-        num_tokens = len(head) + sum(map(len, chunks))
-        most_in_pool = settings.pool_tokens - (len(chunks) + 1) * facts.page_size
-        return head if num_tokens <= min(facts.model.context_len, most_in_pool) else ()
-
     def keys_of(namespace: str, chunks: Sequence[StoredChunk]) -> Sequence[str]:
         return [str(piece.key) for piece in segments(namespace, chunks) if piece.in_prompt]
 
@@ -347,7 +355,7 @@ def open_document_service(settings: Settings, ask_engine: AskEngine) -> Document
     compiler = Compiler(
         registry, compile_chunk, drop_chunks, limits, warm_chunk, find_chunks, rank_chunk
     )
-    rules = ChunkRules(keys_of, head_of)
+    rules = ChunkRules(keys_of, partial(_head_of, settings, facts, tokenizer, formats))
     return DocumentService(registry, tokenizer, compiler, limits, rules=rules)
 
 
