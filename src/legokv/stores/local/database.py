@@ -307,12 +307,12 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     steps = "".join(STEPS[old] for old in range(version, SCHEMA_VERSION))
     if steps:
         connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    _check_columns(connection, path)
     # Of no version: older programs read the file as before. Pins are asked for twice a second.
     if "head" not in [row["name"] for row in connection.execute("PRAGMA table_info(documents)")]:
         connection.execute(HEAD)
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'pinned'").fetchone():
         connection.execute(PINNED)
-    _check_columns(connection, path)
 
 
 def _check_columns(connection: sqlite3.Connection, path: Path) -> None:

@@ -85,7 +85,9 @@ def to_chunks(rows: Iterable[sqlite3.Row]) -> tuple[StoredChunk, ...]:
     chunks: list[StoredChunk] = []
     for blob, key, place, head_blob in rows:
         # A document has one head: its chunks share it.
-        head = chunks[-1].head if place and chunks else _tokens(head_blob or b"", "documents", "head")
+        head = (
+            chunks[-1].head if place and chunks else _tokens(head_blob or b"", "documents", "head")
+        )
         if not isinstance(key, str | None):
             raise damaged_row("chunks", "key", key)
         if not isinstance(place, int):
