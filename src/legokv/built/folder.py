@@ -189,7 +189,9 @@ def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
 
 
 def _is_path(name: str) -> bool:
-    return name in ("", ".", "..") or Path(name).name != name
+    """Whether it leads out of the folder, or further down than a plan's own folder."""
+    parts = Path(name).parts
+    return name != "/".join(parts) or ".." in parts or not 1 <= len(parts) <= 2 or name[:1] == "/"
 
 
 def _check_file(file: Path, size_bytes: int) -> None:

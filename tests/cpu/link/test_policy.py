@@ -1,6 +1,6 @@
 import numpy as np
 
-from legokv.link.policy import Guided, PlacedChunk, Share, everything, legolink, nothing, spread
+from legokv.link.policy import ByScores, PlacedChunk, Share, everything, legolink, nothing, spread
 
 CHUNKS = [PlacedChunk(0, 40), PlacedChunk(40, 5), PlacedChunk(60, 300)]
 
@@ -57,8 +57,8 @@ def test_a_share_is_of_each_document_s_tokens_to_the_nearest_number():
 def test_guided_takes_no_more_of_a_short_document_than_it_has_to_give():
     scores = np.arange(100.0)
     chunks = [PlacedChunk(10, 5), PlacedChunk(15, 85)]
-    assert as_lists(Guided(16).choose(chunks, scores)) == [[], [*range(64, 85)]]
-    assert as_lists(Guided(16).choose(chunks, -scores)) == [[0, 1, 2, 3, 4], [*range(16)]]
+    assert as_lists(ByScores(16).choose(chunks, scores)) == [[], [*range(64, 85)]]
+    assert as_lists(ByScores(16).choose(chunks, -scores)) == [[0, 1, 2, 3, 4], [*range(16)]]
 
 
 def test_a_document_without_its_head_or_its_beginning_is_not_exact():

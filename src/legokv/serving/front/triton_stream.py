@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-PATIENCE_SECONDS = 1.0
+PATIENCE_SECONDS = 0.2
 """How long what was asked on a stream that is left may go on before it is cancelled."""
 
 

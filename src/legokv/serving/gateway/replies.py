@@ -55,16 +55,19 @@ def chat_log_probs(tokens: str | None) -> dict[str, Any] | None:
 
 def _chat_token(token: Mapping[str, Any]) -> dict[str, Any]:
     top = [_spelled(other) for other in token["top"]]
-    return {**_spelled(token), "top_logprobs": top}
+    return {**_drawn(token), "top_logprobs": top}
+
+
+def _drawn(token: Mapping[str, Any]) -> dict[str, Any]:
+    """A token of the answer: its text is what it adds, so that all of them join to the answer."""
+    # No number stands for what is impossible: JSON has none.
+    log_prob = max(float(token["log_prob"]), -9999.0)
+    return {"token": token["text"], "logprob": log_prob, "bytes": token["bytes"]}
 
 
 def _spelled(token: Mapping[str, Any]) -> dict[str, Any]:
-    # No number stands for what is impossible: JSON has none.
-    return {
-        "token": token["text"] or token["token"],
-        "logprob": max(float(token["log_prob"]), -9999.0),
-        "bytes": token["bytes"],
-    }
+    """A token that was not drawn: one that is no text by itself goes by its vocabulary's name."""
+    return {**_drawn(token), "token": token["text"] or token["token"]}
 
 
 def completion_log_probs(tokens: str | None, offset: int = 0) -> dict[str, Any] | None:
@@ -74,7 +77,7 @@ def completion_log_probs(tokens: str | None, offset: int = 0) -> dict[str, Any] 
     made: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": []}
     offsets = []
     for token in json.loads(tokens):
-        spelled = _spelled(token)
+        spelled = _drawn(token)
         made["tokens"].append(spelled["token"])
         made["token_logprobs"].append(spelled["logprob"])
         top = map(_spelled, token["top"])
