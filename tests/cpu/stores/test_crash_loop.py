@@ -44,9 +44,7 @@ class Crew:
         """Return when workers have opened the cache so often."""
         deadline = time.monotonic() + 180
         while not self._log.exists() or self._log.read_text().count("opened") < number:
-            assert time.monotonic() < deadline, (
-                f"the cache was not opened {number:g} times in 180 s"
-            )
+            assert time.monotonic() < deadline, f"the cache was not opened {number:g} times in time"
             time.sleep(0.05)
 
     def _start(self):
