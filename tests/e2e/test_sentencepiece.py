@@ -26,15 +26,26 @@ DRAWN = {"text_input": "Who?", "max_tokens": 40, "temperature": 3.0, "return_log
 def spm(
     tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("spm")
+    folder = tmp_path_factory.mktemp("spm") / "mit Leerzeichen, 東京 é Ωμέγα"
+    folder.mkdir()
     checkpoint = Path(shutil.copytree(tiny_checkpoint("llama"), folder / "checkpoint"))
     (checkpoint / "tokenizer.json").write_text(BACKEND.to_str())
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(NAMES))
     (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
     settings = BuildSettings("spm", dtype="float32")
     build_engine_folder(checkpoint, folder / "engine", settings)
-    with serving(folder / "engine", folder / "cache", pool_tokens=4096, kept_tokens=2048) as server:
+    paths, environment = (folder / "engine", folder / "cache"), {"LC_ALL": "C"}
+    with serving(*paths, environment=environment, pool_tokens=4096, kept_tokens=2048) as server:
         yield server
+
+
+def test_engine_and_cache_have_blanks_and_letters_of_any_script_under_lc_all_c(
+    spm: RunningServer,
+) -> None:
+    (document_id,) = spm.register("The height of é is 東京. " * 4, name="Größe 東京")
+    assert spm.document("get", id=document_id)["document"]["name"] == "Größe 東京"
+    reply = spm.ask(text_input="Who is é?", document_ids=[document_id], max_tokens=3)
+    assert reply["documents_linked"] == 1
 
 
 @pytest.mark.parametrize("seed", range(4))

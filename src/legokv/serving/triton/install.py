@@ -1,8 +1,10 @@
 """Where Triton's parts lie in this Python environment, and whether they fit. Starts nothing."""
 
+import codecs
 import ctypes.util
 import importlib.resources
 import importlib.util
+import locale
 import os
 import platform
 import re
@@ -81,6 +83,12 @@ def _check_shell_word(place: Path, next_step: str) -> None:
         raise ServerError(
             f"Triton starts its models by a shell that splits {str(place)!r} at blanks and reads "
             f"signs in it: {next_step} a folder named by letters, digits and any of ./+@%:=,-_"
+        )
+    codeset = locale.nl_langinfo(locale.CODESET)
+    if not str(place).isascii() and codecs.lookup(codeset).name != "utf-8":
+        raise ServerError(
+            f"Triton's Python reads {str(place)!r} as {codeset}, which lacks some letters: set "
+            f"LC_ALL=C.UTF-8, or {next_step} a folder named in ASCII"
         )
 
 

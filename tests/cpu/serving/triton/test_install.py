@@ -25,3 +25,13 @@ def test_letters_of_any_script_are_no_signs(tmp_path: Path) -> None:
     install = TritonInstall(tmp_path / "tritonserver", (), (), tmp_path / "model_repo")
     lay_out_backend(install, tmp_path / "é東-Ωμέγα_1.0")
     assert (tmp_path / "é東-Ωμέγα_1.0" / "python").is_dir()
+
+
+def test_letters_past_ascii_are_refused_where_the_locale_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("locale.nl_langinfo", lambda what: "ANSI_X3.4-1968")
+    install = TritonInstall(tmp_path / "tritonserver", (), (), tmp_path / "model_repo")
+    with pytest.raises(ServerError, match=r"as ANSI_X3\.4-1968, .*: set LC_ALL=C\.UTF-8, or set"):
+        lay_out_backend(install, tmp_path / "é東")
+    lay_out_backend(install, tmp_path / "plain")
