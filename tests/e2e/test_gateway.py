@@ -120,7 +120,7 @@ def test_refusals_of_the_models_come_through_with_their_status(client: openai.Op
     with pytest.raises(openai.BadRequestError, match="prompt"):
         client.chat.completions.create(messages=turns([], "word " * 3000), **GREEDY)
     unknown = "file-" + "0" * 24
-    with pytest.raises(openai.NotFoundError, match=f"no document '{unknown}'"):
+    with pytest.raises(openai.NotFoundError, match=f"no file '{unknown}'"):
         client.chat.completions.create(messages=turns([unknown]), **GREEDY)
     tool = {"type": "function", "function": {"name": "w"}}
     with pytest.raises(openai.BadRequestError, match="no place for tools"):

@@ -19,6 +19,7 @@ from legokv.errors import (
 RETRY_SECONDS = "2"
 """After so long a client that is told 503 may ask again."""
 
+_NO_DOCUMENT = re.compile(r"no document '(?:doc-)?([^']*)' in namespace '[^']*'")
 _OWN_ID = re.compile(r"\bdoc-(?=[0-9a-f]{24}\b)")
 _OPENAI_KINDS = {
     401: "authentication_error",
@@ -54,7 +55,13 @@ def status_of(error: LegokvError) -> int:
 
 def sentence_of(error: LegokvError) -> str:
     """The error's text, documents called by their ids as files."""
-    return _OWN_ID.sub("file-", str(error))
+    text = _NO_DOCUMENT.sub(_no_file, str(error))
+    return _OWN_ID.sub("file-", text)
+
+
+def _no_file(match: re.Match[str]) -> str:
+    file_id = match[1] if match[1].startswith("file-") else f"file-{match[1]}"
+    return f"there is no file {file_id!r} (GET /v1/files lists them)"
 
 
 def openai_error(error: LegokvError) -> dict[str, Any]:

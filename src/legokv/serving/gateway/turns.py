@@ -84,6 +84,9 @@ class Turns:
             return await self._file(f"{where}.file", part["file"])
         if kind == "document" and isinstance(part.get("id"), str):
             return await self.document(part["id"])
+        if kind in ("file", "document"):
+            want = "'file', an object with a 'file_id'" if kind == "file" else "'id', a file's id"
+            raise ApiRefused(f"{where} of type {kind!r} has {want}", param=where)
         raise ApiRefused(
             f"{where} is of type {str(kind)[:80]!r}: parts are 'text' and 'file' here",
             param=where,

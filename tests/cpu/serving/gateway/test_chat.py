@@ -134,6 +134,11 @@ def test_fields_reach_generate_by_its_names(
             "messages[0].content[0]",
             "of type 'image_url': parts are 'text' and 'file' here",
         ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "file", "file_id": "file-1"}]}]},
+            "messages[0].content[0]",
+            "has 'file', an object with a 'file_id'",
+        ),
         ({"documents": [{"title": "x"}]}, "documents[0]", "an object with a 'text'"),
     ],
 )
@@ -229,7 +234,7 @@ def test_a_text_that_was_deleted_meanwhile_is_registered_again(
 
 def test_an_unknown_file_and_too_many_of_them_are_told(client: openai.OpenAI) -> None:
     part = {"type": "file", "file": {"file_id": "file-" + "0" * 24}}
-    with pytest.raises(openai.NotFoundError, match="no document 'file-000000000000000000000000'"):
+    with pytest.raises(openai.NotFoundError, match="no file 'file-000000000000000000000000'"):
         chat(client, messages=[{"role": "user", "content": [part]}])
     with pytest.raises(openai.BadRequestError, match="more than 3 files"):
         chat(client, extra_body={"documents": [{"text": str(n)} for n in range(4)]})

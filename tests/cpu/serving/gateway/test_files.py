@@ -92,7 +92,7 @@ def test_a_deleted_file_is_gone_with_all_that_was_kept_of_it(
     assert client.files.delete(file.id).deleted
     assert gateway.store.dropped
     assert gateway.uploads.data("default", file.id.replace("file-", "doc-")) is None
-    with pytest.raises(openai.NotFoundError, match=f"no document '{file.id}'"):
+    with pytest.raises(openai.NotFoundError, match=f"no file '{file.id}' .GET /v1/files lists"):
         client.files.retrieve(file.id)
 
 
