@@ -150,6 +150,8 @@ class NotFinite(StepFailed):
 class FormatFailed(StepFailed):
     """An answer's format that cannot say which tokens may come next; the others go on."""
 
+    code = "INVALID_ARG"
+
 
 class LaunchRefused(StepFailed):
     """A kernel's launcher that said no; the message is the library's own."""

@@ -328,7 +328,7 @@ def _message(model: str) -> dict[str, Any]:
 def _tool_use(call: ToolCall) -> dict[str, Any]:
     try:
         value = json.loads(call.arguments or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         value = {}
     return {"type": "tool_use", "id": f"toolu_{call.id}", "name": call.name, "input": value}
 

@@ -5,14 +5,23 @@ Run as a program it reads bytes from its input and writes their text to its outp
 
 import asyncio
 import io
+import os
 import resource
+import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import PurePath
+from weakref import WeakKeyDictionary
 
-from legokv.errors import ApiRefused
+from legokv.errors import ApiRefused, Busy
 
 MAX_SECONDS = 60
-MAX_MEMORY_BYTES = 2 * 2**30
+MAX_CPU_SECONDS = 10
+MAX_MEMORY_BYTES = 2**30
+AT_ONCE, MAX_WAITING = 2, 16
+"""Files that are read at once, and that wait for their turn; what comes then is told so."""
 _PDF, _HTML, _TEXT = "pdf", "html", "text"
 _KINDS = {
     _PDF: (".pdf",),
@@ -93,7 +102,43 @@ def _unreadable(sentence: str) -> ApiRefused:
     return ApiRefused(sentence, 422, "file", "unreadable_file")
 
 
+@dataclass
+class _Turns:
+    """Of one event loop's files."""
+
+    free: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    num_waiting: int = 0
+
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def _turn() -> AsyncIterator[None]:
+    """A turn to read a file; Busy if too many wait for one."""
+    turns = _turns.setdefault(asyncio.get_running_loop(), _Turns())
+    if turns.num_waiting >= MAX_WAITING:
+        raise Busy(
+            f"{turns.num_waiting} files wait to be read as PDF or HTML, {AT_ONCE} at once: "
+            "upload this one again in a minute"
+        )
+    turns.num_waiting += 1
+    try:
+        await turns.free.acquire()
+    finally:
+        turns.num_waiting -= 1
+    try:
+        yield
+    finally:
+        turns.free.release()
+
+
 async def _text_apart(kind: str, data: bytes) -> str:
+    async with _turn():
+        return await _read_apart(kind, data)
+
+
+async def _read_apart(kind: str, data: bytes) -> str:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -108,11 +153,18 @@ async def _text_apart(kind: str, data: bytes) -> str:
             output, _ = await process.communicate(data)
     except TimeoutError:
         raise _unreadable(f"the {kind} was not read within {MAX_SECONDS} s") from None
+    except RuntimeError:
+        # The process ended while it was written to, which asyncio's loops say in different ways.
+        output = b""
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if process.returncode:
+    if process.returncode == -signal.SIGXCPU:
+        raise _unreadable(
+            f"the {kind} was not read within {MAX_CPU_SECONDS} s of a processor's time"
+        )
+    if process.returncode or not output:
         raise _unreadable(f"the file is damaged, locked, or no {kind}: no text was read of it")
     return output.decode()
 
@@ -140,7 +192,9 @@ def _text_of_html(data: bytes) -> str:
 def main() -> None:
     """Read a file of the kind that the argument names; the status is not 0 if it cannot be."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS + 1))
+    # Answers come first.
+    os.nice(10)
     read = {_PDF: _text_of_pdf, _HTML: _text_of_html}[sys.argv[1]]
     text = read(sys.stdin.buffer.read())
     sys.stdout.buffer.write(text.encode(errors="replace"))

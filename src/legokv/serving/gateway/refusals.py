@@ -46,7 +46,7 @@ def status_of(error: LegokvError) -> int:
         return 413
     if isinstance(error, NotFound):
         return 404
-    if isinstance(error, InvalidRequest) or error.code == "UNSUPPORTED":
+    if isinstance(error, InvalidRequest) or error.code in ("UNSUPPORTED", "INVALID_ARG"):
         return 400
     if isinstance(error, CacheUnavailable) or error.code in ("UNAVAILABLE", "CANCELLED"):
         return 503

@@ -10,6 +10,7 @@ from legokv.errors import ApiRefused
 from legokv.serving.gateway.accounts import Account
 from legokv.serving.gateway.extract import text_of
 from legokv.serving.gateway.world import World
+from legokv.serving.json_bounds import check_json
 
 ROLES = {
     "system": "system",
@@ -186,6 +187,7 @@ def _tool_call(where: str, call: Any) -> dict[str, Any]:
         raise ApiRefused(f"{where} is an object with a function's name and arguments", param=where)
     arguments = function.get("arguments", "{}")
     if isinstance(arguments, str):
+        check_json(_text(f"{where}.function.arguments", arguments).encode())
         try:
             arguments = json.loads(arguments or "{}")
         except ValueError:

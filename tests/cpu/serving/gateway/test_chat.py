@@ -139,6 +139,21 @@ def test_fields_reach_generate_by_its_names(
             "messages[0].content[0]",
             "has 'file', an object with a 'file_id'",
         ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "content": None,
+                        "tool_calls": [
+                            {"function": {"name": "f", "arguments": '{"a":' + "[" * 50_000}}
+                        ],
+                    }
+                ]
+            },
+            None,
+            "objects and lists inside one another, at most 32 fit",
+        ),
         ({"documents": [{"title": "x"}]}, "documents[0]", "an object with a 'text'"),
     ],
 )

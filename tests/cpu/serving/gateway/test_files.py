@@ -1,7 +1,10 @@
 """Files: documents of the registry in OpenAI's and Anthropic's shapes."""
 
 import io
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from gateway_world import RunningGateway, running_gateway
 
 from legokv.errors import ApiRefused
+from legokv.serving.gateway import extract
 from legokv.serving.gateway.extract import kind_of
 
 TEXT = "The harbour of Vellin has three lighthouses.\r\nOrrin keeps the oldest.\n\n"
@@ -230,3 +234,45 @@ def answer_of(connection: socket.socket) -> bytes:
         return connection.recv(65536, socket.MSG_PEEK)
     except TimeoutError:
         return b""
+
+
+def test_pages_that_take_long_to_read_wait_for_one_another_and_end(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "MAX_WAITING", 0)
+    with pytest.raises(openai.InternalServerError, match="0 files wait to be read as PDF or HTML"):
+        gateway.openai().files.create(file=("a.html", b"<p>x</p>"), purpose="user_data")
+    monkeypatch.setattr(extract, "MAX_WAITING", 16)
+    monkeypatch.setattr(extract, "MAX_SECONDS", 0.01)
+    with pytest.raises(openai.UnprocessableEntityError, match=r"not read within 0\.01 s"):
+        gateway.openai().files.create(file=("a.html", b"<p>x</p>"), purpose="user_data")
+    monkeypatch.setattr(extract, "MAX_SECONDS", 60)
+    file = gateway.openai().files.create(file=("a.html", b"<p>x</p>"), purpose="user_data")
+    assert gateway.openai().files.content(file.id).read() == b"<p>x</p>"
+
+
+def test_a_page_that_takes_the_processor_is_given_up() -> None:
+    hostile = b"<html>" + b"<a " * 300_000
+    ended = subprocess.run(
+        [sys.executable, "-c", _LIMITED],
+        input=hostile,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == -signal.SIGXCPU
+
+
+_LIMITED = """
+from legokv.serving.gateway import extract
+extract.MAX_CPU_SECONDS = 2
+import sys
+sys.argv = ["extract", "html"]
+extract.main()
+"""
+
+
+def test_a_damaged_pdf_is_unreadable_whenever_its_reader_ends(gateway: RunningGateway) -> None:
+    for body in (b"%PDF-1.7\n" + b"\x00\xff" * 100_000, b"%PDF-1.7\n1 0 obj\n" + b"[" * 200_000):
+        with pytest.raises(openai.UnprocessableEntityError, match="damaged, locked, or no pdf"):
+            gateway.openai().files.create(file=("x.pdf", body), purpose="user_data")
