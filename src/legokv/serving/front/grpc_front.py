@@ -61,6 +61,8 @@ _CHANNEL = (
 )
 
 Unary = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
+_LAST_WRITE_SECONDS = 2.0
+"""A client that does not read holds the end of its stream back for so long."""
 
 
 class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
@@ -229,10 +231,19 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         """One stream of requests and their replies; a refused request ends no other of it."""
         upstream = TritonStream(self._stream_upstream())
         writing = asyncio.Lock()
+        writes: set[asyncio.Task[None]] = set()
 
-        async def write(reply: bytes) -> None:
+        async def write_in_turn(reply: bytes) -> None:
             async with writing:
                 await context.write(reply)
+
+        async def write(reply: bytes) -> None:
+            # A task of its own: gRPC goes on with a write whose writer is cancelled.
+            task = asyncio.create_task(write_in_turn(reply))
+            writes.add(task)
+            task.add_done_callback(_seen)
+            task.add_done_callback(writes.discard)
+            await asyncio.shield(task)
 
         over = None
         try:
@@ -251,7 +262,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                         upstream.leave()
                     under_way.change(-under_way.number)
                     # A refusal it writes now, and the end below, are not for one moment.
-                    await asyncio.wait({asking})
+                    await asyncio.wait({asking, *writes}, timeout=_LAST_WRITE_SECONDS)
         except TimeoutError:
             self._state.note_refusal(error := _idle_error(self._idle_seconds))
             await _abort(context, error)
@@ -379,6 +390,12 @@ def _closed(name: str) -> Unary:
         raise AssertionError("abort raises")
 
     return refuse
+
+
+def _seen(task: "asyncio.Task[None]") -> None:
+    """Whoever waits for a write hears of its error; nobody need wait."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _abort(context: grpc.aio.ServicerContext, error: LegokvError) -> bytes:

@@ -79,6 +79,9 @@ class HttpFront:
             return
         except LegokvError as error:
             await request.refuse(error)
+        except ConnectionResetError as error:
+            log.warning("%s", error)
+            await request.refuse(Busy(STARTING))
         except Exception:
             # The boundary of one request: a fault of ours reaches its client and the log alone.
             log.exception("a fault in a request at the front")
