@@ -111,9 +111,9 @@ def test_a_refused_request_s_line_has_the_code_and_the_sentence(
 def test_a_client_that_goes_away_leaves_a_line(logged: tuple[RunningServer, Log]) -> None:
     server, log = logged
     with closing(server.client()) as client:
-        leaving = replies(
-            client, request_id="gone", text_input=QUESTION, max_tokens=1500, stream=True
-        )
+        # Long enough that it is still under way when the front and the model have noticed.
+        likeliest = {"return_log_probs": True, "num_top_log_probs": 20, "max_tokens": 1500}
+        leaving = replies(client, request_id="gone", text_input=QUESTION, stream=True, **likeliest)
         next(leaving)
         leaving.close()
     assert log.line("gone")["error"]["code"] == "CANCELLED"
