@@ -4,6 +4,7 @@ Only ids, and which rows are no numbers, come to the host. A row's token is the 
 any company: no sum runs over more than one row, nor in an order that the batch decides.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -26,6 +27,27 @@ _PART_BYTES = 1 << 22
 
 Drawn = int | Exception
 """A token, or why none could be drawn."""
+
+log = logging.getLogger(__name__)
+
+
+def draw_each(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
+    """The tokens drawn together, or one by one if that fails: it is one's fault, not all's."""
+    if not draws:
+        return []
+    try:
+        return draw_tokens(logits, draws)
+    except Exception:
+        log.exception("tokens could not be drawn together")
+    return [_drawn_alone(logits, draw) for draw in draws]
+
+
+def _drawn_alone(logits: Tensor, draw: Draw) -> Drawn:
+    try:
+        return draw_tokens(logits, [draw])[0]
+    except Exception as error:
+        log.exception("a token could not be drawn")
+        return error
 
 
 @torch.inference_mode()

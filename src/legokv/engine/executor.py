@@ -18,7 +18,7 @@ from legokv.chunks.pool import ChunkCache, Grant, Resident
 from legokv.chunks.stored_kv import StoredKv
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.chunk_jobs import FillJob
-from legokv.engine.draw import Drawn, draw_tokens
+from legokv.engine.draw import draw_each
 from legokv.engine.jobs import Job, JobEvent, granted
 from legokv.engine.kept import KeptSequences
 from legokv.engine.metrics import EngineMetrics
@@ -189,7 +189,7 @@ class Executor:
                 if turn.job.grant is not None:
                     draws += turn.job.draws(turn.sequence, row)
             numbers.append(range(first, len(draws)))
-        drawn = _drawn(logits, draws)
+        drawn = draw_each(logits, draws)
         for (turn, row), own in zip(ended, numbers, strict=True):
             with self._ending(turn.job):
                 job, tokens = turn.job, [drawn[number] for number in own]
@@ -401,25 +401,6 @@ class Executor:
         """Hand out a job's last event: who cannot take it must not be the end of another."""
         with _going_on("an error reached nobody"):
             job.events.put(event)
-
-
-def _drawn(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
-    """The tokens drawn together, or one by one if that fails: it is one's fault, not all's."""
-    if not draws:
-        return []
-    try:
-        return draw_tokens(logits, draws)
-    except Exception:
-        log.exception("tokens could not be drawn together")
-    return [_drawn_alone(logits, draw) for draw in draws]
-
-
-def _drawn_alone(logits: Tensor, draw: Draw) -> Drawn:
-    try:
-        return draw_tokens(logits, [draw])[0]
-    except Exception as error:
-        log.exception("a token could not be drawn")
-        return error
 
 
 @contextmanager

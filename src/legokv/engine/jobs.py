@@ -216,7 +216,9 @@ class GenerateJob(Job):
         self._request = request
         self._placement = placement
         self._link = link
-        self._own: OwnSequence | None = None
+        # No other request's choice is known before it is made, so guided ones begin anew.
+        may_share = not policy.needs_scores
+        self._own = own_sequence(placement, link, request.namespace) if may_share else None
         self._num_reused_positions = 0
         self._count()
         self._answers = answers
@@ -225,9 +227,6 @@ class GenerateJob(Job):
         self._transfer: Transfer | None = None
         self._metrics = metrics
         self._granted_at = self._started_at = 0.0
-        # No other request's choice is known before it is made, so guided ones begin anew.
-        may_share = request.namespace is not None and not policy.needs_scores
-        self._own = own_sequence(placement, link, request.namespace) if may_share else None
         self._answer_ids: list[int] = []
 
     def sequence(self) -> OwnSequence | None:

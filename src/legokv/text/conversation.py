@@ -140,8 +140,9 @@ class ConversationFormats:
                 replace(t, role="system") if t.role == _TOLD[1] else t for t in conversation.turns
             )
             conversation = replace(conversation, turns=tuple(turns))
-        pieces = self._pieces(conversation, {**self._switches, **switches})
-        slots = _skeleton(conversation, Marks("")).marks.slots
+        plain = _skeleton(conversation, Marks(""))
+        slots = plain.marks.slots
+        pieces = self._pieces(conversation, plain, {**self._switches, **switches})
         parts = _Parts(self._tokenizer, conversation.document_ids, answer_ids)
         for piece in pieces:
             if isinstance(piece, str):
@@ -150,11 +151,13 @@ class ConversationFormats:
                 parts.add(slots[piece[0]], piece[1])
         return parts.prompt()
 
-    def _pieces(self, conversation: Conversation, switches: Switches) -> tuple[Piece, ...]:
+    def _pieces(
+        self, conversation: Conversation, plain: "_Skeleton", switches: Switches
+    ) -> tuple[Piece, ...]:
+        """What is written around the texts; `plain` is the conversation with marks of no stem."""
         template = self._tokenizer.chat_template
         assert template is not None, "only a template renders"
         day = self._today() if template.is_dated else date.min
-        plain = _skeleton(conversation, Marks(""))
         key = json.dumps([plain.messages, plain.tools, switches, day.isoformat()], sort_keys=True)
         with self._changing:
             if key in self._kept:
