@@ -1,11 +1,18 @@
-"""How deep and how long a JSON text is, in one pass and without parsing it: a parser may recurse.
+"""What requests' bodies may have: bytes in all of them together, and depth and length of JSON.
 
-A text that is no JSON is not refused here: Triton says what is wrong with it.
+JSON is looked at in one pass and without parsing it: a parser may recurse. A text that is no JSON
+is not refused here: whoever parses it says what is wrong with it.
 """
 
 import re
+from dataclasses import dataclass
 
-from legokv.errors import InvalidRequest
+from legokv.errors import Busy, InvalidRequest
+
+BODIES_AT_ONCE = 8
+"""Bodies of all requests together are held up to so many times the largest, until each is answered.
+Past that, small ones are still taken."""
+SMALL_BODY_BYTES = 64 * 1024
 
 MAX_DEPTH = 32
 """Most objects and lists inside one another; Triton's parser crashed at 150,000."""
@@ -19,6 +26,19 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _STRUCTURE = b"[]{},"
 _OTHERS = bytes(set(range(256)) - set(_STRUCTURE))
 _OPENING, _CLOSING = b"[{", b"]}"
+
+
+@dataclass
+class HeldBodies:
+    """Bytes of bodies that are held now, of all requests at one door."""
+
+    most: int
+    num_bytes: int = 0
+
+    def check(self, own_bytes: int) -> None:
+        """Busy if these are too many for a request that holds `own_bytes` of them."""
+        if self.num_bytes > self.most and own_bytes > SMALL_BODY_BYTES:
+            raise Busy(f"requests of {self.num_bytes} bytes are read, at most {self.most} at once")
 
 
 def check_json(text: bytes) -> None:

@@ -28,46 +28,57 @@ def parse_request(body: bytes, max_bytes: int | None = None) -> Request:
     if max_bytes is not None and len(body) > max_bytes:
         raise InvalidRequest(f"the request has {len(body)} bytes, at most {max_bytes} are taken")
     try:
-        request = json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_constant=_no_number,
-            parse_int=_whole,
-        )
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"the request is not UTF-8: byte 0x{body[error.start]:02x} at offset {error.start} "
-            f"of {len(body)}"
-        ) from None
+        request = parse_json(body, "the request", "the request")
     except RecursionError:
         raise InvalidRequest(
             "the request is nested too deep: 1 level is taken, an object of plain values"
         ) from None
-    except ValueError as error:
-        raise InvalidRequest(f"the request is not JSON: {error}") from None
     return require_object(request)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"the request has {twice[:80]!r} twice: one of them is meant")
-    return made
+def parse_json(
+    body: bytes, what: str, owner: str, parse_float: Callable[[str], float] = float
+) -> Any:
+    """The value in `body`, called `what` in an error, and `owner` for a name given twice in it.
 
+    InvalidRequest if it is not UTF-8 or not JSON, has NaN or infinity, a name twice in one object
+    or a whole number of more than MAX_DIGITS; RecursionError if it is nested deeper than Python is.
+    """
 
-def _whole(digits: str) -> int:
-    # Reading takes the square of their number.
-    if len(digits) > MAX_DIGITS:
-        raise InvalidRequest(
-            f"the request has a number of {len(digits)} digits, at most {MAX_DIGITS} are taken"
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidRequest(f"{owner} has {twice[:80]!r} twice: one of them is meant")
+        return made
+
+    def whole(digits: str) -> int:
+        # Reading takes the square of their number.
+        if len(digits) > MAX_DIGITS:
+            raise InvalidRequest(
+                f"{what} has a number of {len(digits)} digits, at most {MAX_DIGITS} are taken"
+            )
+        return int(digits)
+
+    def no_number(constant: str) -> float:
+        raise InvalidRequest(f"{what} is not JSON: {constant} is no number there")
+
+    try:
+        return json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=once,
+            parse_constant=no_number,
+            parse_int=whole,
+            parse_float=parse_float,
         )
-    return int(digits)
-
-
-def _no_number(constant: str) -> float:
-    raise InvalidRequest(f"the request is not JSON: {constant} is no number there")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"{what} is not UTF-8: byte 0x{body[error.start]:02x} at offset {error.start} "
+            f"of {len(body)}"
+        ) from None
+    except ValueError as error:
+        raise InvalidRequest(f"{what} is not JSON: {error}") from None
 
 
 def require_object(request: object) -> Request:

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from legokv.errors import InvalidRequest
-from legokv.serving.json_bounds import MAX_DEPTH, MAX_MEMBERS, check_json
+from legokv.serving.body_bounds import MAX_DEPTH, MAX_MEMBERS, check_json
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"a":'])

@@ -16,10 +16,6 @@ WRITE_SECONDS = 60.0
 """Longest that a client may take nothing of its answer."""
 IDLE_SECONDS = 75
 """So long a connection without a request is kept."""
-BODIES_AT_ONCE = 8
-"""Bodies of all requests together are held up to so many times the largest, until each is answered.
-Past that, small ones are still taken."""
-SMALL_BODY_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,12 @@ from legokv.errors import (
     PathClosed,
     RequestTooLarge,
 )
+from legokv.serving.body_bounds import (
+    BODIES_AT_ONCE,
+    SMALL_BODY_BYTES,
+    HeldBodies,
+    check_json,
+)
 from legokv.serving.error_codes import HTTP_STATUS
 from legokv.serving.front import bounds
 from legokv.serving.front.infer_check import check_infer
@@ -33,7 +39,6 @@ from legokv.serving.front.routes import Kind, kind_of
 from legokv.serving.front.state import State
 from legokv.serving.front.tensor_check import Model
 from legokv.serving.front.upstream import Response, Upstream
-from legokv.serving.json_bounds import check_json
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -49,14 +54,6 @@ _EVENT_OF_ERROR = EVENT + b'{"error"'
 
 
 @dataclass
-class _Held:
-    """Bytes of bodies that are held now, of all requests."""
-
-    most: int
-    num_bytes: int = 0
-
-
-@dataclass
 class HttpFront:
     """The app. One for all requests; nothing of a request is left in it."""
 
@@ -65,10 +62,10 @@ class HttpFront:
     internals: Internals
     state: State
     models: Mapping[str, Model]
-    _held: _Held = field(init=False)
+    _held: HeldBodies = field(init=False)
 
     def __post_init__(self) -> None:
-        self._held = _Held(bounds.BODIES_AT_ONCE * self.limits.request_bytes)
+        self._held = HeldBodies(BODIES_AT_ONCE * self.limits.request_bytes)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", "no websockets, no lifespan"
@@ -118,7 +115,7 @@ class _Request:
             body = await self._body()
             text = self._json_part(kind, body)
             check_json(text)
-            if len(text) > bounds.SMALL_BODY_BYTES:
+            if len(text) > SMALL_BODY_BYTES:
                 await asyncio.sleep(0)  # others have their turn between two looks at a long one
             model = self._front.models[self._path.split("/")[3]]
             if kind is Kind.INFER:
@@ -177,8 +174,7 @@ class _Request:
         held.num_bytes += num_bytes
         if self.num_bytes_held > self._front.limits.request_bytes:
             raise self._too_large(self.num_bytes_held)
-        if held.num_bytes > held.most and self.num_bytes_held > bounds.SMALL_BODY_BYTES:
-            raise Busy(f"requests of {held.num_bytes} bytes are read, at most {held.most} at once")
+        held.check(self.num_bytes_held)
 
     def _too_large(self, num_bytes: int) -> RequestTooLarge:
         return RequestTooLarge(

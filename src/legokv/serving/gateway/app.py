@@ -1,7 +1,6 @@
 """The gateway's app: paths, and errors in the shape of the API that a client speaks (ASGI)."""
 
 import logging
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -14,12 +13,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from legokv.built.folder import FACTS_FILE, cache_root, read_engine_folder
 from legokv.errors import AnswerBroken, ApiRefused, LegokvError
+from legokv.serving.body_bounds import BODIES_AT_ONCE, HeldBodies
 from legokv.serving.gateway.accounts import Account, Everybody
 from legokv.serving.gateway.anthropic import AnthropicChats
-from legokv.serving.gateway.bodies import BODIES_AT_ONCE, Bodies
+from legokv.serving.gateway.bodies import held
 from legokv.serving.gateway.chat import Chats
 from legokv.serving.gateway.facts import Facts
 from legokv.serving.gateway.files import Files
+from legokv.serving.gateway.guard import REQUEST_ID, request_id_of
 from legokv.serving.gateway.library import Library
 from legokv.serving.gateway.models import Ask, ModelForm, Models
 from legokv.serving.gateway.openapi import openapi_routes
@@ -29,7 +30,7 @@ from legokv.serving.gateway.streams import note_failure
 from legokv.serving.gateway.tool_calls import tool_form_of
 from legokv.serving.gateway.uploads import Uploads
 from legokv.serving.gateway.world import Readiness, ShowMetrics, World
-from legokv.serving.log import MAX_ID_LEN, RequestLine
+from legokv.serving.log import RequestLine
 from legokv.serving.settings import Settings
 from legokv.text.tokenizer import Tokenizer
 
@@ -73,31 +74,23 @@ class Gateway:
     """
 
     def __init__(self, world: World) -> None:
-        self._bodies = Bodies(BODIES_AT_ONCE * world.settings.request_bytes)
+        self._bodies = HeldBodies(BODIES_AT_ONCE * world.settings.request_bytes)
         self._app = Starlette(routes=_routes(world), exception_handlers=_HANDLERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope.setdefault("state", {})
         state.setdefault("account", Everybody())
-        request_id = state.setdefault("request_id", _request_id(scope))
+        request_id = state.setdefault("request_id", request_id_of(scope["headers"]))
         state["line"] = RequestLine("gateway", request_id)
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                named = (b"x-request-id", request_id.encode("latin-1"))
+                named = (REQUEST_ID, request_id.encode("latin-1"))
                 message = {**message, "headers": [*message.get("headers", ()), named]}
             await send(message)
 
-        with self._bodies.one(receive) as receive_counted:
+        with held(self._bodies, receive) as receive_counted:
             await self._app(scope, receive_counted, send_named)
-
-
-def _request_id(scope: Scope) -> str:
-    """The client's, if it is one that a log can have, else a new one."""
-    named = [value for name, value in scope["headers"] if name == b"x-request-id"]
-    asked = named[0].decode("latin-1") if len(named) == 1 else ""
-    is_good = 0 < len(asked) <= MAX_ID_LEN and asked.isascii() and asked.isprintable()
-    return asked if is_good else uuid.uuid4().hex
 
 
 def _routes(world: World) -> list[Route]:

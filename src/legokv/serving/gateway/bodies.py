@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Awaitable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.datastructures import UploadFile
@@ -15,67 +14,40 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
-from legokv.errors import AnswerBroken, ApiRefused, Busy, InvalidRequest, RequestTooLarge
-from legokv.serving.fields import Reader
-from legokv.serving.json_bounds import check_json
+from legokv.errors import AnswerBroken, ApiRefused, InvalidRequest, RequestTooLarge
+from legokv.serving.body_bounds import HeldBodies, check_json
+from legokv.serving.fields import Reader, parse_json
 
 MAX_FORM_FIELDS = 32
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
-BODIES_AT_ONCE = 8
-"""Bodies of all requests are held up to so many times the largest, until each is answered."""
-SMALL_BODY_BYTES = 64 * 1024
-"""Up to here a body is taken beside them."""
 _T = TypeVar("_T")
 
 
-@dataclass
-class Bodies:
-    """How many bytes of bodies are held now, of all requests."""
+@contextmanager
+def held(bodies: HeldBodies, receive: Receive) -> Iterator[Receive]:
+    """Counts one request's body as it comes; Busy when the bodies together are too many."""
+    own = 0
 
-    most: int
-    num_bytes: int = 0
+    async def receive_counted() -> Message:
+        nonlocal own
+        message = await receive()
+        num_bytes = len(message.get("body", b""))
+        own += num_bytes
+        bodies.num_bytes += num_bytes
+        bodies.check(own)
+        return message
 
-    @contextmanager
-    def one(self, receive: Receive) -> Iterator[Receive]:
-        """Counts one request's body as it comes; Busy when the bodies together are too many."""
-        own = 0
-
-        async def receive_counted() -> Message:
-            nonlocal own
-            message = await receive()
-            num_bytes = len(message.get("body", b""))
-            own += num_bytes
-            self.num_bytes += num_bytes
-            if self.num_bytes > self.most and own > SMALL_BODY_BYTES:
-                raise Busy(
-                    f"requests of {self.num_bytes} bytes are read, at most {self.most} at once"
-                )
-            return message
-
-        try:
-            yield receive_counted
-        finally:
-            self.num_bytes -= own
+    try:
+        yield receive_counted
+    finally:
+        bodies.num_bytes -= own
 
 
 async def json_body(request: Request, max_bytes: int) -> dict[str, Any]:
     """The JSON object that the request has for a body, without members that are null."""
     body = await _bytes(request, max_bytes)
     check_json(body)
-    try:
-        value = json.loads(
-            body.decode(),
-            object_pairs_hook=_once,
-            parse_constant=_no_number,
-            parse_float=_finite,
-        )
-    except UnicodeDecodeError as error:
-        raise ApiRefused(
-            f"the body is not UTF-8: byte 0x{body[error.start]:02x} at offset {error.start} of "
-            f"{len(body)}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ApiRefused(f"the body is not JSON: {error}") from None
+    value = parse_json(body, "the body", "an object of the body", parse_float=_finite)
     if _HALF_PAIR.search(body):
         _check_pairs(value)
     if not isinstance(value, dict):
@@ -130,15 +102,6 @@ def too_large(num_bytes: int, max_bytes: int) -> RequestTooLarge:
     return RequestTooLarge(f"the request has {num_bytes} bytes or more, at most {max_bytes} fit")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ApiRefused(f"an object of the body has {twice[:80]!r} twice: one of them is meant")
-    return made
-
-
 def _check_pairs(value: Any) -> None:
     """ApiRefused if a text has half a surrogate pair: it is no text that could go out again."""
     try:
@@ -152,10 +115,6 @@ def _finite(digits: str) -> float:
     if not math.isfinite(number):
         raise ApiRefused(f"the number {digits[:40]} in the body is too large")
     return number
-
-
-def _no_number(constant: str) -> float:
-    raise ApiRefused(f"the body is not JSON: {constant} is no number there")
 
 
 def read_fields(

@@ -159,14 +159,15 @@ class Files:
         await asyncio.to_thread(self._world.uploads.forget, namespace, document_id)
 
     def _compile(self, namespace: str, document_id: str) -> None:
+        if any(task.get_name() == document_id for task in self._compiling):
+            return
+
         async def compile_now() -> None:
             await self._world.models.documents(
                 "get", namespace=namespace, id=document_id, wait=True
             )
 
         task = asyncio.create_task(compile_now(), name=document_id)
-        if any(other.get_name() == document_id for other in self._compiling):
-            task.cancel()
         self._compiling.add(task)
         task.add_done_callback(self._compiled)
 

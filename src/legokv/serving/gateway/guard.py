@@ -76,7 +76,7 @@ class Guard:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", "no websockets, no lifespan"
-        request_id = _request_id(scope["headers"])
+        request_id = request_id_of(scope["headers"])
         begun = False
 
         async def send_on(message: Message) -> None:
@@ -111,8 +111,7 @@ class Guard:
         if accounts is None:
             self._check_page(headers)
             return Everybody()
-        account = accounts.of(credentials_in(headers))
-        return account
+        return accounts.of(credentials_in(headers))
 
     def _check_page(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """NotAllowed if a browser says that another site's page asks: nothing else keeps it off.
@@ -159,7 +158,7 @@ class _Body:
             raise RequestTooLarge(_BODY_SENTENCE.format(num_bytes, self._most))
 
 
-def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The client's, if it is one that a log can have, else a new one."""
     chosen = _value(headers, REQUEST_ID)
     return chosen if _ID.fullmatch(chosen) else uuid.uuid4().hex

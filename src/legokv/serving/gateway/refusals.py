@@ -6,19 +6,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from legokv.errors import (
-    ApiRefused,
-    CacheUnavailable,
-    InvalidRequest,
-    LegokvError,
-    NotFound,
-    RateLimited,
-    RequestTooLarge,
-)
+from legokv.errors import ApiRefused, LegokvError, RateLimited, RequestTooLarge
+from legokv.serving.error_codes import HTTP_STATUS
 
 RETRY_SECONDS = "2"
 """After so long a client that is told 503 may ask again."""
 
+# What clients of these APIs know: their own fault, and a server to be asked again.
+_STATUS = {**HTTP_STATUS, "UNSUPPORTED": 400, "CANCELLED": 503}
 _NO_DOCUMENT = re.compile(r"no document '(?:doc-)?([^']*)' in namespace '[^']*'")
 _OWN_ID = re.compile(r"\bdoc-(?=[0-9a-f]{24}\b)")
 _OPENAI_KINDS = {
@@ -42,15 +37,7 @@ def status_of(error: LegokvError) -> int:
     """HTTP's status for an error."""
     if isinstance(error, ApiRefused):
         return error.status
-    if isinstance(error, RequestTooLarge):
-        return 413
-    if isinstance(error, NotFound):
-        return 404
-    if isinstance(error, InvalidRequest) or error.code in ("UNSUPPORTED", "INVALID_ARG"):
-        return 400
-    if isinstance(error, CacheUnavailable) or error.code in ("UNAVAILABLE", "CANCELLED"):
-        return 503
-    return 500
+    return 413 if isinstance(error, RequestTooLarge) else _STATUS[error.code]
 
 
 def sentence_of(error: LegokvError) -> str:

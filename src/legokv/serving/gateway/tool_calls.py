@@ -3,7 +3,7 @@
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -272,6 +272,3 @@ def _name_of(place: int, tool: Any) -> str:
             param=f"tools[{place}]",
         )
     return name
-
-
-ReaderMaker = Callable[[], ToolReader | None]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from legokv.errors import ApiRefused
+from legokv.serving.body_bounds import check_json
 from legokv.serving.gateway.accounts import Account
 from legokv.serving.gateway.extract import text_of
 from legokv.serving.gateway.world import World
-from legokv.serving.json_bounds import check_json
 
 ROLES = {
     "system": "system",

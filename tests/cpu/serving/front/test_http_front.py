@@ -11,6 +11,7 @@ import pytest
 from fake_triton import Running, running_front
 
 from legokv.errors import LegokvError
+from legokv.serving.body_bounds import BODIES_AT_ONCE
 from legokv.serving.error_codes import HTTP_STATUS
 from legokv.serving.front import bounds
 from legokv.serving.front.bounds import Bounds
@@ -406,7 +407,7 @@ def test_readiness_is_the_probe_s_and_new_requests_are_refused_when_told(front: 
 
 def test_what_bodies_hold_is_given_back_when_their_requests_end(front: Running) -> None:
     body = json.dumps({"text_input": "x" * (LIMIT - 100)}).encode()
-    for _ in range(2 * bounds.BODIES_AT_ONCE):
+    for _ in range(2 * BODIES_AT_ONCE):
         assert front.post(GENERATE, body)[0] == 200
 
 
