@@ -12,7 +12,7 @@ from paths import ROOT
 PACKAGE = ROOT / "src" / "legokv"
 TREE = ROOT / "docs" / "structure.md"
 # 140 modules were the house of 2026-11-29; fronts and what else comes bring some of their own.
-MAX_MODULES, MAX_LOOSE, MAX_FLOORS = 240, 7, 13
+MAX_MODULES, MAX_LOOSE, MAX_FLOORS = 246, 7, 13
 # These choose between a folder's sub-folders, so they alone of its files look into them.
 CHOOSERS = {"runners": {"opening"}, "stores": {"opening", "tiers"}, "serving": {"doors"}}
 SUB_ROOMS = {
