@@ -28,7 +28,9 @@ LEGOKV_DEVICE void merge_warps(const AttentionCall& call, const QueryRows& rows,
       values[0] += warps[warp].query[row][dimension] * weight;
       values[1] += warps[warp].query[row][dimension + 1] * weight;
     }
-    const int64_t place = result_row(call.arguments, rows, row);
+    const int num_heads = call.arguments.num_heads;
+    const ResultRow place = {result_row(call.arguments, rows, row),
+                             rows.place * num_heads + rows.first_head + row};
     store_values<T>(call, place, dimension, values, state.sum);
     if (dimension == 0) store_state(call, place, state);
   }
@@ -42,7 +44,8 @@ attend_split_kernel(LEGOKV_PARAMETER AttentionCall call) {
   const LegokvLegolinkAttention& a = call.arguments;
   auto* warps = reinterpret_cast<WarpMemory<T, kHeadSize, kRows>*>(device::shared_memory());
   const int warp = device::thread_index() / kWarpLanes;
-  const QueryRows rows = query_rows<kRows>(a);
+  const QueryRows rows = query_rows<kRows>(call);
+  if (rows.token < 0) return;
   WarpAttention<T, kHeadSize, kRows> attention(a, rows, warps[warp]);
   attention.attend(walk_strips(a, rows.sequence, rows.position,
                                device::block_z() * kSplitWarps<T> + warp,
@@ -59,7 +62,8 @@ Status launch_rows(const AttentionCall& call, void* stream) {
   static_assert(kSplitWarps<T> * sizeof(WarpMemory<T, kHeadSize, kRows>) <= kMaxSharedBytes);
   const int shared_bytes =
       kSplitWarps<T> * static_cast<int>(sizeof(WarpMemory<T, kHeadSize, kRows>));
-  const LaunchShape shape = {int64_t{a.num_tokens} * tiles, a.num_kv_heads, call.plan.num_splits,
+  const int64_t places = partial_rows(a, call.plan) / a.num_heads;
+  const LaunchShape shape = {places * tiles, a.num_kv_heads, call.plan.num_splits,
                              kSplitWarps<T> * kWarpLanes, shared_bytes};
   return device::launch(attend_split_kernel<T, kHeadSize, kRows>, shape, stream, call);
 }

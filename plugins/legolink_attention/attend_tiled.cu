@@ -37,6 +37,8 @@ attend_tiled_kernel(LEGOKV_PARAMETER AttentionCall call) {
   const TileRows rows = {query_tile(sequences(a), device::block_x(), heads, kTileRows), kv_head,
                          heads};
   if (rows.tile.num_rows == 0) return;
+  const int few = call.plan.few_tokens;
+  if (few > 0 && has_few_tokens(sequences(a), rows.tile.sequence, few)) return;
   StripWalk walk = walk_strips(a, rows.tile.sequence, last_position(a, rows), device::block_z(),
                                call.plan.num_splits);
   WarpTile<T, kHeadSize> warp(a, rows, memory);

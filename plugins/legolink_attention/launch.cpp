@@ -7,8 +7,7 @@
 namespace legokv {
 namespace {
 
-Status check_memory(const AttentionCall& call) {
-  const LegokvLegolinkAttention& a = call.arguments;
+Status check_memory(const LegokvLegolinkAttention& a) {
   if (!is_aligned(a.k) || !is_aligned(a.v) || !is_aligned(a.pool) || !is_aligned(a.pages) ||
       !is_aligned(a.out) || !is_aligned(a.workspace)) {
     return invalid_argument(
@@ -37,12 +36,15 @@ Status launch_attend(const AttentionCall& call, void* stream) {
 Status run(const LegokvLegolinkAttention& attention, void* stream) {
   Status status = check_attention_shape(attention);
   if (status != Status::kOk || attention.num_tokens == 0) return status;
-  const AttentionCall call = {attention, plan_attention(attention)};
-  status = check_memory(call);
+  status = check_memory(attention);
   if (status == Status::kOk) status = launch_write_kv(attention, stream);
-  if (status == Status::kOk) status = launch_attend(call, stream);
-  if (status == Status::kOk && call.plan.num_splits > 1) {
-    status = launch_combine_splits(call, stream);
+  const AttentionPlans plans = plan_attention(attention);
+  for (int part = 0; part < plans.num_parts && status == Status::kOk; ++part) {
+    const AttentionCall call = {attention, plans.parts[part]};
+    status = launch_attend(call, stream);
+    if (status == Status::kOk && call.plan.num_splits > 1) {
+      status = launch_combine_splits(call, stream);
+    }
   }
   return status;
 }

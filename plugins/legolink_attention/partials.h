@@ -8,7 +8,7 @@
 
 namespace legokv {
 
-// A query row is one query head of one token: token * H + head. Maxima are of scores in base 2.
+// Rows are those of `partial_rows`. Maxima are of scores in base 2.
 struct Partials {
   float* values;  // [splits, rows, D], sums of values weighted by 2^(score - max)
   float* maxima;  // [splits, rows]
@@ -18,8 +18,8 @@ struct Partials {
 
 LEGOKV_HOST_DEVICE Partials partials(const AttentionCall& call) {
   const LegokvLegolinkAttention& a = call.arguments;
-  const int64_t rows = int64_t{a.num_tokens} * a.num_heads;
-  float* values = static_cast<float*>(a.workspace);
+  const int64_t rows = partial_rows(a, call.plan);
+  float* values = static_cast<float*>(a.workspace) + call.plan.workspace_floats;
   float* maxima = values + call.plan.num_splits * rows * a.head_size;
   return {values, maxima, maxima + call.plan.num_splits * rows, rows};
 }

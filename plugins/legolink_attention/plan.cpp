@@ -21,25 +21,51 @@ int64_t rows_per_kv_head(const LegokvLegolinkAttention& a) {
   return int64_t{a.num_tokens} * (a.num_heads / a.num_kv_heads);
 }
 
-int choose_regime(const LegokvLegolinkAttention& a) {
-  if (a.regime != LEGOKV_AUTO) return a.regime;
-  const bool few_rows = rows_per_kv_head(a) < int64_t{kFewRows} * a.num_sequences;
-  return a.dtype == LEGOKV_FLOAT32 || few_rows ? LEGOKV_SPLIT : LEGOKV_TILED;
+// The most tokens of a sequence whose query rows are few.
+int few_tokens(const LegokvLegolinkAttention& a) {
+  return (kFewRows - 1) / (a.num_heads / a.num_kv_heads);
 }
 
-int choose_splits(const LegokvLegolinkAttention& a, int regime) {
+// As many tokens as sequences are decodes: that one has several and another none costs time only.
+int choose_regime(const LegokvLegolinkAttention& a) {
+  if (a.regime != LEGOKV_AUTO) return a.regime;
+  if (a.dtype == LEGOKV_FLOAT32) return LEGOKV_SPLIT;
+  const int few = few_tokens(a);
+  if (few == 0) return LEGOKV_TILED;
+  if (a.num_tokens <= few || a.num_tokens <= a.num_sequences) return LEGOKV_SPLIT;
+  return a.num_sequences <= 1 ? LEGOKV_TILED : LEGOKV_MIXED;
+}
+
+// `num_tokens`: about how many are this kernel's.
+int choose_splits(const LegokvLegolinkAttention& a, int regime, int64_t num_tokens) {
   if (regime == LEGOKV_REFERENCE) return 1;
   const int64_t tiles = regime == LEGOKV_TILED
                             ? divide_up(rows_per_kv_head(a), kTileRows)
-                            : a.num_tokens * divide_up(a.num_heads / a.num_kv_heads, kMaxSplitRows);
+                            : num_tokens * divide_up(a.num_heads / a.num_kv_heads, kMaxSplitRows);
   const int64_t strips = int64_t{a.num_table_rows} * (a.page_size / kStripKeys);
   const int64_t wanted = divide_up(kTargetBlocks, std::max<int64_t>(1, tiles * a.num_kv_heads));
   const int64_t worthwhile = std::max<int64_t>(1, strips / kMinSplitStrips);
   return static_cast<int>(std::min({wanted, worthwhile, int64_t{kMaxSplits}}));
 }
 
-// Floats of one query row's partial result: the weighted sum of values, the maximum, the sum.
-int64_t partial_floats(const LegokvLegolinkAttention& a) { return a.head_size + 2; }
+// Of one query row: the weighted sum of values, the maximum, the sum.
+int64_t partial_floats(const LegokvLegolinkAttention& a, const AttentionPlan& plan) {
+  if (plan.num_splits == 1) return 0;
+  return plan.num_splits * partial_rows(a, plan) * (a.head_size + 2);
+}
+
+AttentionPlan plan_alone(const LegokvLegolinkAttention& a, int regime) {
+  return {regime, choose_splits(a, regime, a.num_tokens), 0, 0};
+}
+
+// Sequences of few tokens are mostly decodes, of one.
+AttentionPlans plan_mixed(const LegokvLegolinkAttention& a) {
+  AttentionPlan split = {LEGOKV_SPLIT, choose_splits(a, LEGOKV_SPLIT, a.num_sequences), 0, 0};
+  AttentionPlan tiled = plan_alone(a, LEGOKV_TILED);
+  split.few_tokens = tiled.few_tokens = few_tokens(a);
+  tiled.workspace_floats = partial_floats(a, split);
+  return {{split, tiled}, 2};
+}
 
 }  // namespace
 
@@ -71,40 +97,43 @@ Status check_attention_shape(const LegokvLegolinkAttention& a) {
         a.num_sequences, a.num_table_rows);
   }
   if (int64_t{a.num_tokens} * a.num_heads * kMaxSplits > INT32_MAX ||
-      int64_t{a.num_table_rows} * 4 > INT32_MAX || a.num_kv_heads > 65535) {
+      int64_t{a.num_table_rows} * 4 > INT32_MAX || a.num_kv_heads > 65535 ||
+      int64_t{a.num_sequences} * kFewRows > INT32_MAX) {
     return invalid_argument("legolink_attention: %d tokens of %d heads over %d rows: too many",
                             a.num_tokens, a.num_heads, a.num_table_rows);
   }
-  if (a.regime < LEGOKV_AUTO || a.regime > LEGOKV_TILED ||
-      (a.regime == LEGOKV_TILED && a.dtype == LEGOKV_FLOAT32)) {
+  if (a.regime < LEGOKV_AUTO || a.regime > LEGOKV_MIXED ||
+      (a.regime >= LEGOKV_TILED && a.dtype == LEGOKV_FLOAT32)) {
     return invalid_argument("legolink_attention: regime %d does not do dtype %d", a.regime,
                             a.dtype);
   }
   return Status::kOk;
 }
 
-AttentionPlan plan_attention(const LegokvLegolinkAttention& a) {
+AttentionPlans plan_attention(const LegokvLegolinkAttention& a) {
   const int regime = choose_regime(a);
-  return {regime, choose_splits(a, regime)};
+  if (regime == LEGOKV_MIXED && few_tokens(a) > 0) return plan_mixed(a);
+  return {{plan_alone(a, regime == LEGOKV_MIXED ? int{LEGOKV_TILED} : regime), {}}, 1};
 }
 
 int64_t workspace_bytes(const LegokvLegolinkAttention& a) {
-  const int splits = plan_attention(a).num_splits;
-  if (splits == 1) return 0;
-  return splits * int64_t{a.num_tokens} * a.num_heads * partial_floats(a) *
-         static_cast<int64_t>(sizeof(float));
+  const AttentionPlans plans = plan_attention(a);
+  const AttentionPlan& last = plans.parts[plans.num_parts - 1];
+  return (last.workspace_floats + partial_floats(a, last)) * static_cast<int64_t>(sizeof(float));
 }
 
 int64_t max_workspace_bytes(LegokvLegolinkAttention a) {
-  int64_t most = 0;
-  const int max_tokens = a.num_tokens;
-  for (const int regime : {LEGOKV_SPLIT, LEGOKV_TILED}) {
-    a.regime = regime;
-    for (a.num_tokens = 1; a.num_tokens <= max_tokens; ++a.num_tokens) {
-      most = std::max(most, workspace_bytes(a));
-    }
+  int64_t few = 0, split = 0, tiled = 0;
+  const int max_sequences = a.num_sequences, max_tokens = a.num_tokens;
+  for (a.num_sequences = 1; a.num_sequences <= max_sequences && few_tokens(a) > 0;
+       ++a.num_sequences) {
+    few = std::max(few, partial_floats(a, plan_mixed(a).parts[0]));
   }
-  return most;
+  for (a.num_tokens = 1; a.num_tokens <= max_tokens; ++a.num_tokens) {
+    split = std::max(split, partial_floats(a, plan_alone(a, LEGOKV_SPLIT)));
+    tiled = std::max(tiled, partial_floats(a, plan_alone(a, LEGOKV_TILED)));
+  }
+  return std::max(split, few + tiled) * static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace legokv

@@ -1,9 +1,10 @@
-// Which kernel attends and over how many splits of the keys, from shapes alone: nothing here reads
+// Which kernels attend and over how many splits of the keys, from shapes alone: nothing here reads
 // a device, so a plan built on one machine asks for the same workspace on another.
 #pragma once
 
 #include <cstdint>
 
+#include "legokv/host_device.h"
 #include "legokv/launchers.h"
 #include "legokv/status.h"
 
@@ -14,12 +15,21 @@ constexpr int kTileRows = 64;
 constexpr int kMaxSplitRows = 8;
 constexpr int kMaxSplits = 32;
 
+// One kernel's share of a step. `few_tokens` > 0: sequences of at most so many tokens are the split
+// kernel's, all others the tiled kernel's; 0: all are this kernel's.
 struct AttentionPlan {
   int regime;
   int num_splits;
+  int few_tokens;
+  int64_t workspace_floats;  // where its partial results begin
 };
 
-// What the kernels get: the arguments and the plan made from them.
+struct AttentionPlans {
+  AttentionPlan parts[2];
+  int num_parts;
+};
+
+// What a kernel gets: the arguments and its share of the plan made from them.
 struct AttentionCall {
   LegokvLegolinkAttention arguments;
   AttentionPlan plan;
@@ -31,11 +41,21 @@ bool is_supported_page_size(int page_size);
 // kInvalidArgument with the numbers if no kernel can do it. Pointers are not looked at.
 Status check_attention_shape(const LegokvLegolinkAttention& attention);
 
-AttentionPlan plan_attention(const LegokvLegolinkAttention& attention);
+AttentionPlans plan_attention(const LegokvLegolinkAttention& attention);
+
+// Query rows that a part's partial results have places for: a token's heads one after another, of
+// all tokens, or of `few_tokens` a sequence.
+LEGOKV_HOST_DEVICE int64_t partial_rows(const LegokvLegolinkAttention& a,
+                                        const AttentionPlan& plan) {
+  const bool by_place = plan.regime == LEGOKV_SPLIT && plan.few_tokens > 0;
+  const int64_t places =
+      by_place ? int64_t{a.num_sequences} * plan.few_tokens : int64_t{a.num_tokens};
+  return places * a.num_heads;
+}
 
 int64_t workspace_bytes(const LegokvLegolinkAttention& attention);
 
-// Enough for every call with at most as many tokens and the other sizes the same.
+// Enough for every call with at most as many tokens and sequences and the other sizes the same.
 int64_t max_workspace_bytes(LegokvLegolinkAttention attention);
 
 }  // namespace legokv

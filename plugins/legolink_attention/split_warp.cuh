@@ -30,7 +30,8 @@ struct WarpMemory {
 
 // The query rows of a block: heads of one token that share a KV head.
 struct QueryRows {
-  int token;
+  int64_t place;  // of the token among those that the plan has places for
+  int token;      // -1: there is none at this place
   int sequence;
   int position;
   int kv_head;
@@ -39,13 +40,22 @@ struct QueryRows {
 };
 
 template <int kRows>
-LEGOKV_DEVICE QueryRows query_rows(const LegokvLegolinkAttention& a) {
+LEGOKV_DEVICE QueryRows query_rows(const AttentionCall& call) {
+  const LegokvLegolinkAttention& a = call.arguments;
   const int heads = heads_per_kv_head(a), tiles = (heads + kRows - 1) / kRows;
-  const int token = static_cast<int>(device::block_x() / tiles);
+  const int few = call.plan.few_tokens;
+  const int64_t place = device::block_x() / tiles;
+  const int token = few > 0 ? token_at_place(sequences(a), place, few) : static_cast<int>(place);
   const int first = static_cast<int>(device::block_x() % tiles) * kRows;
   const int left = heads - first;
-  return {token,
-          sequence_of_token(sequences(a), token),
+  if (token < 0) {
+    QueryRows none = {};
+    none.token = token;
+    return none;
+  }
+  return {place,
+          token,
+          few > 0 ? static_cast<int>(place / few) : sequence_of_token(sequences(a), token),
           a.positions[token],
           device::block_y(),
           device::block_y() * heads + first,

@@ -177,7 +177,8 @@ struct WarpTile {
       states[i].sum += device::shuffle_xor(states[i].sum, 1);
       states[i].sum += device::shuffle_xor(states[i].sum, 2);
       if (!rows.has(lane_row(i))) continue;
-      const int64_t row = rows.result_row(lane_row(i), a.num_heads);
+      const int64_t place = rows.result_row(lane_row(i), a.num_heads);
+      const ResultRow row = {place, place};
       if (lane % 4 == 0) store_state(call, row, states[i]);
 #pragma unroll
       for (int j = 0; j < 2 * kSteps; ++j) {

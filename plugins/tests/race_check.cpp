@@ -86,7 +86,8 @@ LegokvLegolinkAttention arguments_of(Step& step, int regime) {
 // Two splits, whatever the shapes would suggest: long enough for every buffer to be used again.
 Status run(int regime) {
   Step step = make_step();
-  AttentionCall call = {arguments_of(step, regime), {regime, regime == LEGOKV_REFERENCE ? 1 : 2}};
+  AttentionCall call = {arguments_of(step, regime),
+                        {regime, regime == LEGOKV_REFERENCE ? 1 : 2, 0, 0}};
   step.workspace.resize(2 * step.out.size() + 4 * kChunks * kHeads);
   call.arguments.workspace = step.workspace.data();
   Status status = launch_write_kv(call.arguments, nullptr);

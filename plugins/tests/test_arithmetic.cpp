@@ -213,21 +213,35 @@ LegokvLegolinkAttention llama_8b(int num_tokens, int num_sequences) {
 }
 
 void few_rows_are_split_over_keys_and_many_are_tiled() {
-  const AttentionPlan decode = plan_attention(llama_8b(1, 1));
+  const AttentionPlan decode = plan_attention(llama_8b(1, 1)).parts[0];
   EXPECT_EQUAL(decode.regime, int{LEGOKV_SPLIT});
   EXPECT_EQUAL(decode.num_splits, 32);
-  const AttentionPlan link = plan_attention(llama_8b(144, 1));
+  const AttentionPlan link = plan_attention(llama_8b(144, 1)).parts[0];
   EXPECT_EQUAL(link.regime, int{LEGOKV_TILED});
   EXPECT_EQUAL(link.num_splits, 8);
-  const AttentionPlan compile = plan_attention(llama_8b(4096, 4));
+  const AttentionPlan compile = plan_attention(llama_8b(4096, 1)).parts[0];
   EXPECT_EQUAL(compile.regime, int{LEGOKV_TILED});
   EXPECT_EQUAL(compile.num_splits, 1);
+  EXPECT_EQUAL(plan_attention(llama_8b(64, 64)).num_parts, 1);
+}
+
+void a_mixed_step_has_a_part_for_few_rows_and_one_for_many() {
+  const AttentionPlans beside_a_chunk = plan_attention(llama_8b(513, 2));
+  EXPECT_EQUAL(beside_a_chunk.num_parts, 2);
+  EXPECT_EQUAL(beside_a_chunk.parts[0].regime, int{LEGOKV_SPLIT});
+  EXPECT_EQUAL(beside_a_chunk.parts[0].few_tokens, 3);
+  EXPECT_EQUAL(beside_a_chunk.parts[0].num_splits, 32);
+  EXPECT_EQUAL(beside_a_chunk.parts[1].regime, int{LEGOKV_TILED});
+  EXPECT_EQUAL(beside_a_chunk.parts[1].num_splits, 2);
+  const AttentionPlans beside_many = plan_attention(llama_8b(223, 64));
+  EXPECT_EQUAL(beside_many.parts[0].num_splits, 1);
+  EXPECT_EQUAL(beside_many.parts[1].regime, int{LEGOKV_TILED});
 }
 
 void no_call_needs_more_workspace_than_the_bound() {
-  const int64_t bound = max_workspace_bytes(llama_8b(512, 1));
+  const int64_t bound = max_workspace_bytes(llama_8b(512, 64));
   for (int tokens = 1; tokens <= 512; ++tokens) {
-    for (const int sequences : {1, 8, 64}) {
+    for (const int sequences : {1, 2, 8, 64}) {
       EXPECT_EQUAL(workspace_bytes(llama_8b(tokens, sequences)) <= bound, true);
     }
   }
@@ -250,5 +264,6 @@ int main() {
   RUN(rotations_add_up);
   RUN(sixteen_bit_floats_round_to_nearest_even);
   RUN(few_rows_are_split_over_keys_and_many_are_tiled);
+  RUN(a_mixed_step_has_a_part_for_few_rows_and_one_for_many);
   RUN(no_call_needs_more_workspace_than_the_bound);
 }

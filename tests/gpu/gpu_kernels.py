@@ -82,4 +82,4 @@ def tables_on_device(tables: AttentionTables, device: torch.device) -> Attention
 
 
 def tolerance(dtype: torch.dtype, regime: Regime) -> float:
-    return (TILED_TOLERANCE if regime == Regime.TILED else TOLERANCE)[dtype]
+    return (TILED_TOLERANCE if regime >= Regime.TILED else TOLERANCE)[dtype]

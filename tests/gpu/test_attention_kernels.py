@@ -24,13 +24,13 @@ RAGGED = (
     Sequence((18,), (0, 3, 17), unwritten=(3,)),
 )
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-REGIMES = [Regime.REFERENCE, Regime.SPLIT, Regime.TILED]
+REGIMES = [Regime.REFERENCE, Regime.SPLIT, Regime.TILED, Regime.MIXED]
 # What has a kernel: all regimes of the 16-bit types, and float32 without tensor cores.
 KERNELS = [
     pytest.param(dtype, regime, id=f"{str(dtype).removeprefix('torch.')}-{regime.name.lower()}")
     for dtype in DTYPES
     for regime in REGIMES
-    if (dtype, regime) != (torch.float32, Regime.TILED)
+    if dtype != torch.float32 or regime < Regime.TILED
 ]
 ALL_REGIMES = pytest.mark.parametrize("regime", REGIMES, ids=lambda regime: regime.name.lower())
 

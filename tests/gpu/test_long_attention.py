@@ -19,7 +19,7 @@ WORK = {
     "decode": tuple(decoded(tokens) for tokens in (4129, 1, 517, 2048, 16, 17, 3000, 999)),
     "mixed": (decoded(2049), linked((300, 511, 40), link_tokens=16, fresh=7), whole_chunk(129)),
 }
-REGIMES = [Regime.AUTO, Regime.REFERENCE, Regime.SPLIT, Regime.TILED]
+REGIMES = [Regime.AUTO, Regime.REFERENCE, Regime.SPLIT, Regime.TILED, Regime.MIXED]
 ALL_REGIMES = pytest.mark.parametrize("regime", REGIMES, ids=lambda regime: regime.name.lower())
 
 

@@ -18,6 +18,7 @@ enum LegokvRegime {
   LEGOKV_REFERENCE = 1,  // one warp a query row, any dtype: slow and easy to see correct
   LEGOKV_SPLIT = 2,      // split over keys, few query rows, any dtype
   LEGOKV_TILED = 3,      // tensor cores, many query rows, 16-bit dtypes
+  LEGOKV_MIXED = 4,      // each sequence by SPLIT or TILED, by its own number of query rows
 };
 
 // What a launcher returns; legokv_last_error() has the sentence.

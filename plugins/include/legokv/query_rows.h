@@ -40,6 +40,20 @@ LEGOKV_HOST_DEVICE int sequence_of_token(const Sequences& sequences, int token) 
   return low;
 }
 
+// Whether a sequence has at most `few` tokens. What lies after the last sequence has not.
+LEGOKV_HOST_DEVICE bool has_few_tokens(const Sequences& sequences, int b, int few) {
+  return b < sequences.num_sequences &&
+         first_token(sequences, b + 1) - first_token(sequences, b) <= few;
+}
+
+// Places for the tokens of such sequences, `few` for each: the token at a place, or -1 for none.
+LEGOKV_HOST_DEVICE int token_at_place(const Sequences& sequences, int64_t place, int few) {
+  const int b = static_cast<int>(place / few), at = static_cast<int>(place % few);
+  const int first = first_token(sequences, b);
+  const bool is_token = at < first_token(sequences, b + 1) - first;
+  return is_token && has_few_tokens(sequences, b, few) ? first + at : -1;
+}
+
 struct QueryTile {
   int sequence;
   int token;      // first token of the sequence

@@ -22,12 +22,13 @@ INDEX_TABLES = ("positions", "key_positions", "slots", "query_start", "pages")
 
 
 class Regime(IntEnum):
-    """Which attention kernel runs; AUTO chooses by shape."""
+    """Which attention kernel runs; AUTO chooses by shape, MIXED for each sequence by its rows."""
 
     AUTO = 0
     REFERENCE = 1
     SPLIT = 2
     TILED = 3
+    MIXED = 4
 
 
 class KvImportArguments(ctypes.Structure):

@@ -73,12 +73,13 @@ def check(launchers: Launchers, step: Step, regime: Regime) -> None:
     torch.testing.assert_close(
         pool, expected_pool(inputs), rtol=0, atol=KEY_TOLERANCE[step.dtype], equal_nan=True
     )
-    tolerance = (TILED_TOLERANCE if regime == Regime.TILED else TOLERANCE)[step.dtype]
+    tolerance = (TILED_TOLERANCE if regime >= Regime.TILED else TOLERANCE)[step.dtype]
     torch.testing.assert_close(out.double(), expected_out(inputs, pool), rtol=0, atol=tolerance)
 
 
 FLOAT32_REGIMES = [Regime.REFERENCE, Regime.SPLIT]
-REGIMES = [Regime.REFERENCE, Regime.SPLIT, Regime.TILED]
+REGIMES = [Regime.REFERENCE, Regime.SPLIT, Regime.TILED, Regime.MIXED]
+SPLITTING = pytest.mark.parametrize("regime", REGIMES[1:], ids=lambda regime: regime.name.lower())
 
 
 @pytest.mark.parametrize("regime", FLOAT32_REGIMES, ids=lambda regime: regime.name.lower())
@@ -116,7 +117,7 @@ def test_any_number_of_heads_shares_a_kv_head(
     check(launchers, Step(sequences, heads=heads, dtype=torch.float16, seed=2), regime)
 
 
-@pytest.mark.parametrize("regime", [Regime.SPLIT, Regime.TILED], ids=["split", "tiled"])
+@SPLITTING
 def test_long_tables_are_split_over_keys_and_combined(launchers: Launchers, regime: Regime) -> None:
     step = Step(LONG, dtype=torch.float16, seed=3)
     inputs = make_inputs(step)
@@ -126,7 +127,7 @@ def test_long_tables_are_split_over_keys_and_combined(launchers: Launchers, regi
     check(launchers, step, regime)
 
 
-@pytest.mark.parametrize("regime", [Regime.SPLIT, Regime.TILED], ids=["split", "tiled"])
+@SPLITTING
 def test_no_order_of_a_block_s_threads_changes_the_result(
     launchers: Launchers, regime: Regime
 ) -> None:
@@ -172,6 +173,19 @@ def test_what_lies_after_the_last_token_is_not_looked_at(
     torch.testing.assert_close(
         out.double(), expected_out(inputs, pool), rtol=0, atol=TILED_TOLERANCE[torch.float16]
     )
+
+
+def test_each_sequence_of_a_mixed_step_gets_the_kernel_for_its_own_rows(
+    launchers: Launchers,
+) -> None:
+    inputs = make_inputs(Step((*LONG, decoded(200)), dtype=torch.bfloat16, seed=10))
+    starts = inputs.tables.query_start.tolist()
+    made, _ = run(launchers, inputs, Regime.AUTO)
+    tiled, _ = run(launchers, inputs, Regime.TILED)
+    split, _ = run(launchers, inputs, Regime.SPLIT)
+    assert not torch.equal(tiled, split)
+    assert torch.equal(made[: starts[1]], tiled[: starts[1]])
+    assert torch.equal(made[starts[1] :], split[starts[1] :])
 
 
 def test_a_step_without_tokens_changes_nothing(launchers: Launchers) -> None:
