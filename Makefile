@@ -67,6 +67,7 @@ bench: $(VENV)/ready $(TEXTS)
 	$(BENCH).stored_forms --cases 4 --minutes 0.5
 	$(BENCH).reuse fidelity --cases 20 --minutes 1.5
 	$(BENCH).reuse quality --cases 20 --minutes 1.5
+	$(BENCH).reuse long --cases 8 --minutes 1.5
 	$(BENCH).report
 
 bench-full: $(VENV)/ready $(TEXTS)
@@ -77,6 +78,7 @@ bench-full: $(VENV)/ready $(TEXTS)
 	$(BENCH).stored_forms --cases 200 --minutes 30
 	$(BENCH).reuse fidelity --cases 200 --minutes 120
 	$(BENCH).reuse quality --cases 200 --minutes 120
+	$(BENCH).reuse long --cases 50 --minutes 120
 	$(BENCH).report
 
 # vLLM (3.4 GB) and llama.cpp, each into its own environment below out/peers.

@@ -7,6 +7,7 @@ Changed = Callable[[str], bool | None]
 
 COMMANDS = {
     "fidelity": "python -m benchmarks.reuse fidelity",
+    "long_documents": "python -m benchmarks.reuse long",
     "quality": "python -m benchmarks.reuse quality",
     "kv_error": "python -m benchmarks.reuse fidelity",
     "attention_mass": "python -m benchmarks.reuse fidelity",

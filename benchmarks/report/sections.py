@@ -8,6 +8,7 @@ from benchmarks.report.markdown import Row, interval, milliseconds, of, table
 
 ENOUGH_TIMES = 3
 FIDELITY = {"kl": "KL, nats", "top1": "top-1 agreement", "delta_nll": "rise of the answer's NLL"}
+LONG = {"gap_closed": "gap closed", **FIDELITY}
 QUALITY = {"exact_match": "exact match", "f1": "F1"}
 
 
@@ -118,6 +119,7 @@ def stored_forms(rows: list[Row]) -> str:
 
 BODIES: dict[str, Callable[[list[Row]], str]] = {
     "fidelity": ByMethod(FIDELITY, compared="kl", lower_is_better=True),
+    "long_documents": ByMethod(LONG, compared="kl", lower_is_better=True),
     "quality": ByMethod(QUALITY, compared="f1", lower_is_better=False),
     "kv_error": by_place.errors,
     "attention_mass": by_place.attention,

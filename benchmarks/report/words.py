@@ -34,6 +34,9 @@ that stands first is exact as it was compiled, and only `full` computes it.
 | `behind-head+X` | so | as X |
 | `behind-chat-head` | behind the chat template's head, which is not in the prompt | nothing |
 | `one-document` | behind all chunks that stand before | nothing |
+| `whole` | each behind those before it in its document | nothing |
+| `whole+legolink-K` | so | the first K tokens of every document but the first |
+| `whole-behind-head` | so, the first one behind the prompt's head | nothing |
 | `last-K`, `random-K` | alone | controls: as many as `legolink-K`, the last or at random |
 | `no-documents` | there are none | the floor |"""
 
@@ -57,6 +60,17 @@ SECTIONS = {
         "likely token, each a mean over the answer.",
         "A model of 135 M parameters, teacher-forced. It shows how far the methods are from full "
         "recompute and from each other, not what a larger model would lose.",
+    ),
+    "long_documents": Section(
+        "What do long documents lose?",
+        "One to four documents of 1,500 to 4,000 tokens behind the chat template's head, in chunks "
+        "of at most 1,024. `going on`: 32 tokens of what follows the last document as question and "
+        "32 as answer. `asked`: the product's own chat prompt, which asks for a fact that one "
+        "document tells of a person by a pronoun, in another chunk than the name. Gap closed is "
+        "what part of naive reuse's KL a method takes away. `naive` and `legolink` have each chunk "
+        "alone, as EPIC does; `whole` is what the product does.",
+        "One model of 135 M parameters, teacher-forced, and essays of one author. One document "
+        "behind the head is exact: what is left of its KL is bfloat16's rounding in another order.",
     ),
     "quality": Section(
         "Are the answers still right?",

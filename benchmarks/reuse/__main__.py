@@ -1,4 +1,4 @@
-"""python -m benchmarks.reuse fidelity|quality: what each reuse method does to a model's answers.
+"""python -m benchmarks.reuse fidelity|quality|long: what reuse methods do to a model's answers.
 
 Stops at --minutes or Ctrl-C; the same command goes on where it stopped. Results are written at the
 end of each call, with --summarise from what there is.
@@ -7,6 +7,7 @@ end of each call, with --summarise from what there is.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,12 +20,45 @@ from benchmarks.record.journal import Journal
 from benchmarks.record.results import Row, write_results
 from benchmarks.reuse import entries, fidelity, quality, tables
 from benchmarks.reuse.linked_model import LinkedModel
-from benchmarks.reuse.methods import MAIN, METHODS, Method, UnknownMethod, method_by_name
-from benchmarks.reuse.sets import FIDELITY, QUALITY, Case, cases
+from benchmarks.reuse.methods import (
+    LONG_METHODS,
+    MAIN,
+    OTHERS,
+    Method,
+    UnknownMethod,
+    method_by_name,
+)
+from benchmarks.reuse.sets import (
+    FIDELITY,
+    LONG,
+    QUALITY,
+    Case,
+    Prompts,
+    UnknownSet,
+    cases,
+    sets_by_name,
+)
 from legokv.built.settings import AttentionName
 
-POOL_TOKENS = 24_576
-KINDS = {"fidelity": (FIDELITY, fidelity.measure), "quality": (QUALITY, quality.measure)}
+Measure = Callable[[LinkedModel, Any, Sequence[Method]], Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`rounds` is what is measured over all cases before the next; unless methods are named."""
+
+    sets: dict[str, Prompts]
+    measure: Measure
+    rounds: tuple[tuple[Method, ...], ...]
+    pool_tokens: int = 24_576
+
+
+_ROUNDS = (MAIN, OTHERS)
+KINDS = {
+    "fidelity": Kind(FIDELITY, fidelity.measure, _ROUNDS),
+    "quality": Kind(QUALITY, quality.measure, _ROUNDS),
+    "long": Kind(LONG, fidelity.measure, (LONG_METHODS,), 40_960),
+}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,6 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=200, help="of each large set (default 200)")
     parser.add_argument("--minutes", type=float, default=60, help="no new case after these")
     parser.add_argument("--methods", help="names between commas (default: all, the main first)")
+    parser.add_argument("--sets", help="names between semicolons (default: all of the kind)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--attention", default="auto", choices=get_args(AttentionName))
     parser.add_argument("--threads", type=int, default=2)
@@ -47,39 +82,38 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     try:
-        rounds = _rounds(arguments.methods)
-        _run(arguments, rounds)
-    except UnknownMethod as error:
+        _run(arguments, _asked(arguments))
+    except (UnknownMethod, UnknownSet) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def _rounds(names: str | None) -> list[list[Method]]:
-    """What is measured over all cases before the next: the main methods, then the others."""
-    if names is not None:
-        return [[method_by_name(name) for name in names.split(",")]]
-    return [list(MAIN), [method for method in METHODS.values() if method not in MAIN]]
+def _asked(arguments: argparse.Namespace) -> Kind:
+    """The kind, with those of its sets and those methods alone that are named."""
+    kind = KINDS[arguments.kind]
+    if arguments.sets is not None:
+        kind = replace(kind, sets=sets_by_name(kind.sets, arguments.sets.split(";")))
+    if arguments.methods is not None:
+        named = tuple(method_by_name(name) for name in arguments.methods.split(","))
+        kind = replace(kind, rounds=(named,))
+    return kind
 
 
-def _run(arguments: argparse.Namespace, rounds: list[list[Method]]) -> None:
+def _run(arguments: argparse.Namespace, kind: Kind) -> None:
     limit = TimeLimit(arguments.minutes)
     torch.set_num_threads(arguments.threads)
-    sets, measure = KINDS[arguments.kind]
-    model = LinkedModel(arguments.engine, arguments.dtype, arguments.attention, POOL_TOKENS)
+    model = LinkedModel(arguments.engine, arguments.dtype, arguments.attention, kind.pool_tokens)
     facts = model.facts
     settings = {"weights": facts.fingerprint, "dtype": facts.dtype, "attention": model.attention}
     journal = entries.open_entries(arguments.kind, settings)
-    todo = cases(sets, model.tokenizer, arguments.cases)
+    todo = cases(kind.sets, model.tokenizer, arguments.cases)
     try:
-        for methods in rounds if not arguments.summarise else ():
-            _measure(model, journal, todo, methods, measure, limit)
+        for methods in kind.rounds if not arguments.summarise else ():
+            _measure(model, journal, todo, methods, kind.measure, limit)
     except KeyboardInterrupt:
         print("interrupted: what is done is kept, the same command goes on from there")
     _write(arguments, model, journal, todo)
-
-
-Measure = Callable[[LinkedModel, Any, Sequence[Method]], Any]
 
 
 def _measure(
@@ -123,8 +157,10 @@ def _write(
 
 def _tables(kind: str, found: tables.ByMethod) -> dict[str, list[Row]]:
     """The result files of one kind, by name."""
+    if kind == "long":
+        return {"long_documents": tables.long_document_rows(found, fidelity.METRICS)}
     made: dict[str, list[Row]] = {}
-    for name in KINDS[kind][0]:
+    for name in KINDS[kind].sets:
         part = tables.of_set(found, name)
         if kind == "quality":
             made.setdefault(kind, []).extend(tables.metric_rows(part, name, quality.METRICS))

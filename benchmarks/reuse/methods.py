@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.reuse import behind_head, cacheblend, guided, ranked, selections
+from benchmarks.reuse import behind_head, cacheblend, guided, ranked, selections, whole
 from benchmarks.reuse.linked_model import LinkedModel, Placed
 from benchmarks.reuse.prompt import Prompt, TokenIds, without_documents
 from benchmarks.reuse.selections import Best, Both
@@ -118,3 +118,16 @@ OTHERS = (
     Method("prefix", selections.prefix),
 )
 METHODS = {method.name: method for method in (*MAIN, *OTHERS)}
+
+# Of long documents.
+WHOLE = (
+    Method("whole", nothing, whole.alone),
+    Method("whole+legolink-16", legolink(16), whole.alone),
+    Method("whole-behind-head", nothing, whole.behind_head),
+    *(
+        Method(f"whole-behind-head+guided-{r}", ByScores(Share(r)), whole.behind_head)
+        for r in (5, 10)
+    ),
+)
+LONG_METHODS = (*(METHODS[name] for name in ("full", "naive", "legolink-16")), *WHOLE)
+METHODS |= {method.name: method for method in WHOLE}

@@ -1,10 +1,10 @@
 """Rows for benchmarks/results from raw rows: means over cases with bootstrap intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.record.results import Row
-from benchmarks.reuse.bootstrap import Interval, mean_interval
+from benchmarks.reuse.bootstrap import Interval, closed_interval, mean_interval
 from benchmarks.reuse.kv_error import EDGES
 
 REFERENCE = "legolink-16"
@@ -33,6 +33,37 @@ def needle_rows(found: ByMethod, metrics: Sequence[str]) -> list[Row]:
     for place in ("start", "middle", "end"):
         part = _part(found, f"-{place}-")
         rows += metric_rows(part, f"facts, {place}", metrics)
+    return rows
+
+
+def long_document_rows(found: ByMethod, metrics: Sequence[str]) -> list[Row]:
+    """All cases, each set of them, those with one document and those with several.
+
+    With what part of naive reuse's KL a method takes away, `gap_closed`.
+    """
+    parts = {
+        "all": lambda key: True,
+        "going on": lambda key: "/going-on-" in key,
+        "asked": lambda key: "/asked-" in key,
+        "one document": lambda key: key.endswith("-1"),
+        "several documents": lambda key: not key.endswith("-1"),
+    }
+    rows = []
+    for name, is_part in parts.items():
+        part = _where(found, is_part)
+        rows += [*gap_rows(part, name), *metric_rows(part, name, metrics)]
+    return rows
+
+
+def gap_rows(found: ByMethod, set_name: str) -> list[Row]:
+    """A row a method, over the cases that naive reuse has too."""
+    rows = []
+    for method, cases in found.items():
+        shared = [key for key in cases if key in found.get("naive", {})]
+        if shared:
+            left, gap = ([one[key]["kl"] for key in shared] for one in (cases, found["naive"]))
+            about = {"method": method, "set": set_name, "metric": "gap_closed"}
+            rows.append({**about, **_numbers(closed_interval(left, gap))})
     return rows
 
 
@@ -67,8 +98,13 @@ def of_set(found: ByMethod, set_name: str) -> ByMethod:
 
 
 def _part(found: ByMethod, inside_key: str) -> ByMethod:
+    return _where(found, lambda key: inside_key in key)
+
+
+def _where(found: ByMethod, is_part: Callable[[str], bool]) -> ByMethod:
+    """Only the cases whose keys are of the part, and only methods that have any."""
     parts = {
-        method: {key: row for key, row in cases.items() if inside_key in key}
+        method: {key: row for key, row in cases.items() if is_part(key)}
         for method, cases in found.items()
     }
     return {method: cases for method, cases in parts.items() if cases}
