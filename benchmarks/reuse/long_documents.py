@@ -22,20 +22,22 @@ MOST_TOKENS = (4_000, 3_800, 2_500, 1_850)
 """Of a document in cases of one, two, three and four: more don't fit into the model's context."""
 QUESTION_TOKENS = 32
 ANSWER_TOKENS = 32
-_CHARACTERS = 24_000
-"""Enough text for a document and what follows: 4,064 tokens at under 6 characters each."""
+MOST_CASES = 60
+"""There is no text for more."""
+_CHARACTERS = 20_000
+"""Enough text for a document and what follows: 4,064 tokens at under 4.9 characters each."""
 
 
 def going_on(tokenizer: Tokenizer, num_cases: int) -> list[Prompt]:
-    """Case n has 1 to 4 documents, by n modulo 4; its name says how many."""
-    texts = _texts(first=0)
-    return [_going_on(tokenizer, texts, number) for number in range(num_cases)]
+    """Case n has 1 to 4 documents, by n modulo 4; its name says how many. At most MOST_CASES."""
+    texts = _texts(seed=0)
+    return [_going_on(tokenizer, texts, number) for number in range(min(num_cases, MOST_CASES))]
 
 
 def asked(tokenizer: Tokenizer, num_cases: int) -> list[Prompt]:
-    """The same, of other documents."""
-    texts = _texts(first=1)
-    return [_asked(tokenizer, texts, number) for number in range(num_cases)]
+    """The same, of documents of the same texts in another order."""
+    texts = _texts(seed=1)
+    return [_asked(tokenizer, texts, number) for number in range(min(num_cases, MOST_CASES))]
 
 
 def chunks_of(tokenizer: Tokenizer, ids: TokenIds) -> tuple[TokenIds, ...]:
@@ -43,11 +45,11 @@ def chunks_of(tokenizer: Tokenizer, ids: TokenIds) -> tuple[TokenIds, ...]:
     return cut(ids, DocumentLimits().max_chunk_tokens, tokenizer)
 
 
-def _texts(first: int) -> Iterator[str]:
-    """Every other window of the essays from the `first` on, in a seeded order."""
+def _texts(seed: int) -> Iterator[str]:
+    """Windows of the essays that do not overlap, in a seeded order."""
     text = read_json("PaulGrahamEssays.json")["text"]
-    starts = list(range(0, len(text) - _CHARACTERS, _CHARACTERS))[first::2]
-    random.Random(0).shuffle(starts)
+    starts = list(range(0, len(text) - _CHARACTERS, _CHARACTERS))
+    random.Random(seed).shuffle(starts)
     return (text[start : start + _CHARACTERS] for start in starts)
 
 
