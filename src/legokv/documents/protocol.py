@@ -72,9 +72,19 @@ class DocumentRegistry(Protocol):
         """Their chunks in order, one document's behind another's."""
 
     def page(
-        self, namespace: str, *, after: int = 0, limit: int = 100, name: str | None = None
+        self,
+        namespace: str,
+        *,
+        after: int | str = 0,
+        limit: int = 100,
+        name: str | None = None,
+        newest_first: bool = False,
     ) -> DocumentPage:
-        """Up to `limit` documents in order of registration, those called `name` if given."""
+        """Up to `limit` documents in order of registration, or newest first; those called `name`
+        if given.
+
+        `after` is a page's `next_after`, or a document's id: NotFound if that is not there.
+        """
 
     def namespaces(self) -> tuple[str, ...]:
         """All namespaces that have documents, sorted."""

@@ -66,6 +66,15 @@ _OF_CHANGES: dict[str, fields.Reader] = {
     "ttl_seconds": fields.optional_seconds,
     "pinned": fields.flag,
 }
+
+
+def _after(request: Request, name: str) -> int | str:
+    """A page's end, or a document's id."""
+    if isinstance(request.get(name), str):
+        return fields.text(request, name, max_len=MAX_ID_LEN)
+    return fields.whole_number(request, name, low=0, high=2**63 - 1)
+
+
 _ID = partial(fields.text, max_len=MAX_ID_LEN)
 _FIELDS: dict[str, dict[str, fields.Reader]] = {
     "create": {
@@ -80,7 +89,8 @@ _FIELDS: dict[str, dict[str, fields.Reader]] = {
     "get": {**_OF_ALL, "id": _ID, "wait": fields.flag, "text": fields.flag, "tiers": fields.flag},
     "list": {
         **_OF_ALL,
-        "after": partial(fields.whole_number, low=0, high=2**63 - 1),
+        "after": _after,
+        "newest_first": fields.flag,
         "limit": partial(fields.whole_number, default=100, low=1, high=MAX_PAGE_LEN),
         "name": partial(fields.optional_text, max_len=MAX_NAME_LEN),
         "tiers": fields.flag,
@@ -117,7 +127,8 @@ class DocumentService:
                wait? true, warm?, rank?, namespace_bytes? 0    warmed_chunks and ranked_chunks if
                                                                it waited
     get        id, wait? false, text? false, tiers? false      document, and text if asked for
-    list       after? 0, limit? 100, name?, tiers? false       documents, next_after
+    list       after? 0, limit? 100, name?, tiers? false,      documents, next_after
+               newest_first? false
     update     id, name?, ttl_seconds?, pinned?                document
     delete     id                                              deleted, dropped_chunks
 
@@ -237,9 +248,8 @@ class DocumentService:
         return reply
 
     def _list(self, request: Request, values: Request) -> Result:
-        page = self._registry.page(
-            _namespace(values), after=values["after"], limit=values["limit"], name=values["name"]
-        )
+        wanted = ("after", "limit", "name", "newest_first")
+        page = self._registry.page(_namespace(values), **{name: values[name] for name in wanted})
         documents = self._shown(page.documents, with_tiers=values["tiers"])
         return {"documents": documents, "next_after": page.next_after}
 

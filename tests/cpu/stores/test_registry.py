@@ -122,6 +122,24 @@ def test_pages_of_a_list_join_to_the_whole_while_documents_go(registry):
     assert registry.page("default", limit=5).next_after is None
 
 
+def test_a_list_may_begin_with_the_newest_and_go_on_behind_a_document(registry):
+    ids = [register(registry, new(f"Text {number}.")).id for number in range(7)]
+    first = registry.page("default", limit=3, newest_first=True)
+    registry.delete("default", ids[3])
+    second = registry.page("default", after=first.next_after, limit=3, newest_first=True)
+    assert [doc.id for doc in first.documents] == ids[:3:-1]
+    assert [doc.id for doc in second.documents] == ids[2::-1]
+    assert second.next_after is None
+    behind = registry.page("default", after=ids[4], limit=1, newest_first=True)
+    assert [doc.id for doc in behind.documents] == [ids[2]]
+    assert [doc.id for doc in registry.page("default", after=ids[4]).documents] == ids[5:]
+    for gone in (ids[3], "doc-none"):
+        with pytest.raises(NotFound):
+            registry.page("default", after=gone)
+    with pytest.raises(NotFound):
+        registry.page("other", after=ids[4])
+
+
 def test_a_list_by_name_has_only_documents_of_that_name(registry):
     register(registry, new("A."), name="a")
     register(registry, new("B."))

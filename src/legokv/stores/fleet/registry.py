@@ -140,12 +140,24 @@ class RedisRegistry:
             ) from error
 
     def page(
-        self, namespace: str, *, after: int = 0, limit: int = 100, name: str | None = None
+        self,
+        namespace: str,
+        *,
+        after: int | str = 0,
+        limit: int = 100,
+        name: str | None = None,
+        newest_first: bool = False,
     ) -> DocumentPage:
-        """Up to `limit` documents in order of registration, those called `name` if it is given."""
-        _, items = self._run(
-            "page", {"namespace": namespace, "after": after, "limit": limit, "name": name}
-        )
+        """Up to `limit` documents in order of registration, or newest first; those called `name` if
+        it is given.
+
+        `after` is a page's `next_after`, or a document's id: NotFound if that is not there.
+        """
+        wanted = {"limit": limit, "name": name, "newest_first": newest_first}
+        if isinstance(after, str):
+            _, items = self._ask("page", namespace, after, wanted)
+        else:
+            _, items = self._run("page", {"namespace": namespace, "after": after, **wanted})
         numbered = [to_document(item) for item in items]
         documents = tuple(document for _, document in numbered[:limit])
         return DocumentPage(documents, numbered[limit - 1][0] if len(numbered) > limit else None)

@@ -28,6 +28,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "created_at": _TIME,
     **dict.fromkeys(("expires_at", "last_used_at", "claim_deadline"), (*_TIME, NoneType)),
 }
+MAX_NUMBER = 2**63 - 1
 _DOCUMENT = """
 SELECT *,
     (SELECT count(*) FROM chunks WHERE document = number) AS num_chunks,
@@ -226,12 +227,19 @@ def _carried(sql: sqlite3.Connection, keys: Iterable[str]) -> Iterator[str]:
             yield key
 
 
-def page(sql: sqlite3.Connection, namespace: str, after: int, name: str | None) -> sqlite3.Cursor:
-    """Rows of the namespace's documents behind number `after`, in order, those named `name`."""
+def page(
+    sql: sqlite3.Connection, namespace: str, after: int, name: str | None, *, newest_first: bool
+) -> sqlite3.Cursor:
+    """Rows of the namespace's documents behind number `after`, in order, those named `name`.
+
+    Newest first, 0 is before the newest.
+    """
+    side, order = ("<", "DESC") if newest_first else (">", "ASC")
+    edge = MAX_NUMBER if newest_first and not after else after
     return sql.execute(
-        f"{_DOCUMENT} WHERE namespace = ? AND number > ? AND name IS coalesce(?, name)"
-        " ORDER BY number",
-        (namespace, after, name),
+        f"{_DOCUMENT} WHERE namespace = ? AND number {side} ? AND name IS coalesce(?, name)"
+        f" ORDER BY number {order}",
+        (namespace, edge, name),
     )
 
 

@@ -105,14 +105,24 @@ class Registry:
         return document_rows.to_chunks(rows)
 
     def page(
-        self, namespace: str, *, after: int = 0, limit: int = 100, name: str | None = None
+        self,
+        namespace: str,
+        *,
+        after: int | str = 0,
+        limit: int = 100,
+        name: str | None = None,
+        newest_first: bool = False,
     ) -> DocumentPage:
-        """Up to `limit` documents in order of registration, those called `name` if it is given.
+        """Up to `limit` documents in order of registration, or newest first; those called `name` if
+        it is given.
 
-        `after` is a page's `next_after`; documents registered or deleted meanwhile shift nothing.
+        `after` is a page's `next_after`, or a document's id: NotFound if that is not there.
+        Documents registered or deleted meanwhile shift nothing.
         """
         with self.database.snapshot() as sql:
-            rows = document_rows.page(sql, namespace, after, name)
+            if isinstance(after, str):
+                after = int(document_rows.require(sql, namespace, after)["number"])
+            rows = document_rows.page(sql, namespace, after, name, newest_first=newest_first)
             first, more = rows.fetchmany(limit), rows.fetchone() is not None
         return DocumentPage(
             tuple(map(document_rows.to_document, first)), first[-1]["number"] if more else None

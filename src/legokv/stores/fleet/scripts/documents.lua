@@ -252,9 +252,23 @@ end
 
 function operations.page(a)
   local found, last = {}, a.after
+  if a.id then
+    last = find(a)
+    if not last then
+      return { 'missing' }
+    end
+  end
+  if a.newest_first and last == 0 then
+    last = '+inf'
+  end
   local order = at('order/' .. a.namespace)
   while #found <= a.limit do
-    local numbers = redis.call('ZRANGEBYSCORE', order, '(' .. last, '+inf', 'LIMIT', 0, a.limit + 1)
+    local numbers
+    if a.newest_first then
+      numbers = redis.call('ZREVRANGEBYSCORE', order, '(' .. last, '-inf', 'LIMIT', 0, a.limit + 1)
+    else
+      numbers = redis.call('ZRANGEBYSCORE', order, '(' .. last, '+inf', 'LIMIT', 0, a.limit + 1)
+    end
     if #numbers == 0 then
       break
     end
