@@ -1,5 +1,6 @@
 """Errors a caller can act on, each with the status code a server reports for it."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 LONGEST_LINE = 1200
@@ -61,6 +62,14 @@ class AnswerBroken(LegokvError):
     """An answer that ends with its connection: its client or its server is gone."""
 
     code = "CANCELLED"
+
+
+class RankingMissing(InvalidRequest):
+    """A mode by rankings over chunks that have none; `keys` are theirs."""
+
+    def __init__(self, message: str, keys: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.keys = tuple(keys)
 
 
 class NotFound(LegokvError):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from legokv.chunks.chunk import Chunk
-from legokv.errors import InvalidRequest
+from legokv.errors import InvalidRequest, RankingMissing
 from legokv.link.policy import Indices, PlacedChunk, Policy, Scores, everything, nothing
 from legokv.model.dtypes import Int32
 
@@ -122,24 +122,41 @@ class Placement:
     def scores_of(self, rankings: Mapping[str, Scores | None], mode: str) -> Scores:
         """Chunks' rankings, by key, where their tokens stand; 0 for what is not recomputed.
 
-        InvalidRequest if one that is needed is missing.
+        RankingMissing if one that is needed is missing.
         """
-        scores = np.zeros(self.num_tokens, np.float32)
         reused = [segment for segment in self.segments if segment.chunk is not None]
-        for number, (segment, placed) in enumerate(zip(reused, self.chunks, strict=True), 1):
+        self._check_rankings(reused, rankings, mode)
+        scores = np.zeros(self.num_tokens, np.float32)
+        for segment, placed in zip(reused, self.chunks, strict=True):
             assert segment.chunk is not None, "others are left out"
             if placed.is_exact:
                 continue
             ranking = rankings[segment.chunk.key]
-            if ranking is None:
-                raise InvalidRequest(
-                    f"mode '{mode}' needs the ranking of every chunk, and number {number} of "
-                    f"{len(reused)}, of {segment.chunk.num_tokens} tokens, has none: register its "
-                    "document with rank true, or call rank(chunk) in the library"
-                )
+            assert ranking is not None, "it was looked for"
             end = segment.position + placed.num_tokens
             scores[segment.position : end] = ranking[: placed.num_tokens]
         return scores
+
+    def _check_rankings(
+        self,
+        reused: Sequence[PlacedSegment],
+        rankings: Mapping[str, Scores | None],
+        mode: str,
+    ) -> None:
+        missing = {
+            number: segment.chunk
+            for number, (segment, placed) in enumerate(zip(reused, self.chunks, strict=True), 1)
+            if segment.chunk and not placed.is_exact and rankings[segment.chunk.key] is None
+        }
+        if missing:
+            number, chunk = next(iter(missing.items()))
+            others = f", nor have {len(missing) - 1} others" if len(missing) > 1 else ""
+            raise RankingMissing(
+                f"mode '{mode}' needs the ranking of every chunk, and number {number} of "
+                f"{len(reused)}, of {chunk.num_tokens} tokens, has none{others}: register its "
+                "document with rank true, or call rank(chunk) in the library",
+                [chunk.key for chunk in missing.values()],
+            )
 
     @property
     def num_tokens(self) -> int:

@@ -24,11 +24,13 @@ class Linked:
 
     head: "own" where that is this prompt's head, of all of them, "other" where it is anything else.
     copies: the last keys of documents that are compiled behind this head besides their own.
+    documents: the keys of each document's chunks, in the order of the request.
     """
 
     segments: tuple[PromptSegment, ...]
     head: HeadWord
     copies: tuple[str, ...]
+    documents: tuple[frozenset[str | None], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -61,6 +63,7 @@ class Linking:
             tuple(pieces),
             "other" if is_other else "own",
             tuple(str(placed.copy) for placed in placings if placed.copy),
+            tuple(frozenset(piece.key for piece in placed.pieces) for placed in placings),
         )
 
     def _placings(

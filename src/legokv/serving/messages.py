@@ -141,10 +141,11 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A command ended with an error; `kind` is the name of its class."""
+    """A command ended with an error; `kind` is its class's name, `keys` the chunks it is about."""
 
     kind: str
     message: str
+    keys: tuple[str, ...] = ()
 
 
 Event = Token | Finished | Unknown | Compiled | Places | Done | Failed
@@ -191,12 +192,15 @@ def decode_line(line: bytes) -> tuple[str, Event]:
 
 def failed(error: LegokvError) -> Failed:
     """The event that carries an error to another process."""
-    return Failed(type(error).__name__, str(error))
+    keys = error.keys if isinstance(error, errors.RankingMissing) else ()
+    return Failed(type(error).__name__, str(error), keys)
 
 
 def error_of(event: Failed) -> LegokvError:
     """The error that `failed` was given, of its own class if that is one of `legokv.errors`."""
     kind = getattr(errors, event.kind, None)
+    if kind is errors.RankingMissing:
+        return errors.RankingMissing(event.message, event.keys)
     if isinstance(kind, type) and issubclass(kind, LegokvError):
         return kind(event.message)
     return LegokvError(f"{event.kind}: {event.message}")
@@ -239,5 +243,5 @@ _EVENTS: dict[str, Callable[[dict[str, Any]], Event]] = {
     "Compiled": lambda fields: Compiled(**fields),
     "Places": lambda fields: Places(tuple(fields["tiers"])),
     "Done": lambda fields: Done(**fields),
-    "Failed": lambda fields: Failed(**fields),
+    "Failed": lambda fields: Failed(**{**fields, "keys": tuple(fields.get("keys", ()))}),
 }
