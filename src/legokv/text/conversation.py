@@ -17,7 +17,7 @@ from typing import Any
 
 from legokv.errors import InvalidRequest, LegokvError, UnsupportedModel
 from legokv.text.chat_template import Chat, ChatTemplate
-from legokv.text.marks import Marks, Piece, Slot, documents_in, inside_json
+from legokv.text.marks import Marks, Piece, Slot, as_written, documents_in
 from legokv.text.switches import Switches, texts_in
 from legokv.text.template_process import Rendering, TemplateProcess, render_apart
 from legokv.text.tokenizer import Tokenizer
@@ -191,6 +191,8 @@ class ConversationFormats:
             raise InvalidRequest(str(rendered).replace(marks.stem, "…"))
         pieces = tuple(marks.split(rendered))
         _check_written(pieces, marks.slots)
+        if any(isinstance(piece, str) and marks.stem in piece for piece in pieces):
+            raise InvalidRequest("the chat template changes what it is given, letter by letter")
         return pieces
 
     def _render(self, template: ChatTemplate, chat: Chat) -> list[Rendering]:
@@ -297,7 +299,7 @@ class _Parts:
         if slot.role == "assistant":
             ids = self._answer_ids(self._digest.hexdigest(), slot.text)
         if ids is None:
-            text = inside_json(slot.text, json_depth)
+            text = as_written(slot.text, json_depth)
             ids = self._tokenizer.encode(text, first=self._is_first)
         self._extend(ids)
 

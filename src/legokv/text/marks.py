@@ -12,9 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from markupsafe import escape
+
 Kind = Literal["text", "word", "document"]
 Piece = str | tuple[int, int]
-"""What a template wrote itself, or (a slot's number, how often its text is inside JSON there)."""
+"""What a template wrote itself, or (a slot's number, how often its text is inside JSON there, or
+IN_HTML)."""
+IN_HTML = -1
+"""A text beside what a template calls safe is escaped, as all that Jinja joins to such."""
 
 _MIN_ID_LEN = 9
 # What templates look for in a tool's definition. All other words of it are the request's own.
@@ -91,18 +96,21 @@ class Marks:
                 yield by_id[match[0]], 0
             else:
                 # One level of JSON writes a quote with one backslash, two with three.
-                yield int(match["number"]), len(match["slashes"]).bit_length()
+                depth = len(match["slashes"]).bit_length()
+                yield int(match["number"]), depth if match["quote"] == '"' else IN_HTML
         if rendered[end:]:
             yield rendered[end:]
 
     @property
     def _pattern(self) -> re.Pattern[str]:
-        texts = rf'{re.escape(self.stem)}(?P<slashes>\\*)"(?P<number>\d+)\.'
+        texts = rf'{re.escape(self.stem)}(?P<slashes>\\*)(?P<quote>"|&#34;)(?P<number>\d+)\.'
         return re.compile("|".join((texts, *map(re.escape, self._ids.values()))))
 
 
-def inside_json(text: str, depth: int) -> str:
-    """A text as it stands in a JSON text, in one inside that, and so on."""
+def as_written(text: str, depth: int) -> str:
+    """A text as it stands in a JSON text, in one inside that, and so on; or IN_HTML."""
+    if depth == IN_HTML:
+        return str(escape(text))
     for _ in range(depth):
         text = json.dumps(text, ensure_ascii=False)[1:-1]
     return text

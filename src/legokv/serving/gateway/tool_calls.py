@@ -3,7 +3,7 @@
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -37,7 +37,10 @@ class ToolCall:
 
 _HERMES = ("<tool_call>", "</tool_call>")
 _MISTRAL = "[TOOL_CALLS]"
+_CALL_ID, _ARGS = "[CALL_ID]", "[ARGS]"
 _PYTHON = "<|python_tag|>"
+_TAGGED = re.compile(r"<function=([^<>\n]+)>(.*?)(?:</function>)?\s*", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^<>\n]+)>(.*?)</parameter>", re.DOTALL)
 
 
 def tool_form_of(template: str | None) -> ToolForm | None:
@@ -60,9 +63,13 @@ class ToolReader:
     is none is text.
     """
 
-    def __init__(self, form: ToolForm, names: Sequence[str]) -> None:
+    def __init__(
+        self, form: ToolForm, names: Sequence[str], texts: Collection[tuple[str, str]] = ()
+    ) -> None:
+        """`texts` are the parameters that are texts, each with its tool's name before it."""
         self._form = form
         self._names = tuple(names)
+        self._texts = texts
         self._held = ""
         self._said = False
         self.num_calls = 0
@@ -114,14 +121,14 @@ class ToolReader:
 
     def _hermes_end(self, held: str) -> Iterator[str | ToolCall]:
         before, mark, rest = held.partition(_HERMES[0])
-        if mark and _call_of(rest) is not None:
+        if mark and _call_of(rest, self._texts) is not None:
             yield from self._say(before.rstrip())
             yield self._call_or_text(rest, held)
         elif held.strip() or not self.num_calls:
             yield from self._say(held)
 
     def _call_or_text(self, inner: str, whole: str) -> "str | ToolCall":
-        call = _call_of(inner)
+        call = _call_of(inner, self._texts)
         if call is None:
             self._said = True
             return whole
@@ -133,17 +140,17 @@ class ToolReader:
         held = self._held.lstrip()
         marks = (_MISTRAL, "[", "{") if self._form is ToolForm.MISTRAL else (_PYTHON, "{")
         if self._form is ToolForm.MISTRAL:
-            marks = (*marks, *(f"{name}{{" for name in self._names))
-            marks = (*marks, *(f"{name}[ARGS]" for name in self._names))
+            ends = ("{", _ARGS, _CALL_ID)
+            marks = (*marks, *(f"{name}{end}" for name in self._names for end in ends))
         return any(held.startswith(mark) or mark.startswith(held) for mark in marks)
 
     def _whole(self, held: str) -> list[ToolCall]:
         """The calls that an answer is, none if it is something else."""
         text = held.strip().removeprefix(_PYTHON).removeprefix(_MISTRAL).strip()
         if self._form is ToolForm.MISTRAL:
-            named = _named_call(text, self._names)
-            if named is not None:
-                return [named]
+            named = _named_calls(text, self._names)
+            if named:
+                return named
         values = _json_values(text)
         calls = [_as_call(value) for value in values]
         good = [call for call in calls if call is not None]
@@ -180,18 +187,56 @@ def _as_call(value: Any) -> ToolCall | None:
     return ToolCall.new(value["name"], arguments) if isinstance(arguments, Mapping) else None
 
 
-def _call_of(text: str) -> ToolCall | None:
+def _tagged_call(text: str, texts: Collection[tuple[str, str]]) -> ToolCall | None:
+    """A call in tags, as Qwen3-Coder writes it: a parameter that is no text is JSON."""
+    match = _TAGGED.fullmatch(text)
+    if match is None or _PARAMETER.sub("", match[2]).strip():
+        return None
+    name, arguments = match[1].strip(), {}
+    for key, value in _PARAMETER.findall(match[2]):
+        plain = value.removeprefix("\n").removesuffix("\n")
+        arguments[key.strip()] = plain if (name, key.strip()) in texts else _value_of(plain)
+    return ToolCall.new(name, arguments)
+
+
+def _value_of(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _no_number(constant: str) -> float:
+    raise ValueError(constant)
+
+
+def _call_of(text: str, texts: Collection[tuple[str, str]] = ()) -> ToolCall | None:
+    if text.lstrip().startswith("<function="):
+        return _tagged_call(text.strip(), texts)
     values = _json_values(text.strip())
     return _as_call(values[0]) if len(values) == 1 else None
 
 
-def _named_call(text: str, names: Sequence[str]) -> ToolCall | None:
-    for name in names:
-        match = re.match(rf"{re.escape(name)}(?:\[ARGS\])?\s*(?=\{{)", text)
-        values = _json_values(text[match.end() :]) if match else []
-        if len(values) == 1 and isinstance(values[0], Mapping):
-            return ToolCall.new(name, values[0])
-    return None
+def _named_calls(text: str, names: Sequence[str]) -> list[ToolCall]:
+    """Calls one after another, each a tool's name before its arguments; none if there is else."""
+    # The longest first: one name may begin another.
+    ordered = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    head = re.compile(
+        rf"(?:{re.escape(_MISTRAL)})?\s*({ordered})"
+        rf"(?:{re.escape(_CALL_ID)}\w*)?(?:{re.escape(_ARGS)})?\s*(?=\{{)"
+    )
+    decoder, calls, place = json.JSONDecoder(), [], 0
+    try:
+        while place < len(text):
+            match = head.match(text, place)
+            if match is None:
+                return []
+            value, place = decoder.raw_decode(text, match.end())
+            calls.append(ToolCall.new(match[1], value))
+            place += len(text[place:]) - len(text[place:].lstrip())
+    except (ValueError, RecursionError):
+        return []
+    return calls
 
 
 @dataclass(frozen=True)
@@ -215,7 +260,20 @@ class Tools:
     def reader(self, form: ToolForm) -> ToolReader:
         """A reader of one answer."""
         # A forced call is JSON alone, whatever the family writes around it.
-        return ToolReader(ToolForm.LLAMA3 if self.forced else form, self.names)
+        return ToolReader(ToolForm.LLAMA3 if self.forced else form, self.names, self._texts())
+
+    def _texts(self) -> frozenset[tuple[str, str]]:
+        properties = {
+            tool["function"]["name"]: (tool["function"].get("parameters") or {}).get("properties")
+            for tool in self.tools
+        }
+        return frozenset(
+            (name, key)
+            for name, own in properties.items()
+            if isinstance(own, Mapping)
+            for key, schema in own.items()
+            if isinstance(schema, Mapping) and schema.get("type") == "string"
+        )
 
 
 def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,6 +284,10 @@ def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
+
+
+CHOICES = ("none", "auto", "required")
+"""What a `tool_choice` may say, or a function's name in an object."""
 
 
 def tools_of(values: Mapping[str, Any], form: ToolForm | None) -> Tools:
@@ -253,7 +315,7 @@ def _chosen(choice: Any, names: Sequence[str]) -> str:
     name = function.get("name") if isinstance(function, Mapping) else None
     if name not in names:
         raise ApiRefused(
-            "'tool_choice' is none, auto, required, or names one of the tools: "
+            f"'tool_choice' is {', '.join(CHOICES)}, or names one of the tools: "
             f"{', '.join(names)[:200]}",
             param="tool_choice",
         )

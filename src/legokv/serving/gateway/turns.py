@@ -19,6 +19,9 @@ ROLES = {
     "assistant": "assistant",
     "tool": "tool",
 }
+TEXT_PARTS = ("text", "input_text", "output_text")
+PARTS = (*TEXT_PARTS, "refusal", "file", "document")
+"""Types of a message's parts."""
 Message = dict[str, Any]
 Part = dict[str, Any]
 
@@ -36,6 +39,7 @@ class Turns:
         if not messages:
             raise ApiRefused("'messages' is empty: there is nothing to answer", param="messages")
         turns = [await self._turn(place, message) for place, message in enumerate(messages)]
+        check_call_ids(turns)
         parts = [await self._inline(place, item) for place, item in enumerate(documents)]
         if parts:
             _put_first(turns, parts)
@@ -77,7 +81,7 @@ class Turns:
     async def part(self, where: str, part: Any) -> Part:
         """One part of a message: text, or a document."""
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("text", "input_text", "output_text"):
+        if kind in TEXT_PARTS:
             return {"type": "text", "text": _text(f"{where}.text", part.get("text"))}
         if kind == "refusal":
             return {"type": "text", "text": _text(f"{where}.refusal", part.get("refusal"))}
@@ -135,6 +139,21 @@ class Turns:
             )
         title = item.get("title") or ""
         return await self.text_document(titled(_text(f"{where}.title", title), item["text"]), title)
+
+
+def check_call_ids(turns: Sequence[Message]) -> None:
+    """ApiRefused for a tool's result that names a call which nothing before it has."""
+    known: list[str] = []
+    for place, turn in enumerate(turns):
+        asked = turn.get("tool_call_id")
+        if turn["role"] == "tool" and asked is not None and asked not in known:
+            said = ", ".join(map(repr, known[-8:]))[:400] or "none"
+            raise ApiRefused(
+                f"message {place + 1} of {len(turns)} is the result of a call {asked[:80]!r} that "
+                f"no message before it makes; calls before it: {said}",
+                param="messages",
+            )
+        known += [call["id"] for call in turn.get("tool_calls", ())]
 
 
 def titled(title: str, text: str, context: str = "") -> str:
