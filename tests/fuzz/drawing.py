@@ -16,6 +16,7 @@ GENERATE = {
     "repetition_penalty": "FP32", "presence_penalty": "FP32", "frequency_penalty": "FP32",
     "timeout_seconds": "FP32", "seed": "UINT64", "logit_bias": "BYTES",
     "response_format": "BYTES", "return_log_probs": "BOOL", "stream": "BOOL",
+    "count_only": "BOOL",
 }  # fmt: skip
 OPERATIONS = ("create", "get", "list", "delete", "update", "stats", "warm", "pin", "x", "")
 DOCUMENT_FIELDS = ("text", "name", "id", "ids", "namespace", "ttl_seconds", "metadata", "limit",

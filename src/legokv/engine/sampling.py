@@ -16,6 +16,16 @@ from legokv.errors import FormatFailed, InvalidRequest
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
 """Wider than anybody uses; far outside them a logit leaves what floating point can tell apart."""
+NUMBER_BOUNDS = {
+    "temperature": (0.0, MAX_TEMPERATURE),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
+"""From and to what numbers are taken; a temperature above 0 is not below its least, and top_p is
+not 0."""
 MAX_LOGIT_BIAS = 100.0
 MAX_BIASED_TOKENS = 1024
 
@@ -62,24 +72,15 @@ class SamplingOptions:
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
+        for name, (low, high) in NUMBER_BOUNDS.items():
+            check_number(name, getattr(self, name), low, high)
         if self.temperature:
             check_number("temperature above 0", self.temperature, MIN_TEMPERATURE, MAX_TEMPERATURE)
         check_whole("top_k", self.top_k, 0)
-        check_number("top_p", self.top_p, 0, 1)
         if not self.top_p:
             raise InvalidRequest(f"top_p is above 0 and at most 1, not {self.top_p}")
         if self.seed is not None:
             check_whole("seed", self.seed, 0)
-        check_number("min_p", self.min_p, 0, 1)
-        check_number(
-            "repetition_penalty",
-            self.repetition_penalty,
-            MIN_REPETITION_PENALTY,
-            MAX_REPETITION_PENALTY,
-        )
-        for name in ("presence_penalty", "frequency_penalty"):
-            check_number(name, getattr(self, name), -2, 2)
         bias = check_token_bias("logit_bias", self.logit_bias, MAX_LOGIT_BIAS, MAX_BIASED_TOKENS)
         object.__setattr__(self, "logit_bias", bias)
 

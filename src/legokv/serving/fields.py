@@ -220,7 +220,12 @@ def number(request: Request, name: str, *, default: float = 0.0) -> float:
     value = request.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequest(f"{name!r} is a number, not {kind_of(value)}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidRequest(
+            f"{name!r} has {len(str(value))} digits: no number is so large"
+        ) from None
 
 
 def optional_seconds(request: Request, name: str) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 from legokv.built.folder import read_engine_folder
 from legokv.chunks.header import token_bytes
@@ -14,7 +15,7 @@ from legokv.documents.document import StoredChunk
 from legokv.documents.protocol import DocumentRegistry
 from legokv.engine.naming import ChunkNaming
 from legokv.engine.request import Finished, Token, check_biased_ids, check_stop_token_ids
-from legokv.errors import Cancelled, InvalidRequest
+from legokv.errors import Cancelled, InvalidRequest, RankingMissing
 from legokv.metrics import Family, Histogram, Sample
 from legokv.serving.answering import Reply
 from legokv.serving.answers import AnswersSoFar
@@ -126,6 +127,9 @@ class GenerateService:
         line.check_id()
         question = question_from_fields(fields, self._settings)
         line.facts["namespace"] = question.namespace
+        if question.count_only:
+            yield self._counted(question, line)
+            return
         command, linked, place = self._command(question, line.request_id)
         progress.looked_up = time.monotonic()
         if question.document_ids:
@@ -134,7 +138,9 @@ class GenerateService:
         ends = {*self._naming.facts.model.eos_token_ids, *question.answering.stop_token_ids}
         answers = AnswersSoFar(question, self._tokenizer, ends)
         with self._inbox.expect(command.request_id) as events:
-            for event in self._answered(command, events, is_cancelled):
+            for event in self._named(
+                self._answered(command, events, is_cancelled), question, linked
+            ):
                 if isinstance(event, Token):
                     if not progress.first_token:
                         self._note_first(progress)
@@ -158,6 +164,20 @@ class GenerateService:
         self._ask_engine(Probe())
         yield Reply({"text_output": "", "finish_reason": "stop"}, final=True)
 
+    def _counted(self, question: Question, line: RequestLine) -> Reply:
+        """How long the prompt is; the engine is not asked."""
+        prompt, documents = self._prompt_and_documents(question)
+        num_tokens = len(prompt.head_ids)
+        for part in prompt.rest:
+            pieces = documents[part] if isinstance(part, int) else ()
+            num_tokens += sum(len(chunk.token_ids) for chunk in pieces)
+            num_tokens += 0 if isinstance(part, int) else len(part)
+        counts = {"prompt_tokens": num_tokens, "generated_tokens": 0}
+        return Reply(
+            {"request_id": line.request_id, "text_output": "", "finish_reason": "stop", **counts},
+            final=True,
+        )
+
     def _answered(
         self, command: Generate, events: Events, is_cancelled: Callable[[], bool]
     ) -> Iterator[Event]:
@@ -174,6 +194,24 @@ class GenerateService:
         finally:
             if not over:
                 self._ask_engine(Cancel(command.request_id))
+
+    def _named(
+        self, events: Iterator[Event], question: Question, linked: Linked
+    ) -> Iterator[Event]:
+        """The events; an error about chunks names the documents that these are of."""
+        try:
+            yield from events
+        except RankingMissing as error:
+            named = zip(question.document_ids, linked.documents, strict=True)
+            ids = dict.fromkeys(i for i, keys in named if keys.intersection(error.keys))
+            if not ids:
+                raise
+            raise RankingMissing(
+                f"mode {question.mode!r} needs a ranking of each document, and {len(ids)} of "
+                f"{len(set(question.document_ids))} have none: {', '.join(ids)}. Register "
+                "them again with 'rank' true, which ranks what is not ranked",
+                error.keys,
+            ) from None
 
     def _begin(self, command: Generate) -> None:
         """Have the engine begin; token ids go along only of the chunks that it does not know."""
@@ -197,11 +235,9 @@ class GenerateService:
         check_biased_ids(question.sampling.logit_bias, model)
         longest = question.max_tokens or self._settings.default_max_tokens
         check_reply_size(question, min(longest, model.context_len))
-        asked = question.document_ids
-        chunks = self._registry.chunks(question.namespace, *asked) if asked else ()
-        self._check_length(question)
-        prompt = self._prompt(question, chunks)
-        linked = self._linked(prompt, question, chunks)
+        prompt, documents = self._prompt_and_documents(question)
+        linked = self._linked(prompt, question, documents)
+        self._check_context(linked.num_tokens, documents, question)
         command = Generate(
             # Two clients may give the same id.
             request_id=f"{request_id}/{uuid.uuid4().hex}",
@@ -218,6 +254,33 @@ class GenerateService:
         )
         return command, linked, prompt.digest
 
+    def _prompt_and_documents(
+        self, question: Question
+    ) -> tuple[ConversationPrompt, list[Sequence[StoredChunk]]]:
+        asked = question.document_ids
+        chunks = self._registry.chunks(question.namespace, *asked) if asked else ()
+        self._check_length(question)
+        return self._prompt(question, chunks), list(by_document(chunks))
+
+    def _check_context(
+        self, num_tokens: int, documents: Sequence[Sequence[StoredChunk]], question: Question
+    ) -> None:
+        """InvalidRequest for a prompt that leaves no room for its answer, with what may go."""
+        context_len, longest = self._naming.facts.model.context_len, question.max_tokens
+        if num_tokens >= context_len:
+            of_documents = sum(len(chunk.token_ids) for chunk in chain.from_iterable(documents))
+            within = f", {of_documents} of them in {len(documents)} documents" * bool(documents)
+            raise InvalidRequest(
+                f"the prompt has {num_tokens} tokens{within}, and the model's context has "
+                f"{context_len}: leave out documents or messages of "
+                f"{num_tokens + 1 - context_len} tokens or more"
+            )
+        if longest is not None and num_tokens + longest > context_len:
+            raise InvalidRequest(
+                f"{num_tokens} prompt tokens and max_tokens {longest} exceed the model's context "
+                f"of {context_len} tokens: {context_len - num_tokens} are left for the answer"
+            )
+
     def _check_length(self, question: Question) -> None:
         """InvalidRequest for a text that no prompt of the model's could hold."""
         most = self._naming.facts.model.context_len
@@ -228,11 +291,14 @@ class GenerateService:
             check_num_tokens(text, self._tokenizer.encode, most, name)
 
     def _linked(
-        self, prompt: ConversationPrompt, question: Question, chunks: Sequence[StoredChunk]
+        self,
+        prompt: ConversationPrompt,
+        question: Question,
+        documents: Sequence[Sequence[StoredChunk]],
     ) -> Linked:
         return self._linking.linked(
             prompt,
-            list(by_document(chunks)),
+            documents,
             question.namespace,
             question.mode,
             # A head with a request's own words is not worth a file on disk.
@@ -265,7 +331,7 @@ class GenerateService:
 
     def _default_max_tokens(self, num_tokens: int) -> int:
         left = self._naming.facts.model.context_len - num_tokens
-        return max(1, min(self._settings.default_max_tokens, left))
+        return min(self._settings.default_max_tokens, left)
 
 
 def _other_heads(settings: Settings, naming: ChunkNaming, ask_engine: AskEngine) -> OtherHeads:

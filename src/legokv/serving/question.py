@@ -69,6 +69,7 @@ _FIELDS: dict[str, fields.Reader] = {
     **_SAMPLING,
     **_ANSWERING,
     "stream": fields.flag,
+    "count_only": fields.flag,
 }
 INPUT_NAMES = (*_FIELDS, *TENSORRT_LLM_NAMES)
 
@@ -79,7 +80,7 @@ class Question:
 
     `max_tokens` None: the server's default, or what the context has left. Without a template the
     text is the end of the prompt as it is, blanks and all. With a `conversation` the text is empty,
-    and the documents are those of its messages.
+    and the documents are those of its messages. `count_only`: how long the prompt is, no answer.
     """
 
     text: str
@@ -97,6 +98,7 @@ class Question:
     sampling: SamplingOptions
     stream: bool
     answering: AnswerOptions
+    count_only: bool = False
 
 
 def question_from_fields(payload: Mapping[str, object], settings: Settings) -> Question:
@@ -126,6 +128,7 @@ def question_from_fields(payload: Mapping[str, object], settings: Settings) -> Q
         sampling=_sampling(values),
         stream=values["stream"],
         answering=_answering(values, settings.default_timeout_seconds),
+        count_only=values["count_only"],
     )
 
 

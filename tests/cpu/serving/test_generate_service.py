@@ -14,7 +14,7 @@ from legokv import Engine, EngineSettings
 from legokv.built.folder import read_engine_folder
 from legokv.documents.document import NewDocument
 from legokv.engine.naming import ChunkNaming
-from legokv.errors import Cancelled, InvalidRequest, LegokvError, NotFound
+from legokv.errors import Cancelled, InvalidRequest, LegokvError, NotFound, RankingMissing
 from legokv.serving.answering import Reply, answer
 from legokv.serving.engine_service import EngineService
 from legokv.serving.generate import GenerateService
@@ -253,6 +253,40 @@ def test_without_max_tokens_an_answer_ends_at_the_server_s_limit_or_the_context_
     assert world.sent().max_tokens == min(256, 2048 - prompt_tokens)
 
 
+def test_a_prompt_that_is_too_long_is_told_with_what_may_be_left_out(world: World) -> None:
+    document = world.register("ab " * 700)
+    tokens = world.result(document_ids=[document], count_only=True)["prompt_tokens"]
+    many = [document] * (1 + 2048 // int(str(tokens)))
+    counted = int(str(world.result(document_ids=many, count_only=True)["prompt_tokens"]))
+    asked = len(world.commands)
+    told = (
+        rf"the prompt has {counted} tokens, \d+ of them in {len(many)} documents, and the model's "
+        rf"context has 2048: leave out documents or messages of {counted - 2047} tokens or more"
+    )
+    for fields in ({}, {"max_tokens": 1}, {"max_tokens": 99}):
+        with pytest.raises(InvalidRequest, match=told):
+            world.result(document_ids=many, **fields)
+    with pytest.raises(InvalidRequest, match=f"max_tokens 2048 .*: {2048 - int(str(tokens))} are"):
+        world.result(document_ids=[document], max_tokens=2048)
+    assert len(world.commands) == asked
+
+
+def test_rankings_that_are_missing_are_told_by_the_documents_that_want_them(
+    world: World,
+) -> None:
+    first, second, third = (world.register(f"{name} keeps the mill.\n\n") for name in "ABC")
+    ids = [first, second, third, second]
+    with pytest.raises(RankingMissing) as refused:
+        world.result(document_ids=ids, mode=b"ranked")
+    missing = [id_.decode() for id_ in (first, second, third) if id_.decode() in str(refused.value)]
+    assert missing[-2:] == [second.decode(), third.decode()]
+    assert str(refused.value) == (
+        f"mode 'ranked' needs a ranking of each document, and {len(missing)} of 3 have none: "
+        f"{', '.join(missing)}. Register them again with 'rank' true, which ranks what is not "
+        "ranked"
+    )
+
+
 def test_a_user_s_system_text_is_in_the_head_which_then_leaves_no_file(world: World) -> None:
     world.result(max_tokens=1)
     assert world.sent().segments[0].persistent
@@ -489,6 +523,26 @@ def test_messages_are_segments_in_order_with_a_document_wherever_one_stands(worl
     assert texts[4] == "Three.\n\n"
     assert result["documents_linked"] == 2
     assert result["prompt_tokens"] == sum(len(world.ids(piece)) for piece in pieces)
+
+
+@pytest.mark.parametrize("mode", [b"legolink", b"legolink-0", b"full"])
+def test_a_prompt_is_counted_as_it_would_be_computed_and_the_engine_is_not_asked(
+    world: World, mode: bytes
+) -> None:
+    first, second = world.register("One.\n\n", "Two.\n\n"), world.register("Three.\n\n")
+    parts = [{"type": "document", "id": id_.decode()} for id_ in (first, second, first)]
+    said = messages(("user", [*parts[:2], {"type": "text", "text": "Who?"}, parts[2]]))
+    for asked in (
+        {"text_input": None, "messages": said},
+        {"text_input": b"Who?", "document_ids": [second, first], "system_text": b"Be brief."},
+        {"text_input": b"Who?", "apply_chat_template": False, "document_ids": [first]},
+    ):
+        num_commands = len(world.commands)
+        counted = world.result(**asked, mode=mode, count_only=True)
+        assert len(world.commands) == num_commands
+        assert (counted["text_output"], counted["generated_tokens"]) == ("", 0)
+        answered = world.result(**asked, mode=mode, max_tokens=1)
+        assert counted["prompt_tokens"] == answered["prompt_tokens"]
 
 
 @pytest.mark.parametrize(

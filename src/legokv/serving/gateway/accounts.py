@@ -20,14 +20,18 @@ class Account(Protocol):
     def stored_bytes(self) -> int:
         """Most bytes of the namespace's files; 0: what the server allows any."""
 
+    @property
+    def limits_tokens(self) -> bool:
+        """Whether tokens are counted, and so reserved ahead of an answer."""
+
     def namespace(self, name: str | None = None) -> str:
         """The one that is reached."""
 
     def check_metrics(self) -> None:
         """Raises unless the account may read the figures of the whole server."""
 
-    def reserve_tokens(self, most: int) -> Reservation:
-        """Tokens that an answer may have at most; raises if fewer are left."""
+    def reserve_tokens(self, prompt: int, answers: int) -> Reservation:
+        """The prompt's tokens and the most that answers may have; raises if fewer are left."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Everybody:
     """The one account of a server without keys: no limits but the server's own."""
 
     stored_bytes: int = 0
+    limits_tokens: bool = False
 
     def namespace(self, name: str | None = None) -> str:
         return namespace_or_default(name)
@@ -50,5 +55,5 @@ class Everybody:
     def check_metrics(self) -> None:
         """All may read them."""
 
-    def reserve_tokens(self, most: int) -> Reservation:
+    def reserve_tokens(self, prompt: int, answers: int) -> Reservation:
         return Uncounted()

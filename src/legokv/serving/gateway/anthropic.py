@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -30,25 +30,43 @@ from legokv.serving.gateway.refusals import anthropic_error
 from legokv.serving.gateway.replies import Answer
 from legokv.serving.gateway.streams import EventStream, event
 from legokv.serving.gateway.tool_calls import ToolCall, Tools, tools_of
-from legokv.serving.gateway.turns import Message, Part, Turns, decoded, titled
+from legokv.serving.gateway.turns import Message, Part, Turns, check_call_ids, decoded, titled
 from legokv.serving.gateway.world import World
 
-_FIELDS: dict[str, Reader] = {
+
+def messages(request: readers.Request, name: str) -> list[Any]:
+    """A list that `_BlockTurns` reads."""
+    return readers.items(request, name)
+
+
+def tools(request: readers.Request, name: str) -> list[Any]:
+    """A list of a client's own tools."""
+    return readers.items(request, name)
+
+
+def tool_choice(request: readers.Request, name: str) -> dict[str, Any]:
+    """An object with a type of `CHOICES`."""
+    return fields.json_object(request, name)
+
+
+FIELDS: dict[str, Reader] = {
     "model": readers.text,
-    "messages": readers.items,
+    "messages": messages,
     "max_tokens": partial(readers.whole_number, low=1, high=readers.MAX_INT32),
-    "system": fields.anything,
-    "temperature": fields.number,
-    "top_p": fields.number,
+    "system": fields.text_or_parts,
+    "temperature": fields.SAMPLING["temperature"],
+    "top_p": fields.SAMPLING["top_p"],
     "top_k": partial(readers.whole_number, low=0, high=readers.MAX_INT32),
     "stop_sequences": fields.stops,
     "stream": readers.flag,
-    "tools": readers.items,
-    "tool_choice": fields.json_object,
+    "tools": tools,
+    "tool_choice": tool_choice,
     "output_config": fields.json_object,
     "link": fields.link,
     "chat_template_kwargs": fields.json_object,
 }
+# `messages.count_tokens` takes those of a prompt.
+COUNTED = {name: FIELDS[name] for name in FIELDS if name not in ("max_tokens", "stream")}
 _WITHOUT_EFFECT = ("metadata", "service_tier", "cache_control", "inference_geo", "diagnostics")
 _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "thinking": ({"type": "disabled"},),
@@ -58,6 +76,12 @@ _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "context_management": (),
     "prefill": (),
 }
+OTHERS = (*_WITHOUT_EFFECT, *_ASKS_FOR_NOTHING)
+CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": None}
+"""OpenAI's words for them; None names a tool."""
+ROLES = ("user", "assistant", "system")
+BLOCKS = ("text", "document", "tool_use", "tool_result")
+SOURCES = ("text", "base64", "content", "file")
 _TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 _STOPS = {"stop": "end_turn", "length": "max_tokens", "timeout": "max_tokens"}
 _TEXT_SOURCES = ("text/plain", "text/markdown", "text/html", "application/pdf", "")
@@ -73,22 +97,15 @@ class AnthropicChats:
         """Answer a conversation."""
         world = self._world
         body = await json_body(request, world.settings.request_bytes)
-        values = read_fields(body, _FIELDS, _WITHOUT_EFFECT, _ASKS_FOR_NOTHING)
+        values = read_fields(body, FIELDS, _WITHOUT_EFFECT, _ASKS_FOR_NOTHING)
         model = required_model(values)
         world.check_model(model)
         if "max_tokens" not in values:
             raise ApiRefused("'max_tokens' is missing", param="max_tokens")
-        tools = tools_of(_tools_in_openais_shape(values), world.tool_form)
-        chosen = _for_generate(values, tools)
-
-        async def ask() -> Asked:
-            turns = _BlockTurns(Turns(world, account))
-            messages = await turns.of(values.get("system"), values.get("messages", []))
-            text = json_text(messages)
-            return Asked({**chosen, "messages": text}, turns.document_ids)
-
+        offered = tools_of(_tools_in_openais_shape(values), world.tool_form)
+        ask = self._asking(account, values, _for_generate(values, offered))
         begun = await while_client_stays(request, begin(world, request, account, ask))
-        (answer,) = answers_for(world, {}, tools)
+        (answer,) = answers_for(world, {}, offered)
         request_id = request.state.request_id
         if values.get("stream"):
 
@@ -98,6 +115,29 @@ class AnthropicChats:
             return EventStream(_events(begun, answer, model), last_word, request.state.line)
         reply = await while_client_stays(request, only_reply(begun))
         return JSONResponse(_whole(reply, answer, model))
+
+    async def count_tokens(self, request: Request, account: Account) -> Response:
+        """How many tokens a message's prompt has; its documents are registered as in a message."""
+        world = self._world
+        body = await json_body(request, world.settings.request_bytes)
+        values = read_fields(body, COUNTED, _WITHOUT_EFFECT, _ASKS_FOR_NOTHING)
+        world.check_model(required_model(values))
+        offered = tools_of(_tools_in_openais_shape(values), world.tool_form)
+        chosen = {**_for_generate(values, offered), "count_only": True}
+        ask = self._asking(account, values, chosen)
+        begun = await while_client_stays(request, begin(world, request, account, ask))
+        reply = await while_client_stays(request, only_reply(begun))
+        return JSONResponse({"input_tokens": reply["prompt_tokens"]})
+
+    def _asking(
+        self, account: Account, values: Mapping[str, Any], chosen: Mapping[str, Any]
+    ) -> Callable[[], Awaitable[Asked]]:
+        async def ask() -> Asked:
+            turns = _BlockTurns(Turns(self._world, account))
+            messages = await turns.of(values.get("system"), values.get("messages", []))
+            return Asked({**chosen, "messages": json_text(messages)}, turns.document_ids)
+
+        return ask
 
 
 class _BlockTurns:
@@ -116,15 +156,12 @@ class _BlockTurns:
             made.append({"role": "system", "content": await self._parts("system", system)})
         for place, message in enumerate(messages):
             where = f"messages[{place}]"
-            if not isinstance(message, Mapping) or message.get("role") not in (
-                "user",
-                "assistant",
-                "system",
-            ):
+            if not isinstance(message, Mapping) or message.get("role") not in ROLES:
                 raise ApiRefused(f"{where} is an object of role user or assistant", param=where)
             made += await self._turn(where, message)
         if not messages:
             raise ApiRefused("'messages' is empty: there is nothing to answer", param="messages")
+        check_call_ids(made)
         return made
 
     async def _turn(self, where: str, message: Mapping[str, Any]) -> list[Message]:
@@ -235,20 +272,16 @@ def _call(where: str, block: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tools_in_openais_shape(values: Mapping[str, Any]) -> dict[str, Any]:
     choice = values.get("tool_choice") or {"type": "auto"}
-    kinds: dict[Any, Callable[[], Any]] = {
-        "auto": lambda: "auto",
-        "any": lambda: "required",
-        "none": lambda: "none",
-        "tool": lambda: {"type": "function", "function": {"name": choice.get("name")}},
-    }
-    if not isinstance(choice.get("type"), str) or choice["type"] not in kinds:
-        raise ApiRefused(f"'tool_choice' is of type {', '.join(kinds)}", param="tool_choice")
-    tools = [_tool(place, tool) for place, tool in enumerate(values.get("tools", []))]
-    if not tools:
+    if not isinstance(choice.get("type"), str) or choice["type"] not in CHOICES:
+        raise ApiRefused(f"'tool_choice' is of type {', '.join(CHOICES)}", param="tool_choice")
+    word = CHOICES[choice["type"]]
+    named = {"type": "function", "function": {"name": choice.get("name")}}
+    offered = [_tool(place, tool) for place, tool in enumerate(values.get("tools", []))]
+    if not offered:
         return {}
     return {
-        "tools": tools,
-        "tool_choice": kinds[choice["type"]](),
+        "tools": offered,
+        "tool_choice": named if word is None else word,
         "parallel_tool_calls": not choice.get("disable_parallel_tool_use", False),
     }
 

@@ -76,6 +76,8 @@ class Gateway:
     def __init__(self, world: World) -> None:
         self._bodies = HeldBodies(BODIES_AT_ONCE * world.settings.request_bytes)
         self._app = Starlette(routes=_routes(world), exception_handlers=_HANDLERS)
+        # A redirect's address would be made of the Host that a client sent.
+        self._app.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope.setdefault("state", {})
@@ -100,6 +102,7 @@ def _routes(world: World) -> list[Route]:
         _of_account("/v1/chat/completions", chats.chat, "POST"),
         _of_account("/v1/completions", chats.completion, "POST"),
         _of_account("/v1/messages", messages.message, "POST"),
+        _of_account("/v1/messages/count_tokens", messages.count_tokens, "POST"),
         _of_account("/v1/models", facts.models),
         _of_account("/v1/models/{model:path}", facts.model),
         _of_account("/v1/files", files.upload, "POST"),
@@ -150,10 +153,12 @@ async def _no_path(request: Request, error: Exception) -> Response:
     path = f"{request.method[:20]} {request.url.path[:200]}"
     sentence = f"there is nothing at {path}: /docs lists the paths"
     if error.status_code == 405:
-        sentence = f"{path} is no method of this path: /docs lists the paths"
+        sentence = f"{path}: this path has another method, /docs lists them"
     refused = ApiRefused(sentence, error.status_code, kind="unknown_url")
     note_failure(request.state.line, refused)
-    return refusal(request, refused)
+    answer = refusal(request, refused)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 _HANDLERS: Mapping[Any, Any] = {HTTPException: _no_path}

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from legokv.errors import ApiRefused, LegokvError, NotFound
 from legokv.serving.gateway import fields
-from legokv.serving.gateway.accounts import Account, Reservation
+from legokv.serving.gateway.accounts import Account, Reservation, Uncounted
 from legokv.serving.gateway.bodies import json_body, read_fields, while_client_stays
 from legokv.serving.gateway.models import Values, json_text
 from legokv.serving.gateway.refusals import openai_error
@@ -114,12 +114,12 @@ async def begin(
     """
     for last in (False, True):
         asked = await ask()
-        num_answers = asked.fields.get("num_return_sequences", 1)
-        most = asked.fields.get("max_tokens", world.settings.default_max_tokens) * num_answers
-        reservation = account.reserve_tokens(most)
         namespaced = {**asked.fields, "namespace": account.namespace()}
-        replies = world.models.generate(namespaced, request.state.request_id)
+        reservation: Reservation = Uncounted()
         try:
+            if account.limits_tokens and "count_only" not in asked.fields:
+                reservation = await _reserved(world, account, namespaced, request.state.request_id)
+            replies = world.models.generate(namespaced, request.state.request_id)
             return Begun(await anext(replies), replies, reservation)
         except NotFound:
             reservation.settle(0)
@@ -131,6 +131,18 @@ async def begin(
             reservation.settle(0)
             raise
     raise AssertionError("the second time returns or raises")
+
+
+async def _reserved(
+    world: World, account: Account, asked: Mapping[str, Any], request_id: str
+) -> Reservation:
+    """The most that the request may take: its prompt, which is counted first, and its answers."""
+    replies = world.models.generate({**asked, "count_only": True}, request_id)
+    async with aclosing(replies):
+        counted = await anext(replies)
+    longest = asked.get("max_tokens", world.settings.default_max_tokens)
+    num_answers = asked.get("num_return_sequences", 1)
+    return account.reserve_tokens(counted["prompt_tokens"], longest * num_answers)
 
 
 async def only_reply(begun: Begun) -> Values:
@@ -194,4 +206,6 @@ def _prompt(values: Mapping[str, Any]) -> dict[str, Any]:
         raise ApiRefused(
             "'prompt' is one text: others go into requests of their own", param="prompt"
         )
+    if not prompt:
+        raise ApiRefused("'prompt' is empty: there is nothing to go on with", param="prompt")
     return {"text_input": prompt, "apply_chat_template": False}

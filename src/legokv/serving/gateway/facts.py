@@ -19,13 +19,13 @@ from legokv.serving.gateway.world import World
 from legokv.text.length import check_num_tokens
 from legokv.version import VERSION
 
-_TOKENIZE: dict[str, Reader] = {
+TOKENIZE: dict[str, Reader] = {
     "model": readers.text,
     "prompt": readers.text,
     "add_special_tokens": readers.flag,
     "return_token_strs": readers.flag,
 }
-_DETOKENIZE: dict[str, Reader] = {
+DETOKENIZE: dict[str, Reader] = {
     "model": readers.text,
     "tokens": partial(readers.whole_numbers, low=0, high=readers.MAX_INT32),
 }
@@ -85,7 +85,7 @@ class Facts:
 
     async def tokenize(self, request: Request, account: Account) -> Response:
         """The ids of a text. A plain text's first token comes before it, unless told otherwise."""
-        values = await self._values(request, _TOKENIZE)
+        values = await self._values(request, TOKENIZE)
         if "prompt" not in values:
             raise ApiRefused("'prompt' is missing: a text", param="prompt")
         ids = await asyncio.to_thread(self._encoded, values)
@@ -108,7 +108,7 @@ class Facts:
 
     async def detokenize(self, request: Request, account: Account) -> Response:
         """The text of ids."""
-        values = await self._values(request, _DETOKENIZE)
+        values = await self._values(request, DETOKENIZE)
         ids, size = values.get("tokens", ()), self._world.tokenizer.vocab_size
         for token_id in ids:
             if token_id >= size:

@@ -3,35 +3,61 @@
 Three tables: taken, taken and without effect, and refused unless their value asks for nothing.
 """
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from legokv.engine.request import MAX_RETURN_SEQUENCES, MAX_TOP_LOG_PROBS, MODES
+from legokv.engine.request import (
+    MAX_RETURN_SEQUENCES,
+    MAX_TIMEOUT_SECONDS,
+    MAX_TOP_LOG_PROBS,
+    MODES,
+)
+from legokv.engine.sampling import NUMBER_BOUNDS
 from legokv.errors import ApiRefused
 from legokv.serving import fields
 from legokv.serving.fields import Reader, Request
 from legokv.serving.gateway.models import json_text
 
-_MAX_NUMBER = 1e6
-_MAX_STOPS = 64
+MAX_STOPS = 64
 
 
-def number(request: Request, name: str) -> float:
-    """A finite number that is not absurdly large; its own bounds are `generate`'s."""
+def number(request: Request, name: str, *, low: float, high: float, above: bool = False) -> float:
+    """A number from `low` to `high`, or `above` it."""
     value = fields.number(request, name)
-    if not math.isfinite(value) or abs(value) > _MAX_NUMBER:
-        raise ApiRefused(f"{name!r} is {value:g}, at most {_MAX_NUMBER:g} is taken", param=name)
+    if above and value == low:
+        raise ApiRefused(f"{name!r} is above {low:g} and at most {high:g}", param=name)
+    if not low <= value <= high:
+        raise ApiRefused(f"{name!r} is {value:g}, outside {low:g} to {high:g}", param=name)
     return value
+
+
+def messages(request: Request, name: str) -> list[Any]:
+    """A list that `turns` reads."""
+    return fields.items(request, name)
+
+
+def documents(request: Request, name: str) -> list[Any]:
+    """A list of texts, that `turns` reads."""
+    return fields.items(request, name)
+
+
+def tools(request: Request, name: str) -> list[Any]:
+    """A list that `tool_calls` reads."""
+    return fields.items(request, name)
+
+
+def tool_choice(request: Request, name: str) -> Any:
+    """A word or a function's name, that `tool_calls` reads."""
+    return request[name]
 
 
 def stops(request: Request, name: str) -> tuple[str, ...]:
     """One text or a list of them."""
     value = request[name]
     words = (fields.text(request, name),) if isinstance(value, str) else fields.texts(request, name)
-    if len(words) > _MAX_STOPS:
-        raise ApiRefused(f"{name!r} has {len(words)} texts, at most {_MAX_STOPS} are taken")
+    if len(words) > MAX_STOPS:
+        raise ApiRefused(f"{name!r} has {len(words)} texts, at most {MAX_STOPS} are taken")
     return words
 
 
@@ -49,62 +75,62 @@ def json_object(request: Request, name: str) -> dict[str, Any]:
     return value
 
 
-def anything(request: Request, name: str) -> Any:
-    """A value that is read later, or has no effect."""
+def text_or_parts(request: Request, name: str) -> Any:
+    """A text or a list, which are read later."""
     return request[name]
 
 
 def link(request: Request, name: str) -> dict[str, Any]:
     """What of the documents is computed again, as fields of `generate`."""
     value = json_object(request, name)
-    readers: dict[str, Reader] = {
-        "mode": partial(fields.optional_choice, choices=MODES),
-        "link_tokens": partial(fields.whole_number, low=0, high=fields.MAX_INT32),
-        "recompute_percent": number,
-    }
-    fields.refuse_unknown(value, readers)
-    return {key: readers[key](value, key) for key in value if value[key] is not None}
+    fields.refuse_unknown(value, LINK)
+    return {key: LINK[key](value, key) for key in value if value[key] is not None}
 
 
+LINK: dict[str, Reader] = {
+    "mode": partial(fields.optional_choice, choices=MODES),
+    "link_tokens": partial(fields.whole_number, low=0, high=fields.MAX_INT32),
+    "recompute_percent": partial(number, low=0, high=100),
+}
+SAMPLING: dict[str, Reader] = {
+    name: partial(number, low=low, high=high, above=name == "top_p")
+    for name, (low, high) in NUMBER_BOUNDS.items()
+}
 _WHOLE = partial(fields.whole_number, high=fields.MAX_INT32)
 # By their names in `generate`, where they have another.
 _COMMON: dict[str, Reader] = {
     "model": fields.text,
     "max_tokens": partial(_WHOLE, low=1),
-    "temperature": number,
-    "top_p": number,
+    **SAMPLING,
     "top_k": partial(_WHOLE, low=-1),
-    "min_p": number,
-    "repetition_penalty": number,
-    "presence_penalty": number,
-    "frequency_penalty": number,
     "n": partial(fields.whole_number, low=1, high=MAX_RETURN_SEQUENCES),
     "stop": stops,
     "stop_token_ids": partial(fields.whole_numbers, low=0, high=fields.MAX_INT32),
     "min_tokens": partial(_WHOLE, low=0),
+    "ignore_eos": fields.flag,
     "seed": seed,
     "logit_bias": json_object,
     "response_format": json_object,
     "stream": fields.flag,
     "stream_options": json_object,
     "link": link,
-    "timeout": number,
+    "timeout": partial(number, low=0, high=MAX_TIMEOUT_SECONDS, above=True),
 }
 CHAT: dict[str, Reader] = {
     **_COMMON,
-    "messages": fields.items,
+    "messages": messages,
     "max_completion_tokens": partial(_WHOLE, low=1),
     "logprobs": fields.flag,
     "top_logprobs": partial(fields.whole_number, low=0, high=MAX_TOP_LOG_PROBS),
-    "tools": fields.items,
-    "tool_choice": anything,
+    "tools": tools,
+    "tool_choice": tool_choice,
     "parallel_tool_calls": fields.flag,
-    "documents": fields.items,
+    "documents": documents,
     "chat_template_kwargs": json_object,
 }
 COMPLETION: dict[str, Reader] = {
     **_COMMON,
-    "prompt": anything,
+    "prompt": text_or_parts,
     "logprobs": partial(fields.whole_number, low=0, high=MAX_TOP_LOG_PROBS),
 }
 WITHOUT_EFFECT = (
@@ -113,7 +139,6 @@ WITHOUT_EFFECT = (
 )
 ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "store": (False,),
-    "ignore_eos": (False,),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
     "skip_special_tokens": (True,),
@@ -131,6 +156,7 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "prompt_logprobs": (0,),
 }
+_STREAM_OPTIONS = ("include_usage", "include_obfuscation", "continuous_usage_stats")
 _SAME_NAME = (
     *("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"),
     *("frequency_penalty", "min_tokens", "seed"),
@@ -146,6 +172,13 @@ def for_generate(values: Mapping[str, Any]) -> dict[str, Any]:
     max_tokens = values.get("max_completion_tokens", values.get("max_tokens"))
     if max_tokens is not None:
         chosen["max_tokens"] = max_tokens
+    if values.get("ignore_eos"):
+        # Load tests want answers of one length.
+        if max_tokens is None:
+            raise ApiRefused(
+                "'ignore_eos' needs 'max_tokens': an answer has so many then", param="ignore_eos"
+            )
+        chosen["min_tokens"] = max_tokens
     if values.get("top_k", 0) > 0:  # -1 is none to others
         chosen["top_k"] = values["top_k"]
     if values.get("stop"):
@@ -182,6 +215,6 @@ def wants_usage(values: Mapping[str, Any]) -> bool:
     if not values.get("stream"):
         raise ApiRefused("'stream_options' needs 'stream' to be true", param="stream_options")
     for name in options:
-        if name not in ("include_usage", "include_obfuscation"):
+        if name not in _STREAM_OPTIONS:
             raise ApiRefused(f"unknown stream option {name[:80]!r}", param="stream_options")
     return fields.flag(options, "include_usage")

@@ -1,18 +1,23 @@
 """`/v1/files`: documents of the registry as files, in OpenAI's shape and in Anthropic's."""
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from legokv.documents.document import MAX_NAME_LEN, MAX_TTL_SECONDS, normalise_text
+from legokv.documents.document import MAX_TTL_SECONDS, normalise_text
 from legokv.errors import ApiRefused, NotFound
+from legokv.serving.fields import Reader
+from legokv.serving.fields import Request as Fields
 from legokv.serving.gateway.accounts import Account
 from legokv.serving.gateway.bodies import form_body
 from legokv.serving.gateway.extract import MEDIA_TYPES, text_of
-from legokv.serving.gateway.library import INLINE, document_id_of, file_id_of
+from legokv.serving.gateway.library import INLINE, document_id_of, file_id_of, shown_name
 from legokv.serving.gateway.refusals import is_anthropic
 from legokv.serving.gateway.uploads import Upload
 from legokv.serving.gateway.world import World
@@ -20,8 +25,9 @@ from legokv.serving.gateway.world import World
 PURPOSE = "user_data"
 MAX_PAGE_LEN = 10_000
 _PAGE_LEN = 1000
+_MAX_IDS = 100
 _STATUS = {"registered": "uploaded", "compiling": "uploaded", "ready": "processed"}
-_UPLOAD_FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
+ORDERS = ("asc", "desc")
 
 Document = dict[str, Any]
 
@@ -37,16 +43,17 @@ class Files:
         """Register what the form's file says; it is compiled afterwards."""
         world = self._world
         name, media_type, data, others = await form_body(request, world.settings.request_bytes)
-        ttl_seconds = _ttl_seconds(others, needs_purpose=not is_anthropic(request))
+        values = _form_values(others, needs_purpose=not is_anthropic(request))
         text, kind = await text_of(name, media_type, data)
         reply = await world.models.documents(
             "create",
             namespace=account.namespace(),
             namespace_bytes=account.stored_bytes,
             text=text,
-            name=_short_name(name),
-            ttl_seconds=ttl_seconds,
+            name=shown_name(name),
+            ttl_seconds=values.get("expires_after[seconds]"),
             wait=False,
+            **({"rank": values["rank"] == "true"} if "rank" in values else {}),
         )
         document = reply["document"]
         upload = Upload(len(data), MEDIA_TYPES[kind])
@@ -58,23 +65,19 @@ class Files:
 
     async def list_files(self, request: Request, account: Account) -> Response:
         """A page of the account's files."""
-        with_tiers = request.query_params.get("tiers") == "true"
-        documents = await self._all(account, with_tiers=with_tiers)
         if is_anthropic(request):
-            return JSONResponse(await self._anthropic_page(request, documents))
-        limit, after = (
-            _limit(request, MAX_PAGE_LEN, MAX_PAGE_LEN),
-            request.query_params.get("after"),
-        )
-        order = request.query_params.get("order", "desc")
-        if order not in ("asc", "desc"):
+            return JSONResponse(await self._anthropic_page(request, account))
+        query = request.query_params
+        limit, order = _limit(request, MAX_PAGE_LEN, MAX_PAGE_LEN), query.get("order", "desc")
+        if order not in ORDERS:
             raise ApiRefused(f"'order' is asc or desc, not {order[:80]!r}", param="order")
-        if order == "desc":
-            documents.reverse()
-        if request.query_params.get("purpose", PURPOSE) != PURPOSE:
-            documents = []
-        page, has_more = _page(documents, after, limit)
-        data = [await self._shown(request, document) for document in page]
+        if query.get("purpose", PURPOSE) != PURPOSE:
+            page: list[Document] = []
+            has_more = False
+        else:
+            wanted = {"newest_first": order == "desc", "tiers": query.get("tiers") == "true"}
+            page, has_more = await self._page(account, query.get("after"), limit, wanted)
+        data = await self._shown_all(request, page)
         return JSONResponse(
             {
                 "object": "list",
@@ -125,20 +128,27 @@ class Files:
             raise
         return document
 
-    async def _all(self, account: Account, *, with_tiers: bool) -> list[Document]:
-        """All files in order of registration, but those whose time is over."""
-        after, documents = 0, []
-        while after is not None:
-            reply = await self._world.models.documents(
-                "list",
-                namespace=account.namespace(),
-                after=after,
-                limit=_PAGE_LEN,
-                tiers=with_tiers,
-            )
-            documents += reply["documents"]
-            after = reply["next_after"]
-        return [document for document in documents if self._is_file(document)]
+    async def _page(
+        self, account: Account, after: str | None, limit: int, wanted: dict[str, bool]
+    ) -> tuple[list[Document], bool]:
+        """Up to `limit` files behind the file `after`, and whether there are more.
+
+        No more is read than that, and the texts of chats and what is over in between.
+        """
+        place: Any = 0 if after is None else document_id_of(after)
+        documents: list[Document] = []
+        while place is not None and len(documents) <= limit:
+            number = min(_PAGE_LEN, limit + 1 - len(documents))
+            fields = {"namespace": account.namespace(), "after": place, "limit": number}
+            try:
+                reply = await self._world.models.documents("list", **fields, **wanted)
+            except NotFound:
+                raise ApiRefused(
+                    f"there is no file {str(after)[:80]!r} to go on after", param="after"
+                ) from None
+            documents += [found for found in reply["documents"] if self._is_file(found)]
+            place = reply["next_after"]
+        return documents[:limit], len(documents) > limit
 
     def _is_file(self, document: Document) -> bool:
         try:
@@ -176,80 +186,124 @@ class Files:
         if not task.cancelled():
             task.exception()  # who asks next is told by the document's state
 
-    async def _anthropic_page(self, request: Request, documents: Any) -> dict[str, Any]:
-        asked = request.query_params.getlist("ids") or request.query_params.getlist("ids[]")
+    async def _anthropic_page(self, request: Request, account: Account) -> dict[str, Any]:
+        query = request.query_params
+        asked = query.getlist("ids") or query.getlist("ids[]")
+        if len(asked) > _MAX_IDS:
+            raise ApiRefused(f"'ids' are {len(asked)}, at most {_MAX_IDS} are taken", param="ids")
         if asked:
-            documents = [d for d in documents if file_id_of(d["id"]) in asked]
-            page, has_more = documents, False
+            page, has_more = await self._of_ids(account, asked), False
         else:
-            documents = documents[::-1]
-            after = request.query_params.get("page", "").removeprefix("page_") or None
-            page, has_more = _page(documents, after, _limit(request, 20, 1000))
-        data = [await self._shown(request, document) for document in page]
+            after = query.get("page", "").removeprefix("page_") or None
+            wanted = {"newest_first": True}
+            page, has_more = await self._page(account, after, _limit(request, 20, 1000), wanted)
+        data = await self._shown_all(request, page)
         return {"data": data, "next_page": f"page_{data[-1]['id']}" if has_more else None}
 
+    async def _of_ids(self, account: Account, ids: Sequence[str]) -> list[Document]:
+        """The files of these ids, without those that are not there."""
+        found = []
+        for file_id in dict.fromkeys(ids):
+            with suppress(NotFound):
+                reply = await self._world.models.documents(
+                    "get", namespace=account.namespace(), id=document_id_of(file_id)
+                )
+                found.append(reply["document"])
+        return [document for document in found if self._is_file(document)]
+
     async def _shown(self, request: Request, document: Document) -> dict[str, Any]:
-        upload = await asyncio.to_thread(
-            self._world.uploads.facts, document["namespace"], document["id"]
-        )
-        num_bytes = document["num_bytes"] if upload is None else upload.num_bytes
-        if is_anthropic(request):
-            return {
-                "id": file_id_of(document["id"]),
-                "type": "file",
-                "filename": document["name"] or document["id"],
-                "mime_type": "text/plain" if upload is None else upload.media_type,
-                "size_bytes": num_bytes,
-                "created_at": _time(document["created_at"]),
-                "expires_at": _time(document["expires_at"]),
-                "downloadable": True,
-            }
-        expires_at = document["expires_at"]
+        (shown,) = await self._shown_all(request, [document])
+        return shown
+
+    async def _shown_all(
+        self, request: Request, documents: Sequence[Document]
+    ) -> list[dict[str, Any]]:
+        facts = self._world.uploads.facts
+
+        def uploads() -> list[Upload | None]:
+            return [facts(document["namespace"], document["id"]) for document in documents]
+
+        found = await asyncio.to_thread(uploads)
+        pairs = zip(documents, found, strict=True)
+        return [_object(document, upload, is_anthropic(request)) for document, upload in pairs]
+
+
+def _object(document: Document, upload: Upload | None, anthropic: bool) -> dict[str, Any]:
+    """A file as one of the two APIs shows it."""
+    num_bytes = document["num_bytes"] if upload is None else upload.num_bytes
+    if anthropic:
         return {
             "id": file_id_of(document["id"]),
-            "object": "file",
-            "bytes": num_bytes,
-            "created_at": int(document["created_at"]),
-            "expires_at": None if expires_at is None else int(expires_at),
+            "type": "file",
             "filename": document["name"] or document["id"],
-            "purpose": PURPOSE,
-            "status": _STATUS.get(document["state"], "error"),
-            "status_details": document["failure"],
-            "legokv": {
-                "num_tokens": document["num_tokens"],
-                "num_chunks": document["num_chunks"],
-                "compiled_chunks": document["compiled_chunks"],
-                "last_used_at": document["last_used_at"],
-                **({"tiers": document["tiers"]} if "tiers" in document else {}),
-            },
+            "mime_type": "text/plain" if upload is None else upload.media_type,
+            "size_bytes": num_bytes,
+            "created_at": _time(document["created_at"]),
+            "expires_at": _time(document["expires_at"]),
+            "downloadable": True,
         }
+    expires_at = document["expires_at"]
+    return {
+        "id": file_id_of(document["id"]),
+        "object": "file",
+        "bytes": num_bytes,
+        "created_at": int(document["created_at"]),
+        "expires_at": None if expires_at is None else int(expires_at),
+        "filename": document["name"] or document["id"],
+        "purpose": PURPOSE,
+        "status": _STATUS.get(document["state"], "error"),
+        "status_details": document["failure"],
+        "legokv": {
+            "num_tokens": document["num_tokens"],
+            "num_chunks": document["num_chunks"],
+            "compiled_chunks": document["compiled_chunks"],
+            "last_used_at": document["last_used_at"],
+            **({"tiers": document["tiers"]} if "tiers" in document else {}),
+        },
+    }
 
 
-def _ttl_seconds(fields: dict[str, str], *, needs_purpose: bool) -> float | None:
-    for name in fields:
-        if name not in _UPLOAD_FIELDS:
-            raise ApiRefused(f"unknown field {name[:80]!r} in the form", param=name[:80])
-    purpose = fields.get("purpose", "" if needs_purpose else PURPOSE)
-    if purpose != PURPOSE:
-        raise ApiRefused(f"'purpose' is {PURPOSE}, not {purpose[:80]!r}", param="purpose")
-    anchor = fields.get("expires_after[anchor]", "created_at")
-    if anchor != "created_at":
-        raise ApiRefused(f"a file expires after 'created_at', not {anchor[:80]!r}", param="anchor")
-    seconds = fields.get("expires_after[seconds]")
-    if seconds is None:
-        return None
-    if not (seconds.isascii() and seconds.isdigit() and 0 < int(seconds[:12]) < MAX_TTL_SECONDS):
+def upload(request: Fields, name: str) -> str:
+    """The file itself, which is read with the form."""
+    raise ApiRefused(f"{name!r} is a part with a filename, not a text", param=name)
+
+
+def word(request: Fields, name: str, *, choices: Sequence[str]) -> str:
+    """One of the choices."""
+    value: str = request[name]
+    if value not in choices:
+        listed = " or ".join(choices)
+        raise ApiRefused(f"{name!r} is {listed}, not {value[:80]!r}", param=name)
+    return value
+
+
+def digits(request: Fields, name: str, *, below: float) -> int:
+    """A whole number of seconds from 1."""
+    value: str = request[name]
+    if not (value.isascii() and value.isdigit() and 0 < int(value[:12]) < below):
         raise ApiRefused(
-            f"'expires_after[seconds]' is a whole number of seconds from 1, not {seconds[:80]!r}",
-            param="expires_after[seconds]",
+            f"{name!r} is a whole number of seconds from 1 to {below - 1:.0f}, not {value[:80]!r}",
+            param=name,
         )
-    return float(seconds[:12])
+    return int(value[:12])
 
 
-def _short_name(filename: str) -> str:
-    """The name without folders, as long as a document's may be."""
-    name = filename.replace("\\", "/").rpartition("/")[2]
-    return (name.encode(errors="replace").decode() or "file")[:MAX_NAME_LEN]
+FORM: dict[str, Reader] = {
+    "file": upload,
+    "purpose": partial(word, choices=(PURPOSE,)),
+    "expires_after[anchor]": partial(word, choices=("created_at",)),
+    "expires_after[seconds]": partial(digits, below=MAX_TTL_SECONDS),
+    "rank": partial(word, choices=("true", "false")),
+}
+
+
+def _form_values(form: dict[str, str], *, needs_purpose: bool) -> dict[str, Any]:
+    for name in form:
+        if name not in FORM:
+            raise ApiRefused(f"unknown field {name[:80]!r} in the form", param=name[:80])
+    if needs_purpose and "purpose" not in form:
+        raise ApiRefused(f"'purpose' is missing in the form: {PURPOSE}", param="purpose")
+    return {name: FORM[name](form, name) for name in form}
 
 
 def _limit(request: Request, default: int, most: int) -> int:
@@ -257,17 +311,6 @@ def _limit(request: Request, default: int, most: int) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
         raise ApiRefused(f"'limit' is from 1 to {most}, not {text[:80]!r}", param="limit")
     return int(text[:9])
-
-
-def _page(documents: Any, after: str | None, limit: int) -> tuple[Any, bool]:
-    """Up to `limit` documents behind the file `after`, and whether there are more."""
-    start = 0
-    if after is not None:
-        ids = [file_id_of(document["id"]) for document in documents]
-        if after not in ids:
-            raise ApiRefused(f"there is no file {after[:80]!r} to go on after", param="after")
-        start = ids.index(after) + 1
-    return documents[start : start + limit], start + limit < len(documents)
 
 
 def _time(seconds: float | None) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from legokv.errors import InvalidRequest, KeyMissing, NotAllowed, RateLimited
+from legokv.errors import ApiRefused, InvalidRequest, KeyMissing, NotAllowed, RateLimited
 from legokv.serving.api_keys import ApiKey, hash_of, read_keys
 
 MAX_KEY_LEN = 512
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Bucket:
-    """What may be taken a minute. Empty, it fills in one; below zero is what was lent."""
+    """What may be taken a minute. Empty, it fills in one."""
 
     def __init__(self, per_minute: int, clock: Clock) -> None:
         self._per_minute = per_minute
@@ -35,22 +35,19 @@ class Bucket:
         self._filled = clock()
 
     def take(self, amount: float) -> float:
-        """0 if the amount was taken, else the seconds until it could be, and nothing is taken.
-
-        More than the whole bucket is taken from a full one, which is in debt then.
-        """
+        """0 if the amount was taken, else the seconds until it could be, and nothing is taken."""
         now = self._clock()
         risen = self._level + (now - self._filled) * self._per_minute / 60
         self._level, self._filled = min(float(self._per_minute), risen), now
-        missing = min(amount, self._per_minute) - self._level
+        missing = amount - self._level
         if missing > 0:
             return missing * 60 / self._per_minute
         self._level -= amount
         return 0.0
 
-    def correct(self, amount: float) -> None:
-        """Take this much more, whatever is there, or with a minus give it back."""
-        self._level -= amount
+    def give_back(self, amount: float) -> None:
+        """What was taken and not used."""
+        self._level += amount
 
 
 @dataclass(frozen=True)
@@ -90,11 +87,26 @@ class KeyAccount:
         if seconds:
             raise _limited(f"{self.key.requests_per_minute} requests", seconds)
 
-    def reserve_tokens(self, most: int) -> "TokensReserved":
-        """Tokens that an answer may have at most; RateLimited if fewer are left of the minute.
+    @property
+    def limits_tokens(self) -> bool:
+        """Whether the key has a limit of tokens a minute."""
+        return self.tokens is not None
+
+    def reserve_tokens(self, prompt: int, answers: int) -> "TokensReserved":
+        """Tokens of a prompt and the most of its answers; RateLimited if fewer are left of the
+        minute, and ApiRefused if no minute has so many.
 
         What the request used at last is told by `settle`.
         """
+        most, limit = prompt + answers, self.key.tokens_per_minute
+        if self.tokens is not None and most > limit:
+            raise ApiRefused(
+                f"the request may take {most} tokens, {prompt} of its prompt and {answers} of "
+                f"answers, and this API key has {limit} a minute: leave documents or messages "
+                "out, or ask for a smaller 'max_tokens' or 'n'",
+                param="max_tokens",
+                kind="tokens_past_limit",
+            )
         seconds = 0.0 if self.tokens is None else self.tokens.take(most)
         if seconds:
             raise _limited(f"{self.key.tokens_per_minute} tokens", seconds)
@@ -111,7 +123,7 @@ class TokensReserved:
     def settle(self, used: int) -> None:
         """Count what prompt and answer had in place of what was reserved. Once: later, nothing."""
         if self.bucket is not None:
-            self.bucket.correct(used - self.reserved)
+            self.bucket.give_back(self.reserved - used)
             self.bucket = None
 
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from legokv.documents.document import MAX_NAME_LEN, normalise_text
 from legokv.documents.document import document_id as content_id
-from legokv.documents.document import normalise_text
 from legokv.errors import ApiRefused, NotFound
 from legokv.serving.gateway.accounts import Account
 from legokv.serving.gateway.models import Models
@@ -20,6 +21,10 @@ INLINE = "inline/"
 """What names of such documents begin with: they are in no list of files."""
 _TRUST_SECONDS = 60.0
 _MAX_KNOWN = 10_000
+_DIAMOND = "\ufffd"
+_JOINERS = "\u200c\u200d"
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_MAX_ENDING_LEN = 16
 _FILE, _DOCUMENT = "file-", "doc-"
 
 
@@ -31,6 +36,24 @@ def file_id_of(document_id: str) -> str:
 def document_id_of(file_id: str) -> str:
     """The document that is this file."""
     return _DOCUMENT + file_id.removeprefix(_FILE) if file_id.startswith(_FILE) else file_id
+
+
+def shown_name(filename: str, most: int = MAX_NAME_LEN) -> str:
+    """The name without folders and of so many letters at most, its ending kept.
+
+    What could end a line, drive a terminal or turn letters around becomes a question mark in a
+    diamond; joiners, which letters and emoji are written with, stay.
+    """
+    name = filename.replace("\\", "/").rpartition("/")[2]
+    name = "".join(_DIAMOND if _is_hidden(letter) else letter for letter in name) or "file"
+    stem, dot, ending = name.rpartition(".")
+    if len(name) > most and dot and len(ending) < _MAX_ENDING_LEN:
+        name = f"{stem[: most - len(ending) - 1]}.{ending}"
+    return name[:most]
+
+
+def _is_hidden(letter: str) -> bool:
+    return letter not in _JOINERS and unicodedata.category(letter) in _HIDDEN
 
 
 class Library:
@@ -86,7 +109,7 @@ class Library:
         document = reply["document"]
         if reply["created"] or (document["name"] or "").startswith(INLINE):
             changes = {
-                "name": f"{INLINE}{name}"[:256],
+                "name": INLINE + shown_name(name, MAX_NAME_LEN - len(INLINE)),
                 "ttl_seconds": ttl_seconds or INLINE_TTL_SECONDS,
             }
             reply = await self._models.documents(

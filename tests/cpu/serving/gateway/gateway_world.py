@@ -65,6 +65,8 @@ class FakeModels:
     log_probs: str | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
     num_left: int = 0
+    num_counted: int = 0
+    documents: list[dict[str, Any]] = field(default_factory=list)
     endless: bool = False
     gone: threading.Event = field(default_factory=threading.Event)
 
@@ -74,10 +76,16 @@ class FakeModels:
         values = read(request)
         if request.model_name == "documents":
             body = parse_request(values["request"])
+            self.documents.append(body)
             reply = await asyncio.to_thread(self.service.reply, body)
             yield response({"reply": json.dumps(reply)})
             return
         question = question_from_fields(values, self.settings)
+        if question.count_only:
+            self.num_counted += 1
+            counts = {"prompt_tokens": COUNTS["prompt_tokens"], "generated_tokens": 0}
+            yield response({"text_output": "", "finish_reason": "stop", **counts})
+            return
         self.asked.append({name: text_of(value) for name, value in values.items()})
         for document_id in question.document_ids:
             self.service.reply({"operation": "get", "id": document_id})

@@ -11,7 +11,7 @@ import pytest
 from gateway_world import RunningGateway, running_gateway
 
 from legokv.errors import Busy
-from legokv.serving.gateway.anthropic import _ASKS_FOR_NOTHING, _FIELDS, _WITHOUT_EFFECT
+from legokv.serving.gateway.anthropic import FIELDS, OTHERS
 from legokv.serving.gateway.tool_calls import ToolForm
 
 ASKED = [{"role": "user", "content": "Who keeps it?"}]
@@ -45,6 +45,26 @@ def test_a_message_has_the_answer_and_its_counts_apart(client: anthropic.Anthrop
     usage = message.usage
     assert (usage.cache_read_input_tokens, usage.cache_creation_input_tokens) == (50, 30)
     assert (usage.input_tokens, usage.output_tokens) == (20, 7)
+
+
+def test_tokens_of_a_message_are_counted_with_its_documents_and_none_is_drawn(
+    client: anthropic.Anthropic, gateway: RunningGateway
+) -> None:
+    source = {"type": "text", "media_type": "text/plain", "data": "First."}
+    content: list[Any] = [{"type": "document", "source": source}, {"type": "text", "text": "?"}]
+    asked: Any = [{"role": "user", "content": content}]
+    counted = client.messages.count_tokens(
+        model="tiny", messages=asked, system="Briefly.", tools=[WEATHER]
+    )
+    assert counted.input_tokens == 100
+    assert (gateway.models.num_counted, gateway.models.asked) == (1, [])
+    for wrong, said in (({"messages": []}, "'messages' is empty"), ({"max_tokens": 3}, "unknown")):
+        with pytest.raises(anthropic.BadRequestError, match=said):
+            client.messages.count_tokens(
+                **{"model": "tiny", "messages": ASKED, "extra_body": wrong}
+            )
+    with pytest.raises(anthropic.NotFoundError, match="no model 'claude'"):
+        client.messages.count_tokens(model="claude", messages=ASKED)
 
 
 def test_a_stream_has_anthropic_s_events(
@@ -166,6 +186,9 @@ def test_errors_of_generate_have_anthropic_s_kinds(
 
 def test_every_field_of_anthropic_s_client_has_a_place() -> None:
     kinds = anthropic.types.message_create_params.MessageCreateParamsBase
-    known = {*_FIELDS, *_WITHOUT_EFFECT, *_ASKS_FOR_NOTHING}
+    known = {*FIELDS, *OTHERS}
     # The two are headers.
     assert set(kinds.__annotations__) - {"user_profile_id", "workspace_id"} <= known
+    counted = anthropic.types.MessageCountTokensParams
+    known -= {"max_tokens", "stream"}
+    assert set(counted.__annotations__) - {"user_profile_id", "workspace_id"} <= known

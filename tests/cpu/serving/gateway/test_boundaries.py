@@ -40,7 +40,7 @@ def keyed_fixture(tmp_path: Path) -> Iterator[Keyed]:
     rights: dict[str, dict[str, Any]] = {
         "a": {"metrics": True},
         "b": {},
-        "few": {"tokens_per_minute": 100},
+        "few": {"tokens_per_minute": 200},
         "small": {"stored_bytes": 3000},
     }
     keys = {name: add_key(file, name, own)[0] for name, own in rights.items()}
@@ -101,12 +101,30 @@ def test_a_wrong_key_is_401_for_the_clients_of_both_apis(keyed: Keyed) -> None:
 
 def test_an_answer_takes_its_tokens_ahead_and_is_settled_by_what_it_used(keyed: Keyed) -> None:
     few = keyed.client("few")
-    chat(few, max_tokens=90)  # it used 107 with its prompt
-    with pytest.raises(openai.RateLimitError, match="has 100 tokens a minute") as refused:
+    chat(few, max_tokens=90)  # it used 107 of 190 with its prompt
+    with pytest.raises(openai.RateLimitError, match="has 200 tokens a minute") as refused:
         chat(few, max_tokens=5)
-    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 8
+    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 4
     assert refused.value.code == "rate_limit_exceeded"
     chat(keyed.client("b"), max_tokens=90)
+
+
+def test_one_giant_request_never_overdraws_a_key_s_minute(keyed: Keyed) -> None:
+    few = keyed.client("few")
+    told = "may take 201 tokens, 100 of its prompt and 101 of answers.*200 a minute: leave"
+    asked: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"max_tokens": 101}, told),
+        ({"max_tokens": 51, "n": 2}, "102 of answers"),
+        ({}, "256 of answers"),
+    )
+    for options, said in asked:
+        with pytest.raises(openai.BadRequestError, match=said) as refused:
+            chat(few, **options)
+        assert refused.value.code == "tokens_past_limit"
+    assert keyed.gateway.models.asked == []
+    chat(few, max_tokens=100)
+    chat(keyed.client("b"), max_tokens=100)
+    assert keyed.gateway.models.num_counted == 4  # none for a key without a limit
 
 
 def test_a_key_s_bytes_hold_for_uploads_at_once_and_for_texts_in_chats(keyed: Keyed) -> None:

@@ -10,7 +10,7 @@ import openai
 import pytest
 from gateway_world import COUNTS, RunningGateway, running_gateway
 
-from legokv.errors import Busy, InvalidRequest
+from legokv.errors import Busy, InvalidRequest, TimedOut
 from legokv.serving.gateway.fields import ASKS_FOR_NOTHING, CHAT, COMPLETION, WITHOUT_EFFECT
 from legokv.serving.gateway.tool_calls import ToolForm
 
@@ -120,8 +120,9 @@ def test_fields_reach_generate_by_its_names(
         ({"n": 129}, "n", "'n' is 129, outside 1 to 128"),
         ({"max_tokens": 0}, "max_tokens", "'max_tokens' is 0, outside 1"),
         ({"temperature": "hot"}, "temperature", "'temperature' is a number, not a text"),
-        ({"temperature": 1e30}, "temperature", "at most 1e.06 is taken"),
-        ({"temperature": -1}, None, "temperature"),
+        ({"temperature": 1e30}, "temperature", "outside 0 to 100"),
+        ({"temperature": -1}, "temperature", "outside 0 to 100"),
+        ({"temperature": 0.001}, None, "temperature above 0 is 0.01 to 100"),
         ({"top_logprobs": 2}, "top_logprobs", "needs 'logprobs'"),
         ({"stream_options": {}}, "stream_options", "needs 'stream'"),
         ({"link": {"mode": "x"}}, "link", "'mode' is one of"),
@@ -366,3 +367,35 @@ def test_every_field_of_openai_s_client_has_a_place() -> None:
     assert set(kinds.__annotations__) - {"moderation"} <= known
     old = openai.types.completion_create_params.CompletionCreateParamsBase
     assert set(old.__annotations__) <= {*COMPLETION, *WITHOUT_EFFECT, *ASKS_FOR_NOTHING}
+
+
+def test_a_load_test_s_answers_have_the_length_that_they_ask_for(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    asked: Any = {"model": "tiny", "messages": ASKED, "extra_body": {"ignore_eos": True}}
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    stream = client.chat.completions.create(
+        **asked, max_tokens=9, stream=True, stream_options=options
+    )
+    assert [chunk.usage is not None for chunk in stream][-1]
+    sent = gateway.models.asked[-1]
+    assert (sent["min_tokens"], sent["max_tokens"]) == (9, 9)
+    with pytest.raises(openai.BadRequestError, match="'ignore_eos' needs 'max_tokens'"):
+        client.chat.completions.create(**asked)
+
+
+def test_a_time_out_is_generate_s_and_an_answer_that_was_cut_has_its_length(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    asked: Any = {"model": "tiny", "messages": ASKED}
+    gateway.models.finish_reason = "timeout"
+    answer = client.chat.completions.create(**asked, extra_body={"timeout": 1.5})
+    assert answer.choices[0].finish_reason == "length"
+    assert gateway.models.asked[-1]["timeout_seconds"] == 1.5
+    gateway.models.failure = TimedOut("no token within timeout_seconds 1.5")
+    with pytest.raises(openai.InternalServerError) as refused:
+        client.chat.completions.create(**asked, extra_body={"timeout": 1.5})
+    assert refused.value.status_code == 503
+    assert refused.value.response.headers["retry-after"] == "2"
+    with pytest.raises(openai.BadRequestError, match="'timeout' is above 0 and at most 604800"):
+        client.chat.completions.create(**asked, extra_body={"timeout": 0})

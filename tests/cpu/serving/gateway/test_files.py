@@ -1,12 +1,16 @@
 """Files: documents of the registry in OpenAI's and Anthropic's shapes."""
 
+import base64
 import io
+import json
 import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anthropic
 import openai
@@ -16,7 +20,9 @@ from gateway_world import RunningGateway, running_gateway
 from legokv.errors import ApiRefused
 from legokv.serving.gateway import extract
 from legokv.serving.gateway.extract import kind_of
+from legokv.serving.gateway.library import shown_name
 
+DATA = base64.b64encode(b"Of a chat.").decode()
 TEXT = "The harbour of Vellin has three lighthouses.\r\nOrrin keeps the oldest.\n\n"
 
 
@@ -60,6 +66,39 @@ def pdf_of(text: str) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\x01b\x1b[31m.txt", "a\ufffdb\ufffd[31m.txt"),
+        ("bill\u202efdp.txt", "bill\ufffdfdp.txt"),
+        ("../../etc/passwd", "passwd"),
+        ("..\\boot.ini.txt", "boot.ini.txt"),
+        ("\u05d7\u05d5\u05d6\u05d4.txt", "\u05d7\u05d5\u05d6\u05d4.txt"),
+        ("👩\u200d🔬.txt", "👩\u200d🔬.txt"),
+        ("x" * 300 + ".txt", "x" * 252 + ".txt"),
+        ("x" * 300, "x" * 256),
+    ],
+)
+def test_a_name_is_shown_without_what_drives_a_terminal_or_turns_letters(
+    name: str, shown: str, gateway: RunningGateway, client: openai.OpenAI
+) -> None:
+    assert shown_name(name) == shown
+    file = client.files.create(file=(name, b"Orrin."), purpose="user_data")
+    assert client.files.retrieve(file.id).filename == shown
+    asked: Any = [
+        {
+            "role": "user",
+            "content": [{"type": "file", "file": {"file_data": DATA, "filename": name}}],
+        }
+    ]
+    client.chat.completions.create(model="tiny", messages=asked)
+    listed = gateway.models.service.reply({"operation": "list"})["documents"]
+    assert {document["name"] for document in listed} == {
+        shown,
+        f"inline/{shown_name(name, 249)}",
+    }
+
+
 def test_a_file_comes_back_as_it_was_and_is_processed_when_it_is_compiled(
     client: openai.OpenAI, gateway: RunningGateway
 ) -> None:
@@ -86,6 +125,61 @@ def test_a_list_goes_on_after_a_file_in_either_order(client: openai.OpenAI) -> N
     assert ([file.id for file in page.data], page.has_more) == ([ids[3]], True)
     with pytest.raises(openai.BadRequestError, match="no file 'file-x' to go on after"):
         client.files.list(after="file-x")
+
+
+def test_a_page_of_the_list_reads_no_more_than_itself(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    ids = [upload(client, f"Text number {number}.").id for number in range(7)]
+    for path, want in (("?limit=2", ids[:4:-1]), (f"?limit=3&after={ids[5]}", ids[4:1:-1])):
+        gateway.models.documents.clear()
+        with urllib.request.urlopen(f"{gateway.url}/v1/files{path}", timeout=60) as response:
+            page = json.loads(response.read())
+        assert ([file["id"] for file in page["data"]], page["has_more"]) == (want, True)
+        (asked,) = gateway.models.documents
+        assert asked["limit"] == len(want) + 1
+    with anthropic.Anthropic(base_url=gateway.url, api_key="none") as other:
+        gateway.models.documents.clear()
+        named = other.files.list(extra_query={"ids": [ids[3], "file-none", ids[3]]})
+        assert [file.id for file in named.data] == [ids[3]]
+        assert [asked["operation"] for asked in gateway.models.documents] == ["get", "get"]
+
+
+def test_texts_of_chats_between_files_cost_no_file_its_place(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    first = upload(client, "First.").id
+    for number in range(5):
+        client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "Who?"}],
+            extra_body={"documents": [{"text": f"Inline {number}."}]},
+        )
+    second = upload(client, "Second.").id
+    page = client.files.list(limit=1)
+    assert ([file.id for file in page.data], page.has_more) == ([second], True)
+    page = client.files.list(limit=1, after=second)
+    assert ([file.id for file in page.data], page.has_more) == ([first], False)
+    assert len(gateway.models.documents) > 7
+
+
+def test_an_upload_may_ask_for_its_ranking(client: openai.OpenAI, gateway: RunningGateway) -> None:
+    upload(client)
+    upload(client, extra_body={"rank": "true"})
+    upload(client, extra_body={"rank": "false"})
+    created = [asked.get("rank") for asked in gateway.models.documents]
+    assert created == [None, True, False]
+    with pytest.raises(openai.BadRequestError, match="'rank' is true or false, not '1'"):
+        upload(client, extra_body={"rank": "1"})
+
+
+def test_no_path_leads_where_a_client_s_host_says(gateway: RunningGateway) -> None:
+    for path in ("/v1/files/", "/v1/chat/completions/", "/docs/", "/v1/files/file-x/content/"):
+        with socket.create_connection(("127.0.0.1", gateway.port)) as plain:
+            plain.sendall(f"GET {path} HTTP/1.1\r\nhost: evil.example\r\n\r\n".encode())
+            head = plain.recv(2**16).partition(b"\r\n\r\n")[0].lower()
+        assert head.startswith(b"http/1.1 404"), path
+        assert b"evil" not in head
 
 
 def test_a_deleted_file_is_gone_with_all_that_was_kept_of_it(
@@ -160,7 +254,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(
         ({"purpose": "batch"}, "'purpose' is user_data, not 'batch'"),
         (
             {"purpose": "user_data", "expires_after": {"anchor": "created_at", "seconds": -1}},
-            "whole number of seconds from 1, not '-1'",
+            "whole number of seconds from 1 to .*, not '-1'",
         ),
         ({"purpose": "user_data", "extra_body": {"colour": "red"}}, "unknown field 'colour'"),
     ],

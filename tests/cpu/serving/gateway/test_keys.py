@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from legokv.errors import KeyMissing, NotAllowed, RateLimited
+from legokv.errors import ApiRefused, KeyMissing, NotAllowed, RateLimited
 from legokv.serving.api_keys import add_key, revoke_key
 from legokv.serving.gateway.accounts import Everybody
 from legokv.serving.gateway.keys import Accounts, Bucket, credentials_in
@@ -43,12 +43,12 @@ def test_a_bucket_gives_a_minutes_worth_at_once_and_then_as_it_fills(clock: Cloc
     assert [bucket.take(1) for _ in range(7)].count(0) == 6
 
 
-def test_more_than_a_bucket_holds_is_lent_by_a_full_one_alone(clock: Clock) -> None:
+def test_more_than_a_bucket_holds_is_never_taken(clock: Clock) -> None:
     bucket = Bucket(60, clock)
-    assert bucket.take(180) == 0
-    assert bucket.take(1) == pytest.approx(121)
-    clock.now += 121
-    assert bucket.take(1) == 0
+    assert bucket.take(61) == 1
+    assert bucket.take(60) == 0
+    clock.now += 3600
+    assert bucket.take(180) == 120
 
 
 def test_a_key_is_its_account_and_no_other_text_is(file: Path) -> None:
@@ -130,18 +130,26 @@ def test_tokens_are_reserved_ahead_and_settled_once_with_what_was_used(
 ) -> None:
     key, _ = add_key(file, "a", {"tokens_per_minute": 600})
     account = Accounts(file, clock).of([key])
-    first = account.reserve_tokens(500)
+    first = account.reserve_tokens(400, 100)
     with pytest.raises(RateLimited, match=r"has 600 tokens a minute.* in 40 s") as refused:
-        account.reserve_tokens(500)
+        account.reserve_tokens(0, 500)
     assert refused.value.retry_after_seconds == 40
     first.settle(100)
     first.settle(9000)
-    second = account.reserve_tokens(500)
-    second.settle(1100)
-    with pytest.raises(RateLimited, match="in 61 s"):
-        account.reserve_tokens(10)
-    clock.now += 61
-    account.reserve_tokens(10)
+    account.reserve_tokens(0, 500)
+    with pytest.raises(RateLimited, match="in 1 s"):
+        account.reserve_tokens(0, 10)
+    clock.now += 1
+    account.reserve_tokens(0, 10)
+
+
+def test_no_request_takes_more_than_a_key_s_minute_has(file: Path, clock: Clock) -> None:
+    key, _ = add_key(file, "a", {"tokens_per_minute": 600})
+    account = Accounts(file, clock).of([key])
+    assert account.limits_tokens
+    with pytest.raises(ApiRefused, match="may take 601 tokens, 501 of its prompt and 100 of"):
+        account.reserve_tokens(501, 100)
+    account.reserve_tokens(500, 100)
 
 
 def test_without_limits_nothing_is_counted(file: Path) -> None:
@@ -149,7 +157,8 @@ def test_without_limits_nothing_is_counted(file: Path) -> None:
     account = Accounts(file).of([key])
     for _ in range(1000):
         account.count_request()
-        account.reserve_tokens(10**9).settle(10**9)
+        account.reserve_tokens(0, 10**9).settle(10**9)
+    assert not account.limits_tokens
 
 
 def test_metrics_are_for_keys_that_were_made_for_them(file: Path) -> None:
