@@ -184,6 +184,23 @@ def test_refusals_of_the_models_come_through_with_their_status(client: openai.Op
         client.chat.completions.create(messages=turns([]), tools=[tool], **GREEDY)
 
 
+def test_a_chat_by_rankings_is_answered_over_ranked_files_and_names_the_others(
+    server: RunningServer, client: openai.OpenAI
+) -> None:
+    texts = [f"The {name} of Vellin is kept by two brothers. " * 4 for name in ("mill", "quay")]
+    ranked = [i.replace("doc-", "file-") for i in server.register(*texts, rank=True)]
+    (other,) = server.register("The well of Vellin is kept by nobody. " * 4, rank=False)
+    by_rank: Any = {"link": {"mode": "ranked", "link_tokens": 4}}
+    answer = client.chat.completions.create(messages=turns(ranked), **GREEDY, extra_body=by_rank)
+    assert answer.usage.legokv["recomputed_tokens"] > 0
+    missing = other.replace("doc-", "file-")
+    told = f"needs a ranking of each document, and 1 of 3 have none: {missing}. Register them again"
+    with pytest.raises(openai.BadRequestError, match=told):
+        client.chat.completions.create(
+            messages=turns([*ranked, missing]), **GREEDY, extra_body=by_rank
+        )
+
+
 def test_a_text_goes_on_without_a_template(server: RunningServer, client: openai.OpenAI) -> None:
     answer = client.completions.create(prompt="The ferry of", logprobs=1, **GREEDY)
     asked = {"text_input": "The ferry of", "apply_chat_template": False, "max_tokens": 12}

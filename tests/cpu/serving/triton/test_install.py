@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
+from paths import ROOT
 
 from legokv.errors import ServerError
 from legokv.serving.triton.install import TritonInstall, lay_out_backend
@@ -35,3 +37,16 @@ def test_letters_past_ascii_are_refused_where_the_locale_has_none(
     with pytest.raises(ServerError, match=r"as ANSI_X3\.4-1968, .*: set LC_ALL=C\.UTF-8, or set"):
         lay_out_backend(install, tmp_path / "é東")
     lay_out_backend(install, tmp_path / "plain")
+
+
+def test_a_wheel_has_the_models_the_page_and_all_else_that_a_server_reads() -> None:
+    inside = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
+    for folder, place in ((ROOT / "model_repo", "legokv/model_repo"), (ROOT / "src", "")):
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        wanted = {
+            (Path(place) / file.relative_to(folder)).as_posix()
+            for file in files
+            if "__pycache__" not in file.parts
+        }
+        assert len(wanted) >= 6
+        assert wanted <= inside
