@@ -25,7 +25,7 @@ from legokv.serving.gateway.world import World
 PURPOSE = "user_data"
 MAX_PAGE_LEN = 10_000
 _PAGE_LEN = 1000
-_MAX_IDS = 100
+MAX_IDS = 100
 _STATUS = {"registered": "uploaded", "compiling": "uploaded", "ready": "processed"}
 ORDERS = ("asc", "desc")
 
@@ -189,8 +189,8 @@ class Files:
     async def _anthropic_page(self, request: Request, account: Account) -> dict[str, Any]:
         query = request.query_params
         asked = query.getlist("ids") or query.getlist("ids[]")
-        if len(asked) > _MAX_IDS:
-            raise ApiRefused(f"'ids' are {len(asked)}, at most {_MAX_IDS} are taken", param="ids")
+        if len(asked) > MAX_IDS:
+            raise ApiRefused(f"'ids' are {len(asked)}, at most {MAX_IDS} are taken", param="ids")
         if asked:
             page, has_more = await self._of_ids(account, asked), False
         else:

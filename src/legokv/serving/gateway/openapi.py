@@ -93,6 +93,9 @@ OPERATIONS = (
             "after": _TEXT,
             "order": {"enum": list(files.ORDERS)},
             "purpose": _TEXT,
+            "tiers": {"enum": ["true", "false"]},
+            "page": _TEXT,
+            "ids": {"type": "array", "items": _TEXT, "maxItems": files.MAX_IDS},
         },
     ),
     _Operation(
