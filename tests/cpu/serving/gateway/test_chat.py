@@ -2,15 +2,18 @@
 
 import base64
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from document_world import Store
 from gateway_world import COUNTS, RunningGateway, running_gateway
 
 from legokv.errors import Busy, InvalidRequest, TimedOut
+from legokv.serving.gateway import library
 from legokv.serving.gateway.fields import ASKS_FOR_NOTHING, CHAT, COMPLETION, WITHOUT_EFFECT
 from legokv.serving.gateway.tool_calls import ToolForm
 
@@ -266,6 +269,29 @@ def test_a_file_that_failed_to_compile_is_a_conflict(
     part = {"type": "file", "file": {"file_id": file}}
     with pytest.raises(openai.ConflictError, match="could not be compiled: it does not fit"):
         chat(client, messages=[{"role": "user", "content": [part]}])
+
+
+def test_a_file_that_is_not_ready_in_time_is_a_conflict_and_is_asked_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_compile, compile_now = threading.Event(), Store.compile
+
+    def compile_when_told(store: Store, *asked: Any) -> Any:
+        may_compile.wait(30)
+        return compile_now(store, *asked)
+
+    monkeypatch.setattr(Store, "compile", compile_when_told)
+    monkeypatch.setattr(library, "WAIT_SECONDS", 0.05)
+    with running_gateway(tmp_path) as gateway:
+        client = gateway.openai()
+        file = client.files.create(file=("a.txt", b"First."), purpose="user_data").id
+        asked = [{"role": "user", "content": [{"type": "file", "file": {"file_id": file}}]}]
+        with pytest.raises(openai.ConflictError, match=r"not compiled within 0\.05 s") as refused:
+            chat(client, messages=asked)
+        assert refused.value.code == "file_not_ready"
+        may_compile.set()
+        assert client.files.wait_for_processing(file, poll_interval=0.02).status == "processed"
+        assert chat(client, messages=asked).choices[0].message.content == "Orrin keeps it."
 
 
 def test_probabilities_come_with_bytes(client: openai.OpenAI, gateway: RunningGateway) -> None:
