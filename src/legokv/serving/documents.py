@@ -248,8 +248,8 @@ class DocumentService:
         return reply
 
     def _list(self, request: Request, values: Request) -> Result:
-        wanted = ("after", "limit", "name", "newest_first")
-        page = self._registry.page(_namespace(values), **{name: values[name] for name in wanted})
+        names = ("after", "limit", "name", "newest_first")
+        page = self._registry.page(_namespace(values), **{name: values[name] for name in names})
         documents = self._shown(page.documents, with_tiers=values["tiers"])
         return {"documents": documents, "next_after": page.next_after}
 

@@ -75,8 +75,8 @@ class Files:
             page: list[Document] = []
             has_more = False
         else:
-            wanted = {"newest_first": order == "desc", "tiers": query.get("tiers") == "true"}
-            page, has_more = await self._page(account, query.get("after"), limit, wanted)
+            options = {"newest_first": order == "desc", "tiers": query.get("tiers") == "true"}
+            page, has_more = await self._page(account, query.get("after"), limit, options)
         data = await self._shown_all(request, page)
         return JSONResponse(
             {
@@ -129,7 +129,7 @@ class Files:
         return document
 
     async def _page(
-        self, account: Account, after: str | None, limit: int, wanted: dict[str, bool]
+        self, account: Account, after: str | None, limit: int, options: dict[str, bool]
     ) -> tuple[list[Document], bool]:
         """Up to `limit` files behind the file `after`, and whether there are more.
 
@@ -141,12 +141,12 @@ class Files:
             number = min(_PAGE_LEN, limit + 1 - len(documents))
             fields = {"namespace": account.namespace(), "after": place, "limit": number}
             try:
-                reply = await self._world.models.documents("list", **fields, **wanted)
+                reply = await self._world.models.documents("list", **fields, **options)
             except NotFound:
                 raise ApiRefused(
                     f"there is no file {str(after)[:80]!r} to go on after", param="after"
                 ) from None
-            documents += [found for found in reply["documents"] if self._is_file(found)]
+            documents += filter(self._is_file, reply["documents"])
             place = reply["next_after"]
         return documents[:limit], len(documents) > limit
 
@@ -195,25 +195,25 @@ class Files:
             page, has_more = await self._of_ids(account, asked), False
         else:
             after = query.get("page", "").removeprefix("page_") or None
-            wanted = {"newest_first": True}
-            page, has_more = await self._page(account, after, _limit(request, 20, 1000), wanted)
+            options = {"newest_first": True}
+            page, has_more = await self._page(account, after, _limit(request, 20, 1000), options)
         data = await self._shown_all(request, page)
         return {"data": data, "next_page": f"page_{data[-1]['id']}" if has_more else None}
 
     async def _of_ids(self, account: Account, ids: Sequence[str]) -> list[Document]:
         """The files of these ids, without those that are not there."""
-        found = []
+        documents = []
         for file_id in dict.fromkeys(ids):
             with suppress(NotFound):
                 reply = await self._world.models.documents(
                     "get", namespace=account.namespace(), id=document_id_of(file_id)
                 )
-                found.append(reply["document"])
-        return [document for document in found if self._is_file(document)]
+                documents.append(reply["document"])
+        return [document for document in documents if self._is_file(document)]
 
     async def _shown(self, request: Request, document: Document) -> dict[str, Any]:
-        (shown,) = await self._shown_all(request, [document])
-        return shown
+        (one,) = await self._shown_all(request, [document])
+        return one
 
     async def _shown_all(
         self, request: Request, documents: Sequence[Document]
@@ -223,8 +223,8 @@ class Files:
         def uploads() -> list[Upload | None]:
             return [facts(document["namespace"], document["id"]) for document in documents]
 
-        found = await asyncio.to_thread(uploads)
-        pairs = zip(documents, found, strict=True)
+        originals = await asyncio.to_thread(uploads)
+        pairs = zip(documents, originals, strict=True)
         return [_object(document, upload, is_anthropic(request)) for document, upload in pairs]
 
 

@@ -346,12 +346,12 @@ def _words(schema: Schema) -> str:
         return " or ".join(map(_words, schema["anyOf"]))
     if "enum" in schema:
         return ", ".join(map(str, schema["enum"]))
-    said = str(schema.get("type", "anything"))
+    words = str(schema.get("type", "anything"))
     if "maximum" in schema:
         least = schema.get("minimum", f"above {schema.get('exclusiveMinimum')}")
-        said += f", {least} to {schema['maximum']}"
+        words += f", {least} to {schema['maximum']}"
     if schema.get("properties"):
-        said += f" of {', '.join(schema['properties'])}"
+        words += f" of {', '.join(schema['properties'])}"
     if "items" in schema:
-        said += f" of {_words(schema['items'])}"
-    return said
+        words += f" of {_words(schema['items'])}"
+    return words

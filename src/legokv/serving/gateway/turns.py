@@ -143,17 +143,17 @@ class Turns:
 
 def check_call_ids(turns: Sequence[Message]) -> None:
     """ApiRefused for a tool's result that names a call which nothing before it has."""
-    known: list[str] = []
+    calls: list[str] = []
     for place, turn in enumerate(turns):
         asked = turn.get("tool_call_id")
-        if turn["role"] == "tool" and asked is not None and asked not in known:
-            said = ", ".join(map(repr, known[-8:]))[:400] or "none"
+        if turn["role"] == "tool" and asked is not None and asked not in calls:
+            listing = ", ".join(map(repr, calls[-8:]))[:400] or "none"
             raise ApiRefused(
                 f"message {place + 1} of {len(turns)} is the result of a call {asked[:80]!r} that "
-                f"no message before it makes; calls before it: {said}",
+                f"no message before it makes; calls before it: {listing}",
                 param="messages",
             )
-        known += [call["id"] for call in turn.get("tool_calls", ())]
+        calls += [call["id"] for call in turn.get("tool_calls", ())]
 
 
 def titled(title: str, text: str, context: str = "") -> str:

@@ -153,11 +153,11 @@ class RedisRegistry:
 
         `after` is a page's `next_after`, or a document's id: NotFound if that is not there.
         """
-        wanted = {"limit": limit, "name": name, "newest_first": newest_first}
+        choices = {"limit": limit, "name": name, "newest_first": newest_first}
         if isinstance(after, str):
-            _, items = self._ask("page", namespace, after, wanted)
+            _, items = self._ask("page", namespace, after, choices)
         else:
-            _, items = self._run("page", {"namespace": namespace, "after": after, **wanted})
+            _, items = self._run("page", {"namespace": namespace, "after": after, **choices})
         numbered = [to_document(item) for item in items]
         documents = tuple(document for _, document in numbered[:limit])
         return DocumentPage(documents, numbered[limit - 1][0] if len(numbered) > limit else None)
