@@ -15,7 +15,8 @@ from legokv.model.dtypes import DTYPES
 from legokv.stores.fleet.address import NO_REDIS, check_redis_url
 
 RunnerName = Literal["auto", "torch", "cuda", "plan"]
-AttentionName = Literal["auto", "native", "torch"]
+FormName = Literal["portable", "avx2", "avx512", "avx512_bf16", "amx"]
+AttentionName = Literal["auto", "native", "torch", FormName]
 _Record = TypeVar("_Record")
 
 
@@ -86,9 +87,7 @@ class EngineSettings:
 
     dtype: str = choice(("auto", *DTYPES), "of weights and KV; auto: as built")
     runner: RunnerName = choice(get_args(RunnerName), "what computes")
-    attention: AttentionName = choice(
-        get_args(AttentionName), "of the CPU; auto: native where it is compiled"
-    )
+    attention: AttentionName = choice(get_args(AttentionName), "of the CPU")
     gpu: int = setting(0, "number of the GPU that computes, where one does", 0)
     num_threads: int = setting(0, "threads that compute; 0: as many as torch chooses", 0)
     max_step_tokens: int = setting(2048, "most tokens one step computes", 1)

@@ -48,9 +48,14 @@ def measured_forms(calls: NativeCalls, dtype: torch.dtype) -> Milliseconds:
     return dict(sorted(figures.items(), key=lambda item: item[1]))
 
 
+def able_forms(calls: NativeCalls, dtype: torch.dtype) -> list[InstructionSet]:
+    """The builds of `calls` that can do `dtype` on this processor."""
+    return [each for each in calls.instruction_sets() if _can_do(each, dtype)]
+
+
 def _candidates(calls: NativeCalls, dtype: torch.dtype) -> list[InstructionSet]:
     """Those for real work: PORTABLE only where there is no other."""
-    able = [each for each in calls.instruction_sets() if _can_do(each, dtype)]
+    able = able_forms(calls, dtype)
     return able[1:] or able
 
 

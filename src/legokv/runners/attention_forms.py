@@ -6,16 +6,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar, assert_never
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from legokv.built.settings import AttentionName
+from legokv.built.settings import AttentionName, FormName
 from legokv.errors import InvalidRequest, NativeLibraryMissing
 from legokv.kernels.build_cpu import build_native_library, find_native_library
 from legokv.kernels.cpu import NativeCalls, NativeStep, StepShape
-from legokv.kernels.fastest import measured_forms
+from legokv.kernels.fastest import able_forms, measured_forms
 from legokv.kernels.gpu import INDEX_TABLES, AttentionTables, Launchers, attention_arguments
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.model.config import ModelConfig
@@ -245,8 +245,9 @@ def attention_form(
 ) -> AttentionForm:
     """The form that `requested` names; the log says which and why.
 
-    "native" compiles the library if need be, and raises what keeps it from that. "auto" takes it
-    if it is there, compiled from the present sources, and the torch form if not.
+    "native" compiles the library if need be, and raises what keeps it from that, as does the name
+    of one of its builds. "auto" takes it if it is there, compiled from the present sources, and the
+    torch form if not.
     """
     form: AttentionForm
     if requested == "auto":
@@ -256,7 +257,7 @@ def attention_form(
     elif requested == "native":
         form = _fastest_form(build_native_library(log.info), config, dtype)
     else:
-        assert_never(requested)
+        form = _named_form(requested, config, dtype)
     log.info("attention: %s, as asked", form.description)
     return form
 
@@ -269,6 +270,19 @@ def _present_form(config: ModelConfig, dtype: torch.dtype) -> AttentionForm:
         return TorchForm(config)
     log.info("attention: %s", form.description)
     return form
+
+
+def _named_form(name: FormName, config: ModelConfig, dtype: torch.dtype) -> NativeForm:
+    """InvalidRequest where the processor, the compiler or `dtype` has no such build."""
+    calls = NativeCalls(NativeLibrary(build_native_library(log.info)))
+    able = able_forms(calls, dtype)
+    if InstructionSet[name.upper()] not in able:
+        others = ", ".join(each.name.lower() for each in able)
+        raise InvalidRequest(
+            f"the native attention has no {name} for {str(dtype)[6:]} on this machine, only "
+            f"{others}: choose one of these, or auto"
+        )
+    return NativeForm(calls, config, dtype, InstructionSet[name.upper()])
 
 
 def _fastest_form(library: Path, config: ModelConfig, dtype: torch.dtype) -> NativeForm:

@@ -82,6 +82,25 @@ def test_auto_takes_the_library_where_it_is_compiled_and_says_so(tiny_engine_fol
     assert f"attention: {engine.runner.attention.description}" in caplog.text
 
 
+def test_a_build_of_the_library_that_is_named_is_taken_though_another_is_faster(
+    tiny_engine_folder, caplog
+):
+    with caplog.at_level(logging.INFO):
+        settings = EngineSettings(attention="portable")
+        engine = Engine.open(tiny_engine_folder(), settings=settings)
+    assert engine.runner.attention.description == "native, portable"
+    assert "attention: native, portable, as asked" in caplog.text
+    assert "milliseconds of a small layer" not in caplog.text
+
+
+def test_a_build_that_the_type_or_the_processor_does_not_have_is_refused_with_those_it_has(
+    tiny_engine_folder,
+):
+    settings = EngineSettings(dtype="float32", attention="avx512_bf16")
+    with pytest.raises(InvalidRequest, match="no avx512_bf16 for float32 on this machine, only po"):
+        Engine.open(tiny_engine_folder(), settings=settings)
+
+
 def test_auto_without_a_library_says_why_it_takes_torch(tiny_engine_folder, absent, caplog):
     engine = Engine.open(tiny_engine_folder())
     assert engine.runner.attention.description == "torch"
@@ -110,7 +129,7 @@ def test_a_wrong_compiler_named_in_the_environment_is_said_and_no_other_taken(ab
 
 
 def test_a_form_that_does_not_exist_is_refused(tiny_engine_folder):
-    with pytest.raises(InvalidRequest, match="attention is one of auto, native, torch, not 'gpu'"):
+    with pytest.raises(InvalidRequest, match=r"is one of auto, native, torch, .*not 'gpu'"):
         Engine.open(tiny_engine_folder(), settings=EngineSettings(attention="gpu"))
 
 
