@@ -100,6 +100,10 @@ void legokv_cpu_attend(void* begun, const struct LegokvCpuLayer* layer);
 // The LegokvInstructionSet that runs.
 int legokv_cpu_instruction_set(const void* begun);
 
+// How many keys each KV head of a layer brings to its rows, each as often as it is brought: once
+// for all sequences that share it, once for each tile of a longer piece.
+int64_t legokv_cpu_num_keys_read(const void* begun);
+
 // Frees the step.
 void legokv_cpu_end(void* begun);
 

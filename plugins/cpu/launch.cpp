@@ -47,6 +47,10 @@ LEGOKV_EXPORT int legokv_cpu_instruction_set(const void* begun) {
   return static_cast<const legokv::cpu::Step*>(begun)->instruction_set();
 }
 
+LEGOKV_EXPORT int64_t legokv_cpu_num_keys_read(const void* begun) {
+  return static_cast<const legokv::cpu::Step*>(begun)->num_keys_read();
+}
+
 LEGOKV_EXPORT void legokv_cpu_end(void* begun) { delete static_cast<legokv::cpu::Step*>(begun); }
 
 LEGOKV_EXPORT int legokv_cpu_kv_import(const LegokvKvImport* import, int num_threads) {

@@ -7,6 +7,14 @@
 namespace legokv::cpu {
 namespace {
 
+// What a link computes anew at a base's beginning fills whole pages there. They are not other
+// requests' pages, so a part that may begin so has a first block of few keys.
+int short_block(int page_size) {
+  constexpr int kLeastKeys = 16;
+  const int num_pages = (kLeastKeys + page_size - 1) / page_size;
+  return std::min(num_pages * page_size, kBlockKeys);
+}
+
 // In the order of the parts.
 std::vector<const PageRow*> seen_rows(const PageRow* rows, int num_rows, int last_position) {
   std::vector<const PageRow*> seen;
@@ -32,29 +40,46 @@ SequencePlan::SequencePlan(const LegokvCpuStep& step, int sequence)
   turn_queries(step.inv_freq, step.head_size / 2);
 }
 
-int64_t SequencePlan::num_keys() const {
+bool SequencePlan::sees_whole(int part) const {
+  const KeyRun& last = parts_[part].runs.back();
+  return sees(positions_.front(), last.first_position + last.num_keys - 1);
+}
+
+void SequencePlan::give_away(const std::vector<bool>& parts) {
+  groups_.clear();
+  for (const KeyGroup& group : part_groups_) {
+    if (!parts[group.part]) groups_.push_back(group);
+  }
+}
+
+int64_t SequencePlan::num_own_keys() const {
   int64_t count = 0;
-  for (const Part& part : parts_) count += part.num_keys;
+  for (const KeyGroup& group : groups_) count += parts_[group.part].num_keys;
   return count;
 }
 
 void SequencePlan::find_parts(const PageRow* rows, int num_rows, const PoolLayout& layout) {
   const int last_position = positions_.back();
+  const PageRow* before = nullptr;
   for (const PageRow* row : seen_rows(rows, num_rows, last_position)) {
+    // A page that is not full ends a chunk; another one's may be linked behind it.
+    if (before == nullptr || before->base != row->base || before->filled < layout.page_size) {
+      parts_.push_back({row->base, 0, short_block(layout.page_size), {}});
+    }
     const int num_keys = std::min(row->filled, last_position - row->first_position + 1);
     const int first_place = static_cast<int>(row - rows) * layout.page_size;
-    add_run(row->base,
-            {key_offset(layout, row->page, 0, 0), row->first_position, num_keys, first_place},
+    add_run({key_offset(layout, row->page, 0, 0), row->first_position, num_keys, first_place},
             token_stride(layout));
+    before = row;
   }
 }
 
 // A base's keys ascend by position, so those past a row's last move no cut that it sees.
-void SequencePlan::add_run(int32_t base, KeyRun run, int64_t token_stride) {
+void SequencePlan::add_run(KeyRun run, int64_t token_stride) {
   while (run.num_keys > 0) {
-    const bool begins =
-        parts_.empty() || parts_.back().base != base || parts_.back().num_keys == kPartKeys;
-    if (begins) parts_.push_back({base, 0, {}});
+    if (parts_.back().num_keys == kPartKeys) {
+      parts_.push_back({parts_.back().base, 0, kBlockKeys, {}});
+    }
     Part& part = parts_.back();
     const int taken = std::min(run.num_keys, kPartKeys - part.num_keys);
     part.runs.push_back({run.key_offset, run.first_position, taken, run.first_place});
@@ -78,9 +103,10 @@ void SequencePlan::turn_queries(const float* inv_freq, int half) {
       next_turns += turn_floats;
       write_turns(part, inv_freq, half, turns);
     }
-    groups_.push_back({part.runs.data(), static_cast<int32_t>(part.runs.size()),
-                       part.runs.front().first_position, turns});
+    groups_.push_back({part.runs.data(), static_cast<int32_t>(part.runs.size()), part.first_block,
+                       part.runs.front().first_position, static_cast<int32_t>(i), turns});
   }
+  part_groups_ = groups_;
 }
 
 // `part` is the first of its base.
@@ -102,9 +128,9 @@ void SequencePlan::add_tiles(int max_tokens, int num_kv_heads, int num_shares,
     const int count = part_begin(num_tokens(), i + 1, num_tiles) - first;
     for (int head = 0; head < num_kv_heads; ++head) {
       for (int share = 0; share < num_shares; ++share) {
-        const int first_part = part_begin(num_parts(), share, num_shares);
+        const int first_part = part_begin(num_own_parts(), share, num_shares);
         tiles->push_back({groups_.data() + first_part, positions_.data() + first,
-                          part_begin(num_parts(), share + 1, num_shares) - first_part,
+                          part_begin(num_own_parts(), share + 1, num_shares) - first_part,
                           first_token_ + first, first, count, head, nullptr, 0, nullptr, nullptr});
       }
     }

@@ -21,9 +21,20 @@ class SequencePlan {
   // Tiles of at most `max_tokens` tokens that the tokens are cut into, for each KV head and share.
   int num_token_tiles(int max_tokens) const { return (num_tokens() + max_tokens - 1) / max_tokens; }
 
-  int64_t num_keys() const;
-
   int num_parts() const { return static_cast<int>(parts_.size()); }
+
+  const KeyGroup& part(int number) const { return part_groups_[number]; }
+
+  int first_token() const { return first_token_; }
+
+  // Whether all tokens see all keys of a part.
+  bool sees_whole(int part) const;
+
+  // Leaves parts to shared tiles: `add_tiles` cuts the others, which are its own.
+  void give_away(const std::vector<bool>& parts);
+
+  int num_own_parts() const { return static_cast<int>(groups_.size()); }
+  int64_t num_own_keys() const;
 
   // Cuts the tokens evenly into tiles of at most `max_tokens` for each KV head, and the parts of
   // each into `num_shares` shares of about as many, one tile after another. They point into this
@@ -34,17 +45,19 @@ class SequencePlan {
   struct Part {
     int32_t base;
     int32_t num_keys;
+    int32_t first_block;
     std::vector<KeyRun> runs;
   };
 
   void find_parts(const PageRow* rows, int num_rows, const PoolLayout& layout);
-  void add_run(int32_t base, KeyRun run, int64_t token_stride);
+  void add_run(KeyRun run, int64_t token_stride);
   void turn_queries(const float* inv_freq, int half);
   void write_turns(const Part& part, const float* inv_freq, int half, float* turns) const;
 
   int first_token_;
   std::vector<Part> parts_;
-  std::vector<KeyGroup> groups_;  // one for each part
+  std::vector<KeyGroup> part_groups_;  // one for each part
+  std::vector<KeyGroup> groups_;       // of the parts that are not given away
   std::vector<int32_t> positions_;
   Array<float> turns_;  // [bases, tokens, 2, D / 2]; those that see no key of the base are unset
 };

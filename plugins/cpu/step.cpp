@@ -14,7 +14,7 @@ namespace {
 // Enough that packing a block of keys costs little beside the products with it, few enough that
 // their sums stay in a core's cache and a step gives work to several threads.
 constexpr int kTileRows = 192;
-// A sequence without tiles enough for all threads has its keys shared out, about so many to a tile:
+// A sequence without tiles enough for all threads has its keys handed out, about so many to a tile:
 // in a step of one token each, a thread then has several even pieces of work.
 constexpr int kShareKeys = 512;
 constexpr int kTilesForAThread = 4;
@@ -24,8 +24,17 @@ int tile_tokens(const LegokvCpuStep& step) {
   return std::max(1, kTileRows / (step.num_heads / step.num_kv_heads));
 }
 
-// Keys of a tile times its tokens, runs counted whole.
-int64_t cost_of(const Tile& tile) {
+// Bringing keys costs what so many tokens more would, about.
+constexpr int kTokensToBring = 4;
+
+int64_t keys_of(const KeyRun* runs, int num_runs) {
+  int64_t num_keys = 0;
+  for (const KeyRun* run = runs; run != runs + num_runs; ++run) num_keys += run->num_keys;
+  return num_keys;
+}
+
+// Runs that some of its tokens see, counted whole.
+int64_t keys_of(const Tile& tile) {
   const int last_position = tile.positions[tile.num_tokens - 1];
   int64_t num_keys = 0;
   for (const KeyGroup* group = tile.groups; group != tile.groups + tile.num_groups; ++group) {
@@ -33,7 +42,18 @@ int64_t cost_of(const Tile& tile) {
       if (run->first_position <= last_position) num_keys += run->num_keys;
     }
   }
-  return num_keys * tile.num_tokens;
+  return num_keys;
+}
+
+int64_t cost_of(const Tile& tile) { return keys_of(tile) * (tile.num_tokens + kTokensToBring); }
+
+int64_t cost_of(const SharedTile& tile, int rows_a_token) {
+  int64_t cost = 0;
+  for (const Visit* visit = tile.visits; visit != tile.visits + tile.num_visits; ++visit) {
+    cost +=
+        keys_of(visit->runs, visit->num_runs) * (visit->num_rows / rows_a_token + kTokensToBring);
+  }
+  return cost;
 }
 
 Shape shape_of(const LegokvCpuStep& step) {
@@ -75,46 +95,75 @@ void Step::plan_writes(const LegokvCpuStep& step) {
 
 void Step::plan_tiles(const LegokvCpuStep& step) {
   sequences_.reserve(step.num_sequences);
-  for (int b = 0; b < step.num_sequences; ++b) {
-    sequences_.emplace_back(step, b);
-    add_sequence(&sequences_.back(), tile_tokens(step));
+  for (int b = 0; b < step.num_sequences; ++b) sequences_.emplace_back(step, b);
+  const int max_tokens = tile_tokens(step);
+  // Masses are added up in the places of one sequence's table.
+  if (step.num_sequences > 1 && step.scoring == nullptr) {
+    shared_.emplace(&sequences_, max_tokens, shape_.num_heads / shape_.num_kv_heads,
+                    shape_.token_stride);
   }
+  for (const SequencePlan& sequence : sequences_) add_sequence(sequence, max_tokens);
   place_parts();
+  if (shared_) add_shared_tiles();
   order_tiles();
 }
 
-void Step::add_sequence(SequencePlan* sequence, int max_tokens) {
-  const int num_whole = sequence->num_token_tiles(max_tokens) * shape_.num_kv_heads;
+void Step::add_sequence(const SequencePlan& sequence, int max_tokens) {
+  const int num_whole = sequence.num_token_tiles(max_tokens) * shape_.num_kv_heads;
   int num_shares = 1;
   if (num_threads_ > 1 && num_whole < kTilesForAThread * num_threads_) {
     const int64_t wanted =
-        std::min<int64_t>(sequence->num_keys() / kShareKeys, sequence->num_parts());
+        std::min<int64_t>(sequence.num_own_keys() / kShareKeys, sequence.num_own_parts());
     num_shares = static_cast<int>(std::max<int64_t>(1, wanted));
   }
+  const bool gives = sequence.num_own_parts() < sequence.num_parts();
+  if (gives && sequence.num_own_parts() == 0) num_shares = 0;
   num_shares_.push_back(num_shares);
   const size_t first = tiles_.size();
-  sequence->add_tiles(max_tokens, shape_.num_kv_heads, num_shares, &tiles_);
-  if (num_shares == 1) return;
-  for (size_t i = first; i < tiles_.size(); i += num_shares) {
-    shared_.push_back({i, num_shares, sequence->num_parts()});
+  sequence.add_tiles(max_tokens, shape_.num_kv_heads, num_shares, &tiles_);
+  first_joins_.push_back(joins_.size());
+  if (num_shares > 1 || gives) add_joins(sequence, max_tokens, first, num_shares);
+}
+
+void Step::add_joins(const SequencePlan& sequence, int max_tokens, size_t first_tile,
+                     int num_shares) {
+  std::vector<Tile> rows;
+  sequence.add_tiles(max_tokens, shape_.num_kv_heads, 1, &rows);
+  for (const Tile& each : rows) {
+    joins_.push_back({each, first_tile, num_shares, sequence.num_parts()});
+    first_tile += num_shares;
   }
 }
 
 void Step::place_parts() {
-  const int row_floats = shape_.head_size + kPartTail;
-  const int heads = shape_.num_heads / shape_.num_kv_heads;
+  const int part_floats = shape_.num_heads / shape_.num_kv_heads * (shape_.head_size + kPartTail);
   int64_t num_floats = 0;
-  for (const Shared& shared : shared_) {
-    num_floats +=
-        int64_t{shared.num_parts} * tiles_[shared.first_tile].num_tokens * heads * row_floats;
+  for (const Join& join : joins_) {
+    num_floats += int64_t{join.num_parts} * join.rows.num_tokens * part_floats;
   }
   parts_ = uninitialised<float>(num_floats);
   float* parts = parts_.get();
-  for (const Shared& shared : shared_) {
-    for (int i = 0; i < shared.num_shares; ++i) {
-      Tile& tile = tiles_[shared.first_tile + i];
-      tile.parts = parts;
-      parts += int64_t{tile.num_groups} * tile.num_tokens * heads * row_floats;
+  for (Join& join : joins_) {
+    join.rows.parts = parts;
+    for (int i = 0; i < join.num_tiles; ++i) tiles_[join.first_tile + i].parts = parts;
+    parts += int64_t{join.num_parts} * join.rows.num_tokens * part_floats;
+  }
+}
+
+void Step::add_shared_tiles() {
+  const int row_floats = shape_.head_size + kPartTail;
+  const int heads = shape_.num_heads / shape_.num_kv_heads;
+  for (SharedPlan::Group& group : shared_->groups()) {
+    for (size_t m = 0; m < group.members.size(); ++m) {
+      const Join& join = joins_[first_joins_[group.parts[m].sequence]];
+      const int64_t part_floats = int64_t{join.rows.num_tokens} * heads * row_floats;
+      group.members[m].left = join.rows.parts + group.parts[m].number * part_floats;
+      group.members[m].head_floats = join.num_parts * part_floats;
+    }
+    for (int head = 0; head < shape_.num_kv_heads; ++head) {
+      shared_tiles_.push_back({group.members.data(), group.visits.data(),
+                               static_cast<int32_t>(group.members.size()),
+                               static_cast<int32_t>(group.visits.size()), group.num_rows, head});
     }
   }
 }
@@ -155,16 +204,31 @@ void Step::place_scores() {
     stats += int64_t{tiles_[each.first_tile].num_tokens} * stat_floats;
     mass += num_places_;
   }
+  for (Join& join : joins_) join.rows.stats = tiles_[join.first_tile].stats;
 }
 
 // The longest first, so that no thread is left alone with one at the end.
 void Step::order_tiles() {
+  const int heads = shape_.num_heads / shape_.num_kv_heads;
   std::vector<int64_t> costs;
   for (const Tile& tile : tiles_) costs.push_back(cost_of(tile));
-  order_.resize(tiles_.size());
+  for (const SharedTile& tile : shared_tiles_) costs.push_back(cost_of(tile, heads));
+  order_.resize(costs.size());
   std::iota(order_.begin(), order_.end(), size_t{0});
   std::stable_sort(order_.begin(), order_.end(),
                    [&costs](size_t a, size_t b) { return costs[a] > costs[b]; });
+}
+
+int64_t Step::num_keys_read() const {
+  int64_t num_keys = 0;
+  for (const Tile& tile : tiles_) num_keys += tile.kv_head == 0 ? keys_of(tile) : 0;
+  for (const SharedTile& tile : shared_tiles_) {
+    if (tile.kv_head != 0) continue;
+    for (const Visit* visit = tile.visits; visit != tile.visits + tile.num_visits; ++visit) {
+      num_keys += keys_of(visit->runs, visit->num_runs);
+    }
+  }
+  return num_keys;
 }
 
 void Step::attend(const LegokvCpuLayer& layer) {
@@ -173,11 +237,16 @@ void Step::attend(const LegokvCpuLayer& layer) {
     kernels.write_token(shape_, layer, writes_[i].token, key_turns_.get() + i * shape_.head_size,
                         writes_[i].key_offset);
   });
-  parallel_for(static_cast<int64_t>(tiles_.size()), num_threads_, [&](int64_t i, int thread) {
-    kernels.attend_tile(shape_, layer, tiles_[order_[i]], scratch_.get() + thread * scratch_bytes_);
+  parallel_for(static_cast<int64_t>(order_.size()), num_threads_, [&](int64_t i, int thread) {
+    char* scratch = scratch_.get() + thread * scratch_bytes_;
+    if (order_[i] < tiles_.size()) {
+      kernels.attend_tile(shape_, layer, tiles_[order_[i]], scratch);
+    } else {
+      kernels.attend_shared(shape_, layer, shared_tiles_[order_[i] - tiles_.size()], scratch);
+    }
   });
-  parallel_for(static_cast<int64_t>(shared_.size()), num_threads_, [&](int64_t i, int) {
-    kernels.join_parts(shape_, layer, tiles_[shared_[i].first_tile], shared_[i].num_parts);
+  parallel_for(static_cast<int64_t>(joins_.size()), num_threads_, [&](int64_t i, int) {
+    kernels.join_parts(shape_, layer, joins_[i].rows, joins_[i].num_parts);
   });
   clear_unattended(layer.out);
   if (layer.mass != nullptr) score(layer);

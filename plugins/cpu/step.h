@@ -1,10 +1,12 @@
 // One step, made ready once and used by every layer: where keys go, and the tiles to attend.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "cpu/instruction_sets.h"
 #include "cpu/sequence_plan.h"
+#include "cpu/shared_plan.h"
 
 namespace legokv::cpu {
 
@@ -17,17 +19,21 @@ class Step {
 
   int instruction_set() const { return choice_.instruction_set; }
 
+  // Of one KV head in a layer, each key as often as it is brought to some rows.
+  int64_t num_keys_read() const;
+
  private:
   struct Write {
     int32_t token;
     int64_t key_offset;
   };
 
-  // Some tiles of one KV head of a sequence, one after another, that differ in their keys only.
-  struct Shared {
-    size_t first_tile;
-    int num_shares;
-    int num_parts;  // of all shares
+  // Rows whose parts several tiles leave. `rows` is a tile of no keys.
+  struct Join {
+    Tile rows;
+    size_t first_tile;  // of those with keys of the sequence's own, one after another
+    int num_tiles;
+    int num_parts;
   };
 
   // The tiles of some tokens of a sequence and one KV head, whose rows score keys together.
@@ -39,9 +45,11 @@ class Step {
 
   void plan_writes(const LegokvCpuStep& step);
   void plan_tiles(const LegokvCpuStep& step);
-  void add_sequence(SequencePlan* sequence, int max_tokens);
+  void add_sequence(const SequencePlan& sequence, int max_tokens);
+  void add_joins(const SequencePlan& sequence, int max_tokens, size_t first_tile, int num_shares);
   void order_tiles();
   void place_parts();
+  void add_shared_tiles();
   void plan_scoring(const LegokvCpuStep& step);
   void place_scores();
   void score(const LegokvCpuLayer& layer);
@@ -57,8 +65,11 @@ class Step {
   Array<float> key_turns_;  // one for each write
   std::vector<SequencePlan> sequences_;
   std::vector<Tile> tiles_;
-  std::vector<Shared> shared_;
-  std::vector<size_t> order_;  // in which the tiles are attended
+  std::optional<SharedPlan> shared_;
+  std::vector<SharedTile> shared_tiles_;
+  std::vector<Join> joins_;
+  std::vector<size_t> first_joins_;  // of each sequence
+  std::vector<size_t> order_;        // in which the tiles are attended, those shared behind the own
   Array<float> parts_;
   const int64_t num_places_;          // of a sequence's page table: rows times slots
   std::vector<int32_t> num_scoring_;  // of each sequence's last tokens; empty: no masses are asked

@@ -2,9 +2,7 @@
 #pragma once
 
 #include "cpu/kernels/join_parts.h"
-#include "cpu/kernels/rotate.h"
-#include "cpu/kernels/scratch.h"
-#include "cpu/kernels/tile_product.h"
+#include "cpu/kernels/tile_rows.h"
 
 namespace legokv::cpu {
 namespace {
@@ -18,13 +16,8 @@ class TileAttention {
         tile_(tile),
         heads_(shape.num_heads / shape.num_kv_heads),
         num_rows_(tile.num_tokens * heads_),
-        row_words_(head_words<Operand>(shape.head_size)),
-        scale_{shape.exponent_scale, kSlack / shape.exponent_scale} {
-    carve(shape, memory, &scratch_);
-    memset(scratch_.zeros, 0, sizeof(T) * shape.head_size);
-    if (row_words_ * Operand::kPerWord > shape.head_size) {
-      memset(scratch_.queries, 0, sizeof(uint32_t) * num_rows_ * row_words_);
-    }
+        rows_(shape, layer, tile.kv_head, num_rows_, memory),
+        scratch_(rows_.scratch) {
     for (int row = 0; row < num_rows_; ++row) {
       scratch_.positions[row] = tile.positions[row / heads_];
     }
@@ -33,7 +26,7 @@ class TileAttention {
   void run() {
     for (int g = 0; g < tile_.num_groups; ++g) {
       const int first_row = attend_part(tile_.groups[g]);
-      tile_.parts == nullptr ? join_part(g, first_row) : leave_part(g);
+      tile_.parts == nullptr ? join_part(g, first_row) : leave_part(tile_.groups[g].part);
     }
     if (tile_.parts == nullptr) finish();
   }
@@ -46,7 +39,7 @@ class TileAttention {
   }
 
  private:
-  using Visit = void (TileAttention::*)(const KeyBlock<T>& block, const KeyBlock<T>& next);
+  using Visitor = void (TileAttention::*)(const KeyBlock<T>& block, const KeyBlock<T>& next);
 
   // The first token at or past a position: it and those after it see a key there.
   int first_token_at(int position) const {
@@ -57,24 +50,24 @@ class TileAttention {
 
   // The rows' sums over the part's keys; the first row that sees one.
   int attend_part(const KeyGroup& group) {
-    clear(shape_, num_rows_, scratch_);
+    rows_.forget();
     return walk(group, &TileAttention::attend_block);
   }
 
-  // Calls `visit` for each block of the group's keys; the first row that sees one.
-  int walk(const KeyGroup& group, Visit visit) {
+  // Calls `visitor` for each block of the group's keys; the first row that sees one.
+  int walk(const KeyGroup& group, Visitor visitor) {
     const int first_token = first_token_at(group.first_position);
     if (first_token == tile_.num_tokens) return num_rows_;
     if (group.turns != turns_) turn_queries(group, first_token);
-    const T* pool_head = static_cast<const T*>(layer_.pool) + tile_.kv_head * shape_.head_size;
+    const T* pool_head = rows_.pool_head();
     const int last_position = tile_.positions[tile_.num_tokens - 1];
-    RunCursor cursor = {group.runs, group.runs + group.num_runs, 0};
+    RunCursor cursor = {group.runs, group.runs + group.num_runs, 0, group.first_block};
     KeyBlock<T>* blocks = scratch_.blocks;
     take_block(&cursor, shape_, pool_head, last_position, scratch_.zeros, &blocks[0]);
     for (int i = 0; blocks[i % 2].num_keys > 0; ++i) {
       KeyBlock<T>& next = blocks[(i + 1) % 2];
       take_block(&cursor, shape_, pool_head, last_position, scratch_.zeros, &next);
-      (this->*visit)(blocks[i % 2], next);
+      (this->*visitor)(blocks[i % 2], next);
     }
     return first_token * heads_;
   }
@@ -82,31 +75,15 @@ class TileAttention {
   // A later part of the base is seen by some of these tokens, no others.
   void turn_queries(const KeyGroup& group, int first_token) {
     turns_ = group.turns;
-    const int head_size = shape_.head_size;
     for (int token = first_token; token < tile_.num_tokens; ++token) {
-      const float* turn = group.turns + int64_t{tile_.first_in_sequence + token} * head_size;
-      const T* heads = static_cast<const T*>(layer_.q) +
-                       (tile_.first_token + token) * layer_.q_stride +
-                       tile_.kv_head * heads_ * head_size;
-      for (int h = 0; h < heads_; ++h) {
-        rotate_head(heads + h * head_size, turn, head_size,
-                    scratch_.queries + (token * heads_ + h) * row_words_ * Operand::kPerWord);
-      }
+      const int64_t in_sequence = tile_.first_in_sequence + token;
+      rows_.turn_token(token * heads_, tile_.first_token + token,
+                       group.turns + in_sequence * shape_.head_size);
     }
   }
 
   void attend_block(const KeyBlock<T>& block, const KeyBlock<T>& next) {
-    constexpr int kRows = Operand::kRows;
-    pack_keys<Operand>(block, shape_.head_size, scratch_.keys);
-    pack_values<Operand>(block, shape_.head_size, scratch_.values);
-    const int first_row = first_token_at(block.positions[0]) * heads_;
-    const int num_panels = (num_rows_ - first_row + kRows - 1) / kRows;
-    const int keys_a_panel = (kBlockKeys + num_panels - 1) / num_panels;
-    for (int panel = 0; panel < num_panels; ++panel) {
-      prefetch(next, panel * keys_a_panel, (panel + 1) * keys_a_panel, shape_.head_size);
-      const int row = first_row + panel * kRows;
-      attend_rows(block, row, num_rows_ - row < kRows ? num_rows_ - row : kRows);
-    }
+    rows_.attend_block(block, next, first_token_at(block.positions[0]) * heads_, num_rows_);
   }
 
   void weigh_block(const KeyBlock<T>& block, const KeyBlock<T>& next) {
@@ -119,62 +96,15 @@ class TileAttention {
     alignas(64) float mass[kBlockKeys] = {};
     for (int row = first_row; row < num_rows_; row += kRows) {
       const int num_rows = num_rows_ - row < kRows ? num_rows_ - row : kRows;
-      const int num_columns = score_rows(block, row, num_rows);
+      const int num_columns = rows_.score_rows(block, row, num_rows);
       for (int r = 0; r < num_rows; ++r) {
-        hide_from(block, row + r, r, num_columns);
+        rows_.hide_from(block, row + r, r, num_columns);
         const float* stats = tile_.stats + (row + r) * kStatFloats;
         add_weights<typename Operand::Number>(scratch_.scores + r * kBlockKeys, num_columns,
                                               shape_.exponent_scale, stats[0], stats[1], mass);
       }
     }
     for (int key = 0; key < block.num_keys; ++key) tile_.mass[block.places[key]] += mass[key];
-  }
-
-  // The rows' scores of the block's keys that the last of them sees; how many, in whole columns.
-  int score_rows(const KeyBlock<T>& block, int first_row, int num_rows) {
-    // The last row sees the most; nothing is computed for keys that only later ones see.
-    const int num_keys = block.num_seen(scratch_.positions[first_row + num_rows - 1]);
-    const int num_columns = rounded_up(num_keys, Operand::kKeys);
-    const auto* queries = reinterpret_cast<const uint32_t*>(scratch_.queries);
-    multiply_as<Operand>(
-        num_rows, num_columns,
-        {queries + first_row * row_words_, row_words_, scratch_.keys, row_words_, row_words_},
-        {scratch_.scores, kBlockKeys, false});
-    return num_columns;
-  }
-
-  void attend_rows(const KeyBlock<T>& block, int first_row, int num_rows) {
-    constexpr int kPerWord = Operand::kPerWord;
-    const int head_size = shape_.head_size;
-    const int num_columns = score_rows(block, first_row, num_rows);
-    const int num_keys = block.num_seen(scratch_.positions[first_row + num_rows - 1]);
-    const int depth = rounded_up((num_keys + kPerWord - 1) / kPerWord, Operand::kWords);
-    for (int row = 0; row < num_rows; ++row) weigh_row(block, first_row + row, row, num_columns);
-    multiply_as<Operand>(num_rows, head_size,
-                         {reinterpret_cast<const uint32_t*>(scratch_.weights),
-                          kBlockKeys / kPerWord, scratch_.values, depth, kBlockKeys / kPerWord},
-                         {scratch_.sums + first_row * head_size, head_size, true});
-  }
-
-  // Of `count` scores; `panel_row` is the row's place in the products.
-  void weigh_row(const KeyBlock<T>& block, int row, int panel_row, int count) {
-    float* scores = scratch_.scores + panel_row * kBlockKeys;
-    hide_from(block, row, panel_row, count);
-    const RowState state = {scratch_.maxima + row, scratch_.totals + row * kLanes,
-                            scratch_.sums + row * shape_.head_size};
-    weigh(scores, count, scale_, state, shape_.head_size,
-          scratch_.weights + panel_row * kBlockKeys);
-  }
-
-  void hide_from(const KeyBlock<T>& block, int row, int panel_row, int count) {
-    const int query_position = scratch_.positions[row];
-    if (block.positions[count - 1] > query_position) {
-      hide_scores(scratch_.scores + panel_row * kBlockKeys, block.positions, query_position, count);
-    }
-  }
-
-  float total_of(int row) const {
-    return sum_of_lanes(load_vector<Floats>(scratch_.totals + row * kLanes));
   }
 
   RowPart joined_row(int row) const {
@@ -185,7 +115,7 @@ class TileAttention {
   void join_part(int part, int first_row) {
     if (part == 0) return begin_joining();
     for (int row = first_row; row < num_rows_; ++row) {
-      float total = total_of(row);
+      float total = rows_.total_of(row);
       add_part(joined_row(row),
                {scratch_.sums + row * shape_.head_size, &total, scratch_.maxima + row},
                shape_.exponent_scale, shape_.head_size);
@@ -198,7 +128,7 @@ class TileAttention {
     scratch_.sums = scratch_.joined_sums;
     scratch_.joined_sums = sums;
     for (int row = 0; row < num_rows_; ++row) {
-      scratch_.joined_totals[row] = total_of(row);
+      scratch_.joined_totals[row] = rows_.total_of(row);
       scratch_.joined_maxima[row] = scratch_.maxima[row];
     }
   }
@@ -206,7 +136,7 @@ class TileAttention {
   void finish() {
     // No key in sight: as for a part of none.
     if (tile_.num_groups == 0) {
-      clear(shape_, num_rows_, scratch_);
+      rows_.forget();
       begin_joining();
     }
     for (int row = 0; row < num_rows_; ++row) {
@@ -218,13 +148,8 @@ class TileAttention {
   }
 
   void leave_part(int part) const {
-    const int head_size = shape_.head_size, row_floats = head_size + kPartTail;
-    float* left = tile_.parts + int64_t{part} * num_rows_ * row_floats;
-    for (int row = 0; row < num_rows_; ++row, left += row_floats) {
-      memcpy(left, scratch_.sums + row * head_size, sizeof(float) * head_size);
-      left[head_size] = total_of(row);
-      left[head_size + 1] = scratch_.maxima[row];
-    }
+    const int64_t part_floats = int64_t{num_rows_} * (shape_.head_size + kPartTail);
+    rows_.leave(0, num_rows_, tile_.parts + part * part_floats);
   }
 
   const Shape& shape_;
@@ -232,11 +157,9 @@ class TileAttention {
   const Tile& tile_;
   const int heads_;  // query heads of the KV head
   const int num_rows_;
-  const int row_words_;  // of a query
-  const ScoreScale scale_;
-  const SessionOf<Operand> session_{};
+  TileRows<Operand, T> rows_;
+  Scratch<Operand, T>& scratch_;
   const float* turns_ = nullptr;  // of the queries as they are turned now
-  Scratch<Operand, T> scratch_;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "cpu/kernels/attend_shared.h"
 #include "cpu/kernels/attend_tile.h"
 #include "cpu/kernels/float_panels.h"
 #include "cpu/kernels/gate_row.h"
@@ -36,6 +37,12 @@ void attend_tile(const Shape& shape, const LegokvCpuLayer& layer, const Tile& ti
 }
 
 template <typename Operand, typename T>
+void attend_shared(const Shape& shape, const LegokvCpuLayer& layer, const SharedTile& tile,
+                   void* memory) {
+  SharedAttention<Operand, T>(shape, layer, tile, memory).run();
+}
+
+template <typename Operand, typename T>
 void add_mass(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile, void* memory) {
   TileAttention<Operand, T>(shape, layer, tile, memory).add_mass();
 }
@@ -44,6 +51,7 @@ template <typename Operand, typename T>
 constexpr Kernels kTable = {scratch_bytes<Operand, T>,
                             write_token<T>,
                             attend_tile<Operand, T>,
+                            attend_shared<Operand, T>,
                             join_parts<T>,
                             add_mass<Operand, T>,
                             gate_row<T>,

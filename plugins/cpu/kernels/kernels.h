@@ -24,11 +24,16 @@ struct KeyRun {
 // at the same places in any company.
 constexpr int kPartKeys = 512;
 
+// Keys that are packed together: those of a part are taken so many at once.
+constexpr int kBlockKeys = 64;
+
 // A part of a sequence's keys: they share a base and ascend by position; how queries turn to them.
 struct KeyGroup {
   const KeyRun* runs;
   int32_t num_runs;
+  int32_t first_block;  // keys of its first block
   int32_t first_position;
+  int32_t part;        // its number among the sequence's parts
   const float* turns;  // cosines [D / 2] then sines [D / 2] for each token of the sequence
 };
 
@@ -42,15 +47,44 @@ struct Tile {
   int32_t first_in_sequence;  // the same token, counted in its sequence
   int32_t num_tokens;
   int32_t kv_head;
-  // Where to leave its groups' parts, one after another, rows in each: weighted values [D] relative
-  // to a maximum, then kPartTail numbers, of them the sum of the weights and the maximum. Null: the
-  // tile's groups are all, and its rows are the layer's output.
+  // The parts of its sequence, one after another, rows in each: weighted values [D] relative to a
+  // maximum, then kPartTail numbers, of them the sum of the weights and the maximum. It leaves
+  // those of its groups there. Null: the tile's groups are all, and its rows are the layer's
+  // output.
   float* parts;
   // Rows before `first_scoring` (of the tile's) score no key. Where masses are asked for: what each
   // row's weights are relative to, kStatFloats a row; the sums of the rows' weights for each place.
   int32_t first_scoring;
   float* stats;
   float* mass;
+};
+
+// All tokens of a sequence in a shared tile; their rows follow the rows of the members before.
+struct Member {
+  const float* turns;   // of its tokens to the base that the part has in its sequence
+  float* left;          // where to leave the part's rows, of KV head 0
+  int64_t head_floats;  // from there to the next KV head's
+  int32_t first_token;  // in the step
+  int32_t num_tokens;
+};
+
+// A block of keys, and the rows whose part it belongs to: each of them sees all its keys.
+struct Visit {
+  const KeyRun* runs;
+  int32_t num_runs;
+  int32_t first_row;
+  int32_t num_rows;
+};
+
+// A part of several sequences whose blocks are mostly the same pages, at whatever bases they stand:
+// such a block is read once for all. Each row meets the blocks of its part in their order.
+struct SharedTile {
+  const Member* members;
+  const Visit* visits;
+  int32_t num_members;
+  int32_t num_visits;
+  int32_t num_rows;
+  int32_t kv_head;
 };
 
 // A row's maximum, and 1 over the sum of its weights, 0 where it saw no key.
@@ -70,14 +104,17 @@ struct Shape {
 };
 
 struct Kernels {
-  // Bytes that attend_tile needs for itself, 64-aligned.
+  // Bytes that each of those who take scratch need for themselves, 64-aligned.
   int64_t (*scratch_bytes)(const Shape& shape);
   // Rotates a token's keys by its turn (as in KeyGroup) and puts them and its values into the pool.
   void (*write_token)(const Shape& shape, const LegokvCpuLayer& layer, int token, const float* turn,
                       int64_t key_offset);
   void (*attend_tile)(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile,
                       void* scratch);
-  // Makes the layer's output of a tile's rows from all their parts: `tile` has the first of them.
+  // Leaves the members' rows over one part.
+  void (*attend_shared)(const Shape& shape, const LegokvCpuLayer& layer, const SharedTile& tile,
+                        void* scratch);
+  // Makes the layer's output of a tile's rows from all their parts.
   void (*join_parts)(const Shape& shape, const LegokvCpuLayer& layer, const Tile& tile,
                      int num_parts);
   // Adds to the tile's masses what its rows weigh the keys of its groups, once their stats are

@@ -7,7 +7,6 @@
 namespace legokv::cpu {
 namespace {
 
-constexpr int kBlockKeys = 64;
 static_assert(kBlockKeys % kPanelWidth == 0);
 
 // Where the keys of a block lie. Those past num_keys are zeros, whose position nobody sees.
@@ -27,19 +26,22 @@ struct KeyBlock {
   }
 };
 
-// Walks a group's runs, block by block.
+// Walks runs, block by block.
 struct RunCursor {
   const KeyRun* run;
   const KeyRun* end;
-  int used;  // keys of `run` that were taken
+  int used;     // keys of `run` that were taken
+  int at_most;  // keys of the next block
 };
 
-// Takes the next keys up to `last_position`, at most kBlockKeys, or none.
+// Takes the next block of keys up to `last_position`, or none.
 template <typename T>
 void take_block(RunCursor* cursor, const Shape& shape, const T* pool_head, int last_position,
                 const T* zeros, KeyBlock<T>* block) {
+  const int at_most = cursor->at_most;
+  cursor->at_most = kBlockKeys;
   int count = 0;
-  while (count < kBlockKeys && cursor->run != cursor->end) {
+  while (count < at_most && cursor->run != cursor->end) {
     const KeyRun& run = *cursor->run;
     if (cursor->used == run.num_keys) {
       ++cursor->run;

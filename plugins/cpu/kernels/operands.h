@@ -1,7 +1,8 @@
 // The ways to multiply: float32 numbers, pairs of bfloat16 where the processor can, tiles of pairs.
 //
 // All work on 32-bit words, a word being one float32 or two neighbouring bfloat16, so that packing
-// is written once. A product takes kRows rows at most, and whole kKeys of keys and kWords of words.
+// is written once. A product takes kRows rows at most, and whole kKeys of keys and kWords of words;
+// it may change rows up to the next kRowsAtOnce.
 #pragma once
 
 #include "cpu/kernels/conversions.h"
@@ -14,6 +15,7 @@ struct FloatWords {
   using Number = float;
   static constexpr int kPerWord = 1;
   static constexpr int kRows = kPanelRows;
+  static constexpr int kRowsAtOnce = 1;
   static constexpr int kKeys = kLanes;
   static constexpr int kWords = 1;
 
@@ -40,6 +42,7 @@ struct PairWords {
   using Number = bfloat16;
   static constexpr int kPerWord = 2;
   static constexpr int kRows = kPanelRows;
+  static constexpr int kRowsAtOnce = 1;
   static constexpr int kKeys = kLanes;
   static constexpr int kWords = 1;
 
@@ -72,6 +75,7 @@ struct PairWords {
 // Pairs that tiles multiply: 16 rows and columns and 32 products at once.
 struct TileWords : PairWords {
   static constexpr int kRows = 2 * kTileRows;
+  static constexpr int kRowsAtOnce = kTileRows;
   static constexpr int kKeys = kStepProducts;
   static constexpr int kWords = kStepProducts / kPerWord;
 };

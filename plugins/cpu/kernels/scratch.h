@@ -18,6 +18,7 @@ struct Scratch {
   float* joined_sums;                 // [R, D], of the parts before
   float* joined_totals;               // [R]
   float* joined_maxima;               // [R]
+  float* spare_sums;                  // [Operand::kRows, D]
   int32_t* positions;                 // [R]
   uint32_t* keys;
   uint32_t* values;
@@ -52,6 +53,7 @@ int64_t carve(const Shape& shape, void* memory, Scratch<Operand, T>* scratch) {
   carver.take(&scratch->joined_sums, rows * head_size);
   carver.take(&scratch->joined_totals, rows);
   carver.take(&scratch->joined_maxima, rows);
+  carver.take(&scratch->spare_sums, Operand::kRows * head_size);
   carver.take(&scratch->positions, rows);
   carver.take(&scratch->keys, kBlockKeys * row_words);
   carver.take(&scratch->values, kBlockKeys * padded / Operand::kPerWord);

@@ -79,11 +79,20 @@ class NativeStep:
         mass_shape: tuple[int, ...] | None,
     ) -> None:
         self._attend = library.functions.legokv_cpu_attend
+        self._num_keys_read = library.functions.legokv_cpu_num_keys_read
         self._begun = begun
         self._shape = shape
         self._num_tokens = num_tokens
         self._mass_shape = mass_shape
         self.instruction_set = InstructionSet(library.functions.legokv_cpu_instruction_set(begun))
+
+    @property
+    def num_keys_read(self) -> int:
+        """How many keys each KV head brings to rows in a layer, as often as it brings them.
+
+        Once for all sequences that share a chunk, once for each tile of a longer piece.
+        """
+        return int(self._num_keys_read(self._begun))
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, pool: Tensor, mass: Tensor | None = None
