@@ -147,7 +147,10 @@ class Drawing:
             for name, value in fields.items()
         ]
         request_id = values.text(dice) if dice.random() < 0.2 else ""
-        return Grpc("generate", tuple(tensors), self._parameters(), request_id,
+        if dice.random() < 0.02:
+            tensors.clear()
+        version = dice.choice(("1", "7", "x")) if dice.random() < 0.05 else ""
+        return Grpc("generate", tuple(tensors), self._parameters(), request_id, version=version,
                     streams=dice.random() < 0.9, leaves=dice.random() < 0.05)  # fmt: skip
 
     def engine(self) -> Request:

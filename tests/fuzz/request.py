@@ -46,6 +46,7 @@ class Grpc:
     request_id: str = ""
     streams: bool = True
     leaves: bool = False
+    version: str = ""
 
 
 Request = Http | RawHttp | Grpc

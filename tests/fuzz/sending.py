@@ -124,7 +124,9 @@ def _stream(stub: Any, message: Any, *, leaves: bool) -> Outcome:
 
 
 def _message(request: Grpc) -> Any:
-    message = service_pb2.ModelInferRequest(model_name=request.model, id=request.request_id)
+    message = service_pb2.ModelInferRequest(
+        model_name=request.model, model_version=request.version, id=request.request_id
+    )
     for tensor in request.tensors:
         message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         message.raw_input_contents.append(tensor.content)

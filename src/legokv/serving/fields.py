@@ -13,6 +13,8 @@ Request = Mapping[str, Any]
 # `reader(request, name)` gives the value of the field `name`.
 Reader = Callable[[Request, str], Any]
 
+NO_QUESTION = "'text_input' is missing, or 'messages' in its place"
+
 MAX_DIGITS = 400
 MAX_INT32 = 2**31 - 1
 MAX_UINT64 = 2**64 - 1
@@ -64,6 +66,8 @@ def parse_json(
     def no_number(constant: str) -> float:
         raise InvalidRequest(f"{what} is not JSON: {constant} is no number there")
 
+    if not body.strip():
+        raise InvalidRequest(f"{what} is empty: JSON is taken")
     try:
         return json.loads(
             body.decode("utf-8"),

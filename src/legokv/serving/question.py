@@ -164,7 +164,7 @@ def _conversation(values: fields.Request, settings: Settings) -> Conversation | 
         )
     if values["messages"] is None:
         if values["text_input"] is None:
-            raise InvalidRequest("'text_input' is missing, or 'messages' in its place")
+            raise InvalidRequest(fields.NO_QUESTION)
         if values["tools"] is not None:
             raise InvalidRequest("'tools' belong to 'messages', and the request has none")
         return None

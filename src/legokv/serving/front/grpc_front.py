@@ -13,7 +13,7 @@ from legokv.errors import Busy, Cancelled, InvalidRequest, LegokvError, NotFound
 from legokv.serving.front import bounds
 from legokv.serving.front.internals import STARTING, Internals
 from legokv.serving.front.state import State
-from legokv.serving.front.tensor_check import Model, check_request, parse_request
+from legokv.serving.front.tensor_check import Model, check_model, check_request, parse_request
 from legokv.serving.front.triton_stream import TritonStream
 
 SERVICE = "inference.GRPCInferenceService"
@@ -138,13 +138,10 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             if kind is None:
                 return
             try:
-                name = kind.FromString(body).name
+                asked = kind.FromString(body)
             except DecodeError as error:
                 raise InvalidRequest(f"not a {kind.__name__}: {error}") from None
-            if name not in self._models:
-                raise NotFound(
-                    f"there is no model {name[:200]!r} here: {' and '.join(self._models)} are"
-                )
+            check_model(asked.name, asked.version, self._models)
 
         return check
 

@@ -57,9 +57,15 @@ def check_infer(text: bytes, model: Model, num_raw_bytes: int) -> bytes:
 
 def _mended(item: Mapping[str, Any], count: int) -> Mapping[str, Any]:
     """An input with its data checked: `count` values in one list, objects of them as text."""
-    if "data" not in item:
+    name, is_raw = item["name"], "binary_data_size" in _parameters(item)
+    if is_raw == ("data" in item):
+        raise InvalidRequest(
+            f"{name!r} has {'both' if is_raw else 'neither'} of 'data' and the parameter "
+            "'binary_data_size': one is taken"
+        )
+    if is_raw:
         return item
-    name, values = item["name"], _list(item, "data")
+    values = _list(item, "data")
     if len(values) != count:
         raise InvalidRequest(f"{name!r} has {len(values)} values in data, its shape says {count}")
     if item["datatype"] == "BYTES":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from legokv.errors import InvalidRequest
-from legokv.serving.fields import kind_of, parse_request, refuse_unknown
+from legokv.serving.fields import NO_QUESTION, kind_of, parse_request, refuse_unknown
 from legokv.serving.front.tensor_check import Input, Model
 
 _PARAMETERS = "parameters"
@@ -36,6 +36,8 @@ def check_generate(body: bytes, model: Model, *, streamed: bool) -> bytes:
     for name in more:
         if name in request:
             raise InvalidRequest(f"{name!r} is there twice, and once in {_PARAMETERS!r}: send one")
+    if not any(name in model.inputs for name in (*more, *request)):
+        raise InvalidRequest(NO_QUESTION)
     check_elements("id", [{**more, **request}.get("id", "")], "BYTES")
     parts = [{name: value for name, value in request.items() if name != _PARAMETERS}, dict(more)]
     mended = [_mended(fields, inputs) for fields in parts]

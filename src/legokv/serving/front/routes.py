@@ -32,7 +32,8 @@ def _row(method: str, path: str, kind: Kind) -> _Row:
     return _Row(method, re.compile(path), kind)
 
 
-_VERSION = r"(?:/versions/1)?"
+VERSION = "1"
+_VERSION = rf"(?:/versions/{VERSION})?"
 _MODEL = rf"/v2/models/(?:{'|'.join(MODELS)}){_VERSION}"
 _ROWS = (
     _row("POST", rf"/v2/models/generate{_VERSION}/generate(?:_stream)?", Kind.GENERATE),

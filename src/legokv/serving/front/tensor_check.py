@@ -14,13 +14,25 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from legokv.errors import InvalidRequest, NotFound
-from legokv.serving.front.routes import MODELS
+from legokv.serving.fields import NO_QUESTION
+from legokv.serving.front.routes import MODELS, VERSION
 from legokv.serving.front.wire_bounds import check_wire
 
 MAX_ELEMENTS = 65_536
 """Most elements of one tensor."""
 MAX_PARAMETERS = 64
 _SHARED_MEMORY = "shared_memory"
+_TRITONS = "triton_"
+"""Triton keeps names of parameters that begin so to itself, and takes those of the table below."""
+_OTHERS = ("int64_param", "bool_param", "string_param", "double_param")
+_PARAMETERS = {
+    "sequence_id": ("int64_param", "string_param"),
+    "sequence_start": ("bool_param",),
+    "sequence_end": ("bool_param",),
+    "priority": ("int64_param", "uint64_param"),
+    "timeout": ("int64_param",),
+    "triton_enable_empty_final_response": ("bool_param",),
+}
 _BYTES = "BYTES"
 _ITEM_BYTES = {"BOOL": 1, "INT32": 4, "FP32": 4, "INT64": 8, "UINT64": 8, "FP64": 8}
 _CONTENTS = {
@@ -73,18 +85,14 @@ def _datatype(number: int) -> str:
 
 def check_request(request: Any, models: Mapping[str, Model]) -> None:
     """InvalidRequest or NotFound with the reason if Triton would not take these tensors."""
-    model = models.get(request.model_name)
-    if model is None:
-        raise NotFound(
-            f"there is no model {request.model_name[:200]!r} here: {' and '.join(models)} are"
-        )
+    check_model(request.model_name, request.model_version, models)
+    model = models[request.model_name]
     check_names(request.inputs, request.outputs, model)
     for output in request.outputs:
         _check_parameters(output)
         if output.parameters:
             raise InvalidRequest(f"output {output.name!r} takes no parameters")
-    if len(request.parameters) > MAX_PARAMETERS:
-        raise InvalidRequest(f"{len(request.parameters)} parameters, at most {MAX_PARAMETERS} fit")
+    _check_own_parameters(request.parameters)
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(f"{len(raw)} raw contents come with {len(request.inputs)} inputs")
@@ -97,13 +105,41 @@ def check_request(request: Any, models: Mapping[str, Model]) -> None:
             _check_contents(tensor, count)
 
 
+def check_model(name: str, version: str, models: Iterable[str]) -> None:
+    """NotFound unless clients may name the model, and its version is this one or left out."""
+    if name not in models:
+        raise NotFound(f"there is no model {name[:200]!r} here: {' and '.join(models)} are")
+    if version not in ("", VERSION):
+        raise NotFound(f"there is no version {version[:200]!r} of {name}: {VERSION} is there")
+
+
+def _check_own_parameters(parameters: Mapping[str, Any]) -> None:
+    """InvalidRequest for too many of a request, or for one of a type that Triton does not take."""
+    if len(parameters) > MAX_PARAMETERS:
+        raise InvalidRequest(f"{len(parameters)} parameters, at most {MAX_PARAMETERS} fit")
+    for name, value in parameters.items():
+        kinds = _PARAMETERS.get(name, () if name.startswith(_TRITONS) else _OTHERS)
+        kind = value.WhichOneof("parameter_choice") or "nothing"
+        if not kinds:
+            raise InvalidRequest(f"unknown parameter {name[:100]!r} of the request")
+        if kind not in kinds:
+            raise InvalidRequest(
+                f"the request's parameter {name[:100]!r} is {kind}, {' or '.join(kinds)} is taken"
+            )
+
+
 def check_names(inputs: Sequence[Any], outputs: Sequence[Any], model: Model) -> None:
-    """InvalidRequest unless these are inputs and outputs of the model, none missing or twice."""
+    """InvalidRequest unless these are inputs and outputs of the model, none missing or twice.
+
+    Without any input Triton 24.10 ends, where a stream's errors are its status.
+    """
     names = [tensor.name for tensor in inputs]
     _check_known(names, model.inputs, "input")
     missing = [n for n, item in model.inputs.items() if not item.optional and n not in names]
     if missing:
         raise InvalidRequest(f"input {missing[0]!r} is missing")
+    if not names:
+        raise InvalidRequest(NO_QUESTION)
     _check_known([output.name for output in outputs], model.outputs, "output")
 
 

@@ -19,6 +19,7 @@ from legokv.serving.settings import Settings
 from legokv.serving.triton.processes import child_processes, with_ports
 
 SECONDS = 60
+ASKED = b'{"text_input":"Who?"}'
 
 
 @pytest.fixture
@@ -71,16 +72,16 @@ def test_a_front_without_a_server_says_so_and_is_started_again_when_it_ends(
 ) -> None:
     ask = "/v2/models/generate/generate"
     assert answer(settings, "/v2/health/ready")[0] == 503
-    status, sentence = answer(settings, ask, b"{}")
+    status, sentence = answer(settings, ask, ASKED)
     assert (status, "ask again in a few seconds" in sentence) == (503, True)
     assert not front.is_ready()
 
     front.refuse("the server is stopping")
-    until(lambda: answer(settings, ask, b"{}") == (503, "the server is stopping"))
+    until(lambda: answer(settings, ask, ASKED) == (503, "the server is stopping"))
     (first,) = (pid for pid in child_processes(os.getpid()) if is_front(pid))
     os.kill(first, signal.SIGKILL)
     until(lambda: front.look() is None and fronts() not in ([], [first]))
-    until(lambda: answer(settings, ask, b"{}") == (503, "the server is stopping"))
+    until(lambda: answer(settings, ask, ASKED) == (503, "the server is stopping"))
 
     (second,) = (pid for pid in child_processes(os.getpid()) if is_front(pid))
     os.kill(second, signal.SIGSTOP)

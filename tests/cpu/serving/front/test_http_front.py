@@ -23,6 +23,7 @@ STREAM = "/v2/models/generate/generate_stream"
 INFER = "/v2/models/documents/infer"
 LIMIT = 100_000
 TENSOR = {"name": "request", "shape": [1], "datatype": "BYTES"}
+ASKED = b'{"text_input":"Who?"}'
 REQUEST = json.dumps({"inputs": [{**TENSOR, "data": ["{}"]}]}).encode()
 
 
@@ -47,15 +48,16 @@ def test_a_request_and_its_answer_are_passed_on_byte_for_byte(front: Running) ->
 
 def test_requests_one_after_another_come_to_triton_over_one_connection(front: Running) -> None:
     for _ in range(5):
-        assert front.post(GENERATE, b"{}")[0] == 200
+        assert front.post(GENERATE, ASKED)[0] == 200
     assert len(front.triton.heard) == 5
     assert front.triton.num_connections == 1
 
 
 def test_no_header_reaches_triton_but_those_it_needs(front: Running) -> None:
-    front.post(GENERATE, b"{}", "X-Secret: a", "Accept-Encoding: gzip", "Cookie: b", "triton-x: c")
+    front.post(GENERATE, ASKED, "X-Secret: a", "Accept-Encoding: gzip", "Cookie: b", "triton-x: c")
     (heard,) = front.triton.heard
-    names = {line.split(b":")[0].lower() for line in heard.split(b"\r\n")[1:] if b":" in line}
+    head, _, _ = heard.partition(b"\r\n\r\n")
+    names = {line.split(b":")[0].lower() for line in head.split(b"\r\n")[1:]}
     assert names == {b"host", b"content-length"}
 
 
@@ -90,7 +92,7 @@ def test_a_body_is_bounded_however_it_comes(front: Running) -> None:
 def test_a_compressed_body_is_passed_on_plain(front: Running) -> None:
     front.post(GENERATE, gzip.compress(b'{"text_input": "Who?"}'), "Content-Encoding: gzip")
     assert front.triton.heard[0].endswith(b'\r\n\r\n{"text_input": "Who?"}')
-    status, answer = front.post(GENERATE, b"{}", "Content-Encoding: br")
+    status, answer = front.post(GENERATE, ASKED, "Content-Encoding: br")
     assert (status, "gzip, deflate or identity" in error(answer)) == (400, True)
 
 
@@ -162,6 +164,11 @@ def test_tensors_behind_json_are_passed_on_and_only_the_json_is_looked_at(front:
         ([{**TENSOR, "parameters": {"binary_data_size": -1}}], "0 bytes come with them"),
         ([7], "an input or output is an object, not a whole number"),
         (7, "'inputs' is a list, not a whole number"),
+        ([TENSOR], "'request' has neither of 'data' and the parameter 'binary_data_size': one"),
+        (
+            [{**TENSOR, "data": ["{}"], "parameters": {"binary_data_size": 0}}],
+            "'request' has both of 'data' and the parameter 'binary_data_size': one is taken",
+        ),
         ([{**TENSOR, "data": [["{}"]]}], "'request' takes a text, not a list"),
         ([{**TENSOR, "data": ["{}", "{}"]}], "2 values in data, its shape says 1"),
         ([{**TENSOR, "data": "{}"}], "'data' is a list, not a text"),
@@ -267,7 +274,13 @@ def test_what_triton_would_flatten_wrap_or_round_ends_at_the_front(
         ('{"text_input":"a"}'.encode("utf-16"), "not UTF-8"),
         (b"[]", "a request is a JSON object, not a list"),
         (b'{"seed":' + b"1" * 401 + b"}", "a number of 401 digits, at most 400 are taken"),
-        (b"", "the request is not JSON"),
+        (b"", "the request is empty: JSON is taken"),
+        (b" \n", "the request is empty: JSON is taken"),
+        (b"null", "a request is a JSON object, not null"),
+        (b"{}", "'text_input' is missing, or 'messages' in its place"),
+        (b'{"id":"a","parameters":{"id":"b"}}', "'id' is there twice"),
+        (b'{"id":"a","parameters":{}}', "'text_input' is missing, or 'messages' in its place"),
+        (b'{"text_input":null}', "'text_input' takes a text, not null"),
     ],
 )
 def test_json_that_is_none_or_says_two_things_ends_at_the_front(
@@ -334,7 +347,7 @@ def test_an_error_that_names_what_is_inside_is_replaced(front: Running) -> None:
         len(said),
         said,
     )
-    assert front.post(GENERATE, b"{}") == (
+    assert front.post(GENERATE, ASKED) == (
         500,
         b'{"error": "an internal error; the server\'s log has it"}',
     )
@@ -352,13 +365,13 @@ def test_an_error_has_one_status_whichever_model_says_it(
 ) -> None:
     sentence = "no room for 'Größe' \u2028 at ½"
     front.triton.answer = refused(code, sentence)
-    for path, body in ((GENERATE, b"{}"), (INFER, REQUEST)):
+    for path, body in ((GENERATE, ASKED), (INFER, REQUEST)):
         assert front.post(path, body) == (
             status,
             json.dumps({"error": sentence}, ensure_ascii=False).encode(),
         )
     front.triton.answer = refused(code, sentence, b"data: ")
-    got, event = front.post(STREAM, b"{}")
+    got, event = front.post(STREAM, ASKED)
     assert (got, json.loads(event.removeprefix(b"data: "))) == (status, {"error": sentence})
 
 
@@ -376,7 +389,7 @@ def test_an_error_in_a_stream_is_replaced_and_pieces_are_not(front: Running) -> 
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (piece, said, b""))
     front.triton.answer = head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
-    status, answer = front.post(STREAM, b"{}")
+    status, answer = front.post(STREAM, ASKED)
     assert status == 200
     assert piece in answer
     assert b"internal error" in answer
@@ -384,12 +397,12 @@ def test_an_error_in_a_stream_is_replaced_and_pieces_are_not(front: Running) -> 
     error_event = b'data: {"error":"legokv error UNAVAILABLE no pages"}\n\n'
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (piece, error_event, b""))
     front.triton.answer = head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
-    assert front.post(STREAM, b"{}")[1].endswith(b'data: {"error": "no pages"}\n\n\r\n0\r\n\r\n')
+    assert front.post(STREAM, ASKED)[1].endswith(b'data: {"error": "no pages"}\n\n\r\n0\r\n\r\n')
 
 
 def test_a_server_that_is_not_there_is_told_as_something_to_try_later(front: Running) -> None:
     front.triton.answer, front.triton.cut = b"", True
-    status, answer = front.post(GENERATE, b"{}")
+    status, answer = front.post(GENERATE, ASKED)
     assert status == 503
     assert "ask again in a few seconds" in error(answer)
 
@@ -399,9 +412,9 @@ def test_readiness_is_the_probe_s_and_new_requests_are_refused_when_told(front: 
     assert b" 200 OK" in front.ask(get)
     front.state.answering = False
     assert b" 503 " in front.ask(get)
-    assert front.post(GENERATE, b"{}")[0] == 200
+    assert front.post(GENERATE, ASKED)[0] == 200
     front.state.refusal = "the server is stopping"
-    status, answer = front.post(GENERATE, b"{}")
+    status, answer = front.post(GENERATE, ASKED)
     assert (status, error(answer)) == (503, "the server is stopping")
 
 
@@ -420,7 +433,7 @@ def test_connections_past_the_bound_are_told_so(front: Running) -> None:
     for connection in held:
         connection.close()
     time.sleep(0.2)
-    assert front.post(GENERATE, b"{}")[0] == 200
+    assert front.post(GENERATE, ASKED)[0] == 200
 
 
 def test_a_head_or_body_that_does_not_come_ends_its_connection(
@@ -440,9 +453,9 @@ def test_a_head_or_body_that_does_not_come_ends_its_connection(
 def test_a_client_that_leaves_ends_its_request_at_triton(front: Running) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
     front.triton.answer = head + b"Transfer-Encoding: chunked\r\n\r\n"
-    head = f"POST {STREAM} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+    head = f"POST {STREAM} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(ASKED)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", front.port), timeout=10) as leaving:
-        leaving.sendall(head)
+        leaving.sendall(head + ASKED)
         assert leaving.recv(100).startswith(b"HTTP/1.1 200 OK")
         assert front.triton.num_left == 0
     deadline = time.monotonic() + 5
@@ -457,7 +470,7 @@ def test_what_the_front_refuses_is_counted_by_its_code(front: Running) -> None:
     front.ask(b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\n")
     front.post("/v2/models/engine/infer", b"{}")
     front.state.refusal = "the server is stopping"
-    front.post(GENERATE, b"{}")
+    front.post(GENERATE, ASKED)
     counts = {code: number for code, number in front.state.num_refused.items() if number}
     assert counts == {"INVALID_ARG": 3, "NOT_FOUND": 1, "UNAVAILABLE": 1}
     lines = _own_lines(front.state).decode().splitlines()

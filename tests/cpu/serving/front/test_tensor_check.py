@@ -81,6 +81,9 @@ def test_a_tensor_that_is_not_the_config_s_is_refused_with_both(
 def test_a_tensor_that_must_be_there_is_missed_by_name() -> None:
     with pytest.raises(InvalidRequest, match="'request' is missing"):
         check_request(request("documents"), MODELS)
+    # Triton 24.10 ended of it.
+    with pytest.raises(InvalidRequest, match="'text_input' is missing, or 'messages'"):
+        check_request(request("generate"), MODELS)
 
 
 def add_region(made: Any) -> None:
@@ -99,6 +102,15 @@ def add_output(made: Any) -> None:
     made.outputs.add(name="secrets")
 
 
+def parameter(name: str, **value: Any) -> Callable[[Any], None]:
+    def add(made: Any) -> None:
+        made.parameters[name].SetInParent()
+        for kind, content in value.items():
+            setattr(made.parameters[name], kind, content)
+
+    return add
+
+
 def add_raw(made: Any) -> None:
     made.raw_input_contents.append(b"")
 
@@ -111,6 +123,11 @@ def add_raw(made: Any) -> None:
         (add_classes, "takes no parameters"),
         (add_output, "unknown output 'secrets'"),
         (add_raw, "2 raw contents come with 1 inputs"),
+        (parameter("priority", string_param="1"), "'priority' is string_param, int64_param or u"),
+        (parameter("timeout", bool_param=True), "'timeout' is bool_param, int64_param is taken"),
+        (parameter("sequence_end", int64_param=1), "is int64_param, bool_param is taken"),
+        (parameter("stop_words"), "'stop_words' is nothing, int64_param or bool_param or"),
+        (parameter("triton_x", bool_param=True), "unknown parameter 'triton_x'"),
     ],
 )
 def test_what_else_a_request_asks_is_checked(change: Callable[[Any], None], reason: str) -> None:
@@ -124,6 +141,16 @@ def test_what_else_a_request_asks_is_checked(change: Callable[[Any], None], reas
 def test_no_other_model_is_reached(model: str) -> None:
     with pytest.raises(NotFound, match="documents and generate are"):
         check_request(request(model, text()), MODELS)
+
+
+@pytest.mark.parametrize("version", ["7", "01", "x", "-1", "1 "])
+def test_no_other_version_is_reached(version: str) -> None:
+    made = request("generate", text())
+    made.model_version = "1"
+    check_request(made, MODELS)
+    made.model_version = version
+    with pytest.raises(NotFound, match=f"no version '{version}' of generate: 1 is there"):
+        check_request(made, MODELS)
 
 
 def test_bytes_that_are_no_request_are_refused() -> None:
