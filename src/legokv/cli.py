@@ -19,6 +19,7 @@ from legokv.errors import LegokvError, ServerError, sentence_of
 from legokv.serving.api_keys import read_keys
 from legokv.serving.front.exposure import exposed
 from legokv.serving.front.process import model_environment, new_brief, running_front
+from legokv.serving.log import tell
 from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import add_flags, flags_in, settings_from
 from legokv.serving.triton.install import model_repository
@@ -94,7 +95,7 @@ def _serve(parsed: argparse.Namespace) -> None:
     say = _say_json if parsed.format == "json" else _say_text
     say("settings", settings.shown())
     for line in exposed(settings):
-        print(f"legokv: {line}", file=sys.stderr, flush=True)
+        tell(f"legokv: {line}")
     with server_folder() as folder:
         brief = new_brief(settings, folder, model_repository())
         with running_front(settings, brief) as front:
@@ -143,7 +144,7 @@ def _pass_signals_on(server: TritonServer, stop_asked: threading.Event) -> None:
 
 def _say_restarting(say: Say, error: ServerError) -> None:
     reason = sentence_of(error)
-    print(f"legokv: {reason}; the server starts again", file=sys.stderr, flush=True)
+    tell(f"legokv: {reason}; the server starts again")
     say("restarting", {"reason": reason})
 
 
@@ -164,13 +165,17 @@ def _in_address(host: str) -> str:
 
 
 def _say_json(event: str, facts: dict[str, object]) -> None:
-    print(json.dumps({"event": event, **facts}, allow_nan=False), flush=True)
+    _print(json.dumps({"event": event, **facts}, allow_nan=False))
 
 
 def _say_text(event: str, facts: dict[str, object]) -> None:
-    print(event, flush=True)
-    for name, value in facts.items():
-        print(f"  {name} = {value}", flush=True)
+    _print("\n".join([event, *(f"  {name} = {value}" for name, value in facts.items())]))
+
+
+def _print(lines: str) -> None:
+    # At once, also where Python does not buffer: standard error may be the same file.
+    sys.stdout.write(f"{lines}\n")
+    sys.stdout.flush()
 
 
 def add_cache_parser(commands: Any) -> None:

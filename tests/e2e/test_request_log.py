@@ -1,10 +1,12 @@
 """The real server's log has one JSON line for each request that ended, and no text of a prompt."""
 
 import json
+import os
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,38 @@ def test_no_line_has_any_text_of_documents_questions_or_answers(
     text = log.path.read_text().lower()
     assert "heliotrope" not in text
     assert json.dumps(said["text_output"])[1:-1].lower() not in text
+
+
+def test_each_line_is_whole_and_alone_beside_what_triton_writes(
+    logged: tuple[RunningServer, Log],
+) -> None:
+    server, log = logged
+    output = os.open(f"/proc/{server.processes()[0]}/fd/2", os.O_WRONLY)
+    over = threading.Event()
+
+    def write_as_triton_does() -> None:
+        while not over.is_set():
+            os.write(output, b"E1129 14:38:06.2 937 server.cc:241] " + os.urandom(8).hex().encode())
+            time.sleep(0.001)
+            os.write(output, b"\n")
+
+    def ask(number: int) -> None:
+        with suppress(InferenceServerException):
+            server.ask(text_input=QUESTION, max_tokens=number % 2, request_id=f"beside {number}")
+
+    writing = threading.Thread(target=write_as_triton_does)
+    writing.start()
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(ask, range(40)))
+    finally:
+        over.set()
+        writing.join()
+        os.close(output)
+    for number in range(40):
+        assert log.line(f"beside {number}")["request_id"] == f"beside {number}"
+    lines = log.path.read_text().splitlines()
+    assert all(line.startswith("{") for line in lines if '"request_id"' in line)
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def main() -> None:
     """Run until killed, or until the process that started this one is gone."""
     end_with_parent(signal.SIGKILL)
     settings = settings_from(None, os.environ, {})
-    log_to_server("front", settings)
+    log_to_server("front", settings, fresh=False)
     uvloop.run(_run(settings, brief_of_environment()))
 
 

@@ -2,18 +2,22 @@
 
 import json
 import logging
+import select
+import sys
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from legokv.errors import InvalidRequest, LegokvError, printable
 from legokv.serving.probe import is_probe
 from legokv.serving.settings import Settings
 
 MAX_ID_LEN = 128
+MAX_SENTENCE_BYTES = 1500
+"""Of an error's sentence, as JSON. A line then fits into what a pipe takes whole."""
 # What a reply says of the request itself; all else in it may be text.
 _LOGGED = ("finish_reason", "documents_linked", "head", "created")
 _LOGGED_ENDINGS = ("_tokens", "_seconds")
@@ -54,7 +58,7 @@ class RequestLine:
     def failed(self, error: LegokvError) -> None:
         """The request ended with an error; a fault of the server's is at level "error"."""
         level = logging.ERROR if error.code == "INTERNAL" else logging.WARNING
-        self._write(level, {"error": {"code": error.code, "message": str(error)}})
+        self._write(level, {"error": {"code": error.code, "message": _cut(str(error))}})
 
     def _write(self, level: int, outcome: Mapping[str, object]) -> None:
         if self.is_probe:
@@ -69,6 +73,14 @@ class RequestLine:
             **outcome,
         }
         log.log(level, "%s", json.dumps(line, allow_nan=False))
+
+
+def _cut(sentence: str) -> str:
+    """The sentence if it is within the bound, else its beginning."""
+    kept = sentence
+    while len(json.dumps(kept, allow_nan=False)) > MAX_SENTENCE_BYTES:
+        kept = kept[: len(kept) * 7 // 8]
+    return kept if kept == sentence else f"{kept} …"
 
 
 def line_for(model: str, client_id: str) -> RequestLine:
@@ -88,14 +100,48 @@ class SafeFormatter(logging.Formatter):
         return "\n".join(f"  {printable(line)}" for line in lines)
 
 
-def log_to_server(model: str, settings: Settings) -> None:
+class WholeLines:
+    """Lines in a stream that other processes write to as well: none is cut, nor stands behind
+    another's.
+
+    Each is one write, of no more than a pipe takes whole. With `fresh` it begins a line of its own
+    whatever stands there, for Triton writes a line first and then its end.
+    """
+
+    def __init__(self, stream: TextIO, *, fresh: bool) -> None:
+        self._stream = stream
+        self._before = "\n" if fresh else ""
+        self._most = select.PIPE_BUF - len("\n\n")
+
+    def write(self, text: str) -> None:
+        """Write a record, which ends in a new line: at once, or line by line if it is long."""
+        short = len(text.encode(errors="backslashreplace")) <= self._most
+        for lines in (text[:-1],) if short else text[:-1].split("\n"):
+            self._stream.write(f"{self._before}{self._fitting(lines)}\n")
+            self._stream.flush()
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def _fitting(self, line: str) -> str:
+        return line.encode(errors="backslashreplace")[: self._most].decode(errors="ignore")
+
+
+def tell(line: str) -> None:
+    """Print a line of `legokv serve` itself, beside which its front writes: at once."""
+    WholeLines(sys.stderr, fresh=False).write(f"{line}\n")
+
+
+def log_to_server(model: str, settings: Settings, *, fresh: bool = True) -> None:
     """Let lines of the settings' level through: requests' as they are, others with the model's
-    name."""
+    name. `fresh`: standard error is Triton's too.
+    """
     form = f"%(asctime)s {model} %(levelname)s %(name)s: %(message)s"
-    others = logging.StreamHandler()
+    stream = WholeLines(sys.stderr, fresh=fresh)
+    others = logging.StreamHandler(stream)
     others.setFormatter(SafeFormatter(form))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[others])
-    requests = logging.StreamHandler()
+    requests = logging.StreamHandler(stream)
     requests.setFormatter(SafeFormatter("%(message)s"))
     log.addHandler(requests)
     log.propagate = False

@@ -1,10 +1,29 @@
 """Lines in a server's log that nobody's text can forge."""
 
+import io
+import json
 import logging
+import os
+import select
+import sys
 
 import pytest
 
-from legokv.serving.log import SafeFormatter
+from legokv.errors import InvalidRequest
+from legokv.serving import log as request_log
+from legokv.serving.log import MAX_SENTENCE_BYTES, RequestLine, SafeFormatter, WholeLines, tell
+
+
+class Writes(io.StringIO):
+    """Remembers what each write had."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = []
+
+    def write(self, text):
+        self.parts.append(text)
+        return len(text)
 
 
 def line(message, *arguments, error=None):
@@ -35,3 +54,52 @@ def test_an_error_s_text_begins_no_line():
     assert first == "WARNING a request failed"
     assert all(written.startswith("  ") and written.isprintable() for written in rest)
     assert any("FORGED" in written for written in rest)
+
+
+def test_a_line_begins_a_line_where_triton_has_not_ended_its_own():
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as pipe:
+        lines = WholeLines(pipe, fresh=True)
+        os.write(pipe.fileno(), b"E1129 14:38:06.2 937 server.cc:241] not yet")
+        lines.write('{"request_id": "a"}\n')
+        os.write(pipe.fileno(), b"\n")
+        lines.write('{"request_id": "b"}\n')
+    with os.fdopen(reader) as log:
+        told = [line for line in log.read().split("\n") if line]
+    assert told[1:] == ['{"request_id": "a"}', '{"request_id": "b"}']
+
+
+def test_every_line_is_one_write_that_a_pipe_takes_whole():
+    out = Writes()
+    lines = WholeLines(out, fresh=True)
+    lines.write('{"request_id": "a"}\n')
+    lines.write("a fault\n" + "  somewhere in a file\n" * 500)
+    lines.write("é" * 10_000 + "\n")
+    first, *rest, last = out.parts
+    assert first == '\n{"request_id": "a"}\n'
+    assert rest == ["\na fault\n", *["\n  somewhere in a file\n"] * 500]
+    assert (last[0], last[-1], len(last.encode())) == ("\n", "\n", select.PIPE_BUF)
+
+
+def test_what_the_server_says_itself_is_one_write_too(monkeypatch):
+    out = Writes()
+    monkeypatch.setattr(sys, "stderr", out)
+    tell("legokv: the front ended")
+    assert out.parts == ["legokv: the front ended\n"]
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "👩", "\x00"])
+def test_an_error_s_line_of_any_length_is_json_that_a_pipe_takes_whole(letter, monkeypatch):
+    out = Writes()
+    handler = logging.StreamHandler(WholeLines(out, fresh=True))
+    handler.setFormatter(SafeFormatter("%(message)s"))
+    monkeypatch.setattr(request_log.log, "handlers", [handler])
+    monkeypatch.setattr(request_log.log, "disabled", False)
+    line = RequestLine("generate", request_id="👩" * 200, facts={"namespace": "n" * 64})
+    line.failed(InvalidRequest(f"unknown field {letter * 100_000}"))
+    (written,) = out.parts
+    assert len(written.encode()) <= select.PIPE_BUF
+    sentence = json.loads(written)["error"]["message"]
+    assert sentence.startswith(f"unknown field {letter}")
+    assert sentence.endswith(" …")
+    assert len(json.dumps(sentence)) > MAX_SENTENCE_BYTES // 2

@@ -18,6 +18,7 @@ from legokv.errors import ServerError
 from legokv.parent_death import end_with_parent
 from legokv.serving.error_codes import CODES_VARIABLE
 from legokv.serving.front.brief import Brief, http_socket
+from legokv.serving.log import tell
 from legokv.serving.probe import PROBE_VARIABLE
 from legokv.serving.settings import Settings
 
@@ -91,7 +92,7 @@ class Front:
         self._starts = [then for then in self._starts if now - then < STARTS_SECONDS]
         if len(self._starts) >= MAX_STARTS:
             raise ServerError(f"the front {what}, {MAX_STARTS} times in {STARTS_SECONDS:g} s")
-        print(f"legokv: the front {what}; it starts again", file=sys.stderr, flush=True)
+        tell(f"legokv: the front {what}; it starts again")
         self._start()
 
     def end(self) -> None:

@@ -10,7 +10,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from legokv.errors import ModelProcessLost, ServerDeaf, ServerError
 from legokv.parent_death import end_with_parent
 from legokv.serving.ending import failure_in, tell_ending
 from legokv.serving.event_stream import FOLDER_VARIABLE
+from legokv.serving.log import tell
 from legokv.serving.secret import SECRET_VARIABLE, new_secret
 from legokv.serving.settings import Settings
 from legokv.serving.triton.install import (
@@ -195,7 +195,7 @@ class TritonServer:
         try:
             self._process.wait(EXIT_TIMEOUT_SECONDS + 2)
         except subprocess.TimeoutExpired:
-            print("the server did not stop in time and is killed", file=sys.stderr)
+            tell("the server did not stop in time and is killed")
         self._kill()
         self._process.wait()
         self._log.join()
@@ -209,11 +209,7 @@ class TritonServer:
         why = f"the answer was not over after drain_seconds {limit}"
         if self._hurry:
             why = f"a second signal ended the answer before drain_seconds {limit} were over"
-            print(
-                f"legokv: stopping at once: {left} requests under way are ended",
-                file=sys.stderr,
-                flush=True,
-            )
+            tell(f"legokv: stopping at once: {left} requests under way are ended")
         # Also where none is open: documents are compiled that nobody waits for, and their claims
         # are given back.
         tell_ending(
@@ -234,11 +230,9 @@ class TritonServer:
                 return
             if say_after is not None and waited >= say_after:
                 say_after = math.inf
-                print(
+                tell(
                     f"legokv: stopping: {self._witness.num_open()} requests under way have "
-                    f"{seconds:g} s (--drain-seconds); another signal ends them now",
-                    file=sys.stderr,
-                    flush=True,
+                    f"{seconds:g} s (--drain-seconds); another signal ends them now"
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -253,7 +247,7 @@ class TritonServer:
         self._looked = time.monotonic()
         number, limit = open_descriptors(self._process.pid)
         if number > _MANY_DESCRIPTORS * limit:
-            print(f"legokv: Triton has {number} of {limit} descriptors open", file=sys.stderr)
+            tell(f"legokv: Triton has {number} of {limit} descriptors open")
 
     def _forward_log(self) -> None:
         assert self._process.stdout is not None, "the server's output is a pipe"
@@ -263,7 +257,7 @@ class TritonServer:
                 if not self._was_ready and own.is_tritons(text):
                     self._held.append(text)
                 else:
-                    print(text, file=sys.stderr, flush=True)
+                    tell(text)
 
     def _why(self, sentence: str) -> str:
         """The sentence of a failed start, and a model's reason if one told it.
@@ -276,7 +270,7 @@ class TritonServer:
         # The reader may be a few lines behind; of a server that ended it comes to an end.
         self._log.join(_POLL_SECONDS if self._process.poll() is None else _LOST_SECONDS)
         for line in list(self._held):
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
         return sentence
 
 
