@@ -9,6 +9,10 @@ namespace {
 
 constexpr int kThreads = kTileWarps * kWarpLanes;
 
+LEGOKV_HOST_DEVICE int64_t num_tiles(const LegokvLegolinkAttention& a) {
+  return max_tiles(a.num_tokens, a.num_sequences, heads_per_kv_head(a), kTileRows);
+}
+
 // All threads of the block take the next strips and start their copies.
 template <typename T, int kHeadSize>
 LEGOKV_DEVICE StageStrips start_stage(const LegokvLegolinkAttention& a, int kv_head,
@@ -34,8 +38,9 @@ attend_tiled_kernel(LEGOKV_PARAMETER AttentionCall call) {
   const LegokvLegolinkAttention& a = call.arguments;
   auto& memory = *reinterpret_cast<TileMemory<T, kHeadSize>*>(device::shared_memory());
   const int heads = heads_per_kv_head(a), kv_head = device::block_y();
-  const TileRows rows = {query_tile(sequences(a), device::block_x(), heads, kTileRows), kv_head,
-                         heads};
+  // Later tiles of a chunk see more keys: the longest begin first, and none is left for the end.
+  const int64_t tile = num_tiles(a) - 1 - device::block_x();
+  const TileRows rows = {query_tile(sequences(a), tile, heads, kTileRows), kv_head, heads};
   if (rows.tile.num_rows == 0) return;
   const int few = call.plan.few_tokens;
   if (few > 0 && has_few_tokens(sequences(a), rows.tile.sequence, few)) return;
@@ -60,9 +65,8 @@ template <typename T, int kHeadSize>
 Status launch_typed(const AttentionCall& call, void* stream) {
   static_assert(sizeof(TileMemory<T, kHeadSize>) <= kMaxSharedBytes);
   const LegokvLegolinkAttention& a = call.arguments;
-  const LaunchShape shape = {
-      max_tiles(a.num_tokens, a.num_sequences, heads_per_kv_head(a), kTileRows), a.num_kv_heads,
-      call.plan.num_splits, kThreads, static_cast<int>(sizeof(TileMemory<T, kHeadSize>))};
+  const LaunchShape shape = {num_tiles(a), a.num_kv_heads, call.plan.num_splits, kThreads,
+                             static_cast<int>(sizeof(TileMemory<T, kHeadSize>))};
   return device::launch(attend_tiled_kernel<T, kHeadSize>, shape, stream, call);
 }
 

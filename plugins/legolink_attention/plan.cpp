@@ -39,6 +39,7 @@ int choose_regime(const LegokvLegolinkAttention& a) {
 // `num_tokens`: about how many are this kernel's.
 int choose_splits(const LegokvLegolinkAttention& a, int regime, int64_t num_tokens) {
   if (regime == LEGOKV_REFERENCE) return 1;
+  if (a.num_splits > 0) return a.num_splits;
   const int64_t tiles = regime == LEGOKV_TILED
                             ? divide_up(rows_per_kv_head(a), kTileRows)
                             : num_tokens * divide_up(a.num_heads / a.num_kv_heads, kMaxSplitRows);
@@ -90,6 +91,10 @@ Status check_attention_shape(const LegokvLegolinkAttention& a) {
   if (a.num_kv_heads <= 0 || a.num_heads <= 0 || a.num_heads % a.num_kv_heads != 0) {
     return invalid_argument("legolink_attention: %d KV heads do not divide %d query heads",
                             a.num_kv_heads, a.num_heads);
+  }
+  if (a.num_splits < 0 || a.num_splits > kMaxSplits) {
+    return invalid_argument("legolink_attention: %d splits, there are 0 to %d", a.num_splits,
+                            kMaxSplits);
   }
   if (a.num_tokens < 0 || a.num_sequences < 0 || a.num_table_rows < 0 || a.num_pool_pages < 0) {
     return invalid_argument(

@@ -80,12 +80,15 @@ LEGOKV_DEVICE void start_strip_copies(const LegokvLegolinkAttention& a, const Ke
   const PoolLayout layout = pool_layout(a);
   const T* first =
       static_cast<const T*>(a.pool) + key_offset(layout, strip.page, strip.first_slot, kv_head);
+  // Within a page 32 bits are enough.
+  const int token = static_cast<int>(token_stride(layout));
+  const int to_value = static_cast<int>(value_distance(layout));
   for (int i = thread; i < kStripKeys * kVectors; i += num_threads) {
     const int key = i / kVectors, dimension = i % kVectors * kSize;
-    const T* source = first + key * token_stride(layout) + dimension;
+    const T* source = first + (key * token + dimension);
     const bool valid = key < strip.num_keys;
     device::copy_async_16(&keys->numbers[key][dimension], source, valid);
-    device::copy_async_16(&values->numbers[key][dimension], source + value_distance(layout), valid);
+    device::copy_async_16(&values->numbers[key][dimension], source + to_value, valid);
   }
 }
 

@@ -41,24 +41,34 @@ struct alignas(16) TileQuery {
 };
 
 // A warp rotates its own rows to a base. Lanes take pairs of dimensions; the angle is computed once
-// for all heads of a token. Not inlined: it runs once a chunk and sincosf is long.
+// for all heads of a token, and token and head are counted on, as a division a row takes longer
+// than the rotation. Not inlined: it runs once a chunk and sincosf is long.
 template <typename T, int kHeadSize>
 LEGOKV_DEVICE_CALL void rotate_rows(const LegokvLegolinkAttention& a, const TileRows& rows,
                                     int first_row, int base, TileQuery<T, kHeadSize>* query) {
   constexpr int kPairs = kHeadSize / 2;
+  const int heads = rows.heads_per_kv_head;
+  const int first_token = rows.token(first_row);
+  const int first_head = (rows.tile.first_row + first_row) % heads;
+  const int64_t to_next_token = int64_t{a.num_heads - heads} * kHeadSize;
+  const T* first = static_cast<const T*>(a.q) + rows.result_row(first_row, a.num_heads) * kHeadSize;
   for (int pair = device::thread_index() % kWarpLanes; pair < kPairs; pair += kWarpLanes) {
-    int last_token = -1;
+    const T* q = first + pair;
+    int token = first_token, head = first_head;
+    bool is_new_token = true;
     Rotation rotation = {};
     for (int row = first_row; row < first_row + kWarpRows; ++row) {
       Pair turned = {0, 0};
       if (rows.has(row)) {
-        const int token = rows.token(row);
-        if (token != last_token) {
-          rotation = rotation_by(a.positions[token] - base, a.inv_freq[pair]);
+        if (is_new_token) rotation = rotation_by(a.positions[token] - base, a.inv_freq[pair]);
+        turned = rotate(rotation, {to_float(q[0]), to_float(q[kPairs])});
+        q += kHeadSize;
+        is_new_token = ++head == heads;
+        if (is_new_token) {
+          head = 0;
+          ++token;
+          q += to_next_token;
         }
-        last_token = token;
-        const T* q = static_cast<const T*>(a.q) + rows.result_row(row, a.num_heads) * kHeadSize;
-        turned = rotate(rotation, {to_float(q[pair]), to_float(q[pair + kPairs])});
       }
       query->numbers[row][pair] = from_float<T>(turned.first);
       query->numbers[row][pair + kPairs] = from_float<T>(turned.second);

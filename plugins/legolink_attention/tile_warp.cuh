@@ -35,6 +35,7 @@ struct WarpTile {
   TileMemory<T, kHeadSize>& memory;
   int lane;
   int first_row;
+  int first_position;  // of the warp's rows; all see what it sees
   int positions[2];
   uint32_t query[kSteps][4];
   bool rotated = false;
@@ -46,6 +47,7 @@ struct WarpTile {
                          TileMemory<T, kHeadSize>& shared)
       : a(arguments), rows(of), memory(shared), lane(device::thread_index() % kWarpLanes) {
     first_row = device::thread_index() / kWarpLanes * kWarpRows;
+    first_position = rows.has(first_row) ? a.positions[rows.token(first_row)] : INT32_MIN;
     for (int i = 0; i < 2; ++i) {
       const int row = lane_row(i);
       positions[i] = rows.has(row) ? a.positions[rows.token(row)] : INT32_MIN;
@@ -82,6 +84,21 @@ struct WarpTile {
     }
   }
 
+  // Whether each of the warp's rows sees each of the strip's 16 keys: then there is nothing to
+  // mask.
+  LEGOKV_DEVICE bool all_seen(const KeyStrip& strip) const {
+    return strip.num_keys == kStripKeys &&
+           sees(first_position, strip.first_position + kStripKeys - 1);
+  }
+
+  LEGOKV_DEVICE void scale(float (&low)[4], float (&high)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      low[i] *= a.scale * kLog2e;
+      high[i] *= a.scale * kLog2e;
+    }
+  }
+
   // Scores in base 2 of the keys from `first_key` on; -infinity where a row doesn't see the key.
   LEGOKV_DEVICE void scale_and_mask(const KeyStrip& strip, int first_key,
                                     float (&scores)[4]) const {
@@ -104,8 +121,12 @@ struct WarpTile {
         turn_query_to(strip.base);
         multiply_keys(memory.keys[buffer][i], scores[2 * i], scores[2 * i + 1]);
       }
-      scale_and_mask(strip, 0, scores[2 * i]);
-      scale_and_mask(strip, 8, scores[2 * i + 1]);
+      if (all_seen(strip)) {
+        scale(scores[2 * i], scores[2 * i + 1]);
+      } else {
+        scale_and_mask(strip, 0, scores[2 * i]);
+        scale_and_mask(strip, 8, scores[2 * i + 1]);
+      }
     }
   }
 

@@ -40,8 +40,9 @@ struct KeyStrip {
 // slots.
 LEGOKV_HOST_DEVICE KeyStrip strip_at(const PageRow* rows, int64_t num_pool_pages,
                                      int strips_per_page, int index) {
-  const PageRow row = rows[index / strips_per_page];
-  const int first_slot = index % strips_per_page * kStripKeys;
+  // A page has 1, 2 or 4 strips: their halves are the logarithms, and no number is divided.
+  const PageRow row = rows[index >> (strips_per_page >> 1)];
+  const int first_slot = (index & (strips_per_page - 1)) * kStripKeys;
   const int left = filled_slots(row, num_pool_pages, strips_per_page * kStripKeys) - first_slot;
   const int num_keys = left < 0 ? 0 : (left > kStripKeys ? kStripKeys : left);
   return {row.page, row.base, row.first_position + first_slot, first_slot, num_keys};
