@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := out/venv
 BIN := $(VENV)/bin
 
-.PHONY: run demo test mutants fuzz attack soak check format gpu bench bench-full peers clean
+.PHONY: run demo test mutants fuzz attack soak check format gpu gpu-library cuda-torch bench bench-full peers clean
 
 run: $(VENV)/ready
 	$(BIN)/python examples/tour.py
@@ -51,6 +51,16 @@ format: $(VENV)/ready
 # Where there is an NVIDIA GPU: its machine's own Python with torch and pytest, nothing is installed.
 gpu:
 	$(PYTHON) benchmarks/gpu
+
+# What such a machine is to have brought along: the kernels compiled for an H200, of these sources.
+gpu-library: $(VENV)/ready
+	$(BIN)/python benchmarks/gpu/library.py --carry
+
+# On a machine with an NVIDIA GPU whose pip is set to an index of CPU builds: PyPI's torch has CUDA.
+cuda-torch: $(VENV)/ready
+	echo torch > $(VENV)/torch.txt
+	$(BIN)/python -m pip install --isolated --require-hashes --constraint constraints.txt --force-reinstall --requirement $(VENV)/torch.txt
+	$(BIN)/python -c "import torch; raise SystemExit(torch.version.cuda is None and f'torch {torch.__version__} has no CUDA')"
 
 # Each line stops at its minutes, goes on where it stopped when it is asked again, and keeps JSON.
 BENCH := $(BIN)/python -m benchmarks

@@ -16,6 +16,7 @@ from legokv.errors import InvalidRequest
 from legokv.kernels.build_gpu import PluginBuild, build_plugin_library
 from legokv.model.dtypes import DTYPES
 from legokv.plan.backends import BACKENDS, PLAN_BACKENDS, choose_backend, this_machine
+from legokv.step.graph import IMPORTS
 
 OUT = Path(__file__).resolve().parent.parent / "out"
 LIMITS = {
@@ -86,6 +87,12 @@ def _add_plan_arguments(group: "argparse._ArgumentGroup") -> None:
         option = f"--{name.replace('_', '-')}"
         group.add_argument(option, type=int, metavar="N", help=f"{text}; {getattr(usual, name)}")
     group.add_argument(
+        "--import",
+        dest="imports",
+        choices=IMPORTS,
+        help="what puts stored pages into the pools: a launch before the step, or a node; stream",
+    )
+    group.add_argument(
         "--plugin-library", type=Path, help="default: compiled from plugins/ as needed"
     )
 
@@ -113,6 +120,7 @@ def _settings(arguments: argparse.Namespace, backend: str) -> BuildSettings:
         plugin_library=_plugin_library(arguments, backend),
         limits=replace(PlanLimits(), **limits),
         any_plan=arguments.backend == "auto",
+        imports=arguments.imports or "stream",
     )
 
 
@@ -139,9 +147,10 @@ def _plugin_library(arguments: argparse.Namespace, backend: str) -> Callable[[],
 
 
 def _refuse_plan_options(arguments: argparse.Namespace, backend: str) -> None:
-    for name in (*LIMITS, "plugin_library"):
+    for name in (*LIMITS, "plugin_library", "imports"):
         if getattr(arguments, name) is not None:
+            option = "import" if name == "imports" else name.replace("_", "-")
             raise InvalidRequest(
-                f"--{name.replace('_', '-')} is of a plan, and backend {backend} builds none: "
+                f"--{option} is of a plan, and backend {backend} builds none: "
                 "leave it out, or choose a --backend that does, as tensorrt-rtx"
             )

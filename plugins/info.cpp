@@ -67,9 +67,14 @@ std::string kv_import_layout() {
   LEGOKV_PLACE(LegokvKvImport, pool);
   LEGOKV_PLACE(LegokvKvImport, block);
   LEGOKV_PLACE(LegokvKvImport, pages);
+  LEGOKV_PLACE(LegokvKvImport, num_layers);
   LEGOKV_PLACE(LegokvKvImport, num_pool_pages);
   LEGOKV_PLACE(LegokvKvImport, num_import_pages);
-  LEGOKV_PLACE(LegokvKvImport, page_elements);
+  LEGOKV_PLACE(LegokvKvImport, half_elements);
+  LEGOKV_PLACE(LegokvKvImport, layer_stride);
+  LEGOKV_PLACE(LegokvKvImport, value_stride);
+  LEGOKV_PLACE(LegokvKvImport, page_stride);
+  LEGOKV_PLACE(LegokvKvImport, last_elements);
   LEGOKV_PLACE(LegokvKvImport, pool_dtype);
   LEGOKV_PLACE(LegokvKvImport, block_dtype);
   return '{' + fields + '}';
@@ -101,6 +106,7 @@ std::string attention_layout() {
   LEGOKV_PLACE(Attention, page_size);
   LEGOKV_PLACE(Attention, dtype);
   LEGOKV_PLACE(Attention, regime);
+  LEGOKV_PLACE(Attention, num_splits);
   LEGOKV_PLACE(Attention, scale);
   return '{' + fields + '}';
 }

@@ -17,9 +17,10 @@ from legokv.checkpoint import load_weights
 from legokv.export import export_onnx
 from legokv.model.decoder import decoder_from_weights
 from legokv.model.dtypes import Dtypes
+from legokv.runners.page_store import PageStore
 from legokv.runners.plan.runner import TensorRTRunner
 from legokv.runners.plan.session import PlanSession, addresses
-from legokv.step.graph import GraphShape, graph_shape
+from legokv.step.graph import GraphShape, ImportBy, graph_shape
 
 LIMITS = PlanLimits(max_step_tokens=64, max_sequences=8, max_import_pages=4)
 
@@ -34,7 +35,7 @@ class GraphSession:
 
     def run(self, profile: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]):
         self._check_addresses(inputs, outputs)
-        arriving = inputs["import_pages"].tolist()
+        arriving = inputs["import_pages"].tolist() if "import_pages" in inputs else []
         assert len(set(arriving)) == len(arriving), "a page named twice holds either of its blocks"
         self.runs.append((profile, {name: tuple(t.shape) for name, t in inputs.items()}))
         made = self._execute(list(outputs), inputs)
@@ -51,16 +52,17 @@ class GraphSession:
                 assert outputs[name].data_ptr() == inputs[pool].data_ptr(), f"{name} is elsewhere"
 
 
-def shape_of(folder: Path, dtype: str) -> GraphShape:
+def shape_of(folder: Path, dtype: str, imports: ImportBy = "plugin") -> GraphShape:
     facts = read_engine_folder(folder)
-    return graph_shape(facts.model, Dtypes.same(dtype), facts.page_size)
+    return graph_shape(facts.model, Dtypes.same(dtype), facts.page_size, imports)
 
 
-def export_engine(folder: Path, dtype: str, target: Path) -> Path:
+def export_engine(folder: Path, dtype: str, target: Path, imports: ImportBy = "plugin") -> Path:
     """model.onnx of an engine folder's weights in `dtype`, written into `target`."""
     model = read_engine_folder(folder).model
     weights = load_weights(folder, model, getattr(torch, dtype))
-    return export_onnx(decoder_from_weights(model, weights), shape_of(folder, dtype), target)
+    graph = shape_of(folder, dtype, imports)
+    return export_onnx(decoder_from_weights(model, weights), graph, target)
 
 
 def plan_of(folder: Path, dtype: str, limits: PlanLimits = LIMITS) -> PlanFacts:
@@ -69,7 +71,13 @@ def plan_of(folder: Path, dtype: str, limits: PlanLimits = LIMITS) -> PlanFacts:
 
 
 def graph_runner(
-    folder: Path, dtype: str, session: PlanSession, num_pages: int, limits: PlanLimits = LIMITS
+    folder: Path,
+    dtype: str,
+    session: PlanSession,
+    num_pages: int,
+    limits: PlanLimits = LIMITS,
+    imports: ImportBy = "plugin",
 ) -> TensorRTRunner:
-    plan, graph = plan_of(folder, dtype, limits), shape_of(folder, dtype)
-    return TensorRTRunner(session, plan, graph, num_pages, torch.device("cpu"))
+    plan, graph = plan_of(folder, dtype, limits), shape_of(folder, dtype, imports)
+    store = PageStore(graph, num_pages, torch.device("cpu"))
+    return TensorRTRunner(session, plan, graph, store)

@@ -7,6 +7,7 @@ from paths import ROOT
 
 from legokv.build.engine import BuildSettings
 from legokv.built.plan_limits import PlanLimits
+from legokv.step.graph import ImportBy
 
 SCRIPT = ROOT / "build" / "build_engine.py"
 PLAN = "tensorrt-rtx.plan"
@@ -18,9 +19,18 @@ def command(library: Path, output: Path, *arguments: str | Path) -> list[str]:
 
 
 def settings_of(
-    name: str, library: Path, dtype: str = "bfloat16", max_sequences: int = 5
+    name: str,
+    library: Path,
+    dtype: str = "bfloat16",
+    max_sequences: int = 5,
+    imports: ImportBy = "stream",
 ) -> BuildSettings:
     limits = PlanLimits(max_step_tokens=256, max_sequences=max_sequences, max_import_pages=8)
     return BuildSettings(
-        name, dtype, backend="tensorrt-rtx", plugin_library=lambda: library, limits=limits
+        name,
+        dtype,
+        backend="tensorrt-rtx",
+        plugin_library=lambda: library,
+        limits=limits,
+        imports=imports,
     )

@@ -50,7 +50,7 @@ class WatchedForm:
 
     def __init__(self, form: AttentionForm) -> None:
         self.description, self.library = form.description, form.library
-        self.kv_import = form.kv_import
+        self.import_kv = form.import_kv
         self.watch: Watch | None = None
         self._form = form
 

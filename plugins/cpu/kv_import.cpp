@@ -1,4 +1,4 @@
-// kv_import on a CPU: whole pages copied, converted where the types differ.
+// kv_import on a CPU: runs of keys and values copied, converted where the types differ.
 #include "cpu/kv_import.h"
 
 #include <cstring>
@@ -10,13 +10,29 @@ namespace legokv::cpu {
 namespace {
 
 template <typename To, typename From>
-void copy_page(To* to, const From* from, int64_t count) {
+void copy_run(To* to, const From* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = from_float<To>(to_float(from[i]));
 }
 
 template <typename T>
-void copy_page(T* to, const T* from, int64_t count) {
+void copy_run(T* to, const T* from, int64_t count) {
   std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
+}
+
+// Keys or values of one page of one layer.
+template <typename To, typename From>
+void import_half(const LegokvKvImport& import, int64_t layer, int64_t arrival, int64_t values) {
+  const int64_t page = import.pages[arrival], half = import.half_elements;
+  if (page < 0 || page >= import.num_pool_pages) return;
+  To* to =
+      static_cast<To*>(import.pool) + ((layer * import.num_pool_pages + page) * 2 + values) * half;
+  const From* from = static_cast<const From*>(import.block) + layer * import.layer_stride +
+                     values * import.value_stride + arrival * import.page_stride;
+  const bool is_last = arrival + 1 == import.num_import_pages;
+  const int64_t count = is_last ? import.last_elements : half;
+  copy_run(to, from, count);
+  // All types have a zero of zero bytes.
+  std::memset(static_cast<void*>(to + count), 0, static_cast<size_t>(half - count) * sizeof(To));
 }
 
 }  // namespace
@@ -26,15 +42,13 @@ Status import_pages(const LegokvKvImport& import, int num_threads) {
     return invalid_argument("kv_import: dtypes %d and %d, %d threads", import.pool_dtype,
                             import.block_dtype, num_threads);
   }
-  with_dtype(import.pool_dtype, [&](auto pool_type) {
-    with_dtype(import.block_dtype, [&](auto block_type) {
-      auto* pool = static_cast<decltype(pool_type)*>(import.pool);
-      const auto* block = static_cast<const decltype(block_type)*>(import.block);
-      parallel_for(import.num_import_pages, num_threads, [&](int64_t i, int) {
-        const int64_t page = import.pages[i];
-        if (page < 0 || page >= import.num_pool_pages) return;
-        copy_page(pool + page * import.page_elements, block + i * import.page_elements,
-                  import.page_elements);
+  const int64_t halves = 2 * import.num_import_pages;
+  with_dtype(import.pool_dtype, [&](auto pool) {
+    with_dtype(import.block_dtype, [&](auto block) {
+      parallel_for(import.num_layers * halves, num_threads, [&](int64_t i, int) {
+        const int64_t at = i % halves;
+        import_half<decltype(pool), decltype(block)>(import, i / halves, at % (halves / 2),
+                                                     at / (halves / 2));
       });
     });
   });

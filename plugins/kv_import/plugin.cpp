@@ -117,7 +117,10 @@ class KvImportPlugin final : public IPluginV3,
     import.pages = static_cast<const int32_t*>(tensors[k_pages]);
     import.num_pool_pages = pool.d[0];
     import.num_import_pages = inputs[k_block].dims.d[0];
-    import.page_elements = pool.d[1] * pool.d[2] * pool.d[3] * pool.d[4];
+    import.num_layers = 1;
+    import.half_elements = pool.d[2] * pool.d[3] * pool.d[4];
+    import.value_stride = import.last_elements = import.half_elements;
+    import.page_stride = 2 * import.half_elements;
     import.pool_dtype = dtype_of(inputs[k_pool].type);
     import.block_dtype = dtype_of(inputs[k_block].type);
     return legokv_kv_import(&import, stream) == LEGOKV_OK ? 0 : refuse(legokv_last_error());

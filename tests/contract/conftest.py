@@ -9,6 +9,7 @@ from plan_builds import settings_of
 
 from legokv.build.engine import build_engine_folder
 from legokv.kernels.build_gpu import PluginBuild, build_plugin_library, build_plugin_test
+from legokv.step.graph import ImportBy
 
 Built = Callable[..., tuple[Path, str]]
 # One architecture and its PTX: what compiles for it compiles for the others too.
@@ -33,15 +34,18 @@ def built(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Built:
     """A tiny checkpoint's engine folder with its plan, and what was said meanwhile; made once."""
-    made: dict[tuple[str, str], tuple[Path, str]] = {}
+    made: dict[tuple[str, str, str], tuple[Path, str]] = {}
 
-    def engine(name: str = "llama-wide", dtype: str = "bfloat16") -> tuple[Path, str]:
-        if (name, dtype) not in made:
+    def engine(
+        name: str = "llama-wide", dtype: str = "bfloat16", imports: ImportBy = "stream"
+    ) -> tuple[Path, str]:
+        of = name, dtype, imports
+        if of not in made:
             said: list[str] = []
             output = tmp_path_factory.mktemp("plans") / f"{name}-{dtype}"
-            settings = settings_of(name, plugin_library, dtype)
+            settings = settings_of(name, plugin_library, dtype, imports=imports)
             build_engine_folder(tiny_checkpoint(name), output, settings, say=said.append)
-            made[name, dtype] = output, "\n".join(said)
-        return made[name, dtype]
+            made[of] = output, "\n".join(said)
+        return made[of]
 
     return engine

@@ -70,7 +70,7 @@ def test_a_killed_build_takes_its_process_along_and_the_next_build_what_it_left(
 
 def try_to_build(checkpoint: Path, library: Path, folder: Path) -> None:
     facts = facts_from_checkpoint(checkpoint, BuildSettings("tiny"))
-    graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
+    graph = graph_shape(facts.model, facts.dtypes, facts.page_size, "plugin")
     files = PlanFiles(folder / "model.onnx", folder / PLAN, library)
     profiles = plan_profiles(facts.model, graph, PlanLimits())
     build_plan(plan_request("tensorrt-rtx", graph, profiles, files), print)

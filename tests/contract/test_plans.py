@@ -17,7 +17,7 @@ from legokv.step.graph import graph_shape
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
 SUMMARY = re.compile(
-    r"tensorrt-rtx \S+: (\d+) layers, of them (\d+) KvImport, (\d+) LegoLinkAttention; "
+    r"tensorrt-rtx \S+: (\d+) layers, of them (?:(\d+) KvImport, )?(\d+) LegoLinkAttention; "
     r"(\d+) profiles; (\S+) MiB"
 )
 Record = Callable[[str, object], None]
@@ -37,25 +37,30 @@ def named_in(plan: bytes) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
+    ("name", "dtype", "imports"),
     [
-        ("llama-wide", "bfloat16"),
-        ("llama-wide", "float16"),
-        ("llama-wide", "float32"),
-        ("qwen3-wide", "bfloat16"),
+        ("llama-wide", "bfloat16", "stream"),
+        ("llama-wide", "float16", "plugin"),
+        ("llama-wide", "float32", "stream"),
+        ("qwen3-wide", "bfloat16", "plugin"),
     ],
 )
-def test_a_tiny_model_becomes_a_plan_with_both_plugins_in_every_layer(
-    built: Built, name: str, dtype: str, record_property: Record
+def test_a_tiny_model_becomes_a_plan_with_the_plugins_of_its_imports_in_every_layer(
+    built: Built, name: str, dtype: str, imports: str, record_property: Record
 ) -> None:
-    output, said = built(name, dtype)
+    output, said = built(name, dtype, imports)
     summary = summary_of(said)
-    num_layers, *plugins_and_profiles = map(int, summary.groups()[:4])
-    assert plugins_and_profiles == [3, 3, 2]
+    num_layers, num_imports, *others = (int(number or 0) for number in summary.groups()[:4])
+    assert (num_imports, *others) == (3 if imports == "plugin" else 0, 3, 2)
     assert num_layers > 100
     content = (output / PLAN).read_bytes()
     assert summary[5] == f"{len(content) / 2**20:.1f}"
-    assert all(count >= 3 for count in named_in(content).values())
+    named = named_in(content)
+    assert named["LegoLinkAttention"] >= 3
+    assert named["KvImport"] >= 3 if imports == "plugin" else named["KvImport"] == 0
+    plan = read_engine_folder(output).plan
+    assert plan is not None
+    assert plan.import_by == imports
     size = f"a file of {len(content):,} bytes that names {named_in(content)}"
     record_property("fact", f"{name}, {dtype}: {summary[0]}, {size}")
 
@@ -84,18 +89,20 @@ def test_a_plan_of_other_limits_is_another_and_one_of_the_same_is_kept(
     output, _ = built()
     checkpoint = tiny_checkpoint("llama-wide")
     same, other = (settings_of("llama-wide", plugin_library, max_sequences=n) for n in (5, 6))
+    by_node = settings_of("llama-wide", plugin_library, imports="plugin")
     assert not build_engine_folder(checkpoint, output, same)
     facts = facts_from_checkpoint(checkpoint, same)
-    plans = [with_plan(facts, settings, plugin_library).plan for settings in (same, other)]
+    asked = (same, other, by_node)
+    plans = [with_plan(facts, settings, plugin_library).plan for settings in asked]
     assert plans[0] == read_engine_folder(output).plan
-    assert plans[1] != plans[0]
+    assert plans[1] != plans[0] != plans[2]
 
 
 def test_smollm2_becomes_a_plan(
     plugin_library: Path, smollm2_engine_folder: Path, tmp_path: Path, record_property: Record
 ) -> None:
     facts = read_engine_folder(smollm2_engine_folder)
-    graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
+    graph = graph_shape(facts.model, facts.dtypes, facts.page_size, "plugin")
     model, plan = smollm2_engine_folder / "model.onnx", tmp_path / PLAN
     profiles = plan_profiles(facts.model, graph, PlanLimits())
     files = PlanFiles(model, plan, plugin_library)

@@ -24,14 +24,21 @@ enum LegokvRegime {
 // What a launcher returns; legokv_last_error() has the sentence.
 enum LegokvStatus { LEGOKV_OK = 0, LEGOKV_INVALID_ARGUMENT = 1, LEGOKV_CUDA_ERROR = 2 };
 
-// Puts M stored pages into the pool; `block` may lie in device or in pinned host memory.
+// Puts M stored pages of L layers into their pools; `block` may lie in device or in pinned host
+// memory. Keys and values of a page are each one run of half_elements there, and the strides say
+// how far apart: [L, M, 2, S, G, D] has them as well as [L, 2, n, G, D], the form of the tiers.
 struct LegokvKvImport {
-  void* pool;            // [N, 2, S, G, D] of pool_dtype, 16-byte aligned
-  const void* block;     // [M, 2, S, G, D] of block_dtype, 16-byte aligned
+  void* pool;            // [L, N, 2, S, G, D] of pool_dtype, 16-byte aligned
+  const void* block;     // of block_dtype, 16-byte aligned
   const int32_t* pages;  // [M]; a page outside the pool is not written
+  int64_t num_layers;
   int64_t num_pool_pages;
   int64_t num_import_pages;
-  int64_t page_elements;  // 2 * S * G * D
+  int64_t half_elements;  // S * G * D; it, the strides and last_elements are multiples of 8
+  int64_t layer_stride;   // in elements of the block: from a layer to the next
+  int64_t value_stride;   // from keys to values
+  int64_t page_stride;    // from a page to the next
+  int64_t last_elements;  // of the last page's half that the block has; zeros are put for the rest
   int32_t pool_dtype;
   int32_t block_dtype;
 };
@@ -63,6 +70,7 @@ struct LegokvLegolinkAttention {
   int32_t page_size;
   int32_t dtype;
   int32_t regime;
+  int32_t num_splits;  // of the keys; 0: as many as keep a large GPU busy
   float scale;
 };
 

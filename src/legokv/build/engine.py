@@ -27,7 +27,7 @@ from legokv.model.config import ModelConfig
 from legokv.model.dtypes import DTYPES, Dtypes
 from legokv.plan.backends import PLAN_BACKENDS
 from legokv.plan.write import check_sizes, engine_plan
-from legokv.step.graph import graph_shape
+from legokv.step.graph import ImportBy, graph_shape
 from legokv.text.formats import PromptFormats
 from legokv.text.tokenizer import TOKENIZER_FILES, Tokenizer
 from legokv.version import VERSION
@@ -47,6 +47,7 @@ class BuildSettings:
     plugin_library: makes a plan's plugins; called when all else is checked, as it may take minutes.
     limits: the most that one step of a plan holds.
     any_plan: a plan that is there already will do, whichever backend built it.
+    imports: what puts arriving pages into a plan's pools: "stream", or "plugin" as a graph's node.
 
     >>> from legokv.build.engine import BuildSettings
     >>> BuildSettings("llama", dtype="float32").page_size
@@ -65,6 +66,7 @@ class BuildSettings:
     plugin_library: Callable[[], Path] | None = None
     limits: PlanLimits = field(default_factory=PlanLimits)
     any_plan: bool = False
+    imports: ImportBy = "stream"
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or Path(self.name).name != self.name:
@@ -113,7 +115,9 @@ def build_engine_folder(
     facts = facts_from_checkpoint(checkpoint, settings)
     names = product_names(facts, with_onnx=settings.exports_onnx)
     if settings.any_plan and not force:
-        kept = kept_plan(output, facts, names, settings.limits, keep_failed=keep_failed)
+        kept = kept_plan(
+            output, facts, names, settings.limits, settings.imports, keep_failed=keep_failed
+        )
         if kept is not None:
             say(f"{kept}, which auto keeps: a --backend by name, or --force, replaces it")
             return False
@@ -179,7 +183,7 @@ def with_plan(facts: EngineFacts, settings: BuildSettings, library: Path | None)
     if facts.backend not in PLAN_BACKENDS:
         return facts
     assert library is not None, "a plan is built with the plugin library"
-    graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
+    graph = graph_shape(facts.model, facts.dtypes, facts.page_size, settings.imports)
     plan = engine_plan(facts.backend, facts.model, graph, library, settings.limits)
     return replace(facts, plan=plan)
 

@@ -28,13 +28,14 @@ def kept_plan(
     facts: EngineFacts,
     names: Collection[str],
     limits: PlanLimits,
+    imports: str,
     *,
     keep_failed: bool,
 ) -> str | None:
     """The plan of `folder`, in words, if the folder is the engine of `facts` but for who built it.
 
-    None if there is no plan, or facts' own backend built it; if it was built for other limits
-    (where that backend builds plans, too), or if there is a GPU and the plan can't run on it.
+    None if there is no plan, or facts' own backend built it; if it was built for other limits or
+    imports (where that backend builds plans, too), or if there is a GPU that can't run it.
     """
     before = _found(folder)
     if before is None or before.plan is None or not _is_sound(before, names, keep_failed):
@@ -43,7 +44,8 @@ def kept_plan(
         return None  # what `is_up_to_date` judges, by the plugins of the present sources too
     if replace(_bare(before), plan=None, backend=facts.backend) != facts:
         return None
-    if not _has_limits(before.plan, facts, limits) or not _may_run(folder, before.plan):
+    asked = facts.backend not in PLAN_BACKENDS or before.plan.imports == imports
+    if not (asked and _has_limits(before.plan, facts, limits) and _may_run(folder, before.plan)):
         return None
     return f"{folder} has {_plan(before.plan)}"
 
@@ -77,7 +79,8 @@ def _plan(plan: PlanFacts) -> str:
     return (
         f"{plan.plan_file} ({plan.flavour} {plan.version}, architecture {plan.architecture}, at "
         f"most {limits.max_step_tokens} tokens, {limits.max_sequences} sequences and "
-        f"{limits.max_import_pages} arriving pages a step, plugins {plan.library_sha256[:12]})"
+        f"{limits.max_import_pages} arriving pages a step, imported by {plan.imports}, plugins "
+        f"{plan.library_sha256[:12]})"
     )
 
 

@@ -13,7 +13,7 @@ from legokv.errors import BackendMissing
 from legokv.model.decoder import decoder_from_weights
 from legokv.plan.llm import CONFIG_FILE, FLAVOUR, write_llm_config
 from legokv.plan.write import write_plan
-from legokv.step.graph import graph_shape
+from legokv.step.graph import GraphShape, ImportBy, graph_shape
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,16 @@ def make_products(facts: EngineFacts, names: Collection[str], inputs: Inputs, fo
     if MODEL_FILE in names:
         _export(facts, inputs, folder)
     if facts.plan is not None and inputs.plugin_library is not None:
-        graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
+        graph = _graph(facts)
         write_plan(folder, facts.plan, graph, inputs.plugin_library, inputs.say)
     if CONFIG_FILE in names and facts.plan is not None:
         write_llm_config(folder, facts.model, facts.dtypes.compute, facts.plan)
+
+
+def _graph(facts: EngineFacts) -> GraphShape:
+    # Without a plan the file is for others to build one of: it has all that there is to run.
+    imports: ImportBy = "plugin" if facts.plan is None else facts.plan.import_by
+    return graph_shape(facts.model, facts.dtypes, facts.page_size, imports)
 
 
 def _export(facts: EngineFacts, inputs: Inputs, folder: Path) -> None:
@@ -56,7 +62,6 @@ def _export(facts: EngineFacts, inputs: Inputs, folder: Path) -> None:
     started = time.monotonic()
     inputs.say(f"Exporting {MODEL_FILE}, {facts.model.num_layers} layers in {facts.dtypes.compute}")
     weights = load_weights(inputs.checkpoint, facts.model, getattr(torch, facts.dtypes.weights))
-    graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
-    export_onnx(decoder_from_weights(facts.model, weights), graph, folder)
+    export_onnx(decoder_from_weights(facts.model, weights), _graph(facts), folder)
     num_bytes = sum((folder / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE))
     inputs.say(f"  {num_bytes / 2**20:.1f} MiB in {time.monotonic() - started:.1f} s")

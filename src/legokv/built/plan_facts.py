@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from legokv.built.plan_limits import PlanLimits, Profile
 from legokv.errors import EngineMismatch
+from legokv.step.graph import IMPORTS, ImportBy
 
 # TensorRT-RTX finishes compiling on the GPU it meets; its plans are bound to none.
 ANY_ARCHITECTURE = "any"
@@ -15,6 +16,7 @@ class PlanFacts:
 
     flavour: the backend that built it; version: of its TensorRT; architecture: "sm_90", or "any".
     plan_file and library_file lie in the engine folder; library_sha256 is the plugin library's.
+    imports: what puts arriving pages into the pools; older engines, which don't say, have nodes.
     """
 
     flavour: str
@@ -25,6 +27,18 @@ class PlanFacts:
     library_sha256: str
     limits: PlanLimits
     profiles: tuple[Profile, ...]
+    imports: str = "plugin"
+
+    @property
+    def import_by(self) -> ImportBy:
+        """`imports`; EngineMismatch if it is nothing that a plan can do."""
+        for each in IMPORTS:
+            if each == self.imports:
+                return each
+        raise EngineMismatch(
+            f"the plan imports pages by {self.imports[:80]!r}, which is none of "
+            f"{', '.join(IMPORTS)}: build the engine again"
+        )
 
 
 @dataclass(frozen=True)

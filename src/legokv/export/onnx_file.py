@@ -15,7 +15,7 @@ from legokv.built.folder import MODEL_FILE
 from legokv.export.plugin_ops import translation_table
 from legokv.export.step_graph import StepGraph
 from legokv.model.decoder import Decoder
-from legokv.step.graph import AFTER_B, IMPORT_PAGES, STEP_INPUTS, SYMBOLS, Binding, GraphShape
+from legokv.step.graph import AFTER_B, STEP_INPUTS, SYMBOLS, Binding, GraphShape
 
 # Sizes to trace with; no two alike, so that none is taken for another.
 _TRACED = {"T": 5, "B": 2, "P": 7, "N": 4, "M": 6}
@@ -57,12 +57,11 @@ def _exported(step: StepGraph, graph: GraphShape) -> Any:
 
 def _arranged(graph: GraphShape, of: Any) -> tuple[Any, ...]:
     """`of` each input, arranged as the arguments of `StepGraph.forward`."""
-    return (
-        *(of(binding) for binding in STEP_INPUTS),
-        [of(binding) for binding in graph.pools],
-        of(IMPORT_PAGES),
-        [of(binding) for binding in graph.import_blocks],
-    )
+    step = (*(of(binding) for binding in STEP_INPUTS), [of(binding) for binding in graph.pools])
+    if not graph.arriving:
+        return step
+    numbers, *blocks = (of(binding) for binding in graph.arriving)
+    return (*step, numbers, blocks)
 
 
 def _traced_tensor(binding: Binding) -> Tensor:

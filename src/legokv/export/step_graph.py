@@ -13,7 +13,7 @@ from legokv.ops.legolink_attention import legolink_attention
 
 
 class StepGraph(nn.Module):
-    """Imports the arriving pages into the pools, then runs the decoder over them.
+    """Imports the arriving pages into the pools where they are inputs, then runs the decoder.
 
     The inputs and outputs are those of `legokv.step.graph`, in its order.
     """
@@ -40,8 +40,8 @@ class StepGraph(nn.Module):
         pages: Tensor,
         logit_rows: Tensor,
         pools: Sequence[Tensor],
-        import_pages: Tensor,
-        import_blocks: Sequence[Tensor],
+        import_pages: Tensor | None = None,
+        import_blocks: Sequence[Tensor] = (),
     ) -> tuple[Tensor, list[Tensor]]:
         def attention(
             layer: int, q: Tensor, k: Tensor, v: Tensor, pool: Tensor
@@ -51,9 +51,10 @@ class StepGraph(nn.Module):
             out, pool_out = legolink_attention(q, k, v, pool, *tables, scale)
             return out, pool_out
 
-        imported = [
-            kv_import(pool, block, import_pages)
-            for pool, block in zip(pools, import_blocks, strict=True)
-        ]
-        logits, pools_out = self.decoder(input_ids, logit_rows, imported, attention)
+        if import_pages is not None:
+            pools = [
+                kv_import(pool, block, import_pages)
+                for pool, block in zip(pools, import_blocks, strict=True)
+            ]
+        logits, pools_out = self.decoder(input_ids, logit_rows, pools, attention)
         return logits, pools_out

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from legokv.errors import LaunchRefused
-from legokv.kernels.gpu import DTYPES, AttentionTables, check_scoring, kv_import_arguments
+from legokv.kernels.gpu import (
+    DTYPES,
+    AttentionTables,
+    KvImportArguments,
+    check_scoring,
+    kv_import_arguments,
+    stored_import_arguments,
+)
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 
 
@@ -201,8 +208,15 @@ class NativeCalls:
 
     def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor, *, num_threads: int) -> None:
         """Write `block` [M, 2, S, G, D] over `pages` int32 [M] of `pool` [N, 2, S, G, D]."""
-        block, pages = block.contiguous(), pages.contiguous()
-        arguments = kv_import_arguments(pool, block, pages)
+        block = block.contiguous()
+        self._import(kv_import_arguments(pool, block, pages), num_threads)
+
+    def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor, *, num_threads: int) -> None:
+        """Put stored kv [L, 2, n, G, D] over `pages` int32 [M] of `pools` [L, N, 2, S, G, D]."""
+        kv = kv.contiguous()
+        self._import(stored_import_arguments(pools, kv, pages), num_threads)
+
+    def _import(self, arguments: KvImportArguments, num_threads: int) -> None:
         self.library.check(
             self._functions.legokv_cpu_kv_import(ctypes.byref(arguments), num_threads)
         )

@@ -38,9 +38,14 @@ class KvImportArguments(ctypes.Structure):
         ("pool", ctypes.c_void_p),
         ("block", ctypes.c_void_p),
         ("pages", ctypes.c_void_p),
+        ("num_layers", ctypes.c_int64),
         ("num_pool_pages", ctypes.c_int64),
         ("num_import_pages", ctypes.c_int64),
-        ("page_elements", ctypes.c_int64),
+        ("half_elements", ctypes.c_int64),
+        ("layer_stride", ctypes.c_int64),
+        ("value_stride", ctypes.c_int64),
+        ("page_stride", ctypes.c_int64),
+        ("last_elements", ctypes.c_int64),
         ("pool_dtype", ctypes.c_int32),
         ("block_dtype", ctypes.c_int32),
     )
@@ -73,6 +78,7 @@ class AttentionArguments(ctypes.Structure):
         ("page_size", ctypes.c_int32),
         ("dtype", ctypes.c_int32),
         ("regime", ctypes.c_int32),
+        ("num_splits", ctypes.c_int32),
         ("scale", ctypes.c_float),
     )
 
@@ -142,22 +148,50 @@ def kv_import_arguments(pool: Tensor, block: Tensor, pages: Tensor) -> KvImportA
 
     LaunchRefused if one is not contiguous, `pages` are not int32, or the shapes do not fit.
     """
-    _check("pool", pool, pool.dtype)
-    _check("block", block, block.dtype)
-    _check("pages", pages, torch.int32)
+    half = pool.shape[2:].numel()
     if block.shape[1:] != pool.shape[1:] or pages.shape != block.shape[:1]:
         raise LaunchRefused(
             f"a block of {tuple(block.shape)} for {tuple(pages.shape)} pages does not fit "
             f"a pool of {tuple(pool.shape)}"
         )
+    return _import_arguments(pool[None], block, pages, (0, half, 2 * half, half))
+
+
+def stored_import_arguments(pools: Tensor, kv: Tensor, pages: Tensor) -> KvImportArguments:
+    """The same of stored kv [L, 2, n, G, D] into pools [L, N, 2, S, G, D]."""
+    num_layers, _, size, *heads = pools[:, 0].shape
+    num_tokens, row = kv.shape[2], pools.shape[4:].numel()
+    num_pages = -(-num_tokens // size)
+    if kv.shape != (num_layers, 2, num_tokens, *heads) or pages.shape != (num_pages,):
+        raise LaunchRefused(
+            f"kv of {tuple(kv.shape)} for {tuple(pages.shape)} pages does not fit pools of "
+            f"{tuple(pools.shape)}"
+        )
+    stored, last = num_tokens * row, (num_tokens - (num_pages - 1) * size) * row
+    return _import_arguments(pools, kv, pages, (2 * stored, stored, size * row, last))
+
+
+def _import_arguments(
+    pools: Tensor, block: Tensor, pages: Tensor, elements: tuple[int, int, int, int]
+) -> KvImportArguments:
+    """`elements`: the strides of layers, values and pages, and what the last page's half has."""
+    _check("pool", pools, pools.dtype)
+    _check("block", block, block.dtype)
+    _check("pages", pages, torch.int32)
+    layer_stride, value_stride, page_stride, last_elements = elements
     return KvImportArguments(
-        pool=pool.data_ptr(),
+        pool=pools.data_ptr(),
         block=block.data_ptr(),
         pages=pages.data_ptr(),
-        num_pool_pages=pool.shape[0],
-        num_import_pages=block.shape[0],
-        page_elements=pool.shape[1:].numel(),
-        pool_dtype=DTYPES[pool.dtype],
+        num_layers=pools.shape[0],
+        num_pool_pages=pools.shape[1],
+        num_import_pages=len(pages),
+        half_elements=pools.shape[3:].numel(),
+        layer_stride=layer_stride,
+        value_stride=value_stride,
+        page_stride=page_stride,
+        last_elements=last_elements,
+        pool_dtype=DTYPES[pools.dtype],
         block_dtype=DTYPES[block.dtype],
     )
 
@@ -181,6 +215,11 @@ class Launchers:
     def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor, stream: int = 0) -> None:
         """Write `block` [M, 2, S, G, D] over `pages` int32 [M] of `pool` [N, 2, S, G, D]."""
         arguments = kv_import_arguments(pool, block, pages)
+        self._call(self.library.legokv_kv_import(ctypes.byref(arguments), ctypes.c_void_p(stream)))
+
+    def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor, stream: int = 0) -> None:
+        """Put stored kv [L, 2, n, G, D] over `pages` int32 [M] of `pools` [L, N, 2, S, G, D]."""
+        arguments = stored_import_arguments(pools, kv, pages)
         self._call(self.library.legokv_kv_import(ctypes.byref(arguments), ctypes.c_void_p(stream)))
 
     def workspace_bytes(self, arguments: AttentionArguments) -> int:

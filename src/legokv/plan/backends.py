@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -83,6 +84,19 @@ def gpu_architecture(number: int = 0) -> str | None:
     return f"sm_{major}{minor}"
 
 
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def why_no_gpu() -> str:
+    """Why there is no GPU to use, with the next step where a driver is here and torch is not."""
+    if torch.version.cuda is None and NVIDIA_DRIVER.exists():
+        return (
+            f"torch {torch.__version__} is a CPU build, and there is an NVIDIA driver: "
+            "`make cuda-torch` installs the one with CUDA"
+        )
+    return "torch sees no NVIDIA GPU"
+
+
 def backend_version(name: str) -> str:
     """The version of the TensorRT that `name` builds with, which its plans depend on."""
     return str(importlib.import_module(PLAN_BACKENDS[name].modules[-1]).__version__)
@@ -110,7 +124,7 @@ def _automatic(machine: Machine) -> tuple[str, str]:
     if machine.gpu is None:
         without = [name for name in installed if not PLAN_BACKENDS[name].needs_gpu]
         more = "".join(f"; --backend {name} builds one all the same" for name in without)
-        return "torch", f"torch sees no NVIDIA GPU that a plan could run on{more}"
+        return "torch", f"{why_no_gpu()}, so no plan could run{more}"
     if not installed:
         return "torch", f"none of {', '.join(PLAN_BACKENDS)} is installed"
     for name in installed:

@@ -45,6 +45,7 @@ def engine_plan(
         library_sha256=library_digest(library),
         limits=settled_limits(model, graph, limits),
         profiles=plan_profiles(model, graph, limits),
+        imports=graph.imports,
     )
 
 

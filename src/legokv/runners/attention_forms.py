@@ -22,9 +22,10 @@ from legokv.model.config import ModelConfig
 from legokv.model.decoder import Attention
 from legokv.model.rope import layer_frequencies, layer_scale
 from legokv.ops.attention_tiles import StepTables, step_tables
-from legokv.ops.kv_import import kv_import_in_place
+from legokv.ops.kv_import import import_stored
 from legokv.ops.paged_attention import attend_in_place
 from legokv.runners.key_mass import KeyMass, scored_by_torch
+from legokv.runners.page_store import Import
 from legokv.step.batch import StepBatch
 
 CPU = torch.device("cpu")
@@ -50,8 +51,8 @@ class AttentionForm(Protocol):
         `mass` gets what its layers attend to.
         """
 
-    def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor) -> None:
-        """Write `block` [M, 2, S, G, D] over `pages` int32 [M] of `pool`."""
+    def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
+        """Put stored kv [L, 2, n, G, D] over `pages` int32 [M] of `pools` [L, N, 2, S, G, D]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +121,8 @@ class TorchForm:
         by_rotation = by_layer(self._rotations, partial(attention_tables, index))
         yield scored_by_torch(attend, mass, by_rotation)
 
-    def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor) -> None:
-        kv_import_in_place(pool, block, pages)
+    def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
+        import_stored(pools, kv, pages)
 
 
 class NativeForm:
@@ -181,8 +182,8 @@ class NativeForm:
 
             yield attend
 
-    def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor) -> None:
-        self._calls.kv_import(pool, block, pages, num_threads=torch.get_num_threads())
+    def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
+        self._calls.import_kv(pools, kv, pages, num_threads=torch.get_num_threads())
 
 
 class KernelForm:
@@ -225,8 +226,8 @@ class KernelForm:
 
         yield attend
 
-    def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor) -> None:
-        self._launchers.kv_import(pool, block, pages, self._stream())
+    def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
+        importing(self._launchers)(pools, kv, pages)
 
     def _workspace_of(self, num_bytes: int) -> Tensor:
         """One workspace for all layers: they follow each other on one stream."""
@@ -235,9 +236,21 @@ class KernelForm:
         return self._workspace
 
     def _stream(self) -> int:
-        """The handle of the stream that torch's own work goes to; a CPU has none."""
-        device = self._workspace.device
-        return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
+        return stream_of(self._workspace.device)
+
+
+def stream_of(device: torch.device) -> int:
+    """The handle of the stream that torch's own work on `device` goes to; a CPU has none."""
+    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
+
+
+def importing(launchers: Launchers) -> Import:
+    """An import into the pools of all layers by one launch, on the stream of torch's own work."""
+
+    def import_kv(pools: Tensor, kv: Tensor, pages: Tensor) -> None:
+        launchers.import_kv(pools, kv, pages, stream_of(pools.device))
+
+    return import_kv
 
 
 def attention_form(

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from legokv.model.dtypes import Dtypes, Int32
 from legokv.runners.attention_forms import CPU, AttentionForm
 from legokv.runners.key_mass import KeyMass, scoring_layers
 from legokv.runners.packed_weights import pack_decoder
-from legokv.runners.page_store import PageStore, page_blocks
+from legokv.runners.page_store import PageStore
 from legokv.step.batch import StepBatch
 from legokv.step.graph import graph_shape
 
@@ -45,7 +44,8 @@ class EagerRunner:
         if device.type == "cpu":
             pack_decoder(self.decoder, attention.library)
         dtypes = Dtypes.same(str(self.decoder.embed.weight.dtype).removeprefix("torch."))
-        self._store = PageStore(graph_shape(config, dtypes, page_size), num_pages, device)
+        graph = graph_shape(config, dtypes, page_size)
+        self._store = PageStore(graph, num_pages, device, attention.import_kv)
 
     @property
     def pools(self) -> list[Tensor]:
@@ -74,12 +74,8 @@ class EagerRunner:
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         self._store.copy_pages(sources, targets)
 
-    @torch.inference_mode()
     def import_pages(self, pages: Sequence[int], kv: Tensor) -> None:
-        numbers = self._on_device(np.asarray(pages, np.int32))
-        blocks = page_blocks(kv, len(pages), self.page_size).to(self._store.device)
-        for pool, block in zip(self.pools, blocks, strict=True):
-            self.attention.kv_import(pool, block, numbers)
+        self._store.import_pages(pages, kv)
 
     def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
         return self._store.export_pages(pages, num_tokens)

@@ -14,10 +14,17 @@ from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.kernels.build_gpu import LIBRARY_NAME, SOURCE, library_digest
 from legokv.kernels.gpu import Launchers
 from legokv.model.dtypes import Dtypes
-from legokv.plan.backends import PLAN_BACKENDS, backend_version, gpu_architecture, this_machine
-from legokv.runners.attention_forms import CPU, AttentionForm, KernelForm, attention_form
+from legokv.plan.backends import (
+    PLAN_BACKENDS,
+    backend_version,
+    gpu_architecture,
+    this_machine,
+    why_no_gpu,
+)
+from legokv.runners.attention_forms import CPU, AttentionForm, KernelForm, attention_form, importing
 from legokv.runners.device_guard import DeviceGuard
 from legokv.runners.eager import EagerRunner
+from legokv.runners.page_store import PageStore
 from legokv.runners.plan.runner import TensorRTRunner
 from legokv.runners.plan.sessions import open_plan
 from legokv.runners.protocol import Runner
@@ -87,7 +94,7 @@ def _choice(folder: Path, facts: EngineFacts, requested: RunnerName) -> tuple[Ru
         return requested, "as asked"
     architecture = gpu_architecture()
     if architecture is None:
-        return "torch", "since torch sees no GPU"
+        return "torch", f"since {why_no_gpu()}"
     if facts.plan is not None:
         return "plan", f"the engine's, on a GPU of {architecture}"
     if _library(folder) is None:
@@ -125,12 +132,15 @@ def _plan_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> 
         )
     _check_settings(plan, facts, settings)
     check_machine(folder, plan, settings.gpu)
-    graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
+    graph = graph_shape(facts.model, facts.dtypes, facts.page_size, plan.import_by)
     num_pages = settings.num_pages(facts.page_size)
     device = _gpu(settings)
     with torch.cuda.device(device):
         session = open_plan(folder, plan)
-        return DeviceGuard(TensorRTRunner(session, plan, graph, num_pages, device))
+        store = PageStore(
+            graph, num_pages, device, importing(Launchers(folder / plan.library_file))
+        )
+        return DeviceGuard(TensorRTRunner(session, plan, graph, store))
 
 
 def _check_settings(plan: PlanFacts, facts: EngineFacts, settings: EngineSettings) -> None:
@@ -152,7 +162,7 @@ def _kernels(folder: Path) -> Path:
     """The library that runner "cuda" calls; EngineMismatch with the first thing it lacks here."""
     if gpu_architecture() is None:
         lack = (
-            f"torch {torch.__version__} here is built without CUDA: install one with it"
+            f"torch {torch.__version__} here is built without CUDA: `make cuda-torch` installs it"
             if torch.version.cuda is None
             else f"torch {torch.__version__} sees none here: check the driver (nvidia-smi)"
         )

@@ -1,25 +1,37 @@
 """The pools of all layers as torch tensors on one device, and what moves whole pages in them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from legokv.ops.kv_import import kv_import_in_place
+from legokv.ops.kv_import import import_stored
 from legokv.step.graph import GraphShape
+
+Import = Callable[[Tensor, Tensor, Tensor], None]
+"""Puts stored kv [L, 2, n, G, D] over pages int32 [M] of pools [L, N, 2, S, G, D], all on one
+device; the last page's slots past n become zeros."""
 
 
 class PageStore:
     """One pool [N, 2, S, G, D] for each layer, zeros at first, at one address for ever."""
 
-    def __init__(self, graph: GraphShape, num_pages: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        graph: GraphShape,
+        num_pages: int,
+        device: torch.device,
+        import_kv: Import = import_stored,
+    ) -> None:
         self.dtype: torch.dtype = getattr(torch, graph.dtypes.kv)
-        self.page_size = graph.page_size
+        self.num_pages, self.page_size = num_pages, graph.page_size
         self.device = device
-        self.pools = [
-            torch.zeros((num_pages, *graph.page), dtype=self.dtype, device=device)
-            for _ in range(graph.num_layers)
-        ]
+        self._import = import_kv
+        # One tensor, so that one launch imports into all of them.
+        self._all = torch.zeros(
+            (graph.num_layers, num_pages, *graph.page), dtype=self.dtype, device=device
+        )
+        self.pools = list(self._all.unbind())
 
     @torch.inference_mode()
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
@@ -31,10 +43,9 @@ class PageStore:
     @torch.inference_mode()
     def import_pages(self, pages: Sequence[int], kv: Tensor) -> None:
         """As the runner's."""
-        numbers = self._numbers(pages)
-        blocks = page_blocks(kv, len(pages), self.page_size).to(self.device)
-        for pool, block in zip(self.pools, blocks, strict=True):
-            kv_import_in_place(pool, block, numbers)
+        numbers = torch.tensor(pages, dtype=torch.int32, device=self.device)
+        kv = kv.to(self.device, non_blocking=True).contiguous()
+        self._import(self._all, kv, numbers)
 
     @torch.inference_mode()
     def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
@@ -43,7 +54,12 @@ class PageStore:
         layers = [
             pool.index_select(0, numbers).transpose(0, 1).flatten(1, 2) for pool in self.pools
         ]
-        return torch.stack(layers)[:, :, :num_tokens].contiguous().cpu()
+        kv = torch.stack(layers)[:, :, :num_tokens].contiguous()
+        if self.device.type != "cuda":
+            return kv
+        # Pinned, so that where it is kept it can come back at the bus's speed.
+        stored = torch.empty(kv.shape, dtype=kv.dtype, pin_memory=True)
+        return stored.copy_(kv)
 
     def _numbers(self, pages: Sequence[int]) -> Tensor:
         return torch.tensor(pages, dtype=torch.int64, device=self.device)

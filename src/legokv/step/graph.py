@@ -14,6 +14,7 @@ table, and `StepBatch` has its inputs as fields.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from legokv.model.config import ModelConfig
 from legokv.model.dtypes import Dtypes, Int32
@@ -21,6 +22,10 @@ from legokv.step.batch import StepBatch
 
 SYMBOLS = ("T", "B", "P", "N", "M")
 AFTER_B = "B+1"
+
+ImportBy = Literal["stream", "plugin"]
+"""What puts arriving pages into the pools: a launch before the step, or a node of the graph."""
+IMPORTS: tuple[ImportBy, ...] = get_args(ImportBy)
 
 ELEMENT_BYTES = {"int32": 4, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -64,6 +69,7 @@ class GraphShape:
     head_size: int
     page_size: int
     dtypes: Dtypes
+    imports: ImportBy = "stream"
 
     @property
     def page(self) -> tuple[int, int, int, int]:
@@ -83,9 +89,14 @@ class GraphShape:
         return self._per_layer("import_block", "M")
 
     @property
+    def arriving(self) -> tuple[Binding, ...]:
+        """The inputs that arriving pages come by, none where a launch of its own imports them."""
+        return (IMPORT_PAGES, *self.import_blocks) if self.imports == "plugin" else ()
+
+    @property
     def inputs(self) -> tuple[Binding, ...]:
         """All inputs, in the graph's order."""
-        return (*STEP_INPUTS, *self.pools, IMPORT_PAGES, *self.import_blocks)
+        return (*STEP_INPUTS, *self.pools, *self.arriving)
 
     @property
     def outputs(self) -> tuple[Binding, ...]:
@@ -105,7 +116,9 @@ class GraphShape:
         return tuple(Binding(f"{name}_{at}", self.dtypes.kv, (count, *self.page)) for at in layers)
 
 
-def graph_shape(model: ModelConfig, dtypes: Dtypes, page_size: int) -> GraphShape:
+def graph_shape(
+    model: ModelConfig, dtypes: Dtypes, page_size: int, imports: ImportBy = "stream"
+) -> GraphShape:
     """The sizes of `model`'s graph with weights and pools of these types."""
     return GraphShape(
         num_layers=model.num_layers,
@@ -114,6 +127,7 @@ def graph_shape(model: ModelConfig, dtypes: Dtypes, page_size: int) -> GraphShap
         head_size=model.head_size,
         page_size=page_size,
         dtypes=dtypes,
+        imports=imports,
     )
 
 

@@ -244,6 +244,19 @@ def test_the_file_holds_primitives_and_one_of_each_plugin_a_layer(
             assert texts == {"plugin_version": "1", "plugin_namespace": "legokv"}
 
 
+def test_where_a_launch_imports_the_file_has_neither_nodes_nor_inputs_for_it(
+    tiny_engine_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tiny_engine_folder("llama")
+    path = export_engine(folder, "bfloat16", tmp_path, "stream")
+    graph = onnx.load(path, load_external_data=False).graph
+    ours = Counter(node.op_type for node in graph.node if node.domain == "legokv")
+    assert ours == {"LegoLinkAttention": 3}
+    bindings = shape_of(folder, "bfloat16", "stream").inputs
+    assert [value.name for value in graph.input] == [binding.name for binding in bindings]
+    assert not [name for name in (b.name for b in bindings) if name.startswith("import_")]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["llama", "llama-untied"])
 def test_every_weight_is_stored_once_outside_the_file(

@@ -26,6 +26,7 @@ import legokv.ops.legolink_attention  # noqa: F401 - registers the op
 from legokv.errors import LaunchRefused
 from legokv.kernels.build_gpu import PluginBuild, build_host_kernels
 from legokv.kernels.gpu import Launchers, Regime, attention_arguments
+from legokv.ops.kv_import import import_stored
 
 OUT = ROOT / "out"
 
@@ -232,6 +233,23 @@ def test_imported_pages_are_converted_and_the_others_untouched(
     meant = torch.ops.legokv.kv_import(pool, block, pages)
     launchers.kv_import(pool, block, pages)
     assert torch.equal(pool, meant)
+
+
+@pytest.mark.parametrize("kv_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tokens", [5, 32, 41])
+def test_stored_kv_goes_to_the_pages_of_all_layers_in_one_launch(
+    launchers: Launchers, num_tokens: int, kv_dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(8)
+    pools = torch.randn((2, 5, 2, 16, 3, 80), generator=generator).bfloat16()
+    kv = torch.randn((2, 2, num_tokens, 3, 80), generator=generator).to(kv_dtype)
+    pages = torch.tensor([4, 0, 9][: -(-num_tokens // 16)], dtype=torch.int32)
+    meant = pools.clone()
+    import_stored(meant, kv[:, :, :32], pages[:2])
+    launchers.import_kv(pools, kv, pages)  # page 9 is no page of the pool
+    assert torch.equal(pools, meant)
+    with pytest.raises(LaunchRefused, match="does not fit pools of"):
+        launchers.import_kv(pools, kv[:1], pages)
 
 
 def test_an_import_of_no_page_or_outside_the_pool_writes_nothing(launchers: Launchers) -> None:

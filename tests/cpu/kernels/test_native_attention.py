@@ -17,7 +17,7 @@ from legokv.kernels.build_cpu import build_native_library
 from legokv.kernels.cpu import NativeCalls, StepShape
 from legokv.kernels.gpu import AttentionTables
 from legokv.kernels.native_library import NO_MEMORY, InstructionSet, NativeLibrary
-from legokv.ops.kv_import import kv_import
+from legokv.ops.kv_import import import_stored, kv_import
 from legokv.ops.legolink_attention import legolink_attention
 
 # Absolute, for values of about 1. All sum in float32 and round the result once to its dtype. Pairs
@@ -325,6 +325,26 @@ def test_an_import_equals_the_definition(calls, pool_dtype, block_dtype):
     assert torch.equal(pool, expected)
     calls.kv_import(pool, block[:0], pages[:0], num_threads=2)
     assert torch.equal(pool, expected)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 8, 11])
+@pytest.mark.parametrize("pool_dtype", list(TOLERANCE))
+@pytest.mark.parametrize("kv_dtype", list(TOLERANCE))
+def test_stored_kv_goes_to_the_pages_of_all_layers_at_once(calls, pool_dtype, kv_dtype, num_tokens):
+    dice = np.random.default_rng(4)
+    pools = torch.from_numpy(dice.normal(size=(3, 7, 2, 4, 2, 16))).to(pool_dtype)
+    kv = torch.from_numpy(dice.normal(size=(3, 2, num_tokens, 2, 16))).to(kv_dtype)
+    pages = torch.tensor([5, 0, 3][: -(-num_tokens // 4)], dtype=torch.int32)
+    expected = pools.clone()
+    for token in range(len(pages) * 4):
+        page, slot = pages[token // 4], token % 4
+        stored = kv[:, :, token].to(pool_dtype) if token < num_tokens else 0
+        expected[:, page, :, slot] = stored
+    by_torch = pools.clone()
+    import_stored(by_torch, kv, pages)
+    calls.import_kv(pools, kv, pages, num_threads=2)
+    assert torch.equal(pools, expected)
+    assert torch.equal(by_torch, expected)
 
 
 def test_a_step_that_memory_is_too_short_for_is_no_fault_of_the_request(

@@ -1,12 +1,17 @@
 """Which backend is taken, why, and what one is told that can't build here or may not run here."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from paths import ROOT
 
 from legokv.built.plan_facts import ANY_ARCHITECTURE, PlanFacts, PlanRuntime, check_plan
 from legokv.built.plan_limits import PlanLimits
 from legokv.errors import BackendMissing, EngineMismatch
+from legokv.plan import backends
 from legokv.plan.backends import BACKENDS, PLAN_BACKENDS, Machine, choose_backend, this_machine
 
 EVERYTHING = frozenset(PLAN_BACKENDS)
@@ -126,3 +131,36 @@ def test_a_plan_that_does_not_fit_names_both_sides(change: dict[str, str], words
 
 def test_a_plan_bound_to_no_architecture_runs_on_any() -> None:
     check_plan(replace(PLAN, architecture=ANY_ARCHITECTURE), replace(HERE, architecture="sm_80"))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "has_driver", "words"),
+    [
+        (None, True, r"torch \S+ is a CPU build, and there is an NVIDIA driver: `make cuda-torch`"),
+        (None, False, "torch sees no NVIDIA GPU"),
+        ("13.0", True, "torch sees no NVIDIA GPU"),
+    ],
+)
+def test_a_cpu_build_of_torch_beside_a_driver_is_said_with_the_command_that_replaces_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str | None, has_driver: bool, words: str
+) -> None:
+    driver = tmp_path / "version"
+    if has_driver:
+        driver.touch()
+    monkeypatch.setattr(backends, "NVIDIA_DRIVER", driver)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert re.match(words, backends.why_no_gpu())
+    _, said = automatic(Machine(None, frozenset()))
+    assert backends.why_no_gpu() in said
+
+
+def test_cuda_torch_takes_the_index_s_own_build_by_the_lock_whatever_pip_is_set_to() -> None:
+    (recipe,) = re.findall(
+        r"^cuda-torch: .*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    assert "pip install --isolated --require-hashes --constraint constraints.txt" in recipe
+    assert "torch.version.cuda is None" in recipe
+    # What such a build needs besides is locked with it.
+    assert re.search(
+        r"^nvidia-cuda-runtime==", (ROOT / "constraints.txt").read_text(), re.MULTILINE
+    )

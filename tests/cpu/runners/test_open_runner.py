@@ -44,7 +44,7 @@ def test_without_a_gpu_auto_is_torch_and_says_so(
         runner = open_runner(folder, planned, SETTINGS)
     assert isinstance(runner, EagerRunner)
     assert (runner.attention.description, runner.device.type) == ("torch", "cpu")
-    assert "runner: torch, since torch sees no GPU" in caplog.text
+    assert "runner: torch, since torch sees no NVIDIA GPU" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_plan_that_is_not_there_is_refused_with_what_to_do(folder: Path) -> No
 @pytest.mark.parametrize(
     ("cuda", "words"),
     [
-        (None, r"torch \S+ here is built without CUDA: install one with it"),
+        (None, r"torch \S+ here is built without CUDA: `make cuda-torch` installs it"),
         ("13.0", r"torch \S+ sees none here: check the driver"),
     ],
 )

@@ -10,6 +10,7 @@ from onnx_by_torch import torch_execution
 from paths import TESTS
 
 from legokv.built.plan_limits import DECODE, PREFILL, PlanLimits
+from legokv.step.graph import IMPORTS, ImportBy
 
 GPU_TESTS = TESTS / "gpu"
 
@@ -22,17 +23,24 @@ def lockstep(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return plan_lockstep
 
 
+@pytest.mark.parametrize("imports", IMPORTS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_plans_runner_gives_the_cpu_s_logits_for_a_whole_conversation(
-    lockstep: ModuleType, tiny_engine_folder: Callable[[str], Path], tmp_path: Path, dtype: str
+    lockstep: ModuleType,
+    tiny_engine_folder: Callable[[str], Path],
+    tmp_path: Path,
+    dtype: str,
+    imports: ImportBy,
 ) -> None:
     folder = tiny_engine_folder("llama")
-    session = GraphSession(torch_execution(export_engine(folder, dtype, tmp_path)))
+    session = GraphSession(torch_execution(export_engine(folder, dtype, tmp_path, imports)))
     limits = PlanLimits(lockstep.STEP_TOKENS, lockstep.NUM_SEQUENCES, max_import_pages=4)
-    runner = graph_runner(folder, dtype, session, lockstep.NUM_PAGES, limits)
+    runner = graph_runner(folder, dtype, session, lockstep.NUM_PAGES, limits, imports)
     num_steps = lockstep.hold_to_the_cpu(folder, runner, dtype, seed=1)
     assert num_steps == len(session.runs) == 14
+    # A step that pages arrive with by the graph's own nodes is none of decode steps.
+    last = PREFILL if imports == "plugin" else DECODE
     # The last token of a chunk of 33, computed 32 at a time, is a decode step like an answer's.
-    profiles = [PREFILL, DECODE, *[PREFILL] * 4, *[DECODE] * 7, PREFILL]
+    profiles = [PREFILL, DECODE, *[PREFILL] * 4, *[DECODE] * 7, last]
     assert [profile for profile, _ in session.runs] == profiles
-    assert session.runs[-1][1]["import_pages"] == (2,)
+    assert session.runs[-1][1].get("import_pages") == ((2,) if imports == "plugin" else None)

@@ -52,7 +52,7 @@ MODEL = ModelConfig(
     bos_token_id=None,
     eos_token_ids=(),
 )
-GRAPH = graph_shape(MODEL, Dtypes.same("bfloat16"), page_size=16)
+GRAPH = graph_shape(MODEL, Dtypes.same("bfloat16"), page_size=16, imports="plugin")
 LIMITS = PlanLimits(max_step_tokens=512, max_sequences=32, max_import_pages=8)
 
 
@@ -204,7 +204,7 @@ def test_limits_and_profiles_agree_where_there_are_fewer_tokens_than_sequences()
 
 
 def test_a_graph_shape_is_a_models_numbers() -> None:
-    assert GraphShape(2, 100, 2, 64, 16, Dtypes.same("bfloat16")) == GRAPH
+    assert GraphShape(2, 100, 2, 64, 16, Dtypes.same("bfloat16"), "plugin") == GRAPH
     assert GRAPH.page_elements == 2 * 16 * 2 * 64
 
 

@@ -10,17 +10,17 @@ from legokv.built.plan_limits import Profile
 from legokv.model.dtypes import Int32
 from legokv.ops.kv_import import kv_import_in_place
 from legokv.runners.page_store import PageStore, page_blocks
-from legokv.step.graph import IMPORT_PAGES, STEP_INPUTS, Binding, GraphShape
+from legokv.step.graph import STEP_INPUTS, Binding, GraphShape
 
 
 class ArrivingPages:
-    """Up to `max_pages` waiting pages, in buffers at fixed addresses."""
+    """Up to `max_pages` pages that wait for a step, in buffers at fixed addresses."""
 
     def __init__(self, graph: GraphShape, store: PageStore, max_pages: int) -> None:
-        device = store.pools[0].device
+        device = store.device
         self.num_pages = 0
         self._max_pages, self._store = max_pages, store
-        self._names = [binding.name for binding in graph.import_blocks]
+        self._names = [binding.name for binding in graph.arriving]
         self._numbers = torch.zeros(max_pages, dtype=torch.int32, device=device)
         # Not one tensor: each layer's block is a binding of its own.
         self._blocks = [
@@ -48,12 +48,11 @@ class ArrivingPages:
 
     def inputs(self) -> dict[str, Tensor]:
         """The graph's import inputs; `taken` says that a step had them."""
-        blocks = zip(self._names, self._blocks, strict=True)
+        if not self._names:
+            return {}
+        tensors = (self._numbers, *self._blocks)
         waiting = slice(0, self.num_pages)
-        return {
-            IMPORT_PAGES.name: self._numbers[waiting],
-            **{name: block[waiting] for name, block in blocks},
-        }
+        return {name: held[waiting] for name, held in zip(self._names, tensors, strict=True)}
 
     def taken(self) -> None:
         """Nothing waits any more."""

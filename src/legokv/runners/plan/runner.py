@@ -18,7 +18,7 @@ from legokv.step.graph import GraphShape, batch_sizes, step_arrays
 
 
 class TensorRTRunner:
-    """A runner over an opened plan. Its tensors lie on `device`, at one place for ever."""
+    """A runner over an opened plan. Its tensors lie on one device, at one place for ever."""
 
     gives_attention = False
     lost: LegokvError | None = None
@@ -28,13 +28,15 @@ class TensorRTRunner:
         session: PlanSession,
         plan: PlanFacts,
         graph: GraphShape,
-        num_pages: int,
-        device: torch.device,
+        store: PageStore,
     ) -> None:
-        self.num_pages, self.page_size, self.device = num_pages, graph.page_size, device
+        device = store.device
+        self.num_pages, self.page_size, self.device = store.num_pages, graph.page_size, device
         self._session, self._plan, self._graph = session, plan, graph
-        self._store = PageStore(graph, num_pages, device)
-        self._arriving = ArrivingPages(graph, self._store, plan.limits.max_import_pages)
+        self._store = store
+        # Where the graph has no inputs for them, pages go into the pools by the store at once.
+        most = plan.limits.max_import_pages if graph.arriving else 0
+        self._arriving = ArrivingPages(graph, store, most)
         self._buffers = StepBuffers(plan.profiles, device)
         logits = graph.outputs[0]
         self._logits = torch.zeros(
