@@ -1,16 +1,18 @@
 """The official clients against a real server: files, chats, streams, leaving, time-outs."""
 
 import asyncio
-import time
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import anthropic
 import openai
 import pytest
-from scrape import scrape
+from clients import WAYS
+from scrape import at_rest, settled
 from server import RunningServer
 
-SECONDS = 30
 MODEL = "llama"
 TEXTS = (
     "The gateway of Vellin is kept by Orrin, who has two keys. " * 4,
@@ -41,6 +43,19 @@ def files(client: openai.OpenAI) -> list[str]:
 def turns(files: list[str], question: str = "Who has the keys?") -> list[Any]:
     parts = [{"type": "file", "file": {"file_id": file}} for file in files]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def message(files: list[str], max_tokens: int) -> dict[str, Any]:
+    """The same for Anthropic's client."""
+    blocks: list[Any] = [
+        {"type": "document", "source": {"type": "file", "file_id": file}} for file in files
+    ]
+    content = [*blocks, {"type": "text", "text": "Who has the keys?"}]
+    return {
+        **ANTHROPIC,
+        "max_tokens": max_tokens,
+        "messages": [{"role": "user", "content": content}],
+    }
 
 
 def test_a_chat_over_files_is_answered_as_generate_answers_it(
@@ -101,19 +116,61 @@ def test_anthropic_s_client_gets_the_same_answer_whole_and_in_events(
 def test_a_client_whose_time_is_over_leaves_nothing_running(
     server: RunningServer, client: openai.OpenAI, files: list[str]
 ) -> None:
-    with pytest.raises(openai.APITimeoutError):
-        client.chat.completions.create(
-            **{**GREEDY, "max_tokens": 1500}, messages=turns(files), timeout=0.3
-        )
-    stream = client.chat.completions.create(
-        **{**GREEDY, "max_tokens": 1500}, messages=turns(files), stream=True
-    )
+    before = at_rest(server)
+    long = {**GREEDY, "max_tokens": 1500}
+    by_way = {"openai": {**long, "messages": turns(files)}, "anthropic": message(files, 1500)}
+    for ask in WAYS:
+        question = next(asked for name, asked in by_way.items() if name in ask.__name__)
+        with pytest.raises((openai.APITimeoutError, anthropic.APITimeoutError)):
+            ask(server.api, "none", question=question, max_retries=0, timeout=0.3)
+    stream = client.chat.completions.create(**long, messages=turns(files), stream=True)
     next(iter(stream))
     stream.close()
-    deadline = time.monotonic() + SECONDS
-    while scrape(server)("legokv_requests_running") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert scrape(server)("legokv_requests_running") == 0
+    grown = settled(server, lambda now: not now("legokv_requests_running")).since(before)
+    assert grown("legokv_requests_running") == 0
+    assert grown("legokv_generated_tokens_total") < 5 * 1500 / 2
+
+
+def test_a_connection_that_is_reset_is_tried_again_and_answered(server: RunningServer) -> None:
+    for ask in WAYS:
+        with resetting(server.api, num_resets=2) as address:
+            assert ask(address, "none", max_retries=4) == 2, ask.__name__
+
+
+@contextmanager
+def resetting(api: str, num_resets: int) -> Iterator[str]:
+    """Another address of the server, which resets the first connections after their request."""
+    host, _, port = api.removeprefix("http://").rpartition(":")
+    left = num_resets
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while part := await reader.read(2**16):
+                writer.write(part)
+                await writer.drain()
+        writer.close()
+
+    async def taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            await reader.read(1)
+            writer.transport.abort()
+            return
+        there = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(carry(reader, there[1]), carry(there[0], writer))
+
+    loop = asyncio.new_event_loop()
+    opened = loop.run_until_complete(asyncio.start_server(taken, "127.0.0.1", 0))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{opened.sockets[0].getsockname()[1]}"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        opened.close()
+        loop.close()
 
 
 def test_refusals_of_the_models_come_through_with_their_status(client: openai.OpenAI) -> None:
@@ -127,11 +184,45 @@ def test_refusals_of_the_models_come_through_with_their_status(client: openai.Op
         client.chat.completions.create(messages=turns([]), tools=[tool], **GREEDY)
 
 
+def test_a_chat_by_rankings_is_answered_over_ranked_files_and_names_the_others(
+    server: RunningServer, client: openai.OpenAI
+) -> None:
+    texts = [f"The {name} of Vellin is kept by two brothers. " * 4 for name in ("mill", "quay")]
+    ranked = [i.replace("doc-", "file-") for i in server.register(*texts, rank=True)]
+    (other,) = server.register("The well of Vellin is kept by nobody. " * 4, rank=False)
+    by_rank: Any = {"link": {"mode": "ranked", "link_tokens": 4}}
+    answer = client.chat.completions.create(messages=turns(ranked), **GREEDY, extra_body=by_rank)
+    assert answer.usage.legokv["recomputed_tokens"] > 0
+    missing = other.replace("doc-", "file-")
+    told = f"needs a ranking of each document, and 1 of 3 have none: {missing}. Register them again"
+    with pytest.raises(openai.BadRequestError, match=told):
+        client.chat.completions.create(
+            messages=turns([*ranked, missing]), **GREEDY, extra_body=by_rank
+        )
+
+
 def test_a_text_goes_on_without_a_template(server: RunningServer, client: openai.OpenAI) -> None:
     answer = client.completions.create(prompt="The ferry of", logprobs=1, **GREEDY)
     asked = {"text_input": "The ferry of", "apply_chat_template": False, "max_tokens": 12}
     assert answer.choices[0].text == server.ask(temperature=0.0, **asked)["text_output"]
     assert "".join(answer.choices[0].logprobs.tokens) == answer.choices[0].text
+
+
+def test_anthropic_s_client_counts_a_message_s_tokens_as_they_are_computed(
+    server: RunningServer, files: list[str]
+) -> None:
+    blocks: list[Any] = [
+        {"type": "document", "source": {"type": "file", "file_id": file}} for file in files
+    ]
+    text = {"type": "text", "media_type": "text/plain", "data": "Of a chat alone."}
+    blocks.append({"type": "document", "source": text, "title": "Inline"})
+    asked = [{"role": "user", "content": [*blocks, {"type": "text", "text": "Who has the keys?"}]}]
+    said: dict[str, Any] = {"messages": asked, "system": "Be brief."}
+    with anthropic.Anthropic(base_url=server.api, api_key="none") as other:
+        counted = other.messages.count_tokens(model=MODEL, **said).input_tokens
+        usage = other.messages.create(**said, **ANTHROPIC).usage
+    parts = (usage.input_tokens, usage.cache_read_input_tokens, usage.cache_creation_input_tokens)
+    assert counted == sum(parts)
 
 
 def test_tokens_and_figures_are_shown(server: RunningServer) -> None:

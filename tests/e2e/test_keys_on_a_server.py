@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 from browser import keep_screenshot, running_browser
+from clients import WAYS
 from conftest import TEXTS
 from playwright.sync_api import expect
 from server import RunningServer, serving
@@ -43,6 +45,7 @@ def keyed_fixture(engine_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("keyed")
     file = folder / "keys.json"
     keys = {name: add_key(file, name, {"metrics": name == "a"})[0] for name in ("a", "b", "gone")}
+    keys["one a second"], _ = add_key(file, "second", {"requests_per_minute": 60})
     log = folder / "log"
     with (
         log.open("wb") as opened,
@@ -112,6 +115,17 @@ def test_a_key_s_documents_are_its_own_and_a_revoked_key_ends_at_once(keyed: Key
     log = keyed.log.read_text()
     assert "not known here, or was revoked" in log
     assert not any(key in log for key in keyed.keys.values())
+
+
+def test_a_client_past_its_limit_tries_again_when_it_may_and_is_answered(keyed: Keyed) -> None:
+    key = keyed.keys["one a second"]
+    while status(f"{keyed.server.api}/v1/models", key) == 200:
+        """Until the minute's requests are used."""
+    for ask in WAYS:
+        assert ask(keyed.server.api, key, max_retries=3) >= 1, ask.__name__
+    for ask in WAYS[::2]:
+        with pytest.raises((openai.RateLimitError, anthropic.RateLimitError), match="in 1 s"):
+            ask(keyed.server.api, key, max_retries=0)
 
 
 def test_the_page_asks_for_the_key_and_shows_a_real_answer(keyed: Keyed) -> None:

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from clients import WAYS
 from killing import kill_model, kill_starting_model, next_events
 from server import command, serving
 
@@ -41,10 +43,13 @@ def test_a_model_lost_while_the_server_starts_ends_it_within_seconds(
 def test_a_model_that_dies_again_while_the_server_restarts_is_started_once_more(
     engine_folder: Path, tmp_path: Path
 ) -> None:
-    with serving(engine_folder, tmp_path) as server:
+    with ThreadPoolExecutor(4) as threads, serving(engine_folder, tmp_path) as server:
         first = kill_model(server.process.pid, "engine")
         kill_starting_model(server.process.pid, "engine", other_than=first)
+        # They ask while it is down: what they are told is when to ask again.
+        asking = [threads.submit(ask, server.api, "none", max_retries=30) for ask in WAYS]
         lost, lost_again, ready = next_events(server.process, 3)
+        assert all(asked.result() >= 1 for asked in asking)
         answer = server.ask(text_input="Who?", max_tokens=4)
     assert lost["reason"] == "the process of model engine ended by itself"
     assert re.fullmatch(lost_while_starting("engine"), lost_again["reason"])
