@@ -7,6 +7,7 @@ states for each file of a version, for every platform.
 """
 
 import argparse
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,10 @@ from pathlib import Path
 from requirements import ROOT, requirements
 
 LOCK = ROOT / "constraints.txt"
-HEADER = "# Exact versions and hashes of all that an installation gets. Made by build/lock.py.\n"
+HEADER = """\
+# Exact versions and hashes of all that an installation gets. Made by build/lock.py.
+# SHA-256 of the lines below: {digest}
+"""
 # PyTorch's own CPU builds have the version of the index's file and other bytes.
 MORE_HASHES = {
     "torch==2.13.0": ("6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",),
@@ -30,7 +34,9 @@ def main() -> None:
         roots = Path(folder, "requirements.in")
         roots.write_text("\n".join(requirements("all")) + "\n")
         lines = _compiled(roots, None if upgrade else LOCK)
-    LOCK.write_text(HEADER + _with_more_hashes(lines))
+    lock = _with_more_hashes(lines)
+    digest = hashlib.sha256(lock.encode()).hexdigest()
+    LOCK.write_text(HEADER.format(digest=digest) + lock)
 
 
 def _compiled(roots: Path, versions: Path | None) -> str:
