@@ -196,6 +196,16 @@ def test_a_conversation_of_the_same_shape_is_not_rendered_again(
     assert str(said(tokenizer, second)[1]).startswith("Another.")
 
 
+def test_a_conversation_is_told_the_day_it_is_asked_on() -> None:
+    days = iter([date(2026, 11, 29), date(2026, 11, 30)])
+    tokenizer = small_tokenizer(f"{{{{ strftime_now('%d %b %H:%M') }}}} {CHATML}")
+    form = ConversationFormats(tokenizer, today=lambda: next(days))
+    asked = [form.prompt(Conversation((user("One."),)), {}) for _ in range(2)]
+    heads = [str(said(tokenizer, prompt)[0]) for prompt in asked]
+    assert heads[0].startswith("29 Nov 00:00 ")
+    assert heads[1].startswith("30 Nov 00:00 ")
+
+
 def test_who_finds_the_rendering_process_busy_has_one_of_its_own() -> None:
     tokenizer, form = formats()
     with form._rendering:

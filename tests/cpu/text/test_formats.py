@@ -1,6 +1,7 @@
 """Prompt formats by switches and by day, and what a build tries a template with."""
 
-from datetime import date
+import time
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from small_tokenizer import CHATML, small_tokenizer
@@ -50,6 +51,25 @@ def test_a_template_with_a_date_is_rendered_anew_each_day_and_only_then() -> Non
     assert formats.of({}) is first
     calendar.day = date(2026, 11, 30)
     assert formats.of({}).without_system.head == ("Today: 30 Nov 2026. ",)
+
+
+@pytest.mark.parametrize("zone", ["AAA-14", "BBB12"])
+def test_the_day_is_that_of_the_servers_time_zone(
+    zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """14 hours before Greenwich and 12 behind it are never one day."""
+    hours = {"AAA-14": 14, "BBB12": -12}[zone]
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        before = datetime.now(UTC)
+        head = PromptFormats(small_tokenizer(DATED)).of({}).without_system.head
+        after = datetime.now(UTC)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    days = {(now + timedelta(hours=hours)).strftime("%d %b %Y") for now in (before, after)}
+    assert head in {(f"Today: {day}. ",) for day in days}
 
 
 def test_a_template_without_a_date_is_rendered_once() -> None:
