@@ -22,8 +22,11 @@ class DrawnAnswers:
         self._changing = threading.Lock()
 
     def put(self, namespace: str, digest: str, answer: Drawn) -> None:
-        """Remember an answer behind the prompt of this digest; "" is none."""
-        if not digest:
+        """Remember an answer behind the prompt of this digest; "" is none.
+
+        One without tokens is nothing to remember: so many of them would have no bound.
+        """
+        if not digest or not answer.token_ids:
             return
         key = _key(namespace, digest, answer.text)
         with self._changing:

@@ -67,3 +67,11 @@ def test_an_answer_has_no_end_token_and_one_that_a_stop_word_cut_is_left_out() -
     whole.add(Token(end, "", "stop"))
     assert whole.drawn(tokenizer.decode) == [Drawn("Yes", tuple(ids))]
     assert cut.drawn(tokenizer.decode) == []
+
+
+def test_answers_without_a_token_are_not_kept() -> None:
+    drawn = DrawnAnswers(4)
+    for number in range(100):
+        drawn.put("a", f"place {number}", Drawn("", ()))
+    assert drawn.find("a", "place 0", "") is None
+    assert not drawn._ids
