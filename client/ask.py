@@ -14,6 +14,7 @@ from connection import (
     add_connection_options,
     as_text,
     exit_status,
+    leave,
     server_of,
 )
 
@@ -218,4 +219,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

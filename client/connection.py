@@ -7,11 +7,12 @@ import os
 import queue
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -22,6 +23,10 @@ WAIT_SECONDS = 630.0
 """Longer than a server's own limits, unless its settings are others."""
 SLACK_SECONDS = 10.0
 """What a server may take to end a request whose time is over, and the network to say so."""
+SHOWN_IDS = 4
+"""Of documents that have one name."""
+END_SECONDS = 5.0
+"""So long the end of a stream may take whose answer is there, or which was refused."""
 FINAL = "triton_final_response"
 # What a balancer in front of several servers tells them apart by (docs/fleet.md).
 DOCUMENT_HEADER = "x-legokv-document"
@@ -71,11 +76,13 @@ class Server:
         ids = [document["id"] for document in self.all_documents(name)]
         if len(ids) == 1:
             return ids[0]
-        number, verb = (len(ids), "documents are") if ids else ("no", "document is")
-        raise Refused(
-            f"{number} {verb} called {name!r} in namespace {self._namespace!r}: "
-            "give a name or an id that `documents.py list` shows"
-        )
+        where = f"called {name!r} in namespace {self._namespace!r}"
+        if not ids:
+            raise Refused(
+                f"no document is {where}: give a name or an id that `documents.py list` shows"
+            )
+        shown = ", ".join(ids[:SHOWN_IDS]) + (" …" if len(ids) > SHOWN_IDS else "")
+        raise Refused(f"{len(ids)} documents are {where}: give an id in its place, {shown}")
 
     def answers(self, fields: dict[str, object]) -> Iterator[dict[str, Any]]:
         """The generate model's replies as they come, outputs by name; the last has the usage.
@@ -103,7 +110,15 @@ class Server:
                 yield _outputs(result)
         finally:
             # Cancelling a request that has ended makes the server wait ten seconds when it stops.
-            self._triton.stop_stream(cancel_requests=not final)
+            self._end_stream(cancel=not final)
+
+    def _end_stream(self, *, cancel: bool) -> None:
+        """Have the stream end. tritonclient waits for that without end: here END_SECONDS."""
+        ending = threading.Thread(
+            target=self._triton.stop_stream, kwargs={"cancel_requests": cancel}, daemon=True
+        )
+        ending.start()
+        ending.join(END_SECONDS)
 
     @contextmanager
     def _waiting_for(self, what: str) -> Iterator[None]:
@@ -274,3 +289,19 @@ def exit_status(run: Callable[[], int]) -> int:
         # Whoever read the output has enough; the interpreter must not write to it at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # of the output: it is on a full disk
+        print(f"error: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def leave(status: int) -> NoReturn:
+    """End the process, at once: what gRPC would still wait for at its end is nobody's any more."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        status = status or 1
+        with suppress(OSError):
+            print(f"error: {error.strerror}", file=sys.stderr)
+    with suppress(OSError):
+        sys.stderr.flush()
+    os._exit(status)

@@ -8,11 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from paths import CLIENT
+from tritonclient.grpc import service_pb2
 
 
 def run(*words: str, text: bytes = b"", **environment: str) -> "subprocess.CompletedProcess[bytes]":
@@ -31,6 +34,44 @@ def silent() -> Iterator[str]:
     """The address of one who takes connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+class _NoEnd(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Refuses each question, and never ends its stream."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def service(self, details: Any) -> Any:
+        if details.method.endswith("ModelConfig"):
+            return grpc.unary_unary_rpc_method_handler(self._config)
+        return grpc.stream_stream_rpc_method_handler(self._stream)
+
+    def _config(self, body: bytes, context: Any) -> bytes:
+        config = service_pb2.ModelConfigResponse()
+        for name in ("text_input", "namespace"):
+            config.config.input.add(name=name, data_type="TYPE_STRING")
+        config.config.input.add(name="stream", data_type="TYPE_BOOL")
+        return bytes(config.SerializeToString())
+
+    def _stream(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        next(requests)
+        refusal = service_pb2.ModelStreamInferResponse(error_message="no pages are free")
+        yield refusal.SerializeToString()
+        self.over.wait()
+
+
+@pytest.fixture
+def without_end() -> Iterator[str]:
+    """The address of a server that refuses each question, and never ends its stream."""
+    service = _NoEnd()
+    with futures.ThreadPoolExecutor(4) as threads:
+        server = grpc.server(threads, handlers=(service,))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}"
+        service.over.set()
+        server.stop(None).wait()
 
 
 @pytest.fixture
@@ -102,3 +143,26 @@ def test_words_are_utf_8_whatever_the_locale(silent: str, tmp_path: Path) -> Non
     assert (
         "error: standard input is not UTF-8: invalid start byte at byte 1" in torn.stderr.decode()
     )
+
+
+def test_a_stream_that_does_not_end_after_a_refusal_is_left(without_end: str) -> None:
+    result = run("ask.py", "--url", without_end, "Who?")
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert result.stderr.decode() == "error: no pages are free\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_an_error(unbuffered: str) -> None:
+    script = "from connection import exit_status, leave; "
+    script += "leave(exit_status(lambda: print('an answer') or 0))"
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+            cwd=CLIENT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert (result.returncode, result.stderr) == (1, b"error: No space left on device\n")
