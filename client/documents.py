@@ -14,6 +14,7 @@ from connection import (
     add_connection_options,
     as_text,
     exit_status,
+    leave,
     server_of,
 )
 from tqdm import tqdm
@@ -197,8 +198,13 @@ def show(server: Server, arguments: argparse.Namespace) -> int:
 
 
 def update(server: Server, arguments: argparse.Namespace) -> int:
-    document_id = server.document_id(as_text(arguments.document))
-    reply = server.documents("update", id=document_id, **changes_of(arguments))
+    document_id, changes = server.document_id(as_text(arguments.document)), changes_of(arguments)
+    name = changes.get("name")
+    others = [] if name is None else [d["id"] for d in server.all_documents(name)]
+    others = [other for other in others if other != document_id]
+    if others:
+        raise Refused(f"{name!r} is the name of {others[0]}: {RENAME}")
+    reply = server.documents("update", id=document_id, **changes)
     print(document_line(reply["document"], arguments.format))
     return 0
 
@@ -233,4 +239,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

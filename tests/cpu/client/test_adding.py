@@ -42,6 +42,10 @@ class FakeServer:
     def all_documents(self, name: str | None = None) -> Iterator[dict[str, Any]]:
         yield from (dict(d) for d in self.kept.values() if name in (None, d["name"]))
 
+    def document_id(self, name: str) -> str:
+        (document,) = self.all_documents(name)
+        return str(document["id"])
+
     def names(self) -> dict[str, str | None]:
         return {text: document["name"] for text, document in self.kept.items()}
 
@@ -105,6 +109,25 @@ def test_a_changed_file_is_registered_without_the_name_of_what_it_was(
     assert add(server, {"sea.txt": "The sea rose."}) == 0
     assert server.names() == {"The sea.": "sea", "The sea rose.": None}
     assert "it has no name, for 'sea' is that of doc-0" in capsys.readouterr().err
+
+
+def test_a_name_that_another_document_has_is_refused_by_update_too(
+    add: Any, client: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = FakeServer()
+    add(server, {"sea.txt": "The sea.", "mill.txt": "The mill."})
+
+    def rename(document: str, name: str) -> None:
+        words = ["update", document, "--name", name, "--pin"]
+        client.documents.update(server, client.documents.parse_arguments(words))
+
+    with pytest.raises(client.documents.Refused, match="'sea' is the name of doc-0: `documents"):
+        rename("mill", "sea")
+    assert server.names() == {"The sea.": "sea", "The mill.": "mill"}
+    assert not server.kept["The mill."].get("pinned")
+    rename("sea", "sea")
+    rename("mill", "water mill")
+    assert server.names() == {"The sea.": "sea", "The mill.": "water mill"}
 
 
 def test_the_same_file_again_is_no_news(add: Any, capsys: pytest.CaptureFixture[str]) -> None:
