@@ -21,6 +21,16 @@ from legokv.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
+_OWN = "the answer's format: "
+_NO_ANSWER = "no answer has it"
+_TOO_MANY = "it takes more states than are allowed"
+_IN_WORDS = {
+    "NoExtension": _NO_ANSWER,
+    "NoExtensionBias": _NO_ANSWER,
+    "LexerTooComplex": _TOO_MANY,
+    "ParserTooComplex": _TOO_MANY,
+}
+"""Of why llguidance goes no further."""
 MAX_KEPT = 64
 """Compiled formats that are kept, the least recently asked for gone first."""
 _JSON_OPTIONS: "JsonCompileOptions" = {
@@ -47,13 +57,13 @@ class GrammarState:
         """Whether each token [V] may come next; FormatFailed if that takes too much to say."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise FormatFailed(f"the answer's format: {_line(self._matcher.get_error())}")
+            raise FormatFailed(f"{_OWN}{_line(self._matcher.get_error())}")
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
 
     def accept(self, token_id: int) -> None:
         """The answer goes on with `token_id`; FormatFailed if it must not."""
         if not self._matcher.consume_token(token_id):
-            raise FormatFailed(f"the answer's format: {_line(self._matcher.get_error())}")
+            raise FormatFailed(f"{_OWN}{_line(self._matcher.get_error())}")
 
 
 class Grammars:
@@ -94,9 +104,9 @@ class Grammars:
         try:
             is_possible = GrammarState(matcher.deep_copy(), self._vocab_size).allowed().any()
         except FormatFailed as error:
-            raise _refused(form, str(error)) from None
+            raise _refused(form, str(error).removeprefix(_OWN)) from None
         if not is_possible:
-            raise _refused(form, "no answer has it")
+            raise _refused(form, _NO_ANSWER)
         return matcher
 
     def _open_vocabulary(self) -> LLTokenizer:
@@ -146,5 +156,6 @@ def _refused(form: AnswerFormat, reason: str) -> InvalidRequest:
 
 
 def _line(reason: str) -> str:
-    """In one line of a sentence's length."""
-    return " ".join(reason.replace("<non-verbose/>", "").split())[:300]
+    """In one line of a sentence's length, and in words."""
+    line = " ".join(reason.replace("<non-verbose/>", "").split())[:300]
+    return _IN_WORDS.get(line, line)

@@ -194,7 +194,11 @@ REFUSED = {
     "a missing $ref": ({"$ref": "#/$defs/none"}, "does not exist"),
     "a remote $ref": ({"$ref": "http://127.0.0.1:9/x.json"}, "127.0.0.1"),
     "a file's $ref": ({"$ref": "file:///etc/passwd"}, "does not fetch"),
-    "a loop of $refs": ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "format: "),
+    "a loop of $refs": (
+        {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "no answer has it"
+    ),
+    "itself": ({"$ref": "#"}, "no answer has it"),
+    "a choice of itself": ({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}, "no answer has it"),
     "too many levels": (deep(400), "recursion limit"),
     "a product of choices": (
         {"allOf": [{"anyOf": [{"properties": {f"{i}{j}": {"type": "null"}}} for j in range(4)]}
