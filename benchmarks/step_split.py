@@ -5,9 +5,10 @@
 Askers over the same documents, each in an order of its own, or over documents of their own with
 --unshared. Steps of each number of sequences, and of each CPU library that --compare names beside
 the present one, are taken in turn in one process, so that what else the machine does meets all.
-Milliseconds of CPU time of all threads, which wait without spinning, over the number of threads:
-what a step takes where nothing else runs and threads share the work evenly. Medians, the step's
-with its middle half. Above stand the machine's own limits: bytes it reads and products it makes.
+Milliseconds of CPU time, the threads waiting without spinning; of products and attention over the
+number of threads, of all else as if one did it: at most what a step takes where nothing else runs.
+Medians, the step's with its middle half. Above stand the machine's own limits: bytes it reads and
+products it makes.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from legokv.runners.packed_weights import PackedLinear
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("plan", "begin", "products", "attention", "forward's rest", "draw", "around")
+PARALLEL = ("products", "attention")
 WARM_TOKENS = 2
 QUESTION_TOKENS = 8
 
@@ -100,13 +102,14 @@ class Clock:
         started = time.process_time()
         engine.step()
         whole, parts = time.process_time() - started, self.seconds
-        inner = sum(parts[name] for name in ("begin", "products", "attention"))
-        rest = {
-            "forward's rest": parts["run"] - inner,
+        parallel = sum(parts[name] for name in PARALLEL)
+        split = {
+            **parts,
+            "forward's rest": parts["run"] - parts["begin"] - parallel,
             "around": whole - parts["plan"] - parts["run"] - parts["draw"],
+            "step": whole - parallel + parallel / self._num_threads,
         }
-        split = {"step": whole, **parts, **rest}
-        return {name: seconds / self._num_threads for name, seconds in split.items()}
+        return split | {name: parts[name] / self._num_threads for name in PARALLEL}
 
 
 def limits() -> str:
@@ -200,8 +203,9 @@ def main() -> None:
 def report(library: str, taken: dict[int, list[Seconds]]) -> None:
     first = statistics.median(each["step"] for each in next(iter(taken.values())))
     print(f"\nlibrary {library}\n")
-    print("| sequences | step | times one's | tokens a second, times one's | " + " | ".join(PARTS))
-    print("|---" * (4 + len(PARTS)) + "|")
+    columns = ("sequences", "step", "times one's", "tokens a second, times one's", *PARTS)
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
     for number, steps in taken.items():
         wholes = sorted(each["step"] * 1e3 for each in steps)
         quarter, middle = len(wholes) // 4, statistics.median(wholes)

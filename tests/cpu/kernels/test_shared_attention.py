@@ -162,6 +162,15 @@ def test_sequences_without_chunks_in_common_bring_what_each_brings_alone(calls):
     assert together == sum(alone)
 
 
+def test_a_long_piece_and_those_who_decode_bring_together_what_they_bring_apart(calls):
+    piece, askers = ((0, 1, 2), 200, 160), [((1, 0, 2), 8, 1), ((2, 1, 0), 8, 1)] * 8
+    num_keys = [
+        attended(calls, inputs_of(asking(orders), torch.float32))[1]
+        for orders in ([piece, *askers], [piece], askers)
+    ]
+    assert num_keys[0] == num_keys[1] + num_keys[2]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_keys_of_one_that_are_no_numbers_spoil_no_neighbour(calls, dtype):
     inputs = inputs_of(asking([((1, 0), 8, 1)] * 12), dtype)
