@@ -1,5 +1,6 @@
 """What this device reaches at best in torch's own hands: copies, and a large matrix product."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from session import Session
 from timing import interleaved
 
 
-def measure(session: Session) -> dict[str, Any]:
+def measure(session: Session) -> Iterator[dict[str, Any]]:
     """Bytes/s read and written by a copy on the device and one from pinned memory; FLOP/s."""
     on_gpu = session.device.type == "cuda"
     size, side = (2**30, 8192) if on_gpu else (2**22, 128)
@@ -18,7 +19,7 @@ def measure(session: Session) -> dict[str, Any]:
         host = torch.ones(size // 4, dtype=torch.uint8).pin_memory()
         calls["host"] = lambda: target[: size // 4].copy_(host, non_blocking=True)
     times = interleaved(calls, session.device, session.rounds)
-    return {
+    yield {
         "copy_bytes_per_second": 2 * size / times["copy"].median,
         "matmul_flops_per_second": 2 * side**3 / times["matmul"].median,
         "host_copy_bytes_per_second": size / 4 / times["host"].median if on_gpu else None,

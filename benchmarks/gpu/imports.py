@@ -1,40 +1,52 @@
-"""Importing pages into the pools, from device and from pinned host memory."""
+"""Importing a chunk into the pools: one launch for all layers, and the runner's whole way."""
 
-import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from session import Session
 from shape import PAGE_SIZE
-from timing import interleaved
+from timing import eager, interleaved
+from torch import Tensor
 
-PAGES = 32  # a chunk of 512 tokens
+from legokv.model.dtypes import Dtypes
+from legokv.runners.attention_forms import importing
+from legokv.runners.page_store import PageStore
+from legokv.step.graph import graph_shape
 
 
-def measure(session: Session) -> list[dict[str, Any]]:
-    """Seconds a layer for one chunk's pages; every layer has its own block and pool."""
-    model = session.model
-    page = (2, PAGE_SIZE, model.num_kv_heads, model.head_size)
-    num_pools = session.num_pools(2 * PAGES * math.prod(page))
-    pools = [session.normal(4 * PAGES, *page) for _ in range(num_pools)]
-    numbers = torch.randperm(4 * PAGES)[:PAGES].to(session.device, torch.int32)
-    stored = [session.normal(PAGES, *page) for _ in pools]
-    sources = {"from device": stored, "float32 from device": [block.float() for block in stored]}
-    if session.device.type == "cuda":
-        sources["from pinned host"] = [block.cpu().pin_memory() for block in stored]
+def measure(session: Session) -> Iterator[dict[str, Any]]:
+    """Seconds of a chunk's import in all layers, from where it may lie."""
+    model, pages = session.model, session.import_pages
+    graph = graph_shape(model, Dtypes.same("bfloat16"), PAGE_SIZE)
+    store = PageStore(graph, 4 * pages, session.device, importing(session.launchers))
+    num_tokens = pages * PAGE_SIZE
+    kv = session.normal(model.num_layers, 2, num_tokens, model.num_kv_heads, model.head_size)
+    numbers = torch.randperm(4 * pages)[:pages]
+    stored = store.export_pages(numbers.tolist(), num_tokens)
+    on_gpu = session.device.type == "cuda"
+    from_device = {"from device": kv, "float32 from device": kv.float()}
+    of_runner = {"runner, pinned": stored} | ({"runner, pageable": kv.cpu()} if on_gpu else {})
 
-    def importing(blocks: list[torch.Tensor]) -> None:
-        for pool, block in zip(pools, blocks, strict=True):
-            session.launchers.kv_import(pool, block, numbers, session.stream())
+    def launched(source: Tensor) -> Any:
+        return lambda: store.import_pages(numbers.tolist(), source)
 
-    calls = {name: (lambda blocks=blocks: importing(blocks)) for name, blocks in sources.items()}
-    times = interleaved(calls, session.device, session.rounds, calls_in_one=len(pools))
-    return [
-        {
+    at = numbers.to(session.device, torch.int32)
+    all_layers = store.pools[0].new_zeros((model.num_layers, 4 * pages, *graph.page))
+    calls = {
+        name: (lambda source=source: importing(session.launchers)(all_layers, source, at))
+        for name, source in from_device.items()
+    }
+    times = interleaved(calls, session.device, session.rounds)
+    times |= {
+        name: eager(launched(source), session.device, session.rounds)
+        for name, source in of_runner.items()
+    }
+    for name, source in (from_device | of_runner).items():
+        yield {
             "source": name,
-            "bytes_read": blocks[0].numel() * blocks[0].element_size(),
-            "bytes_written": stored[0].numel() * stored[0].element_size(),
+            "tokens": num_tokens,
+            "bytes_read": source.numel() * source.element_size(),
+            "bytes_written": kv.numel() * kv.element_size(),
             "seconds": vars(times[name]),
         }
-        for name, blocks in sources.items()
-    ]

@@ -24,7 +24,8 @@ def facts(commit: str) -> dict[str, Any]:
         "torch": torch_version(),
         "nvcc": shutil.which("nvcc"),
         "cmake": shutil.which("cmake"),
-        "compute_sanitizer": compute_sanitizer(),
+        "compute_sanitizer": program("compute-sanitizer"),
+        "ncu": program("ncu"),
         "commit": commit,
         "missing": [name for name in NEEDED if find_spec(name) is None],
         "absent": [f"{name}: {so}" for name, so in WORTH_HAVING.items() if find_spec(name) is None],
@@ -57,10 +58,10 @@ def torch_version() -> str | None:
     return f"{torch.__version__}, CUDA {torch.version.cuda}"
 
 
-def compute_sanitizer() -> str | None:
+def program(name: str) -> str | None:
     """On the path, or in the toolkit's usual folder."""
-    usual = Path("/usr/local/cuda/bin/compute-sanitizer")
-    return shutil.which(usual.name) or (str(usual) if usual.is_file() else None)
+    usual = Path("/usr/local/cuda/bin", name)
+    return shutil.which(name) or (str(usual) if usual.is_file() else None)
 
 
 def driver() -> str | None:

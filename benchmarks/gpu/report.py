@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stage_list import MEASURED
-
 Row = Sequence[str]
 
 
@@ -12,11 +10,13 @@ def report_text(report: dict[str, Any]) -> str:
     """All tables for which there is something; a measurement that failed is left out."""
     measured = report["measured"]
     parts = [_machine(report), _stages(report["stages"])]
-    ceilings = measured.get("ceilings")
-    if ceilings:
+    parts += [f"failed: {name}, {why}" for name, why in measured.get("failed", {}).items()]
+    parts += [f"no time was left: {what}" for what in measured.get("left_out", ())]
+    if measured.get("ceilings"):
+        (ceilings,) = measured["ceilings"]
         parts.append(_ceilings(ceilings))
         for name, table in (("attention", _attention), ("import", _imports), ("step", _steps)):
-            if name in measured:
+            if measured.get(name):
                 parts.append(table(measured[name], ceilings))
     return "\n\n".join(parts)
 
@@ -45,9 +45,9 @@ def _stages(stages: list[dict[str, Any]]) -> str:
 
 
 def _reason(stage: dict[str, Any]) -> str:
-    """The stage's last words; of a measurement that went well, none: they are in the tables."""
+    """The stage's last words; of measurements that went well, none: they are in the tables."""
     lines = [line for line in stage["detail"].splitlines() if line.strip()]
-    if not lines or (stage["ended"], stage["name"] in MEASURED) == ("ok", True):
+    if not lines or (stage["ended"], stage["name"]) == ("ok", "measurements"):
         return ""
     return lines[-1].strip("= ").replace("|", "/")[:160]
 
@@ -64,7 +64,7 @@ def _ceilings(ceilings: dict[str, Any]) -> str:
 def _attention(steps: list[dict[str, Any]], ceilings: dict[str, Any]) -> str:
     rows = []
     for step in steps:
-        sdpa = step["seconds"]["sdpa"]["median"]
+        sdpa = step["seconds"].get("sdpa", {}).get("median")
         for name, timing in step["seconds"].items():
             seconds = timing["median"]
             difference = step["max_difference_to_sdpa"].get(name)
@@ -76,7 +76,7 @@ def _attention(steps: list[dict[str, Any]], ceilings: dict[str, Any]) -> str:
                     f"{step['bytes'] / seconds / 1e9:.0f}",
                     f"{step['flops'] / seconds / 1e12:.2f}",
                     f"{limit_seconds(step, ceilings) / seconds:.0%}",
-                    f"{sdpa / seconds:.2f}",
+                    "" if sdpa is None else f"{sdpa / seconds:.2f}",
                     "" if difference is None else f"{difference:.1e}",
                 )
             )
@@ -97,12 +97,13 @@ def _imports(imports: list[dict[str, Any]], ceilings: dict[str, Any]) -> str:
     for one in imports:
         moved = one["bytes_read"] + one["bytes_written"]
         rows.append((one["source"], spread(one["seconds"]), f"{_rate(one, moved):.1f}"))
-    return "Import of 32 pages of one layer\n\n" + markdown(("source", "µs", "GB/s"), rows)
+    tokens = imports[0]["tokens"]
+    return f"Import of {tokens} tokens, all layers\n\n" + markdown(("source", "µs", "GB/s"), rows)
 
 
 def _rate(one: dict[str, Any], moved: int) -> float:
     """GB/s; what crosses the bus counts once, as in the ceiling of that."""
-    counted = one["bytes_read"] if "host" in one["source"] else moved
+    counted = one["bytes_read"] if "runner" in one["source"] else moved
     return float(counted / one["seconds"]["median"] / 1e9)
 
 
@@ -111,14 +112,15 @@ def _steps(steps: list[dict[str, Any]], ceilings: dict[str, Any]) -> str:
         (
             step["step"],
             str(step["num_layers"]),
-            spread(step["seconds"], 1e3),
-            spread(step["eager_seconds"], 1e3),
-            f"{step['flops'] / step['seconds']['median'] / 1e12:.1f}",
-            f"{step['weight_bytes'] / step['seconds']['median'] / 1e9:.0f}",
+            spread(step["device_seconds"], 1e3),
+            spread(step["runner_seconds"], 1e3),
+            spread(step["host_seconds"], 1e3),
+            f"{step['flops'] / step['device_seconds']['median'] / 1e12:.1f}",
+            f"{step['weight_bytes'] / step['device_seconds']['median'] / 1e9:.0f}",
         )
         for step in steps
     ]
-    columns = ("step", "layers", "graph ms", "eager ms", "TFLOP/s", "weights GB/s")
+    columns = ("step", "layers", "device ms", "runner ms", "call ms", "TFLOP/s", "weights GB/s")
     return "A whole step\n\n" + markdown(columns, rows)
 
 

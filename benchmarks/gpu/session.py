@@ -14,7 +14,8 @@ from legokv.step.batch import StepBatch
 @dataclass(frozen=True)
 class Session:
     """`cold_bytes`: a measurement goes round as many layers' pools as hold that much, so that
-    none stays in L2, or round `max_pools`."""
+    none stays in L2, or round `max_pools`. `import_pages`: of a chunk; splits are swept where a
+    sequence has `sweep_keys`."""
 
     device: torch.device
     launchers: Launchers
@@ -23,6 +24,8 @@ class Session:
     cold_bytes: int
     max_pools: int
     rounds: int
+    import_pages: int
+    sweep_keys: int
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,18 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-KEPT_CHARACTERS = 2000
+KEPT_CHARACTERS = 4000
+PROFILED = ("attend_tiled", "attend_split", "kv_import")
 ENDED = ("ok", "failed", "timed out", "not run")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command and the most seconds it may take; `not_run` is the reason for leaving it out."""
+    """A command and the most seconds it may take; `not_run` is the reason for leaving it out.
+
+    kept_characters: how much of what it says comes into the report, from its end on.
+    """
 
     name: str
     command: Sequence[str]
     limit_seconds: float
     not_run: str | None = None
+    kept_characters: int = KEPT_CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def run_stage(stage: Stage, log: Path, environment: Mapping[str, str], left: flo
         ended = _ended(stage.command, output.fileno(), {**os.environ, **environment}, limit)
     text = log.read_text(encoding="utf-8", errors="replace")
     seconds = time.monotonic() - started
-    return StageResult(stage.name, ended, round(seconds, 1), limit, text[-KEPT_CHARACTERS:])
+    return StageResult(stage.name, ended, round(seconds, 1), limit, text[-stage.kept_characters :])
 
 
 def _ended(command: Sequence[str], output: int, environment: dict[str, str], limit: float) -> str:

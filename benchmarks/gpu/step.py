@@ -1,6 +1,8 @@
-"""A whole step of the model over the paged kernels, weights random and made on the device."""
+"""A whole model of random weights through the product's runner, the device's time apart."""
 
 import math
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -8,27 +10,35 @@ import torch
 from attention import needed_flops
 from session import Session
 from shape import PAGE_SIZE
-from timing import eager, interleaved
+from timing import interleaved, timing_of
 from torch import Tensor
-from work import Work, all_work
+from work import Work, WorkMaker, product_work
 
 from legokv.kernels.gpu import AttentionTables, attention_arguments
 from legokv.model.config import ModelConfig
-from legokv.model.decoder import Attention, Decoder, decoder_from_weights
+from legokv.model.decoder import Attention, Decoder
+from legokv.runners.attention_forms import KernelForm
+from legokv.runners.eager import EagerRunner
 
-# Left for pools, workspaces and torch itself.
-SPARE_BYTES = 12 * 2**30
-MOST_DECODES = 16
+# Left for workspaces, activations and torch itself.
+SPARE_BYTES = 24 * 2**30
 
 
-def measure(session: Session) -> list[dict[str, Any]]:
-    """For each step: seconds on the device as one graph, and from Python launch by launch."""
+def measure(session: Session) -> Iterator[dict[str, Any]]:
+    """For each step: seconds of the runner, until its call returns, and of the device alone."""
     model = fitting(session)
-    decoder = random_decoder(session, model)
-    # Pools of all layers at once: no more than MOST_DECODES sequences.
-    decodes = tuple(n for n in session.sizes.decodes if n <= MOST_DECODES)
-    steps = all_work(replace(session.sizes, decodes=decodes), PAGE_SIZE, model.vocab_size)
-    return [measure_step(session, decoder, work) for work in steps]
+    maker = WorkMaker(session.sizes, PAGE_SIZE, model.vocab_size)
+    works = product_work(maker, session.sizes)
+    runner = EagerRunner(
+        model,
+        random_weights(session, model),
+        KernelForm(session.launchers, model, session.device),
+        session.device,
+        num_pages=max(work.num_pages for work in works),
+        page_size=PAGE_SIZE,
+    )
+    for work in works:
+        yield measure_step(session, runner, work)
 
 
 def fitting(session: Session) -> ModelConfig:
@@ -43,7 +53,7 @@ def fitting(session: Session) -> ModelConfig:
     return replace(session.model, num_layers=max(1, min(session.model.num_layers, free // layer)))
 
 
-def random_decoder(session: Session, model: ModelConfig) -> Decoder:
+def random_weights(session: Session, model: ModelConfig) -> dict[str, Tensor]:
     """Weights that keep activations near one: norms of ones, matrices by their fan-in."""
     with torch.device("meta"):
         shapes = {name: weight.shape for name, weight in Decoder(model).state_dict().items()}
@@ -53,35 +63,51 @@ def random_decoder(session: Session, model: ModelConfig) -> Decoder:
             weights[name] = torch.ones(shape, dtype=session.dtype, device=session.device)
         else:
             weights[name] = session.normal(*shape).mul_(1 / math.sqrt(shape[-1]))
-    return decoder_from_weights(model, weights)
+    return weights
 
 
 @torch.inference_mode()
-def measure_step(session: Session, decoder: Decoder, work: Work) -> dict[str, Any]:
-    model = decoder.config
-    page = (2, PAGE_SIZE, model.num_kv_heads, model.head_size)
-    pools = [session.normal(work.num_pages, *page) for _ in range(model.num_layers)]
+def measure_step(session: Session, runner: EagerRunner, work: Work) -> dict[str, Any]:
+    on_gpu = session.device.type == "cuda"
+    # The host form measures nothing worth knowing twice.
+    rounds = session.rounds if on_gpu else 1
     ids = torch.from_numpy(work.batch.input_ids).to(session.device)
     rows = torch.from_numpy(work.batch.logit_rows).to(session.device)
     attention = paged_attention(session, session.tables(work.batch), work)
 
     def step() -> Tensor:
-        return decoder(ids, rows, pools, attention)[0]
+        return runner.decoder(ids, rows, runner.pools, attention)[0]
 
-    logits = step()
-    # The host form measures nothing worth knowing twice.
-    rounds = session.rounds if session.device.type == "cuda" else 1
+    logits = runner.run(work.batch)
+    wall, host = runner_seconds(session, runner, work, rounds)
     on_device = interleaved({"step": step}, session.device, rounds)["step"]
+    weights = runner.decoder.state_dict().values()
     return {
         "step": work.name,
-        "num_layers": model.num_layers,
+        "num_layers": runner.decoder.config.num_layers,
         "tokens": work.num_tokens,
-        "flops": step_flops(session, decoder, work),
-        "weight_bytes": sum(w.numel() * w.element_size() for w in decoder.state_dict().values()),
-        "seconds": vars(on_device),
-        "eager_seconds": vars(eager(step, session.device, rounds)),
+        "flops": step_flops(session, runner.decoder, work),
+        "weight_bytes": sum(w.numel() * w.element_size() for w in weights),
+        "device_seconds": vars(on_device),
+        "runner_seconds": vars(timing_of(wall)),
+        "host_seconds": vars(timing_of(host)),
         "logits_are_finite": bool(logits.isfinite().all()),
     }
+
+
+def runner_seconds(
+    session: Session, runner: EagerRunner, work: Work, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Of each step until the device has finished, and until the call had returned."""
+    wall, host = [], []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        runner.run(work.batch)
+        host.append(time.perf_counter() - started)
+        if session.device.type == "cuda":
+            torch.cuda.synchronize()
+        wall.append(time.perf_counter() - started)
+    return wall, host
 
 
 def paged_attention(session: Session, tables: AttentionTables, work: Work) -> Attention:

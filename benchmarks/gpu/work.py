@@ -1,6 +1,7 @@
 """The steps that are measured, with tables made by the library's own linking. No device here."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,8 +26,12 @@ class Work:
 
     @property
     def num_keys(self) -> int:
-        """Keys that some token of their sequence sees, each counted once a sequence."""
-        return int(self.batch.pages[..., 3].sum())
+        """Keys that some token sees, those of a page once, however many sequences share it."""
+        rows = self.batch.pages.reshape(-1, 4)
+        rows = rows[rows[:, 3] > 0]
+        filled = np.zeros(self.num_pages, np.int32)
+        np.maximum.at(filled, rows[:, 0], rows[:, 3])
+        return int(filled.sum())
 
     @property
     def num_pairs(self) -> int:
@@ -38,91 +43,190 @@ class Work:
             pairs += int(seen.sum())
         return pairs
 
+    @property
+    def is_ragged(self) -> bool:
+        """Whether its sequences have different numbers of tokens: no one SDPA computes it."""
+        return len(set(np.diff(self.batch.query_start).tolist())) > 1
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What requests stand on: chunks of equal length, and how many tokens are computed anew."""
+
+    num_chunks: int
+    chunk_tokens: int
+    link_tokens: int = 16
+    fresh_tokens: int = 32
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_chunks * self.chunk_tokens
+
+    @property
+    def name(self) -> str:
+        return f"{self.num_chunks}x{self.chunk_tokens}"
+
 
 @dataclass(frozen=True)
 class WorkSizes:
-    """How large the measured steps are, in tokens."""
+    """How large the measured steps are, in tokens: compiles, links, decodes of one request."""
 
-    chunk_tokens: int = 512
-    num_chunks: int = 8
-    link_tokens: int = 16
-    fresh_tokens: int = 32
-    compiled_tokens: int = 1024
-    decodes: tuple[int, ...] = (1, 16, 64)
+    compiles: tuple[int, ...] = (1024, 4096)
+    links: tuple[Documents, ...] = (
+        Documents(8, 512),
+        Documents(8, 4096),
+        Documents(63, 512),
+        Documents(8, 16384),
+    )
+    decodes: tuple[Documents, ...] = (
+        Documents(8, 512),
+        Documents(8, 4096),
+        Documents(8, 16384),
+    )
+    many: Documents = Documents(8, 4096)
+    num_requests: tuple[int, ...] = (8, 64)
+    beside_tokens: int = 512
 
 
-SMALL = WorkSizes(chunk_tokens=24, num_chunks=2, fresh_tokens=3, compiled_tokens=18, decodes=(2,))
+SMALL = WorkSizes(
+    compiles=(18,),
+    links=(Documents(2, 24, 16, 3),),
+    decodes=(Documents(2, 24),),
+    many=Documents(2, 24, 16, 3),
+    num_requests=(3,),
+    beside_tokens=9,
+)
 
 
-def all_work(sizes: WorkSizes, page_size: int, vocab_size: int) -> list[Work]:
-    """A chunk's compile, a link, and decodes over linked chunks of several sequences at once."""
-    maker = _WorkMaker(sizes, page_size, np.random.default_rng(0), vocab_size)
-    decodes = [maker.decode(num_sequences) for num_sequences in sizes.decodes]
-    return [maker.compile(), maker.link(), *decodes]
+class WorkMaker:
+    """Makes steps whose page numbers are shuffled; the same seed, the same steps."""
 
+    def __init__(self, sizes: WorkSizes, page_size: int, vocab_size: int) -> None:
+        self._sizes, self._page_size, self._vocab_size = sizes, page_size, vocab_size
+        self._random = np.random.default_rng(0)
 
-@dataclass(frozen=True)
-class _WorkMaker:
-    sizes: WorkSizes
-    page_size: int
-    random: np.random.Generator
-    vocab_size: int
+    def compile(self, num_tokens: int) -> Work:
+        free = _Pages(self._random, self._whole_pages(num_tokens))
+        piece = self._chunk(free, num_tokens)
+        return Work(f"compile {num_tokens}", step_batch([piece]), free.total)
 
-    def compile(self) -> Work:
-        num_tokens = self.sizes.compiled_tokens
-        num_pages = -(-num_tokens // self.page_size)
-        pages = self.random.permutation(num_pages).tolist()
-        sequence = chunk_sequence(self._ids(num_tokens), pages, self.page_size)
-        return Work(f"compile {num_tokens}", step_batch([_all_of(sequence)]), num_pages)
+    def link(self, documents: Documents) -> Work:
+        free = _Pages(self._random, self._pages_of(documents))
+        piece = self._request(documents, self._chunks(documents, free), free)
+        name = f"link {documents.name} k={documents.link_tokens} +{documents.fresh_tokens}"
+        return Work(name, step_batch([piece]), free.total)
 
-    def link(self) -> Work:
-        sizes = self.sizes
-        pages = self._free_pages(1)
-        sequence = self._linked(pages, sizes.link_tokens, sizes.fresh_tokens)
-        name = (
-            f"link {sizes.num_chunks}x{sizes.chunk_tokens} "
-            f"k={sizes.link_tokens} +{sizes.fresh_tokens}"
-        )
-        return Work(name, step_batch([_all_of(sequence)]), self._pages_each())
-
-    def decode(self, num_sequences: int) -> Work:
-        pages = self._free_pages(num_sequences)
-        pieces = [_all_of(self._linked(pages, 0, 1)) for _ in range(num_sequences)]
-        keys = self.sizes.num_chunks * self.sizes.chunk_tokens + 1
-        name = f"decode {num_sequences}x{keys}"
-        return Work(name, step_batch(pieces), num_sequences * self._pages_each())
-
-    def _linked(self, free: list[int], link_tokens: int, fresh_tokens: int) -> TokenSequence:
-        sizes = self.sizes
-        chunks = [
-            Chunk(f"chunk {n}", "measured", self._ids(sizes.chunk_tokens))
-            for n in range(sizes.num_chunks)
+    def decode(self, documents: Documents, num_requests: int = 1, *, shared: bool = False) -> Work:
+        documents = replace(documents, link_tokens=0, fresh_tokens=1)
+        num_bases = 1 if shared else num_requests
+        own = num_requests * (self._pages_of(documents) - self._document_pages(documents))
+        free = _Pages(self._random, num_bases * self._document_pages(documents) + own)
+        bases = [self._chunks(documents, free) for _ in range(num_bases)]
+        pieces = [
+            self._request(documents, bases[number % num_bases], free)
+            for number in range(num_requests)
         ]
-        policy = legolink(link_tokens) if link_tokens else nothing
-        made = link([*chunks, self._ids(fresh_tokens)], policy, self.page_size)
-        per_chunk = -(-sizes.chunk_tokens // self.page_size)
-        chunk_pages = [[free.pop() for _ in range(per_chunk)] for _ in chunks]
-        private = [free.pop() for _ in range(made.num_private_pages)]
-        return linked_sequence(made, bind(made, chunk_pages, private, self.page_size))
+        words = " shared" if shared else ""
+        name = f"decode {num_requests}x{documents.num_tokens + 1}{words}"
+        return Work(name, step_batch(pieces), free.total)
 
-    def _pages_each(self) -> int:
+    def padded(self, work: Work) -> Work:
+        """The same with as many table rows as a plan's decode step has: the next power of two."""
+        pages = work.batch.pages
+        rows = 1 << (pages.shape[1] - 1).bit_length()
+        wider = np.pad(pages, ((0, 0), (0, rows - pages.shape[1]), (0, 0)))
+        return replace(work, name=f"{work.name} padded", batch=replace(work.batch, pages=wider))
+
+    def link_beside_decodes(self, documents: Documents, num_decodes: int) -> Work:
+        decoding = replace(documents, link_tokens=0, fresh_tokens=1)
+        own = self._pages_of(decoding) - self._document_pages(decoding)
+        free = _Pages(self._random, self._pages_of(documents) + num_decodes * own)
+        pages = self._chunks(documents, free)
+        pieces = [self._request(documents, pages, free)]
+        pieces += [self._request(decoding, pages, free) for _ in range(num_decodes)]
+        name = f"link {documents.name} +{documents.fresh_tokens} and {num_decodes} decodes"
+        return Work(name, step_batch(pieces), free.total)
+
+    def chunk_beside_decode(self, documents: Documents, num_tokens: int) -> Work:
+        decoding = replace(documents, link_tokens=0, fresh_tokens=1)
+        free = _Pages(self._random, self._pages_of(decoding) + self._whole_pages(num_tokens))
+        pages = self._chunks(decoding, free)
+        pieces = [self._chunk(free, num_tokens), self._request(decoding, pages, free)]
+        name = f"compile {num_tokens} and a decode of {documents.num_tokens + 1}"
+        return Work(name, step_batch(pieces), free.total)
+
+    def _chunk(self, free: "_Pages", num_tokens: int) -> Piece:
+        pages = free.take(self._whole_pages(num_tokens))
+        return _all_of(chunk_sequence(self._ids(num_tokens), pages, self._page_size))
+
+    def _chunks(self, documents: Documents, free: "_Pages") -> list[list[int]]:
+        each = self._whole_pages(documents.chunk_tokens)
+        return [free.take(each) for _ in range(documents.num_chunks)]
+
+    def _request(
+        self, documents: Documents, chunk_pages: Sequence[Sequence[int]], free: "_Pages"
+    ) -> Piece:
+        ids = self._ids(documents.chunk_tokens)
+        chunks = [Chunk(f"chunk {n}", "measured", ids) for n in range(documents.num_chunks)]
+        policy = legolink(documents.link_tokens) if documents.link_tokens else nothing
+        made = link([*chunks, self._ids(documents.fresh_tokens)], policy, self._page_size)
+        private = free.take(made.num_private_pages)
+        bound = bind(made, [list(pages) for pages in chunk_pages], private, self._page_size)
+        return _all_of(linked_sequence(made, bound))
+
+    def _whole_pages(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._page_size)
+
+    def _document_pages(self, documents: Documents) -> int:
+        return documents.num_chunks * self._whole_pages(documents.chunk_tokens)
+
+    def _pages_of(self, documents: Documents) -> int:
         """Pages that hold any of these requests: its chunks', and its own."""
-        sizes, size = self.sizes, self.page_size
-        heads = sizes.num_chunks * -(-sizes.link_tokens // size)
-        return (
-            sizes.num_chunks * -(-sizes.chunk_tokens // size)
-            + heads
-            + 1
-            + sizes.fresh_tokens // size
-            + 1
-        )
-
-    def _free_pages(self, num_sequences: int) -> list[int]:
-        return self.random.permutation(num_sequences * self._pages_each()).tolist()
+        heads = documents.num_chunks * self._whole_pages(documents.link_tokens)
+        tail = documents.fresh_tokens // self._page_size + 2
+        return self._document_pages(documents) + heads + tail
 
     def _ids(self, num_tokens: int) -> tuple[int, ...]:
-        return tuple(self.random.integers(0, self.vocab_size, num_tokens).tolist())
+        return tuple(self._random.integers(0, self._vocab_size, num_tokens).tolist())
+
+
+class _Pages:
+    """Page numbers in a random order, given out one after another."""
+
+    def __init__(self, random: np.random.Generator, total: int) -> None:
+        self.total = total
+        self._left: list[int] = random.permutation(total).tolist()
+
+    def take(self, count: int) -> list[int]:
+        return [self._left.pop() for _ in range(count)]
 
 
 def _all_of(sequence: TokenSequence) -> Piece:
     return sequence.next(sequence.num_left)
+
+
+def attention_work(maker: WorkMaker, sizes: WorkSizes) -> list[Work]:
+    """One layer's steps, those that say the most first."""
+    most, many = max(sizes.num_requests), sizes.many
+    one = [maker.decode(documents) for documents in sizes.decodes]
+    return [
+        *(maker.link(documents) for documents in sizes.links),
+        *one,
+        maker.link_beside_decodes(many, most - 1),
+        maker.chunk_beside_decode(many, sizes.beside_tokens),
+        maker.padded(maker.decode(many)),
+        *(maker.decode(many, number, shared=True) for number in sizes.num_requests),
+        maker.padded(maker.decode(many, most, shared=True)),
+        *(maker.compile(num_tokens) for num_tokens in sizes.compiles),
+        *(maker.decode(many, number) for number in sizes.num_requests),
+    ]
+
+
+def product_work(maker: WorkMaker, sizes: WorkSizes) -> list[Work]:
+    """Steps of the whole model: a compile, a link over all documents, decodes on shared ones."""
+    return [
+        maker.compile(max(sizes.compiles)),
+        maker.link(sizes.many),
+        maker.decode(sizes.many),
+        *(maker.decode(sizes.many, number, shared=True) for number in sizes.num_requests),
+    ]

@@ -139,10 +139,14 @@ def test_the_page_on_serving_has_every_tensor_of_generate_with_its_type(
 
 def test_the_page_on_gpus_has_every_stage_with_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "gpu")
-    from stage_list import LIMITS
+    from measure import SHARES
+    from stage_list import LIMITS, PLANNED
 
-    shown = re.findall(r"^\| ([a-z ]+) \| (\d+) s \|", text_of(DOCS / "gpu.md"), re.MULTILINE)
-    assert shown == [(name, str(seconds)) for name, seconds in LIMITS.items()]
+    page = text_of(DOCS / "gpu.md")
+    shown = re.findall(r"^\| ([a-z ]+) \| (\d+) s \| (\d+) s \|", page, re.MULTILINE)
+    assert shown == [(name, str(PLANNED[name]), str(LIMITS[name])) for name in LIMITS]
+    shares = re.findall(r"^\| ([a-z]+) \| (\d+) s \| (?!\d+ s \|)", page, re.MULTILINE)
+    assert shares == [(name, str(seconds)) for name, seconds in SHARES.items()]
 
 
 def test_the_page_on_compiling_has_every_option_of_the_build(

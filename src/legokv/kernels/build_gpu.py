@@ -23,13 +23,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PluginBuild:
-    """What to build where. `out` holds what is fetched and, under `folder`, CMake's files."""
+    """What to build where. `out` holds what is fetched and, under `folder`, CMake's files.
+
+    with_plugins: TensorRT's plugins, for which its headers are needed, around the launchers.
+    """
 
     out: Path
     folder: str = "plugins"
     source: Path = SOURCE
     architectures: tuple[str, ...] = ARCHITECTURES
     jobs: int = 2
+    with_plugins: bool = True
 
 
 def build_plugin_library(build: PluginBuild, say: Say) -> Path:
@@ -39,14 +43,13 @@ def build_plugin_library(build: PluginBuild, say: Say) -> Path:
     names a wrong one; PluginBuildFailed with the compiler's words if it does not compile.
     """
     nvcc = nvcc_or_wheels(build.out / "cuda-13.0", say)
-    headers = tensorrt_headers(build.out / "downloads", say)
+    options = {"LEGOKV_PLUGINS": "OFF"}
+    if build.with_plugins:
+        headers = tensorrt_headers(build.out / "downloads", say)
+        options = {"LEGOKV_PLUGINS": "ON", "LEGOKV_TENSORRT_INCLUDE": str(headers)}
     say(f"Compiling the plugins with {nvcc} for {', '.join(build.architectures)}")
     folder = build.out / build.folder
-    options = {
-        "LEGOKV_ARCHITECTURES": ";".join(build.architectures),
-        "LEGOKV_TENSORRT_INCLUDE": str(headers),
-        _COMPILER: str(nvcc),
-    }
+    options |= {"LEGOKV_ARCHITECTURES": ";".join(build.architectures), _COMPILER: str(nvcc)}
     _cmake(build, folder, options, "legokv_plugins", say)
     return folder / LIBRARY_NAME
 

@@ -24,6 +24,8 @@ NVCC_WHEELS = (
     "nvidia-cuda-cccl==13.0.85",
     "nvidia-cuda-culibos==13.0.85",
 )
+# They read what nvcc made; any release reads what earlier ones made.
+SASS_WHEELS = ("nvidia-cuda-cuobjdump==13.4.92", "nvidia-cuda-nvdisasm==13.5.37")
 # This wheel carries NVIDIA's TensorRT 10.14 headers (Apache-2.0); it is unpacked, never imported.
 HEADERS_WHEEL = "kernel-lens==2.0.1"
 HEADERS_SHA256 = "07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0"
@@ -66,6 +68,19 @@ def nvcc_or_wheels(folder: Path, say: Say) -> Path:
         _pip(["install", "--no-deps", "--target", str(folder), *NVCC_WHEELS], "nvcc")
         _add_lib64(folder / "nvidia/cu13")
     return nvcc
+
+
+def sass_tools(folder: Path, say: Say) -> Path | None:
+    """Where cuobjdump and nvdisasm lie; None for PATH. PyPI's wheels, unpacked into `folder` once,
+    where the machine has none.
+    """
+    if shutil.which("cuobjdump") and shutil.which("nvdisasm"):
+        return None
+    tools = folder / "nvidia/cu13/bin"
+    if not (tools / "nvdisasm").is_file():
+        say(f"No cuobjdump on this machine: fetching {', '.join(SASS_WHEELS)} (7 MB)")
+        _pip(["install", "--no-deps", "--target", str(folder), *SASS_WHEELS], "cuobjdump")
+    return tools
 
 
 def tensorrt_headers(folder: Path, say: Say) -> Path:
