@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := out/venv
 BIN := $(VENV)/bin
 
-.PHONY: run demo test mutants fuzz attack soak check format gpu gpu-library cuda-torch bench bench-full peers clean
+.PHONY: run demo test mutants fuzz attack soak check format gpu gpu-library cuda-torch sass bench bench-full peers clean
 
 run: $(VENV)/ready
 	$(BIN)/python examples/tour.py
@@ -51,6 +51,10 @@ format: $(VENV)/ready
 # Where there is an NVIDIA GPU: its machine's own Python with torch and pytest, nothing is installed.
 gpu:
 	$(PYTHON) benchmarks/gpu
+
+# What nvcc makes of the kernels for sm_80 and sm_90: registers, stack, blocks, loops. Two minutes.
+sass: $(VENV)/ready
+	$(BIN)/python build/sass.py
 
 # What such a machine is to have brought along: the kernels compiled for an H200, of these sources.
 gpu-library: $(VENV)/ready

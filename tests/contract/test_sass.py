@@ -1,0 +1,77 @@
+"""What nvcc makes of the kernels is what build/sass.json has: a change that spills is seen."""
+
+import json
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from paths import ROOT
+
+from legokv.errors import ToolchainMissing
+from legokv.kernels.toolchain import find_nvcc, sass_tools
+
+TABLE = ROOT / "build" / "sass.json"
+
+
+@pytest.fixture
+def sass(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "build")
+    import sass
+
+    return sass
+
+
+@pytest.fixture
+def tools() -> Path | None:
+    """cuobjdump's folder; a skip where there is neither nvcc of the table's release nor this."""
+    nvcc, release = find_nvcc(), json.loads(TABLE.read_text())["nvcc"]
+    if nvcc is None:
+        pytest.skip("no nvcc of the machine's own: build/sass.py fetches one")
+    said = subprocess.check_output([nvcc, "--version"], text=True)
+    if release not in said:
+        pytest.skip(f"the table is of nvcc {release}, here is {said.split()[-1]}")
+    try:
+        return sass_tools(ROOT / "out" / "cuda-sass", print)
+    except ToolchainMissing as error:
+        pytest.skip(str(error))
+
+
+def test_registers_spills_and_loops_are_those_of_the_table(
+    sass: ModuleType, plugin_library: Path, tools: Path | None
+) -> None:
+    made = sass.kernels_of(plugin_library, tools)
+    assert list(made) == ["sm_80"]
+    assert sass.changes(made, json.loads(TABLE.read_text())) == []
+
+
+def test_no_kernel_of_the_table_spills_in_its_loop() -> None:
+    table = json.loads(TABLE.read_text())
+    for architecture in ("sm_80", "sm_90"):
+        kernels = table[architecture]
+        assert kernels["attend_tiled bf16 128"]["loop"]["tensor"] == 128
+        for name, kernel in kernels.items():
+            # Only the slow path of a sine has its table on the stack.
+            assert kernel["stack_bytes"] <= 64, name
+
+
+LISTING = """
+\t\tFunction : _ZN6legokv4x19attend_tiled_kernelINS_8bfloat16ELi128EEEvNS_13AttentionCallE
+        /*0000*/                   IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28] ;     /* 0x00000a */
+        /*0010*/                   HMMA.16816.F32 R4, R8, R2, R4 ;             /* 0x00000b */
+        /*0020*/              @!P0 LDSM.16.M88.4 R8, [R2] ;                    /* 0x00000c */
+        /*0030*/               @P1 BRA 0x10 ;                                  /* 0x00000d */
+        /*0040*/                   EXIT ;                                      /* 0x00000e */
+""".splitlines()
+
+
+def test_a_loop_is_what_a_branch_goes_back_over(sass: ModuleType) -> None:
+    ((symbol, body),) = sass._functions(LISTING)
+    assert sass.short_name(symbol) == "attend_tiled bf16 128"
+    kernel = sass._kernel("sm_90", "attend_tiled bf16 128", (200, 0), body)
+    assert (kernel.instructions, kernel.blocks, kernel.shared_bytes) == (5, 2, 87040)
+    assert kernel.loop == {"control": 1, "matrix load": 1, "tensor": 1}
+    assert sass.short_name("_ZN1x16kv_import_kernelINS_8bfloat16ES2_EEv14LegokvKvImport") == (
+        "kv_import bf16 bf16"
+    )
+    assert sass.short_name("_ZN1x9combine_splits_kernelINS_7float16EEEvE") is None
