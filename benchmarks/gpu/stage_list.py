@@ -27,7 +27,7 @@ PLANNED = {
 LIMITS = {
     "machine": 90,
     "library": 150,
-    "smoke": 60,
+    "smoke": 90,
     "measurements": 250,
     "profile": 70,
     "kernels": 110,

@@ -187,7 +187,9 @@ def test_the_sanitizer_runs_every_kernel_once_and_fails_on_what_it_finds(
     stage = next(stage for stage in later if stage.name == "memcheck")
     assert stage.not_run is None
     here = ["--host-form" if word == "--require-gpu" else word for word in stage.command]
-    result = stages.run_stage(replace(stage, command=here), tmp_path / "log", WITHOUT_GPU, 600.0)
+    result = stages.run_stage(
+        replace(stage, command=here, limit_seconds=600.0), tmp_path / "log", WITHOUT_GPU, 600.0
+    )
     assert result.ended == "ok", result.detail
     said = (tmp_path / "log").read_text()
     assert said.startswith("1 --tool memcheck --error-exitcode 1\n")
