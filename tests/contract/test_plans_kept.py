@@ -54,13 +54,14 @@ def test_with_a_gpu_auto_keeps_a_plan_only_if_it_runs_there_and_has_the_limits(
     own = facts_from_checkpoint(tiny_checkpoint("llama-wide"), asked)
     facts = replace(own, backend="tensorrt")
     keep = partial(kept_plan, output, facts, [PLAN], keep_failed=False)
-    assert keep(asked.limits)
-    assert keep(replace(asked.limits, max_sequences=6)) is None
+    assert keep(asked.limits, "stream")
+    assert keep(asked.limits, "plugin") is None
+    assert keep(replace(asked.limits, max_sequences=6), "stream") is None
     for module in (kept, opening):
         monkeypatch.setattr(module, "gpu_architecture", lambda *number: "sm_90")
-    assert keep(asked.limits)
+    assert keep(asked.limits, "stream")
     monkeypatch.setattr(opening, "backend_version", lambda name: "0.0")
-    assert keep(asked.limits) is None
+    assert keep(asked.limits, "stream") is None
 
 
 def test_a_plan_of_autos_own_backend_is_kept_only_with_the_plugins_of_the_present_sources(
@@ -74,5 +75,5 @@ def test_a_plan_of_autos_own_backend_is_kept_only_with_the_plugins_of_the_presen
         file.write(b"another build's bytes")
     facts = facts_from_checkpoint(checkpoint, auto)
     planned = with_plan(facts, auto, changed)
-    assert kept_plan(engine, facts, [PLAN], auto.limits, keep_failed=False) is None
+    assert kept_plan(engine, facts, [PLAN], auto.limits, "stream", keep_failed=False) is None
     assert not is_up_to_date(engine, planned, [PLAN], keep_failed=False)

@@ -88,9 +88,19 @@ def test_a_name_that_is_a_path_is_refused_before_anything_is_read(
     assert finished.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("option", ["--max-step-tokens", "--max-sequences", "--plugin-library"])
-def test_options_of_a_plan_are_refused_where_none_is_built(option: str, tmp_path: Path) -> None:
-    finished = build_engine(option, "1", "--backend", "torch", "--output", tmp_path / "e")
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--max-step-tokens", "1"),
+        ("--max-sequences", "1"),
+        ("--plugin-library", "1"),
+        ("--import", "plugin"),
+    ],
+)
+def test_options_of_a_plan_are_refused_where_none_is_built(
+    option: str, value: str, tmp_path: Path
+) -> None:
+    finished = build_engine(option, value, "--backend", "torch", "--output", tmp_path / "e")
     assert finished.returncode == 1
     assert f"{option} is of a plan, and backend torch builds none" in finished.stderr
     assert not (tmp_path / "e").exists()
