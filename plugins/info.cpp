@@ -7,7 +7,7 @@
 #include "legokv/launchers.h"
 #include "legokv/status.h"
 #include "legolink_attention/plan.h"
-#include "legolink_attention/signature.h"
+#include "scored_attention/signature.h"
 
 namespace legokv {
 namespace {
@@ -39,18 +39,17 @@ std::string numbers_that(bool (*pass)(int)) {
     return '[' + list + ']'; \
   }()
 
+#define LEGOKV_OP(name, of)                                                      \
+  member(name, '{' +                                                             \
+                   joined(joined(member("inputs", LEGOKV_NAMES(of##_INPUTS)),    \
+                                 member("outputs", LEGOKV_NAMES(of##_OUTPUTS))), \
+                          member("attributes", LEGOKV_NAMES(of##_ATTRIBUTES))) + \
+                   '}')
+
 std::string ops() {
-  const std::string kv_import = joined(joined(member("inputs", LEGOKV_NAMES(KV_IMPORT_INPUTS)),
-                                              member("outputs", LEGOKV_NAMES(KV_IMPORT_OUTPUTS))),
-                                       member("attributes", LEGOKV_NAMES(KV_IMPORT_ATTRIBUTES)));
-  const std::string attention =
-      joined(joined(member("inputs", LEGOKV_NAMES(LEGOLINK_ATTENTION_INPUTS)),
-                    member("outputs", LEGOKV_NAMES(LEGOLINK_ATTENTION_OUTPUTS))),
-             member("attributes", LEGOKV_NAMES(LEGOLINK_ATTENTION_ATTRIBUTES)));
-  return '{' +
-         joined(member("KvImport", '{' + kv_import + '}'),
-                member("LegoLinkAttention", '{' + attention + '}')) +
-         '}';
+  const std::string attention = joined(LEGOKV_OP("LegoLinkAttention", LEGOLINK_ATTENTION),
+                                       LEGOKV_OP("ScoredAttention", SCORED_ATTENTION));
+  return '{' + joined(LEGOKV_OP("KvImport", KV_IMPORT), attention) + '}';
 }
 
 template <typename Struct, typename Member>

@@ -8,13 +8,15 @@ namespace legokv {
 
 nvinfer1::IPluginCreatorInterface* kv_import_creator();
 nvinfer1::IPluginCreatorInterface* legolink_attention_creator();
+nvinfer1::IPluginCreatorInterface* scored_attention_creator();
 
 }  // namespace legokv
 
 LEGOKV_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& num_creators) {
   static nvinfer1::IPluginCreatorInterface* const creators[] = {
-      legokv::kv_import_creator(), legokv::legolink_attention_creator()};
-  num_creators = 2;
+      legokv::kv_import_creator(), legokv::legolink_attention_creator(),
+      legokv::scored_attention_creator()};
+  num_creators = 3;
   return creators;
 }
 

@@ -29,7 +29,7 @@ Op = Callable[..., Any]
 
 
 def torch_execution(model: Path) -> Execution:
-    """Of a file in any of the three types; every node must be one of `OPS` or of our two."""
+    """Of a file in any of the three types; every node must be one of `OPS` or ours."""
     graph = onnx.load(model).graph
     constants = {tensor.name: constant(tensor) for tensor in graph.initializer}
 

@@ -33,10 +33,22 @@ class LegoLinkAttention(OpRun):
         return tuple(t.numpy() for t in TORCH_OPS["LegoLinkAttention"](*tensors, scale))
 
 
+class ScoredAttention(OpRun):
+    op_domain = DOMAIN
+
+    def _run(self, *inputs, scale, plugin_version, plugin_namespace):
+        assert (plugin_version, plugin_namespace) == ("1", "legokv")
+        tensors = [torch.from_numpy(np.array(given)) for given in inputs]
+        return tuple(t.numpy() for t in TORCH_OPS["ScoredAttention"](*tensors, scale))
+
+
+OPS = [KvImport, LegoLinkAttention, ScoredAttention]
+
+
 def reference_execution(model: Path) -> Execution:
     """Of a float32 or float16 file: numpy has no bfloat16 of its own."""
     plugin_schemas()
-    evaluator = ReferenceEvaluator(str(model), new_ops=[KvImport, LegoLinkAttention])
+    evaluator = ReferenceEvaluator(str(model), new_ops=OPS)
 
     def execute(names: Sequence[str], inputs: Mapping[str, Tensor]) -> list[Tensor]:
         made = evaluator.run(list(names), {name: given.numpy() for name, given in inputs.items()})

@@ -1,7 +1,9 @@
-// LegoLinkAttention for TensorRT: shapes, types, the alias of the pool and the scale; the work is
-// legokv_legolink_attention's.
+// LegoLinkAttention and ScoredAttention for TensorRT: shapes, types, the alias of the pool and the
+// scale; the work is legokv_legolink_attention's and legokv_scored_attention's. The second has all
+// that the first has, and one input and one output behind it.
 #include <NvInferRuntime.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <initializer_list>
@@ -9,7 +11,7 @@
 #include "legokv/building.h"
 #include "legokv/launchers.h"
 #include "legolink_attention/plan.h"
-#include "legolink_attention/signature.h"
+#include "scored_attention/signature.h"
 
 namespace legokv {
 namespace {
@@ -17,25 +19,36 @@ namespace {
 using namespace nvinfer1;
 
 #define LEGOKV_ENUMERATOR(name) k_##name,
-enum Input { LEGOLINK_ATTENTION_INPUTS(LEGOKV_ENUMERATOR) kNumInputs };
-enum Output { LEGOLINK_ATTENTION_OUTPUTS(LEGOKV_ENUMERATOR) kNumOutputs };
-enum Attribute { LEGOLINK_ATTENTION_ATTRIBUTES(LEGOKV_ENUMERATOR) kNumAttributes };
+enum Input { SCORED_ATTENTION_INPUTS(LEGOKV_ENUMERATOR) kNumInputs };
+enum Output { SCORED_ATTENTION_OUTPUTS(LEGOKV_ENUMERATOR) kNumOutputs };
+enum Attribute { SCORED_ATTENTION_ATTRIBUTES(LEGOKV_ENUMERATOR) kNumAttributes };
 #undef LEGOKV_ENUMERATOR
 
 #define LEGOKV_STRING(name) #name,
-constexpr const char* kAttributeNames[] = {LEGOLINK_ATTENTION_ATTRIBUTES(LEGOKV_STRING)};
+constexpr const char* kAttributeNames[] = {SCORED_ATTENTION_ATTRIBUTES(LEGOKV_STRING)};
 #undef LEGOKV_STRING
-constexpr int kInputRanks[kNumInputs] = {3, 3, 3, 5, 1, 1, 1, 1, 3, 1};
+constexpr int kInputRanks[kNumInputs] = {3, 3, 3, 5, 1, 1, 1, 1, 3, 1, 1};
 
-constexpr char kName[] = "LegoLinkAttention";
 constexpr char kVersion[] = "1";
 constexpr char kNamespace[] = "legokv";
 
-// TensorRT has no channel for a plugin's reasons, so they go to standard error.
-int32_t refuse(const char* reason) {
-  fprintf(stderr, "legokv %s: %s\n", kName, reason);
-  return 1;
-}
+// Which of the two ops a plugin is.
+struct Op {
+  const char* name;
+  int32_t num_inputs;
+  int32_t num_outputs;
+
+  bool is_scored() const { return num_outputs == kNumOutputs; }
+
+  // TensorRT has no channel for a plugin's reasons, so they go to standard error.
+  int32_t refuse(const char* reason) const {
+    fprintf(stderr, "legokv %s: %s\n", name, reason);
+    return 1;
+  }
+};
+
+constexpr Op kLegoLinkAttention = {"LegoLinkAttention", k_scoring, k_mass};
+constexpr Op kScoredAttention = {"ScoredAttention", kNumInputs, kNumOutputs};
 
 int32_t dtype_of(DataType type) {
   if (type == DataType::kHALF) return LEGOKV_FLOAT16;
@@ -67,7 +80,7 @@ LegokvLegolinkAttention largest_sizes(const DynamicPluginTensorDesc* inputs) {
 }
 
 // The first input whose dimensions don't fit the pool and the query, or null.
-const char* misfit(const PluginTensorDesc* inputs, const LegokvLegolinkAttention& a) {
+const char* misfit(const Op& op, const PluginTensorDesc* inputs, const LegokvLegolinkAttention& a) {
   const Dims &q = inputs[k_q].dims, &k = inputs[k_k].dims, &v = inputs[k_v].dims;
   if (q.d[2] != a.head_size) return "q's head size is not the pool's";
   if (k.d[0] != q.d[0] || k.d[1] != a.num_kv_heads || k.d[2] != a.head_size) {
@@ -81,18 +94,20 @@ const char* misfit(const PluginTensorDesc* inputs, const LegokvLegolinkAttention
     return "query_start has not one entry more than there are sequences";
   }
   if (inputs[k_pages].dims.d[2] != 4) return "a row of pages has not 4 numbers";
+  if (op.is_scored() && inputs[k_scoring].dims.d[0] != a.num_sequences) {
+    return "scoring has not one entry for each sequence";
+  }
   return inputs[k_inv_freq].dims.d[0] * 2 == a.head_size ? nullptr
                                                          : "inv_freq is not half a head long";
 }
 
-class LegolinkAttentionPlugin final : public IPluginV3,
-                                      public IPluginV3OneCore,
-                                      public IPluginV3OneBuildV2,
-                                      public IPluginV3OneRuntime {
+class AttentionPlugin final : public IPluginV3,
+                              public IPluginV3OneCore,
+                              public IPluginV3OneBuildV2,
+                              public IPluginV3OneRuntime {
  public:
-  explicit LegolinkAttentionPlugin(float scale) : scale_(scale) {}
-  LegolinkAttentionPlugin(const LegolinkAttentionPlugin& other)
-      : LegolinkAttentionPlugin(other.scale_) {}
+  AttentionPlugin(const Op& op, float scale) : op_(op), scale_(scale) {}
+  AttentionPlugin(const AttentionPlugin& other) : AttentionPlugin(other.op_, other.scale_) {}
 
   IPluginCapability* getCapabilityInterface(PluginCapabilityType type) noexcept override {
     switch (type) {
@@ -104,23 +119,24 @@ class LegolinkAttentionPlugin final : public IPluginV3,
         return static_cast<IPluginV3OneCore*>(this);
     }
   }
-  IPluginV3* clone() noexcept override { return new LegolinkAttentionPlugin(*this); }
+  IPluginV3* clone() noexcept override { return new AttentionPlugin(*this); }
   IPluginV3* attachToContext(IPluginResourceContext*) noexcept override { return clone(); }
 
-  const char* getPluginName() const noexcept override { return kName; }
+  const char* getPluginName() const noexcept override { return op_.name; }
   const char* getPluginVersion() const noexcept override { return kVersion; }
   const char* getPluginNamespace() const noexcept override { return kNamespace; }
 
-  int32_t getNbOutputs() const noexcept override { return kNumOutputs; }
+  int32_t getNbOutputs() const noexcept override { return op_.num_outputs; }
   int32_t getAliasedInput(int32_t output) noexcept override {
     return output == k_pool_out ? k_pool : -1;
   }
 
   int32_t getOutputDataTypes(DataType* outputs, int32_t, const DataType* inputs,
                              int32_t num_inputs) const noexcept override {
-    if (num_inputs != kNumInputs) return refuse("takes 10 inputs, from q to inv_freq");
+    if (num_inputs != op_.num_inputs) return refuse("has not as many inputs as its op");
     outputs[k_out] = inputs[k_q];
     outputs[k_pool_out] = inputs[k_pool];
+    if (op_.is_scored()) outputs[k_mass] = DataType::kFLOAT;
     return 0;
   }
 
@@ -128,6 +144,10 @@ class LegolinkAttentionPlugin final : public IPluginV3,
                           DimsExprs* outputs, int32_t, IExprBuilder&) noexcept override {
     outputs[k_out] = inputs[k_q];
     outputs[k_pool_out] = inputs[k_pool];
+    if (op_.is_scored()) {
+      outputs[k_mass] = inputs[k_pages];
+      outputs[k_mass].d[2] = inputs[k_pool].d[2];
+    }
     return 0;
   }
 
@@ -135,8 +155,9 @@ class LegolinkAttentionPlugin final : public IPluginV3,
                                  int32_t) noexcept override {
     const PluginTensorDesc& tensor = tensors[place].desc;
     if (tensor.format != TensorFormat::kLINEAR) return false;
-    if (place == k_inv_freq) return tensor.type == DataType::kFLOAT;
-    if (place >= k_positions && place <= k_pages) return tensor.type == DataType::kINT32;
+    const int32_t output = place - op_.num_inputs;
+    if (place == k_inv_freq || output == k_mass) return tensor.type == DataType::kFLOAT;
+    if (output < 0 && place >= k_positions) return tensor.type == DataType::kINT32;
     if (place != k_q) return tensor.type == tensors[k_q].desc.type;
     return tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF ||
            tensor.type == DataType::kBF16;
@@ -144,7 +165,7 @@ class LegolinkAttentionPlugin final : public IPluginV3,
 
   int32_t configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t,
                           const DynamicPluginTensorDesc*, int32_t) noexcept override {
-    for (int i = 0; i < kNumInputs; ++i) {
+    for (int i = 0; i < op_.num_inputs; ++i) {
       if (inputs[i].desc.dims.nbDims != kInputRanks[i]) return refuse("an input has a wrong rank");
     }
     return refuse_or_accept(check_attention_shape(largest_sizes(inputs)));
@@ -152,13 +173,15 @@ class LegolinkAttentionPlugin final : public IPluginV3,
 
   size_t getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t,
                           const DynamicPluginTensorDesc*, int32_t) const noexcept override {
-    return static_cast<size_t>(max_workspace_bytes(largest_sizes(inputs)));
+    const LegokvLegolinkAttention largest = largest_sizes(inputs);
+    const int64_t norms = op_.is_scored() ? legokv_scored_attention_workspace(&largest) : 0;
+    return static_cast<size_t>(std::max(max_workspace_bytes(largest), norms));
   }
 
   int32_t onShapeChange(const PluginTensorDesc* inputs, int32_t, const PluginTensorDesc*,
                         int32_t) noexcept override {
     const LegokvLegolinkAttention attention = actual_sizes(inputs);
-    if (const char* reason = misfit(inputs, attention)) return refuse(reason);
+    if (const char* reason = misfit(op_, inputs, attention)) return refuse(reason);
     return refuse_or_accept(check_attention_shape(attention));
   }
 
@@ -183,15 +206,22 @@ class LegolinkAttentionPlugin final : public IPluginV3,
     attention.pages = table(k_pages);
     attention.inv_freq = static_cast<const float*>(tensors[k_inv_freq]);
     attention.workspace = workspace;
-    attention.workspace_bytes = workspace_bytes(attention);  // what getWorkspaceSize() asked for
-    const int status = legokv_legolink_attention(&attention, stream);
+    // What getWorkspaceSize() asked for, or less.
+    attention.workspace_bytes = op_.is_scored() ? legokv_scored_attention_workspace(&attention)
+                                                : workspace_bytes(attention);
+    const int status = op_.is_scored()
+                           ? legokv_scored_attention(&attention, table(k_scoring),
+                                                     static_cast<float*>(outputs[k_mass]), stream)
+                           : legokv_legolink_attention(&attention, stream);
     return status == LEGOKV_OK ? 0 : refuse(legokv_last_error());
   }
 
   const PluginFieldCollection* getFieldsToSerialize() noexcept override { return &fields_; }
 
  private:
-  static int32_t refuse_or_accept(Status status) {
+  int32_t refuse(const char* reason) const { return op_.refuse(reason); }
+
+  int32_t refuse_or_accept(Status status) const {
     return status == Status::kOk ? 0 : refuse(last_error());
   }
 
@@ -199,30 +229,34 @@ class LegolinkAttentionPlugin final : public IPluginV3,
     return sizes([&](int i) { return inputs[i].dims; }, inputs[k_q].type, scale_);
   }
 
+  const Op op_;
   float scale_;
   PluginField field_ = {kAttributeNames[k_scale], &scale_, PluginFieldType::kFLOAT32, 1};
   PluginFieldCollection fields_ = {kNumAttributes, &field_};
 };
 
-class LegolinkAttentionCreator final : public IPluginCreatorV3One {
+class AttentionCreator final : public IPluginCreatorV3One {
  public:
+  explicit AttentionCreator(const Op& op) : op_(op) {}
+
   IPluginV3* createPlugin(const char*, const PluginFieldCollection* fields,
                           TensorRTPhase) noexcept override {
     for (int i = 0; i < fields->nbFields; ++i) {
       const PluginField& field = fields->fields[i];
       if (strcmp(field.name, kAttributeNames[k_scale]) != 0) continue;
       if (field.type != PluginFieldType::kFLOAT32 || field.length != 1) break;
-      return new LegolinkAttentionPlugin(*static_cast<const float*>(field.data));
+      return new AttentionPlugin(op_, *static_cast<const float*>(field.data));
     }
-    refuse("needs the attribute scale, one float");
+    op_.refuse("needs the attribute scale, one float");
     return nullptr;
   }
   const PluginFieldCollection* getFieldNames() noexcept override { return &fields_; }
-  const char* getPluginName() const noexcept override { return kName; }
+  const char* getPluginName() const noexcept override { return op_.name; }
   const char* getPluginVersion() const noexcept override { return kVersion; }
   const char* getPluginNamespace() const noexcept override { return kNamespace; }
 
  private:
+  const Op op_;
   PluginField field_ = {kAttributeNames[k_scale], nullptr, PluginFieldType::kFLOAT32, 1};
   PluginFieldCollection fields_ = {kNumAttributes, &field_};
 };
@@ -230,7 +264,12 @@ class LegolinkAttentionCreator final : public IPluginCreatorV3One {
 }  // namespace
 
 IPluginCreatorInterface* legolink_attention_creator() {
-  static LegolinkAttentionCreator creator;
+  static AttentionCreator creator(kLegoLinkAttention);
+  return &creator;
+}
+
+IPluginCreatorInterface* scored_attention_creator() {
+  static AttentionCreator creator(kScoredAttention);
   return &creator;
 }
 

@@ -68,9 +68,9 @@ struct Plugin {
   std::unique_ptr<IPluginV3> plugin;
 };
 
-Plugin attention_plugin(const float* scale) {
+Plugin attention_plugin(const float* scale, const char* name = "LegoLinkAttention") {
   const PluginField field = {"scale", scale, PluginFieldType::kFLOAT32, 1};
-  return Plugin("LegoLinkAttention", {1, &field});
+  return Plugin(name, {1, &field});
 }
 
 std::vector<PluginTensorDesc> attention_inputs(DataType number) {
@@ -172,6 +172,66 @@ void while_a_plan_is_built_nothing_is_launched() {
   expect_means(step);
 }
 
+std::vector<PluginTensorDesc> scored_inputs(DataType number) {
+  std::vector<PluginTensorDesc> inputs = attention_inputs(number);
+  inputs.push_back(tensor(DataType::kINT32, {1}));
+  return inputs;
+}
+
+// The last two of three tokens score, of two heads each: one sees two keys, one all three.
+void scored_attention_sums_the_weights_of_the_rows_that_score() {
+  const float scale = 0.125f;
+  Plugin plugin = attention_plugin(&scale, "ScoredAttention");
+  EXPECT_EQUAL(plugin.build().getNbOutputs(), 3);
+  AttentionStep step;
+  const std::vector<PluginTensorDesc> inputs = scored_inputs(DataType::kFLOAT);
+  const PluginTensorDesc outputs[] = {inputs[0], inputs[3],
+                                      tensor(DataType::kFLOAT, {1, 1, kPageSize})};
+  const int32_t scoring[] = {2};
+  std::vector<const void*> from = step.inputs();
+  from.push_back(scoring);
+  std::vector<float> mass(kPageSize, -1);
+  void* const to[] = {step.out.data(), step.pool.data(), mass.data()};
+  EXPECT_EQUAL(plugin.runtime().onShapeChange(inputs.data(), 11, outputs, 3), 0);
+  const size_t size = plugin.build().getWorkspaceSize(dynamic(inputs).data(), 11, nullptr, 3);
+  EXPECT_EQUAL(size >= kTokens * kHeads * 2 * sizeof(float), true);
+  std::vector<char> workspace(size);
+  EXPECT_EQUAL(
+      plugin.runtime().enqueue(inputs.data(), outputs, from.data(), to, workspace.data(), nullptr),
+      0);
+  expect_means(step);
+  const float expected[] = {5.0f / 3, 5.0f / 3, 2.0f / 3};
+  for (int slot = 0; slot < kPageSize; ++slot) {
+    EXPECT_NEAR(mass[slot], slot < 3 ? expected[slot] : 0.0f, 1e-6);
+  }
+}
+
+void scores_are_float32_of_whatever_type_and_as_many_as_sequences() {
+  const float scale = 1;
+  Plugin plugin = attention_plugin(&scale, "ScoredAttention");
+  std::vector<PluginTensorDesc> all = scored_inputs(DataType::kBF16);
+  DataType types[11], found[3];
+  for (int i = 0; i < 11; ++i) types[i] = all[i].type;
+  EXPECT_EQUAL(plugin.build().getOutputDataTypes(found, 3, types, 11), 0);
+  EXPECT_EQUAL(found[0] == DataType::kBF16 && found[1] == DataType::kBF16, true);
+  EXPECT_EQUAL(found[2] == DataType::kFLOAT, true);
+  EXPECT_EQUAL(plugin.build().getOutputDataTypes(found, 3, types, 10), 1);
+  EXPECT_EQUAL(plugin.runtime().onShapeChange(all.data(), 11, nullptr, 3), 0);
+  for (const PluginTensorDesc& output :
+       {all[0], all[3], tensor(DataType::kFLOAT, {1, 1, kPageSize})}) {
+    all.push_back(output);
+  }
+  for (int place = 0; place < 14; ++place) {
+    std::vector<DynamicPluginTensorDesc> tensors = dynamic(all);
+    IPluginV3OneBuildV2& build = plugin.build();
+    EXPECT_EQUAL(build.supportsFormatCombination(place, tensors.data(), 11, 3), true);
+    tensors[place].desc.type = DataType::kINT8;
+    EXPECT_EQUAL(build.supportsFormatCombination(place, tensors.data(), 11, 3), false);
+  }
+  all[10].dims.d[0] = 2;
+  EXPECT_EQUAL(plugin.runtime().onShapeChange(all.data(), 11, nullptr, 3), 1);
+}
+
 void attention_without_its_scale_is_not_made() {
   const PluginFieldCollection none = {0, nullptr};
   EXPECT_EQUAL(
@@ -264,6 +324,8 @@ int main() {
   RUN(a_plugin_made_again_from_its_own_fields_does_the_same);
   RUN(a_pool_that_is_not_aliased_is_refused);
   RUN(while_a_plan_is_built_nothing_is_launched);
+  RUN(scored_attention_sums_the_weights_of_the_rows_that_score);
+  RUN(scores_are_float32_of_whatever_type_and_as_many_as_sequences);
   RUN(attention_without_its_scale_is_not_made);
   RUN(attention_takes_one_number_type_and_int32_tables);
   RUN(only_the_pool_is_aliased);

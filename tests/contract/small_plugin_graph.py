@@ -1,4 +1,4 @@
-"""A graph of one import and one attention, as ONNX; and, run as a script, its TensorRT-RTX plan.
+"""A graph of one node of each plugin, as ONNX; and, run as a script, its TensorRT-RTX plan.
 
     python small_plugin_graph.py LIBRARY DTYPE PLAN    prints what the parser made of it, as JSON
 
@@ -45,13 +45,14 @@ def input_shapes(dtype: int) -> dict[str, tuple[int, list[str | int]]]:
         "pages": (index, ["B", "P", 4]),
         "inv_freq": (TensorProto.FLOAT, [HEAD_SIZE // 2]),
         "pool": (number, POOL),
+        "scoring": (index, ["B"]),
         "block": (TensorProto.FLOAT, ["M", *POOL[1:]]),
         "import_pages": (index, ["M"]),
     }
 
 
 def small_graph(dtype: int) -> onnx.ModelProto:
-    """import → attention, both writing the one pool."""
+    """import → attention → attention that scores, all writing the one pool."""
     imported = helper.make_node(
         "KvImport", ["pool", "block", "import_pages"], ["imported"], **PLUGIN
     )
@@ -59,7 +60,14 @@ def small_graph(dtype: int) -> onnx.ModelProto:
     attention = helper.make_node(
         "LegoLinkAttention",
         ["q", "k", "v", "imported", *tables],
-        ["out", "pool_out"],
+        ["attended", "attended_pool"],
+        scale=0.125,
+        **PLUGIN,
+    )
+    scored = helper.make_node(
+        "ScoredAttention",
+        ["attended", "k", "v", "attended_pool", *tables, "scoring"],
+        ["out", "pool_out", "mass"],
         scale=0.125,
         **PLUGIN,
     )
@@ -67,8 +75,9 @@ def small_graph(dtype: int) -> onnx.ModelProto:
     outputs = [
         helper.make_tensor_value_info("out", dtype, ["T", HEADS, HEAD_SIZE]),
         helper.make_tensor_value_info("pool_out", dtype, POOL),
+        helper.make_tensor_value_info("mass", TensorProto.FLOAT, ["B", "P", PAGE_SIZE]),
     ]
-    graph = helper.make_graph([imported, attention], "small", inputs, outputs)
+    graph = helper.make_graph([imported, attention, scored], "small", inputs, outputs)
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("legokv", 1)]
     return helper.make_model(graph, opset_imports=opsets)
 

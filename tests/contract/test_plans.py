@@ -6,14 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from plan_builds import PLAN, settings_of
 
 from legokv.build.engine import build_engine_folder, facts_from_checkpoint, with_plan
 from legokv.built.folder import read_engine_folder
 from legokv.built.plan_limits import PlanLimits, plan_profiles
+from legokv.checkpoint import load_weights
+from legokv.export import export_scoring_onnx
+from legokv.model.decoder import decoder_from_weights
+from legokv.model.dtypes import Dtypes
 from legokv.plan.process import build_plan
 from legokv.plan.request import PlanFiles, plan_request
-from legokv.step.graph import graph_shape
+from legokv.step.graph import ScoringShape, graph_shape
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
 SUMMARY = re.compile(
@@ -96,6 +101,26 @@ def test_a_plan_of_other_limits_is_another_and_one_of_the_same_is_kept(
     plans = [with_plan(facts, settings, plugin_library).plan for settings in asked]
     assert plans[0] == read_engine_folder(output).plan
     assert plans[1] != plans[0] != plans[2]
+
+
+def test_the_scoring_pass_becomes_a_plan_of_its_own(
+    plugin_library: Path,
+    tiny_engine_folder: Callable[[str], Path],
+    tmp_path: Path,
+    record_property: Record,
+) -> None:
+    folder = tiny_engine_folder("llama-wide")
+    facts = read_engine_folder(folder)
+    weights = load_weights(folder, facts.model, torch.bfloat16)
+    shape = ScoringShape(graph_shape(facts.model, Dtypes.same("bfloat16"), 16), range(1, 3))
+    model = export_scoring_onnx(decoder_from_weights(facts.model, weights), shape, tmp_path)
+    profiles = plan_profiles(facts.model, shape.graph, PlanLimits(256, 5, 8))[:1]
+    files = PlanFiles(model, tmp_path / "scoring.plan", plugin_library)
+    summary = build_plan(plan_request("tensorrt-rtx", shape, profiles, files), print)
+    assert summary.plugins == {"LegoLinkAttention": 1, "ScoredAttention": 2}
+    assert summary.num_profiles == 1
+    assert files.plan.read_bytes().count(b"ScoredAttention") >= 2
+    record_property("fact", f"the scoring pass of llama-wide: {summary}")
 
 
 def test_smollm2_becomes_a_plan(

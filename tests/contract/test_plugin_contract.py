@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import legokv.ops.kv_import
-import legokv.ops.legolink_attention  # noqa: F401 - registers the op
+import legokv.ops.legolink_attention
+import legokv.ops.scored_attention  # noqa: F401 - registers the op
 from legokv.export.plugin_ops import OUTPUTS
 from legokv.kernels.gpu import DTYPES, AttentionArguments, KvImportArguments, Launchers
 from legokv.plan.write import HEAD_SIZES, PAGE_SIZES
@@ -18,6 +19,7 @@ from legokv.plan.write import HEAD_SIZES, PAGE_SIZES
 OPS = {
     "KvImport": torch.ops.legokv.kv_import,
     "LegoLinkAttention": torch.ops.legokv.legolink_attention,
+    "ScoredAttention": torch.ops.legokv.scored_attention,
 }
 STRUCTS = {"LegokvKvImport": KvImportArguments, "LegokvLegolinkAttention": AttentionArguments}
 
@@ -71,13 +73,13 @@ def test_the_library_says_what_it_was_built_for(
     assert tuple(info["page_sizes"]) == PAGE_SIZES == (16, 32, 64)
 
 
-def test_the_library_loads_without_a_gpu_and_hands_out_two_creators(plugin_library: Path) -> None:
+def test_the_library_loads_without_a_gpu_and_hands_out_three_creators(plugin_library: Path) -> None:
     count = ctypes.c_int32(0)
     get_creators = ctypes.CDLL(str(plugin_library)).getCreators
     get_creators.restype = ctypes.POINTER(ctypes.c_void_p)
     creators = get_creators(ctypes.byref(count))
-    assert count.value == 2
-    assert all(creators[i] for i in range(2))
+    assert count.value == 3
+    assert all(creators[i] for i in range(3))
 
 
 def test_only_the_entry_points_and_launchers_are_visible(plugin_library: Path) -> None:

@@ -1,8 +1,8 @@
-"""From a decoder to model.onnx with its weights beside it."""
+"""From a decoder to model.onnx, or the scoring pass alone, with its weights beside it."""
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,18 @@ from torch import Tensor
 
 from legokv.built.folder import MODEL_FILE
 from legokv.export.plugin_ops import translation_table
-from legokv.export.step_graph import StepGraph
+from legokv.export.step_graph import ScoringGraph, StepGraph
 from legokv.model.decoder import Decoder
-from legokv.step.graph import AFTER_B, STEP_INPUTS, SYMBOLS, Binding, GraphShape
+from legokv.step.graph import (
+    AFTER_B,
+    STEP_INPUTS,
+    SYMBOLS,
+    Binding,
+    GraphShape,
+    ScoringShape,
+)
 
+SCORING_FILE = "scoring.onnx"
 # Sizes to trace with; no two alike, so that none is taken for another.
 _TRACED = {"T": 5, "B": 2, "P": 7, "N": 4, "M": 6}
 _TORCH_DTYPES = {
@@ -30,38 +38,52 @@ _TORCH_DTYPES = {
 def export_onnx(decoder: Decoder, graph: GraphShape, folder: Path) -> Path:
     """Write model.onnx and its external data into `folder`; its path, after onnx's own check.
 
-    Standard ops and this project's two, in the decoder's dtype; every weight is stored once.
+    Standard ops and this project's, in the decoder's dtype; every weight is stored once.
     """
-    program = _exported(StepGraph(decoder).eval(), graph)
-    _forget_sources(program.model)
-    path = folder / MODEL_FILE
-    program.save(str(path), external_data=True)
-    onnx.checker.check_model(str(path))
-    return path
+
+    def arranged(of: OfBinding) -> tuple[Any, ...]:
+        step = (*map(of, STEP_INPUTS), [*map(of, graph.pools)])
+        if not graph.arriving:
+            return step
+        numbers, *blocks = map(of, graph.arriving)
+        return (*step, numbers, blocks)
+
+    return _written(StepGraph(decoder), graph, arranged, folder / MODEL_FILE)
 
 
-def _exported(step: StepGraph, graph: GraphShape) -> Any:
+def export_scoring_onnx(decoder: Decoder, graph: ScoringShape, folder: Path) -> Path:
+    """The same of scoring.onnx: the first layers alone, for mode guided's pass over a plan."""
+
+    def arranged(of: OfBinding) -> tuple[Any, ...]:
+        return (*map(of, graph.tables), [*map(of, graph.pools)])
+
+    return _written(ScoringGraph(decoder, graph.layers), graph, arranged, folder / SCORING_FILE)
+
+
+OfBinding = Callable[[Binding], Any]
+Arranged = Callable[[OfBinding], tuple[Any, ...]]
+"""Something `of` each input, as the arguments of the module's `forward`."""
+
+
+def _written(
+    module: torch.nn.Module, graph: GraphShape | ScoringShape, arranged: Arranged, path: Path
+) -> Path:
     with _quiet():
-        return torch.onnx.export(
-            step,
-            _arranged(graph, _traced_tensor),
+        program: Any = torch.onnx.export(
+            module.eval(),
+            arranged(_traced_tensor),
             dynamo=True,
-            dynamic_shapes=_arranged(graph, _dynamic_shape(_dimensions())),
+            dynamic_shapes=arranged(_dynamic_shape(_dimensions())),
             input_names=[binding.name for binding in graph.inputs],
             output_names=[binding.name for binding in graph.outputs],
             custom_translation_table=translation_table(),
             external_data=True,
             verbose=False,
         )
-
-
-def _arranged(graph: GraphShape, of: Any) -> tuple[Any, ...]:
-    """`of` each input, arranged as the arguments of `StepGraph.forward`."""
-    step = (*(of(binding) for binding in STEP_INPUTS), [of(binding) for binding in graph.pools])
-    if not graph.arriving:
-        return step
-    numbers, *blocks = (of(binding) for binding in graph.arriving)
-    return (*step, numbers, blocks)
+    _forget_sources(program.model)
+    program.save(str(path), external_data=True)
+    onnx.checker.check_model(str(path))
+    return path
 
 
 def _traced_tensor(binding: Binding) -> Tensor:

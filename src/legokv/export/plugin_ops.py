@@ -1,4 +1,4 @@
-"""The two ops as ONNX nodes, described by the torch ops they stand for.
+"""The three ops as ONNX nodes, described by the torch ops they stand for.
 
 A node's domain and its attributes plugin_version and plugin_namespace are how TensorRT's parser
 finds the plugin of that name.
@@ -13,7 +13,8 @@ from onnx.defs import OpSchema
 from onnxscript import values
 
 import legokv.ops.kv_import
-import legokv.ops.legolink_attention  # noqa: F401 - registers the op
+import legokv.ops.legolink_attention
+import legokv.ops.scored_attention  # noqa: F401 - registers the op
 
 DOMAIN = "legokv"
 OPSET_VERSION = 1
@@ -22,14 +23,19 @@ PLUGIN_ATTRIBUTES = {"plugin_version": "1", "plugin_namespace": DOMAIN}
 TORCH_OPS = {
     "KvImport": torch.ops.legokv.kv_import.default,
     "LegoLinkAttention": torch.ops.legokv.legolink_attention.default,
+    "ScoredAttention": torch.ops.legokv.scored_attention.default,
 }
-OUTPUTS = {"KvImport": ("pool_out",), "LegoLinkAttention": ("out", "pool_out")}
+OUTPUTS = {
+    "KvImport": ("pool_out",),
+    "LegoLinkAttention": ("out", "pool_out"),
+    "ScoredAttention": ("out", "pool_out", "mass"),
+}
 
 _CACHE_TYPES = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)")
-_INDEX, _FREQUENCY = "tensor(int32)", "tensor(float)"
+_INDEX, _FLOAT = "tensor(int32)", "tensor(float)"
 # What is neither an index nor of the pool's own type T.
-_OTHER_TYPES = {"inv_freq": _FREQUENCY, "block": "U"}
-_CACHED = frozenset({"q", "k", "v", "pool"})
+_OTHER_TYPES = {"inv_freq": _FLOAT, "mass": _FLOAT, "block": "U"}
+_CACHED = frozenset({"q", "k", "v", "pool", "out", "pool_out"})
 
 
 def plugin_schemas() -> tuple[OpSchema, ...]:
@@ -45,13 +51,17 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
     def kv_import(pool: Any, block: Any, pages: Any) -> Any:
         return opset.KvImport(pool, block, pages, **PLUGIN_ATTRIBUTES)
 
-    def legolink_attention(*inputs: Any, scale: float | None = None) -> Any:
-        *tensors, last = inputs if scale is None else (*inputs, scale)
-        return opset.LegoLinkAttention(*tensors, scale=last, **PLUGIN_ATTRIBUTES)
+    def attention(node: Callable[..., Any]) -> Callable[..., Any]:
+        def made_of(*inputs: Any, scale: float | None = None) -> Any:
+            *tensors, last = inputs if scale is None else (*inputs, scale)
+            return node(*tensors, scale=last, **PLUGIN_ATTRIBUTES)
+
+        return made_of
 
     made: dict[str, Callable[..., Any]] = {
         "KvImport": kv_import,
-        "LegoLinkAttention": legolink_attention,
+        "LegoLinkAttention": attention(opset.LegoLinkAttention),
+        "ScoredAttention": attention(opset.ScoredAttention),
     }
     return {TORCH_OPS[schema.name]: made[schema.name] for schema in schemas}
 
@@ -74,7 +84,7 @@ def _schema(name: str) -> OpSchema:
         DOMAIN,
         OPSET_VERSION,
         inputs=[OpSchema.FormalParameter(tensor, _type_of(tensor)) for tensor in tensors],
-        outputs=[OpSchema.FormalParameter(output, "T") for output in OUTPUTS[name]],
+        outputs=[OpSchema.FormalParameter(output, _type_of(output)) for output in OUTPUTS[name]],
         type_constraints=_constraints(tensors),
         attributes=[
             *(OpSchema.Attribute(number, OpSchema.AttrType.FLOAT) for number in numbers),

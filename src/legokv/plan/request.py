@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from legokv.built.plan_limits import Profile
-from legokv.step.graph import GraphShape
+from legokv.step.graph import GraphShape, ScoringShape
 
 Shape = tuple[int, ...]
 
@@ -66,7 +66,10 @@ class PlanFiles:
 
 
 def plan_request(
-    backend: str, graph: GraphShape, profiles: Sequence[Profile], files: PlanFiles
+    backend: str,
+    graph: GraphShape | ScoringShape,
+    profiles: Sequence[Profile],
+    files: PlanFiles,
 ) -> PlanRequest:
     """The request to build `files.plan` for `profiles` of the graph."""
     return PlanRequest(

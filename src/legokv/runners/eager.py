@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from legokv.errors import LegokvError
-from legokv.model.config import ModelConfig
+from legokv.model.config import ModelConfig, scoring_layers
 from legokv.model.decoder import decoder_from_weights
 from legokv.model.dtypes import Dtypes, Int32
 from legokv.runners.attention_forms import CPU, AttentionForm
-from legokv.runners.key_mass import KeyMass, scoring_layers
+from legokv.runners.key_mass import KeyMass
 from legokv.runners.packed_weights import pack_decoder
 from legokv.runners.page_store import PageStore
 from legokv.step.batch import StepBatch

@@ -11,16 +11,6 @@ from legokv.ops.scored_attention import key_mass
 from legokv.step.batch import StepBatch
 
 
-def scoring_layers(num_layers: int) -> range:
-    """The layers whose attention is looked at; those after them need not be computed.
-
-    The latter half of the first third. On SmolLM2 these choose as well as all layers do, within
-    what the cases tell apart (docs/log.md, 2026-11-29), at a third of their price.
-    """
-    end = max(round(num_layers / 3), 1)
-    return range(end // 2, end)
-
-
 class KeyMass:
     """Gathers the masses of a batch of one sequence, whose table lists all keys from position 0 on.
 

@@ -56,6 +56,7 @@ STEP_INPUTS = (
     Binding("pages", "int32", ("B", "P", 4)),
     Binding("logit_rows", "int32", ("B",)),
 )
+SCORING = Binding("scoring", "int32", ("B",))
 IMPORT_PAGES = Binding("import_pages", "int32", ("M",))
 
 
@@ -114,6 +115,42 @@ class GraphShape:
     def _per_layer(self, name: str, count: str) -> tuple[Binding, ...]:
         layers = range(self.num_layers)
         return tuple(Binding(f"{name}_{at}", self.dtypes.kv, (count, *self.page)) for at in layers)
+
+
+@dataclass(frozen=True)
+class ScoringShape:
+    """The edge of the graph that says what a step's last rows attend to, in some of its `layers`.
+
+    It runs the model up to the last of these, over pools that have all their pages already.
+    """
+
+    graph: GraphShape
+    layers: range
+
+    @property
+    def dtypes(self) -> Dtypes:
+        return self.graph.dtypes
+
+    @property
+    def tables(self) -> tuple[Binding, ...]:
+        """All inputs but the pools: `scoring` is how many of each sequence's rows score keys."""
+        return (*(each for each in STEP_INPUTS if each.name != "logit_rows"), SCORING)
+
+    @property
+    def pools(self) -> tuple[Binding, ...]:
+        return self.graph.pools[: self.layers.stop]
+
+    @property
+    def inputs(self) -> tuple[Binding, ...]:
+        """All inputs, in the graph's order."""
+        return (*self.tables, *self.pools)
+
+    @property
+    def outputs(self) -> tuple[Binding, ...]:
+        """Each slot's mass, summed over the layers, then the pools after the pass."""
+        _, *after = self.graph.outputs
+        mass = Binding("mass", "float32", ("B", "P", self.graph.page_size))
+        return (mass, *after[: self.layers.stop])
 
 
 def graph_shape(

@@ -5,6 +5,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -130,9 +131,18 @@ def last_slot_unseen(bound: BoundLink) -> BoundLink:
     return replace(bound, table=table)
 
 
+@pytest.mark.parametrize(
+    "broken", [1, 2], ids=["of a document behind its first", "behind the template's head"]
+)
 def test_a_chunk_compiled_without_what_stands_before_it_is_found(
-    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: int,
 ) -> None:
+    """Of the chunks that are compiled behind others, in order, the one of this number is not."""
+    numbers = count()
+
     def alone(
         token_ids: tuple[int, ...],
         pages: list[int],
@@ -140,7 +150,8 @@ def test_a_chunk_compiled_without_what_stands_before_it_is_found(
         before: Sequence[CompiledPages],
     ) -> TokenSequence:
         sequence = chunk_sequence(token_ids, pages, page_size, before)
-        sequence.table = sequence.table[-len(pages) :]
+        if before and next(numbers) == broken:
+            sequence.table = sequence.table[-len(pages) :]
         return sequence
 
     monkeypatch.setattr(executor, "chunk_sequence", alone)

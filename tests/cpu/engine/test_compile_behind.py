@@ -8,7 +8,7 @@ from tier_engines import files
 
 from legokv import Engine, EngineSettings
 from legokv.errors import InvalidRequest, PoolFull, StepFailed
-from legokv.runners.key_mass import scoring_layers
+from legokv.model.config import scoring_layers
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
