@@ -18,11 +18,13 @@ def dense_logits(
     question: Sequence[int],
     chosen: Sequence[int],
     mass: list[Tensor] | None = None,
+    drifting: Sequence[range] = (),
 ) -> Tensor:
     """Logits behind the chunks, each in the pool, and a question, float32 [V].
 
     chosen: positions of cached tokens that are recomputed, ascending. mass: gets what the question
-    attends to in each layer, the mean over its tokens and heads, float32 [n].
+    attends to in each layer, the mean over its tokens and heads, float32 [n]. drifting: positions
+    of documents whose other tokens move as those did on the mean that are chosen of them.
     """
     config = engine.facts.model
     stored = torch.cat([_stored(engine, chunk) for chunk in chunks], dim=2)
@@ -36,8 +38,15 @@ def dense_logits(
         layer: int, q: Tensor, k: Tensor, v: Tensor, pool: Tensor
     ) -> tuple[Tensor, Tensor]:
         keys, values = (torch.zeros(len(ids), *k.shape[1:]) for _ in range(2))
-        keys[: len(bases)] = _turned(stored[layer, 0], bases, config, layer)
+        # As they are before rotation.
+        places = torch.arange(len(bases)) - bases
+        keys[: len(bases)] = _turned(stored[layer, 0], -places, config, layer)
         values[: len(bases)] = stored[layer, 1]
+        for document in drifting:
+            rows = [row for row, at in enumerate(positions.tolist()) if at in document]
+            for held, fresh in ((keys, k), (values, v)):
+                held[document.start : document.stop] += _drift(fresh[rows] - held[positions[rows]])
+        keys = _turned(keys, torch.arange(len(ids)), config, layer)
         keys[positions] = _turned(k, positions, config, layer)
         values[positions] = v
         if mass is not None:
@@ -56,6 +65,13 @@ def dense_logits(
     with torch.inference_mode():
         logits, _ = engine.runner.decoder(torch.tensor(ids)[positions], last, pools, attention)
     return logits[0]
+
+
+def _drift(moves: Tensor) -> Tensor:
+    """The mean of moves [r, G, D], less what of it may be chance, float32 [G, D]."""
+    mean = moves.mean(0)
+    chance = (moves - mean).square().sum((0, 2)) / (len(moves) - 1) / len(moves)
+    return mean * (1 - chance / mean.square().sum(1).clamp(min=1e-30)).clamp(min=0)[:, None]
 
 
 def _mean_attention(config: ModelConfig, layer: int, q: Tensor, keys: Tensor) -> Tensor:

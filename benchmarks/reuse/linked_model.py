@@ -50,7 +50,7 @@ class WatchedForm:
 
     def __init__(self, form: AttentionForm) -> None:
         self.description, self.library = form.description, form.library
-        self.import_kv = form.import_kv
+        self.import_kv, self.drift = form.import_kv, form.drift
         self.watch: Watch | None = None
         self._form = form
 
@@ -120,9 +120,13 @@ class LinkedModel:
     def config(self) -> ModelConfig:
         return self.facts.model
 
+    def pages_of(self, chunk: Chunk) -> list[int]:
+        """Where a compiled chunk lies in the pools."""
+        return self._compiled[chunk.key]
+
     def keys_of(self, chunk: Chunk) -> Tensor:
         """A compiled chunk's keys as they are stored, [L, n, G, D]."""
-        return self.runner.export_pages(self._compiled[chunk.key], chunk.num_tokens)[:, 0]
+        return self.runner.export_pages(self.pages_of(chunk), chunk.num_tokens)[:, 0]
 
     def place(self, segments: Sequence[Segment], reserve_tokens: int = 0) -> Placement:
         """Compiled chunks and fresh tokens as one prompt, before a policy has chosen."""

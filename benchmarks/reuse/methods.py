@@ -8,7 +8,9 @@ from benchmarks.reuse.linked_model import LinkedModel, Placed
 from benchmarks.reuse.prompt import Prompt, TokenIds, without_documents
 from benchmarks.reuse.selections import Best, Both
 from legokv.chunks.chunk import Chunk
+from legokv.engine.request import DRIFT_PROBES
 from legokv.link.policy import (
+    Budget,
     ByScores,
     Policy,
     Scores,
@@ -72,6 +74,22 @@ def _cacheblend(percent: int) -> Method:
 
 
 BEHIND_HEAD = behind_head.behind_first
+WHERE = {
+    "": behind_head.alone,
+    "behind-head": BEHIND_HEAD,
+    "behind-chat-head": behind_head.behind_chat_head,
+    "behind-sentence": behind_head.behind_sentence,
+}
+
+
+def _drifted(budget: Budget, where: str = "", *, ranking: bool = False) -> Method:
+    """`budget` tokens a document, some of them spread evenly, and all others moved."""
+    amount = f"{budget.percent:g}%" if isinstance(budget, Share) else f"{budget}"
+    name = f"{where}{where and '+'}guided-{'ranked-' if ranking else ''}drift-{amount}"
+    score = ranked.times_attention if ranking else guided.scores
+    return Method(name, ByScores(budget, DRIFT_PROBES, drift=True), WHERE[where], score)
+
+
 MAIN = (
     Method("full", everything),
     Method("no-documents", nothing, has_documents=False),
@@ -114,6 +132,20 @@ OTHERS = (
         )
         for r in (5, 10)
     ),
+    *(_drifted(budget) for budget in (16, Share(10))),
+    *(
+        _drifted(budget, where)
+        for where in ("behind-head", "behind-chat-head", "behind-sentence")
+        for budget in (16, Share(5), Share(10))
+    ),
+    *(
+        _drifted(budget, where, ranking=True)
+        for where in ("behind-head", "behind-chat-head", "behind-sentence")
+        for budget in (16, Share(5), Share(10))
+    ),
+    Method("behind-chat-head+guided-10", ByScores(Share(10)), behind_head.behind_chat_head),
+    Method("behind-sentence", nothing, behind_head.behind_sentence),
+    Method("behind-sentence+guided-10", ByScores(Share(10)), behind_head.behind_sentence),
     Method("one-document", nothing, behind_head.as_one_document),
     Method("prefix", selections.prefix),
 )

@@ -55,6 +55,7 @@ class Best:
     """
 
     percent: float
+    drift: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = True
 
     def choose(self, chunks: Sequence[PlacedChunk], scores: Scores | None = None) -> list[Indices]:
@@ -78,6 +79,7 @@ class Both:
 
     first: Policy
     second: Policy
+    drift: ClassVar[bool] = False
 
     @property
     def needs_scores(self) -> bool:

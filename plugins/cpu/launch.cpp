@@ -3,6 +3,7 @@
 
 #include "cpu/check_step.h"
 #include "cpu/cpu_launchers.h"
+#include "cpu/drift.h"
 #include "cpu/gate.h"
 #include "cpu/kv_import.h"
 #include "cpu/linear.h"
@@ -55,6 +56,16 @@ LEGOKV_EXPORT void legokv_cpu_end(void* begun) { delete static_cast<legokv::cpu:
 
 LEGOKV_EXPORT int legokv_cpu_kv_import(const LegokvKvImport* import, int num_threads) {
   return static_cast<int>(legokv::cpu::import_pages(*import, num_threads));
+}
+
+LEGOKV_EXPORT int legokv_cpu_drift(const LegokvCpuDrift* drift) {
+  try {
+    return static_cast<int>(legokv::cpu::drift_documents(*drift));
+  } catch (const std::bad_alloc&) {
+    return static_cast<int>(
+        legokv::invalid_argument("no memory left for the drift of a step of %d tokens",
+                                 drift->num_tokens));
+  }
 }
 
 LEGOKV_EXPORT int64_t legokv_cpu_packed_elements(int32_t num_columns, int32_t num_products) {

@@ -13,7 +13,7 @@ from server import RunningServer, replies, serving
 
 from legokv.serving.error_codes import HTTP_STATUS
 
-BY_SCORES = ("ranked", "guided", "guided-ranked")
+BY_SCORES = ("ranked", "guided", "guided-ranked", "guided-drift", "guided-ranked-drift")
 TIERS = ("pool", "host", "disk")
 HISTOGRAMS = (
     "legokv_time_to_first_token_seconds",
@@ -33,7 +33,7 @@ LABELLED = {
     "legokv_cache_bytes": {"tier": TIERS},
     "legokv_prompt_tokens_total": {"source": ("cached", "recomputed", "fresh")},
     "legokv_prompts_total": {
-        "mode": ("legolink", "spread", "ranked", "guided", "guided-ranked", "legolink-0", "full")
+        "mode": ("legolink", "spread", *BY_SCORES, "legolink-0", "full")
     },
     "legokv_prompts_by_head_total": {"head": ("own", "other")},
     "legokv_chunk_lookups_total": {"tier": TIERS, "result": ("hit", "miss")},

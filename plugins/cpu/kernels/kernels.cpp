@@ -5,6 +5,7 @@
 
 #include "cpu/kernels/attend_shared.h"
 #include "cpu/kernels/attend_tile.h"
+#include "cpu/kernels/drift_page.h"
 #include "cpu/kernels/float_panels.h"
 #include "cpu/kernels/gate_row.h"
 #include "cpu/kernels/join_parts.h"
@@ -55,6 +56,7 @@ constexpr Kernels kTable = {scratch_bytes<Operand, T>,
                             join_parts<T>,
                             add_mass<Operand, T>,
                             gate_row<T>,
+                            drift_page<T>,
                             std::is_same_v<T, float> ? multiply_floats : nullptr};
 
 }  // namespace

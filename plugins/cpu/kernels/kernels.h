@@ -103,6 +103,18 @@ struct Shape {
   float exponent_scale;    // scale * log2(e): weights are powers of two
 };
 
+// A stored page and the page that it moves to, [2, S, G, D] each.
+struct DriftPage {
+  const void* stored;
+  void* own;
+  const float* turns;        // of each slot, as in KeyGroup
+  const float* key_moves;    // [G, D], before rotation
+  const float* value_moves;  // [G, D]
+  int32_t page_size;
+  int32_t num_kv_heads;
+  int32_t head_size;
+};
+
 struct Kernels {
   // Bytes that each of those who take scratch need for themselves, 64-aligned.
   int64_t (*scratch_bytes)(const Shape& shape);
@@ -123,6 +135,8 @@ struct Kernels {
                    void* scratch);
   // silu(gate) * up of one row: x is gates [columns], then ups [columns].
   void (*gate_row)(const void* x, int num_columns, void* out);
+  // Writes all of `own`.
+  void (*drift_page)(const DriftPage& page);
   // Null for other types than float32.
   void (*multiply)(const LinearGroup<float>& group);
 };

@@ -31,11 +31,14 @@ from legokv.link.policy import (
 from legokv.model.config import ModelConfig
 from legokv.text.answer_format import read_format
 
-MODES_BY_RANKING = ("ranked", "guided-ranked")
-MODES_BY_ATTENTION = ("guided", "guided-ranked")
-MODES_WITH_BUDGET = ("legolink", "spread", "ranked", "guided", "guided-ranked")
+MODES_WITH_DRIFT = ("guided-drift", "guided-ranked-drift")
+MODES_BY_RANKING = ("ranked", "guided-ranked", "guided-ranked-drift")
+MODES_BY_ATTENTION = ("guided", "guided-ranked", *MODES_WITH_DRIFT)
+MODES_WITH_BUDGET = ("legolink", "spread", "ranked", "guided", "guided-ranked", *MODES_WITH_DRIFT)
 MODES = (*MODES_WITH_BUDGET, "legolink-0", "full")
 LINK_TOKENS = 16
+DRIFT_PROBES = 4
+"""How many tokens of each document are recomputed for its drift, whatever their scores."""
 DUMMY_TOKENS = 4
 """How many dummies stand before a chunk compiled for LegoLink-0 (arXiv 2410.15332)."""
 
@@ -116,7 +119,9 @@ class GenerateRequest:
     mode: "legolink" recomputes the first tokens of each document but what stands first, "spread"
         as many spread evenly over it, "guided" as many in all, those that the question attends to
         most, "ranked" those first in the chunks' rankings (`Engine.rank`), "guided-ranked" those
-        first by the product of both; "legolink-0" none, over documents compiled behind dummy
+        first by the product of both, "guided-drift" and "guided-ranked-drift" the same, but that
+        4 of each document's are spread evenly over it, and its others move as its recomputed did
+        on the mean; "legolink-0" none, over documents compiled behind dummy
         tokens; "full" all.
     link_tokens: how many of each document, 0 or more, in all modes but the last two; 16 unless
         told.
@@ -173,6 +178,8 @@ class GenerateRequest:
             tokens = LINK_TOKENS if self.link_tokens is None else self.link_tokens
             share = self.recompute_percent
             budget = tokens if share is None else Share(share)
+            if self.mode in MODES_WITH_DRIFT:
+                return ByScores(budget, DRIFT_PROBES, drift=True)
             return _POLICIES[self.mode](budget)
         return everything if self.mode == "full" else nothing
 

@@ -43,7 +43,7 @@ def plan_step(jobs: Sequence[Job], max_tokens: int) -> Step:
     work.sort(key=lambda pair: pair[0].last_step)
     shares = share([sequence.num_left for sequence, _ in work], max_tokens)
     turns = tuple(
-        Turn(job, sequence, tokens)
+        Turn(job, sequence, sequence.fitting(tokens))
         for (sequence, job), tokens in zip(work, shares, strict=True)
         if tokens
     )

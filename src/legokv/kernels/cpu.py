@@ -18,6 +18,7 @@ from legokv.kernels.gpu import (
     stored_import_arguments,
 )
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
+from legokv.ops.drift import DriftTables
 
 
 class StepArguments(ctypes.Structure):
@@ -59,6 +60,33 @@ class LayerArguments(ctypes.Structure):
         ("q_stride", ctypes.c_int64),
         ("k_stride", ctypes.c_int64),
         ("v_stride", ctypes.c_int64),
+    )
+
+
+class DriftArguments(ctypes.Structure):
+    """LegokvCpuDrift of cpu_launchers.h."""
+
+    _fields_ = (
+        ("k", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("pool", ctypes.c_void_p),
+        ("documents", ctypes.c_void_p),
+        ("stored", ctypes.c_void_p),
+        ("pages", ctypes.c_void_p),
+        ("row_turns", ctypes.c_void_p),
+        ("page_turns", ctypes.c_void_p),
+        ("num_pool_pages", ctypes.c_int64),
+        ("k_stride", ctypes.c_int64),
+        ("v_stride", ctypes.c_int64),
+        ("num_tokens", ctypes.c_int32),
+        ("num_documents", ctypes.c_int32),
+        ("num_pages", ctypes.c_int32),
+        ("num_kv_heads", ctypes.c_int32),
+        ("head_size", ctypes.c_int32),
+        ("page_size", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("instruction_set", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
     )
 
 
@@ -221,6 +249,41 @@ class NativeCalls:
             self._functions.legokv_cpu_kv_import(ctypes.byref(arguments), num_threads)
         )
 
+    def drift(
+        self,
+        pool: Tensor,
+        k: Tensor,
+        v: Tensor,
+        tables: DriftTables,
+        instruction_set: InstructionSet = InstructionSet.BEST,
+    ) -> None:
+        """`drift_in_place`. LaunchRefused for other layouts or types, or places outside."""
+        num_pages, _, page_size, num_kv_heads, head_size = pool.shape
+        _check_drift(pool, k, v, tables)
+        arguments = DriftArguments(
+            k.data_ptr(),
+            v.data_ptr(),
+            pool.data_ptr(),
+            tables.documents.data_ptr(),
+            tables.stored.data_ptr(),
+            tables.pages.data_ptr(),
+            tables.row_turns.data_ptr(),
+            tables.page_turns.data_ptr(),
+            num_pages,
+            k.stride(0),
+            v.stride(0),
+            len(k),
+            len(tables.documents),
+            tables.pages.shape[1],
+            num_kv_heads,
+            head_size,
+            page_size,
+            DTYPES[pool.dtype],
+            instruction_set,
+            torch.get_num_threads(),
+        )
+        self.library.check(self._functions.legokv_cpu_drift(ctypes.byref(arguments)))
+
 
 def _step_arguments(tables: AttentionTables, shape: StepShape) -> StepArguments:
     return StepArguments(
@@ -236,3 +299,31 @@ def _step_arguments(tables: AttentionTables, shape: StepShape) -> StepArguments:
         scale=tables.scale,
         **tables.addresses(),
     )
+
+
+def _check_drift(pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
+    _, _, page_size, num_kv_heads, head_size = pool.shape
+    num_rows, num_pages = len(tables.stored), tables.pages.shape[1]
+    wanted = {
+        "k": (k, (len(k), num_kv_heads, head_size), pool.dtype),
+        "v": (v, (len(k), num_kv_heads, head_size), pool.dtype),
+        "documents": (tables.documents, (len(tables.documents), 4), torch.int32),
+        "stored": (tables.stored, (num_rows,), torch.int32),
+        "pages": (tables.pages, (2, num_pages), torch.int32),
+        "row_turns": (tables.row_turns, (num_rows, head_size), torch.float32),
+        "page_turns": (tables.page_turns, (num_pages, page_size, head_size), torch.float32),
+    }
+    for name, (tensor, shape, dtype) in wanted.items():
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise LaunchRefused(
+                f"{name} must be {list(shape)} of {dtype}, it is {list(tensor.shape)} of "
+                f"{tensor.dtype}"
+            )
+        # Tokens of k and v may lie any stride apart.
+        inner = tensor[:1] if name in "kv" else tensor
+        if not inner.is_contiguous():
+            raise LaunchRefused(f"{name} does not lie one by one: strides {tensor.stride()}")
+    if int(tables.documents[:, 1].sum()) != num_rows:
+        raise LaunchRefused(
+            f"the documents have {int(tables.documents[:, 1].sum())} tokens, stored are {num_rows}"
+        )

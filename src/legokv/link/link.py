@@ -4,7 +4,7 @@ A `Placement` is what is known before a policy chooses, a `Link` after. Page num
 neither: a link counts the pages it needs, `bind` fills the numbers in.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from legokv.chunks.chunk import Chunk
 from legokv.errors import InvalidRequest, RankingMissing
+from legokv.link.drift import Drift, LinkDrift, drifting_documents
 from legokv.link.policy import Indices, PlacedChunk, Policy, Scores, everything, nothing
 from legokv.model.dtypes import Int32
 
@@ -55,6 +56,7 @@ class Link:
     cached_tokens: int
     recomputed_tokens: int
     fresh_tokens: int
+    drifts: tuple[LinkDrift, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class BoundLink:
     table: Int32
     copy_sources: tuple[int, ...]
     copy_targets: tuple[int, ...]
+    drifts: tuple[Drift, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,12 +182,15 @@ class Placement:
         """Recompute what `policy` chooses; it is given the first pass's scores if it needs them."""
         if policy.needs_scores and scores is None:
             raise ValueError("the policy needs the scores of a first pass, there are none")
-        recompute: Iterator[Indices] = iter(policy.choose(self.chunks, scores))
+        placed = self.chunks
+        chosen = policy.choose(placed, scores)
+        drifting = drifting_documents(placed, chosen) if policy.drift else [None] * len(placed)
+        choices = iter(zip(chosen, drifting, strict=True))
         layout = _Layout(self.page_size)
         *before, last = self.segments
         for segment in before:
             if segment.chunk is not None:
-                layout.add_chunk(segment, segment.chunk, next(recompute))
+                layout.add_chunk(segment, segment.chunk, *next(choices))
             else:
                 layout.add_fresh(segment, 0)
         layout.add_fresh(last, self.reserve_tokens)
@@ -261,16 +267,21 @@ class _Layout:
         self._num_private = 0
         self._tail = (0, 0)
         self._counts = [0, 0, 0]
+        self._drifts: dict[int, LinkDrift] = {}
 
-    def add_chunk(self, segment: PlacedSegment, chunk: Chunk, recompute: Indices) -> None:
+    def add_chunk(
+        self, segment: PlacedSegment, chunk: Chunk, recompute: Indices, drifting: int | None
+    ) -> None:
+        """A chunk, `recompute` of it anew; the whole document `drifting`, if it has that number."""
         length, size = len(segment.token_ids), self._page_size
         base = segment.position - chunk.start
         private_of = np.full(-(-length // size), -1, np.int64)
         computed_in = np.bincount(recompute // size, minlength=len(private_of))
         for page, num_computed in enumerate(computed_in):
             filled = min(size, length - page * size)
-            shared = num_computed < filled
-            if num_computed:
+            owned = num_computed > 0 or drifting is not None
+            shared = num_computed < filled or drifting is not None
+            if owned:
                 private_of[page] = self._take_private()
             self._pages.append(
                 TablePage(
@@ -279,9 +290,11 @@ class _Layout:
                     filled=filled,
                     chunk=self._number_of(chunk) if shared else None,
                     page=page if shared else None,
-                    private=int(private_of[page]) if num_computed else None,
+                    private=int(private_of[page]) if owned else None,
                 )
             )
+        if drifting is not None:
+            self._add_drift(drifting, chunk.start, recompute, len(private_of))
         self._compute(
             segment.token_ids[recompute],
             segment.position + recompute,
@@ -301,6 +314,15 @@ class _Layout:
         index = np.arange(length)
         self._compute(segment.token_ids, segment.position + index, 0, self._tail[0] * size + index)
         self._counts[2] += length
+
+    def _add_drift(self, document: int, start: int, recompute: Indices, num_pages: int) -> None:
+        """The last pages so far are a drifting document's; `recompute` of it is computed next."""
+        first_row = sum(len(part[0]) for part in self._computed)
+        drift = self._drifts.setdefault(document, LinkDrift(first_row, [], []))
+        before, size = len(drift.pages), self._page_size
+        drift.stored.extend((before + n // size, n % size) for n in recompute.tolist())
+        first = len(self._pages) - num_pages
+        drift.pages.extend((first + page, start + page * size) for page in range(num_pages))
 
     def _take_private(self) -> int:
         self._num_private += 1
@@ -333,6 +355,7 @@ class _Layout:
             cached_tokens=cached,
             recomputed_tokens=recomputed,
             fresh_tokens=fresh,
+            drifts=tuple(self._drifts.values()),
         )
 
 
@@ -344,16 +367,22 @@ def bind(
 ) -> BoundLink:
     """Give a link its page numbers: those of each of its `chunks`, and its private ones."""
     table, sources, targets = [], [], []
-    for row in link.pages:
+    stored_pages: list[int | None] = []
+    # What drifts is written whole, not copied.
+    written = {page for drift in link.drifts for page, _ in drift.pages}
+    for place, row in enumerate(link.pages):
         stored = None
         if row.chunk is not None and row.page is not None:
             stored = chunk_pages[row.chunk][row.page]
         number = stored if row.private is None else private_pages[row.private]
         assert number is not None, "a table page is a chunk's, private, or both"
-        if stored is not None and row.private is not None:
+        stored_pages.append(stored)
+        if stored is not None and row.private is not None and place not in written:
             sources.append(stored)
             targets.append(number)
         table.append((number, row.base, row.first_position, row.filled))
     private = np.asarray(private_pages, np.int32)
     slots = private[link.slots // page_size] * page_size + link.slots % page_size
-    return BoundLink(slots, np.array(table, np.int32), tuple(sources), tuple(targets))
+    own = [row[0] for row in table]
+    drifts = tuple(drift.bind(stored_pages, own, page_size) for drift in link.drifts)
+    return BoundLink(slots, np.array(table, np.int32), tuple(sources), tuple(targets), drifts)

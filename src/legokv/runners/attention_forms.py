@@ -22,6 +22,7 @@ from legokv.model.config import ModelConfig
 from legokv.model.decoder import Attention
 from legokv.model.rope import layer_frequencies, layer_scale
 from legokv.ops.attention_tiles import StepTables, step_tables
+from legokv.ops.drift import DriftTables, drift_in_place
 from legokv.ops.kv_import import import_stored
 from legokv.ops.paged_attention import attend_in_place
 from legokv.runners.key_mass import KeyMass, scored_by_torch
@@ -53,6 +54,9 @@ class AttentionForm(Protocol):
 
     def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
         """Put stored kv [L, 2, n, G, D] over `pages` int32 [M] of `pools` [L, N, 2, S, G, D]."""
+
+    def drift(self, pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
+        """Move documents in `pool` by a step's k and v [T, G, D], which are not rotated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +128,9 @@ class TorchForm:
     def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
         import_stored(pools, kv, pages)
 
+    def drift(self, pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
+        drift_in_place(pool, k, v, tables)
+
 
 class NativeForm:
     """The CPU library: pages read where they lie, by the processor's best instructions."""
@@ -185,6 +192,9 @@ class NativeForm:
     def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
         self._calls.import_kv(pools, kv, pages, num_threads=torch.get_num_threads())
 
+    def drift(self, pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
+        self._calls.drift(pool, k, v, tables, self._instruction_set)
+
 
 class KernelForm:
     """The plugins' own kernels on `device`: a CUDA one, or the CPU for their host form.
@@ -228,6 +238,9 @@ class KernelForm:
 
     def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
         importing(self._launchers)(pools, kv, pages)
+
+    def drift(self, pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
+        drift_in_place(pool, k, v, tables)
 
     def _workspace_of(self, num_bytes: int) -> Tensor:
         """One workspace for all layers: they follow each other on one stream."""

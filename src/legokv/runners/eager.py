@@ -9,7 +9,8 @@ from legokv.errors import LegokvError
 from legokv.model.config import ModelConfig, scoring_layers
 from legokv.model.decoder import decoder_from_weights
 from legokv.model.dtypes import Dtypes, Int32
-from legokv.runners.attention_forms import CPU, AttentionForm
+from legokv.runners.attention_forms import CPU, AttentionForm, rotations_of
+from legokv.runners.drift import drifting
 from legokv.runners.key_mass import KeyMass
 from legokv.runners.packed_weights import pack_decoder
 from legokv.runners.page_store import PageStore
@@ -46,6 +47,7 @@ class EagerRunner:
         dtypes = Dtypes.same(str(self.decoder.embed.weight.dtype).removeprefix("torch."))
         graph = graph_shape(config, dtypes, page_size)
         self._store = PageStore(graph, num_pages, device, attention.import_kv)
+        self._rotations = rotations_of(config, device)
 
     @property
     def pools(self) -> list[Tensor]:
@@ -68,7 +70,9 @@ class EagerRunner:
         ids, rows = self._on_device(batch.input_ids), self._on_device(batch.logit_rows)
         pools = self._store.pools
         with self.attention.step(batch, pools) as attend:
-            logits: Tensor = self.decoder(ids, rows, pools, attend)[0]
+            drift = self.attention.drift
+            moved = drifting(attend, drift, batch, self._rotations, self.page_size, self.device)
+            logits: Tensor = self.decoder(ids, rows, pools, moved)[0]
         return logits
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from legokv.link.drift import Drift
 from legokv.model.dtypes import Int32
 
 
@@ -21,6 +22,7 @@ class Piece:
     key_positions: Int32
     slots: Int32
     table: Int32
+    drifts: tuple[Drift, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class StepBatch:
     | `query_start`   | [B + 1]     | token range of each sequence                               |
     | `pages`         | [B, P, 4]   | page, base, absolute position of slot 0, filled (0: none)  |
     | `logit_rows`    | [B]         | rows whose logits are wanted: each sequence's last         |
+
+    `drifts` are moved in each layer before its attention, in the order of their rows.
     """
 
     input_ids: Int32
@@ -45,6 +49,7 @@ class StepBatch:
     query_start: Int32
     pages: Int32
     logit_rows: Int32
+    drifts: tuple[Drift, ...] = ()
 
 
 def visible(table: Int32, last_position: int) -> Int32:
@@ -76,4 +81,9 @@ def step_batch(pieces: Sequence[Piece]) -> StepBatch:
         query_start=query_start,
         pages=pages,
         logit_rows=query_start[1:] - 1,
+        drifts=tuple(
+            drift.behind(int(start))
+            for piece, start in zip(pieces, query_start[:-1], strict=True)
+            for drift in piece.drifts
+        ),
     )

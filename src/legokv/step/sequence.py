@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from legokv.link.drift import Drift
 from legokv.link.link import BoundLink, Link
 from legokv.model.dtypes import Int32
 from legokv.step.batch import Piece
@@ -16,7 +17,7 @@ class TokenSequence:
 
     token_ids, positions, key_positions, slots: int32 [C]; table int32 [P, 4]; the last `num_left`
     of the C tokens are still to be computed. The last that was, was in the engine's step
-    `last_step`, or the sequence began then.
+    `last_step`, or the sequence began then. The rows of `drifts` count from the first of the C.
     """
 
     token_ids: Int32
@@ -25,6 +26,7 @@ class TokenSequence:
     slots: Int32
     table: Int32
     last_step: int = 0
+    drifts: tuple[Drift, ...] = ()
     num_left: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -34,13 +36,29 @@ class TokenSequence:
         """The next `num_tokens` tokens; `advance` says they were computed."""
         start = len(self.token_ids) - self.num_left
         part = slice(start, start + num_tokens)
+        drifts = [d for d in self.drifts if start <= d.first_row < start + num_tokens]
         return Piece(
             self.token_ids[part],
             self.positions[part],
             self.key_positions[part],
             self.slots[part],
             self.table,
+            tuple(drift.behind(-start) for drift in drifts),
         )
+
+    def fitting(self, num_tokens: int) -> int:
+        """How many are computed next where a step has room for so many, 1 or more.
+
+        The rows of a drift are computed together, whatever else a step holds: fewer, or more if
+        they come next and are more.
+        """
+        start = len(self.token_ids) - self.num_left
+        end = start + num_tokens
+        for drift in self.drifts:
+            last = drift.first_row + drift.num_rows
+            if drift.first_row < end < last:
+                end = drift.first_row if drift.first_row > start else last
+        return end - start
 
     def advance(self, num_tokens: int, step: int) -> None:
         self.num_left -= num_tokens
@@ -51,7 +69,7 @@ class TokenSequence:
         self.token_ids, self.positions, self.key_positions, self.slots = (
             np.array([value], np.int32) for value in (token_id, position, position, slot)
         )
-        self.num_left = 1
+        self.num_left, self.drifts = 1, ()
 
 
 def linked_sequence(link: Link, bound: BoundLink, num_positions: int = 0) -> TokenSequence:
@@ -63,6 +81,7 @@ def linked_sequence(link: Link, bound: BoundLink, num_positions: int = 0) -> Tok
         link.key_positions[rest],
         bound.slots[rest],
         bound.table,
+        drifts=tuple(drift.behind(-rest.start) for drift in bound.drifts),
     )
 
 

@@ -130,7 +130,7 @@ def test_an_empty_prompt_is_refused():
 class Above:
     """Recompute what scores more than a half."""
 
-    needs_scores = True
+    needs_scores, drift = True, False
 
     def choose(self, chunks, scores=None):
         parts = [scores[c.position : c.position + c.num_tokens] for c in chunks]

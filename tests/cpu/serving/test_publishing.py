@@ -141,6 +141,8 @@ def test_an_engine_counts_what_it_did_and_starts_at_zero(
         "ranked": 0,
         "guided": 0,
         "guided-ranked": 0,
+        "guided-drift": 0,
+        "guided-ranked-drift": 0,
         "legolink-0": 0,
         "full": 0,
     }
