@@ -66,7 +66,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     budget.add_argument("--recompute-percent", type=float, metavar="R", help="in place of them")
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument(
-        "--mode", help="legolink, spread, ranked, guided, guided-ranked, legolink-0 or full"
+        "--mode",
+        help="legolink, spread, ranked, guided, guided-ranked, guided-drift, guided-ranked-drift, "
+        "legolink-0 or full",
     )
     modes.add_argument("--full", dest="mode", action="store_const", const="full")
     parser.add_argument("--max-tokens", type=int, metavar="N")

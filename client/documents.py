@@ -45,7 +45,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         )
     add.add_argument("--warm", choices=("pool", "host", "disk"), help="have its KV there by then")
     add.add_argument(
-        "--rank", action="store_true", default=None, help="for modes ranked and guided-ranked"
+        "--rank", action="store_true", default=None, help="for modes with ranked in their names"
     )
     add.add_argument("--pin", dest="pinned", action="store_true", default=None)
     pins = update.add_mutually_exclusive_group()

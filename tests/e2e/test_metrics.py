@@ -32,9 +32,7 @@ PLAIN = (
 LABELLED = {
     "legokv_cache_bytes": {"tier": TIERS},
     "legokv_prompt_tokens_total": {"source": ("cached", "recomputed", "fresh")},
-    "legokv_prompts_total": {
-        "mode": ("legolink", "spread", *BY_SCORES, "legolink-0", "full")
-    },
+    "legokv_prompts_total": {"mode": ("legolink", "spread", *BY_SCORES, "legolink-0", "full")},
     "legokv_prompts_by_head_total": {"head": ("own", "other")},
     "legokv_chunk_lookups_total": {"tier": TIERS, "result": ("hit", "miss")},
     "legokv_evictions_total": {

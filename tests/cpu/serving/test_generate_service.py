@@ -397,7 +397,7 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ),
         (
             {"mode": b"full", "link_tokens": 3},
-            "'link_tokens' belongs to modes legolink, spread, ranked, guided, guided-ranked, guided-drift, guided-ranked-drift",
+            "'link_tokens' belongs to modes legolink, .*guided-drift, guided-ranked-drift",
         ),
         (
             {"link_tokens": 3, "recompute_percent": 2.5},
@@ -406,7 +406,7 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ({"recompute_percent": 250.0}, "recompute_percent is 0 to 100, not 250"),
         (
             {"mode": b"full", "recompute_percent": 3.0},
-            "belongs to modes legolink, spread, ranked, guided, guided-ranked, guided-drift, guided-ranked-drift",
+            "belongs to modes legolink, spread, .*guided-drift, guided-ranked-drift",
         ),
         ({"temperature": float("nan")}, "temperature is 0 to 100, not nan"),
         ({"top_p": 0.0}, "top_p is above 0 and at most 1, not 0.0"),
