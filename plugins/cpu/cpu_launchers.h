@@ -65,8 +65,8 @@ struct LegokvCpuLayer {
   int64_t v_stride;
 };
 
-// Documents that move as what is recomputed of them does on the mean; n documents, R of their tokens
-// are recomputed, they lie in M pages.
+// Documents that move as what is recomputed of them does on the mean; n documents, R of their
+// tokens are recomputed, they lie in M pages.
 struct LegokvCpuDrift {
   const void* k;  // T x [G, D], not rotated
   const void* v;  // T x [G, D]
@@ -74,10 +74,10 @@ struct LegokvCpuDrift {
   // [n, 4]: the document's first token in the step and how many of these are its, its first page
   // among the M and how many are its. Tokens and pages go on from one document to the next.
   const int32_t* documents;
-  const int32_t* stored;      // [R]: where their stored KV lies, page * S + slot
-  const int32_t* pages;       // [2, M]: stored pages, then the pages that they move to
-  const float* row_turns;     // [R, D]: cosines and sines [D / 2] of their key positions
-  const float* page_turns;    // [M, S, D]
+  const int32_t* stored;    // [R]: where their stored KV lies, page * S + slot
+  const int32_t* pages;     // [2, M]: stored pages, then the pages that they move to
+  const float* row_turns;   // [R, D]: cosines and sines [D / 2] of their key positions
+  const float* page_turns;  // [M, S, D]
   int64_t num_pool_pages;
   int64_t k_stride;
   int64_t v_stride;
@@ -138,8 +138,8 @@ void legokv_cpu_end(void* begun);
 int legokv_cpu_kv_import(const struct LegokvKvImport* import, int num_threads);
 
 // Moves the documents by the mean of what their recomputed tokens moved, shrunk by its noise, keys
-// before rotation (legokv/ops/drift.py has the formula). Before legokv_cpu_attend writes the tokens.
-// Returns a LegokvStatus.
+// before rotation (legokv/ops/drift.py has the formula). Before legokv_cpu_attend writes the
+// tokens. Returns a LegokvStatus.
 int legokv_cpu_drift(const struct LegokvCpuDrift* drift);
 
 // Elements of a packed weight [N, K], 64-aligned; 0 where K is no multiple of 32.

@@ -135,8 +135,8 @@ void write_pages(const LegokvCpuDrift& drift, const Kernels& kernels, int64_t el
     kernels.drift_page({pool + drift.pages[page] * page_bytes,
                         pool + drift.pages[drift.num_pages + page] * page_bytes,
                         drift.page_turns + page * drift.page_size * drift.head_size,
-                        key_moves + moves, value_moves + moves, drift.page_size,
-                        drift.num_kv_heads, drift.head_size});
+                        key_moves + moves, value_moves + moves, drift.page_size, drift.num_kv_heads,
+                        drift.head_size});
   });
 }
 

@@ -62,9 +62,8 @@ LEGOKV_EXPORT int legokv_cpu_drift(const LegokvCpuDrift* drift) {
   try {
     return static_cast<int>(legokv::cpu::drift_documents(*drift));
   } catch (const std::bad_alloc&) {
-    return static_cast<int>(
-        legokv::invalid_argument("no memory left for the drift of a step of %d tokens",
-                                 drift->num_tokens));
+    return static_cast<int>(legokv::invalid_argument(
+        "no memory left for the drift of a step of %d tokens", drift->num_tokens));
   }
 }
 
