@@ -304,7 +304,7 @@ def _step_arguments(tables: AttentionTables, shape: StepShape) -> StepArguments:
 def _check_drift(pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
     _, _, page_size, num_kv_heads, head_size = pool.shape
     num_rows, num_pages = len(tables.stored), tables.pages.shape[1]
-    wanted = {
+    layouts = {
         "k": (k, (len(k), num_kv_heads, head_size), pool.dtype),
         "v": (v, (len(k), num_kv_heads, head_size), pool.dtype),
         "documents": (tables.documents, (len(tables.documents), 4), torch.int32),
@@ -313,7 +313,7 @@ def _check_drift(pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> Non
         "row_turns": (tables.row_turns, (num_rows, head_size), torch.float32),
         "page_turns": (tables.page_turns, (num_pages, page_size, head_size), torch.float32),
     }
-    for name, (tensor, shape, dtype) in wanted.items():
+    for name, (tensor, shape, dtype) in layouts.items():
         if tensor.shape != shape or tensor.dtype != dtype:
             raise LaunchRefused(
                 f"{name} must be {list(shape)} of {dtype}, it is {list(tensor.shape)} of "
