@@ -25,15 +25,16 @@ def setting(default: Any, meaning: str, least: int | None = None, most: int | No
     return field(default=default, metadata={"meaning": meaning, "least": least, "most": most})
 
 
-def choice(choices: tuple[str, ...], meaning: str) -> Any:
-    """A field that is one of `choices`, the first unless told."""
-    return field(default=choices[0], metadata={"meaning": meaning, "choices": choices})
+def choice(choices: tuple[str, ...], meaning: str, *, listed: str = "") -> Any:
+    """A field that is one of `choices`, the first unless told; `listed` says which they are."""
+    facts = {"meaning": meaning, "choices": choices, "listed": listed or ", ".join(choices)}
+    return field(default=choices[0], metadata=facts)
 
 
 def described(item: Field[Any]) -> str:
     """What a setting means, with the choices it has."""
-    meaning, choices = item.metadata["meaning"], item.metadata.get("choices")
-    return f"{meaning}; one of {', '.join(choices)}" if choices else f"{meaning}"
+    meaning, listed = item.metadata["meaning"], item.metadata.get("listed")
+    return f"{meaning}; one of {listed}" if listed else f"{meaning}"
 
 
 def check_settings(record: Any) -> None:

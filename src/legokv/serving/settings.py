@@ -67,7 +67,7 @@ class Settings(EngineSettings):
     rank_documents: str = choice(("off", "on"), "rank documents where a request does not say")
     max_documents: int = setting(256, "most documents in one prompt", 1)
     default_max_tokens: int = setting(256, "longest answer where a request does not say", 1)
-    default_mode: str = choice(MODES_WITH_BUDGET, "usual mode")
+    default_mode: str = choice(MODES_WITH_BUDGET, "usual mode", listed="the modes with a budget")
     default_link_tokens: int = setting(16, "recomputed tokens of each document, likewise", 0)
     default_timeout_seconds: int = setting(600, "longest answering where one does not say", 1)
     system_text: str = setting(TEMPLATES_OWN, "system text of a request without one, or template")
