@@ -7,7 +7,7 @@ from dense_link import dense_logits
 
 from legokv import AnswerOptions, Engine, EngineSettings, SamplingOptions
 from legokv.engine.request import GenerateRequest
-from legokv.runners.key_mass import scoring_layers
+from legokv.model.config import scoring_layers
 
 
 def random_lists(seed, *lengths):
