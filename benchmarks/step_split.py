@@ -131,6 +131,8 @@ def _seconds(call: Callable[[], Any]) -> float:
 def only(engine: Engine, jobs: Sequence[GenerateJob]) -> Iterator[None]:
     """The other jobs are set aside: a step computes these alone."""
     all_jobs = engine.executor._running
+    if any(job not in all_jobs for job in jobs):
+        raise SystemExit("a sequence ended by itself before it was timed")
     engine.executor._running = list(jobs)
     try:
         yield
@@ -147,12 +149,14 @@ def decoding_jobs(engine: Engine, arguments: argparse.Namespace, most_steps: int
         size = (arguments.documents, arguments.document_tokens)
         return [engine.compile(ids) for ids in dice.integers(100, vocabulary, size)]
 
-    chunks, jobs = compiled(), []
+    most = max(arguments.sequences)
+    # Before any job, which would go on while others' documents are compiled.
+    documents = [compiled() for _ in range(most if arguments.unshared else 1)]
+    jobs = []
     top_p = 0.95 if arguments.temperature else 1.0
     sampling = SamplingOptions(temperature=arguments.temperature, top_p=top_p, seed=1)
-    for number in range(max(arguments.sequences)):
-        if arguments.unshared and number:
-            chunks = compiled()
+    for number in range(most):
+        chunks = documents[number % len(documents)]
         order = [chunks[place] for place in dice.permutation(len(chunks))]
         question = dice.integers(100, vocabulary, QUESTION_TOKENS).tolist()
         request = GenerateRequest([*order, question], most_steps, sampling=sampling)
