@@ -7,7 +7,7 @@ from typing import Any
 from legokv.errors import InvalidRequest
 from legokv.serving.fields import kind_of, parse_request, refuse_unknown
 from legokv.serving.front.json_check import check_elements, json_text
-from legokv.serving.front.tensor_check import Model, check_names, check_shape
+from legokv.serving.front.tensor_check import Model, check_id, check_names, check_shape
 
 _OF_REQUESTS = frozenset({"id", "inputs", "outputs", "parameters"})
 _OF_TENSORS = frozenset({"name", "datatype", "shape", "parameters", "data"})
@@ -39,6 +39,7 @@ def check_infer(text: bytes, model: Model, num_raw_bytes: int) -> bytes:
     refuse_unknown(request, _OF_REQUESTS)
     if not isinstance(request.get("id", ""), str):
         raise InvalidRequest(f"'id' takes a text, not {kind_of(request['id'])}")
+    check_id(request.get("id", ""))
     refuse_unknown(_parameters(request), _OF_ALL_OUTPUTS)
     inputs = [_tensor(item) for item in _list(request, "inputs")]
     outputs = [_tensor(item) for item in _list(request, "outputs")]

@@ -10,7 +10,7 @@ from typing import Any
 
 from legokv.errors import InvalidRequest
 from legokv.serving.fields import NO_QUESTION, kind_of, parse_request, refuse_unknown
-from legokv.serving.front.tensor_check import Input, Model
+from legokv.serving.front.tensor_check import Input, Model, check_id
 
 _PARAMETERS = "parameters"
 _ID = Input("BYTES", (1,), optional=True)
@@ -38,7 +38,9 @@ def check_generate(body: bytes, model: Model, *, streamed: bool) -> bytes:
             raise InvalidRequest(f"{name!r} is there twice, and once in {_PARAMETERS!r}: send one")
     if not any(name in model.inputs for name in (*more, *request)):
         raise InvalidRequest(NO_QUESTION)
-    check_elements("id", [{**more, **request}.get("id", "")], "BYTES")
+    request_id = {**more, **request}.get("id", "")
+    check_elements("id", [request_id], "BYTES")
+    check_id(request_id)
     parts = [{name: value for name, value in request.items() if name != _PARAMETERS}, dict(more)]
     mended = [_mended(fields, inputs) for fields in parts]
     if not streamed and any(part.get("stream") in (True, [True]) for part in parts):

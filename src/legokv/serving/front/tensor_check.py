@@ -17,6 +17,7 @@ from legokv.errors import InvalidRequest, NotFound
 from legokv.serving.fields import NO_QUESTION
 from legokv.serving.front.routes import MODELS, VERSION
 from legokv.serving.front.wire_bounds import check_wire
+from legokv.serving.log import MAX_ID_LEN
 
 MAX_ELEMENTS = 65_536
 """Most elements of one tensor."""
@@ -86,6 +87,7 @@ def _datatype(number: int) -> str:
 def check_request(request: Any, models: Mapping[str, Model]) -> None:
     """InvalidRequest or NotFound with the reason if Triton would not take these tensors."""
     check_model(request.model_name, request.model_version, models)
+    check_id(request.id)
     model = models[request.model_name]
     check_names(request.inputs, request.outputs, model)
     for output in request.outputs:
@@ -103,6 +105,13 @@ def check_request(request: Any, models: Mapping[str, Model]) -> None:
             _check_raw(tensor, raw[index], count)
         else:
             _check_contents(tensor, count)
+
+
+def check_id(request_id: str) -> None:
+    """InvalidRequest for an id that Triton would cut: it would be another request's."""
+    place = request_id.find("\0")
+    if place >= 0:
+        raise InvalidRequest(f"the request's id has a zero byte at character {place}")
 
 
 def check_model(name: str, version: str, models: Iterable[str]) -> None:
@@ -125,6 +134,12 @@ def _check_own_parameters(parameters: Mapping[str, Any]) -> None:
         if kind not in kinds:
             raise InvalidRequest(
                 f"the request's parameter {name[:100]!r} is {kind}, {' or '.join(kinds)} is taken"
+            )
+        if name == "priority" and value.int64_param < 0:
+            raise InvalidRequest(f"priority is {value.int64_param}, 0 or more is taken")
+        if name == "sequence_id" and len(value.string_param) > MAX_ID_LEN:
+            raise InvalidRequest(
+                f"sequence_id has {len(value.string_param)} characters, at most {MAX_ID_LEN} fit"
             )
 
 
@@ -207,6 +222,10 @@ def _strings_in(raw: bytes, most: int) -> int:
 
 
 def _check_contents(tensor: Any, count: int) -> None:
+    if count == 0:
+        raise InvalidRequest(
+            f"{tensor.name} has no elements, and no raw contents: send them, or leave it out"
+        )
     kind = _CONTENTS[tensor.datatype]
     kinds = [field.name for field, _ in tensor.contents.ListFields()]
     num_values = len(getattr(tensor.contents, kind))

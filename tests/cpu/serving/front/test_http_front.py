@@ -195,6 +195,7 @@ def test_tensors_that_are_not_the_config_s_end_at_the_front(
         (b"7", "a request is a JSON object, not a whole number"),
         (b'{"id":7,' + REQUEST[1:], "'id' takes a text, not a whole number"),
         (b'{"outputs":[{"name":"reply","parameters":{"classification":1}}],' + REQUEST[1:], "clos"),
+        (b'{"id":"a\\u0000b",' + REQUEST[1:], "id has a zero byte at character 1"),
         (b'{"parameters":{"sequence_id":1},' + REQUEST[1:], "unknown field 'sequence_id'"),
     ],
 )
@@ -243,6 +244,8 @@ def test_a_documents_request_may_be_the_json_itself(front: Running) -> None:
         ({"temperature": 1e-60}, "1e-60, which a float32 can't tell from 0"),
         ({"temperature": "1"}, "'temperature' takes a number, not a text"),
         ({"stream": 0}, "'stream' takes true or false, not a whole number"),
+        ({"id": "a\0b"}, "the request's id has a zero byte at character 1"),
+        ({"parameters": {"id": "a\0"}}, "the request's id has a zero byte at character 1"),
         ({"id": 5}, "'id' takes a text, not a whole number"),
         ({"id": ["a"]}, "'id' takes a text, not a list"),
         ({"parameters": [1]}, "'parameters' is an object with fields, not a list"),

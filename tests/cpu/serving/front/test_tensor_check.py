@@ -49,6 +49,10 @@ def test_contents_by_type_are_taken_as_raw_ones_are() -> None:
     one = made.inputs.add(name="text_input", datatype="BYTES", shape=[1, 1])
     one.contents.bytes_contents.append(b"Who?")
     check_request(made, MODELS)
+    none = made.inputs.add(name="stop_words", datatype="BYTES", shape=[1, 0])
+    with pytest.raises(InvalidRequest, match="stop_words has no elements, and no raw contents"):
+        check_request(made, MODELS)
+    made.inputs.remove(none)
     one.contents.int_contents.append(1)
     with pytest.raises(InvalidRequest, match="bytes_contents, its shape says 1, and int_contents"):
         check_request(made, MODELS)
@@ -127,6 +131,9 @@ def add_raw(made: Any) -> None:
         (parameter("timeout", bool_param=True), "'timeout' is bool_param, int64_param is taken"),
         (parameter("sequence_end", int64_param=1), "is int64_param, bool_param is taken"),
         (parameter("stop_words"), "'stop_words' is nothing, int64_param or bool_param or"),
+        (parameter("priority", int64_param=-1), "priority is -1, 0 or more is taken"),
+        (parameter("sequence_id", string_param="a" * 129), "129 characters, at most 128 fit"),
+        (lambda made: setattr(made, "id", "a\0b"), "id has a zero byte at character 1"),
         (parameter("triton_x", bool_param=True), "unknown parameter 'triton_x'"),
     ],
 )
