@@ -127,6 +127,8 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                 return await _abort(context, error)
             except grpc.aio.AioRpcError as error:
                 return await self._abort_with(context, error)
+            except asyncio.InvalidStateError:  # Triton ended before the request was written
+                return await _abort(context, Busy(STARTING))
 
         return call
 

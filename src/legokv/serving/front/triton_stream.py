@@ -6,7 +6,8 @@ only if what was asked goes on for long.
 """
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -31,10 +32,14 @@ class TritonStream:
         self._reading = asyncio.create_task(self._read())
 
     async def write(self, body: bytes) -> None:
-        await self._call.write(body)
+        """Send a request; AioRpcError or InvalidStateError for a stream that is over."""
+        with _over_or_not():
+            await self._call.write(body)
 
     async def done_writing(self) -> None:
-        await self._call.done_writing()
+        """Send no more; raises as `write` does."""
+        with _over_or_not():
+            await self._call.done_writing()
 
     async def code(self) -> grpc.StatusCode:
         return await self._call.code()
@@ -77,7 +82,16 @@ class TritonStream:
 
     async def _end(self) -> None:
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._call.done_writing()
+            await self.done_writing()
         await asyncio.wait({self._reading}, timeout=PATIENCE_SECONDS)
         if not self._reading.done():
             self._call.cancel()
+
+
+@contextmanager
+def _over_or_not() -> Iterator[None]:
+    """gRPC has an error of its own for what is sent while a stream comes to its end."""
+    try:
+        yield
+    except grpc.aio.InternalError:
+        raise asyncio.InvalidStateError("the stream is over") from None

@@ -1,6 +1,7 @@
 """A stream to Triton that is left is ended by its own side; only what goes on is cancelled."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 
 import grpc
@@ -103,3 +104,25 @@ def test_an_end_with_an_error_is_raised_to_who_reads() -> None:
             await anext(stream)
 
     asyncio.run(trial())
+
+
+def test_a_stream_that_takes_no_end_any_more_is_cancelled_and_leaves_no_fault() -> None:
+    """As gRPC has it where Triton is lost in the midst of a stream."""
+
+    class LostCall(Call):
+        async def done_writing(self) -> None:
+            raise grpc.aio.InternalError("Failed execute_batch")
+
+    faults: list[object] = []
+
+    async def trial() -> list[str]:
+        asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+        call = LostCall(b"a", ends=False)
+        said = await left(call)
+        with pytest.raises(asyncio.InvalidStateError, match="the stream is over"):
+            await TritonStream(call).done_writing()
+        return said
+
+    assert asyncio.run(trial()) == ["cancelled"]
+    gc.collect()
+    assert faults == []
