@@ -190,7 +190,10 @@ class _BlockTurns:
     async def _result(self, where: str, block: Mapping[str, Any]) -> Message:
         content = block.get("content") or ""
         parts = await self._parts(where, content) if content else ""
-        return {"role": "tool", "content": parts, "tool_call_id": str(block.get("tool_use_id"))}
+        call_id = _id_in(where, block, "tool_use_id")
+        if block.get("is_error") is True:
+            parts = _as_error(parts)
+        return {"role": "tool", "content": parts, "tool_call_id": call_id}
 
     async def _parts(self, where: str, content: Any) -> Any:
         if isinstance(content, str):
@@ -267,7 +270,21 @@ def _call(where: str, block: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(block.get("name"), str) or not isinstance(block.get("input"), Mapping):
         raise ApiRefused(f"{where} is a call with a name and an input", param=where)
     function = {"name": block["name"], "arguments": block["input"]}
-    return {"id": str(block.get("id")), "type": "function", "function": function}
+    return {"id": _id_in(where, block, "id"), "type": "function", "function": function}
+
+
+def _id_in(where: str, block: Mapping[str, Any], name: str) -> str:
+    value = block.get(name)
+    if not isinstance(value, str) or not value:
+        raise ApiRefused(f"{where}.{name} is a text: the id of a call", param=where)
+    return value
+
+
+def _as_error(parts: Any) -> Any:
+    """A tool's result that is an error, said so before it: templates have no place for that."""
+    if isinstance(parts, str):
+        return f"Error: {parts}" if parts else "Error"
+    return [{"type": "text", "text": "Error: "}, *parts]
 
 
 def _tools_in_openais_shape(values: Mapping[str, Any]) -> dict[str, Any]:
