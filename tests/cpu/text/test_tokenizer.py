@@ -106,6 +106,25 @@ def test_a_template_may_use_what_transformers_offers_templates(folder: Path) -> 
     assert rendered == '<|im_start|>"<é>"%'
 
 
+def test_json_in_a_template_has_the_options_of_transformers_filter(
+    folder: Path, tiny_checkpoint: Callable[[str], Path]
+) -> None:
+    options = (
+        *("", "ensure_ascii=False", "ensure_ascii=True", "true", "indent=4", "false, 2"),
+        *(
+            "separators=(',', ':')",
+            "sort_keys=True, indent=1",
+            "ensure_ascii=False, sort_keys=true",
+        ),
+    )
+    template = "|".join(f"{{{{ messages[0] | tojson({words}) }}}}" for words in options)
+    (folder / "chat_template.jinja").write_text(template)
+    messages = [{"role": "user", "content": '<é> "quoted"\n'}]
+    reference = PreTrainedTokenizerFast.from_pretrained(tiny_checkpoint("llama"))
+    expected = reference.apply_chat_template(messages, chat_template=template, tokenize=False)
+    assert Tokenizer.open(folder).render_chat(messages) == expected
+
+
 def test_a_template_that_refuses_says_why(folder: Path) -> None:
     template = "{{ raise_exception('roles must alternate') }}"
     (folder / "chat_template.jinja").write_text(template)

@@ -37,6 +37,7 @@ class ToolCall:
 
 _HERMES = ("<tool_call>", "</tool_call>")
 _MISTRAL = "[TOOL_CALLS]"
+_NOT_HERMES = ("<arg_key>", "<invoke")
 _CALL_ID, _ARGS = "[CALL_ID]", "[ARGS]"
 _PYTHON = "<|python_tag|>"
 _TAGGED = re.compile(r"<function=([^<>\n]+)>(.*?)(?:</function>)?\s*", re.DOTALL)
@@ -48,7 +49,8 @@ def tool_form_of(template: str | None) -> ToolForm | None:
     if template is None or "tools" not in template:
         return None
     if _HERMES[0] in template:
-        return ToolForm.HERMES
+        # Other families write calls in these tags in ways of their own.
+        return None if any(mark in template for mark in _NOT_HERMES) else ToolForm.HERMES
     if "[TOOL_CALLS]" in template or "[AVAILABLE_TOOLS]" in template:
         return ToolForm.MISTRAL
     if _PYTHON in template or "ipython" in template:

@@ -77,6 +77,9 @@ def test_text_that_begins_no_call_is_not_held_back() -> None:
         ("{% if tools %}[AVAILABLE_TOOLS]{% endif %}", ToolForm.MISTRAL),
         ("{% if tools %}Environment: ipython{% endif %}", ToolForm.LLAMA3),
         ("{{ messages }} <tool_call>", None),
+        ("{% if tools %}<tool_call>name<arg_key>city</arg_key>{% endif %}", None),
+        ("{% if tools %}<tool_call><invoke name=...>{% endif %}", None),
+        ("{% if tools %}<tool_call><function={{ name }}>{% endif %}", ToolForm.HERMES),
         (None, None),
     ],
 )
