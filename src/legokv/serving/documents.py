@@ -86,7 +86,14 @@ _FIELDS: dict[str, dict[str, fields.Reader]] = {
         "rank": fields.if_given(fields.flag),
         "text": fields.text,
     },
-    "get": {**_OF_ALL, "id": _ID, "wait": fields.flag, "text": fields.flag, "tiers": fields.flag},
+    "get": {
+        **_OF_ALL,
+        "id": _ID,
+        "wait": fields.flag,
+        "rank": fields.flag,
+        "text": fields.flag,
+        "tiers": fields.flag,
+    },
     "list": {
         **_OF_ALL,
         "after": _after,
@@ -126,7 +133,8 @@ class DocumentService:
     create     text, name?, ttl_seconds?, pinned?,             document, created, and
                wait? true, warm?, rank?, namespace_bytes? 0    warmed_chunks and ranked_chunks if
                                                                it waited
-    get        id, wait? false, text? false, tiers? false      document, and text if asked for
+    get        id, wait? false, rank? false, text? false,      document, and text and
+               tiers? false                                    ranked_chunks if asked for
     list       after? 0, limit? 100, name?, tiers? false,      documents, next_after
                newest_first? false
     update     id, name?, ttl_seconds?, pinned?                document
@@ -237,12 +245,16 @@ class DocumentService:
 
     def _get(self, request: Request, values: Request) -> Result:
         namespace, document_id = _namespace(values), values["id"]
+        if values["rank"] and not values["wait"]:
+            raise InvalidRequest("'rank' of a document needs 'wait': it is ranked when it is ready")
         if values["wait"]:
             document = self._compiler.bring_to_ready(namespace, document_id)
         else:
             document = self._registry.get(namespace, document_id)
         (facts,) = self._shown([document], with_tiers=values["tiers"])
         reply: Result = {"document": facts}
+        if values["rank"]:
+            reply["ranked_chunks"] = self._rank(document)
         if values["text"]:
             reply["text"] = self._registry.text(namespace, document_id)
         return reply

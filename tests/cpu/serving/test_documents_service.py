@@ -250,6 +250,7 @@ def test_lists_go_on_where_they_ended(service):
         ({"operation": "create", "text": "a" * 400, "pinned": True}, "402 tokens is more than the"),
         ({"operation": "get"}, "'id' is missing"),
         ({"operation": "get", "id": "x", "name": "y"}, "unknown field 'name'"),
+        ({"operation": "get", "id": "doc-x", "rank": True}, "'rank' of a document needs 'wait'"),
         ({"operation": "list", "limit": 0}, "'limit' is 0, outside 1 to 1000"),
         ({"operation": "list", "limit": 1.5}, "'limit' is a whole number, not a fraction"),
         ({"operation": "list", "after": -1}, "'after' is -1, outside"),

@@ -37,7 +37,7 @@ class Files:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._compiling: set[asyncio.Task[None]] = set()
+        self._under_way: dict[tuple[str, bool], asyncio.Task[None]] = {}
 
     async def upload(self, request: Request, account: Account) -> Response:
         """Register what the form's file says; it is compiled afterwards."""
@@ -53,9 +53,12 @@ class Files:
             name=shown_name(name),
             ttl_seconds=values.get("expires_after[seconds]"),
             wait=False,
-            **({"rank": values["rank"] == "true"} if "rank" in values else {}),
+            rank=False,
         )
         document = reply["document"]
+        by_default = "true" if world.settings.rank_documents == "on" else "false"
+        if values.get("rank", by_default) == "true":
+            self._begin(account.namespace(), document["id"], rank=True)
         upload = Upload(len(data), MEDIA_TYPES[kind])
         if data != normalise_text(text).encode():
             await asyncio.to_thread(
@@ -92,7 +95,7 @@ class Files:
         """One file; one that nobody compiles is compiled from now on."""
         document = await self._found(request, account)
         if document["state"] == "registered":
-            self._compile(account.namespace(), document["id"])
+            self._begin(account.namespace(), document["id"])
         return JSONResponse(await self._shown(request, document))
 
     async def content(self, request: Request, account: Account) -> Response:
@@ -168,23 +171,30 @@ class Files:
         self._world.library.forget(namespace, document_id)
         await asyncio.to_thread(self._world.uploads.forget, namespace, document_id)
 
-    def _compile(self, namespace: str, document_id: str) -> None:
-        if any(task.get_name() == document_id for task in self._compiling):
+    def _begin(self, namespace: str, document_id: str, *, rank: bool = False) -> None:
+        """Have it compiled, and ranked, behind this request."""
+        place = (document_id, rank)
+        if place in self._under_way:
             return
 
         async def compile_now() -> None:
             await self._world.models.documents(
-                "get", namespace=namespace, id=document_id, wait=True
+                "get", namespace=namespace, id=document_id, wait=True, rank=rank
             )
 
-        task = asyncio.create_task(compile_now(), name=document_id)
-        self._compiling.add(task)
-        task.add_done_callback(self._compiled)
+        def over(task: "asyncio.Task[None]") -> None:
+            del self._under_way[place]
+            if not task.cancelled():
+                task.exception()  # who asks next is told by the document's state
 
-    def _compiled(self, task: "asyncio.Task[None]") -> None:
-        self._compiling.discard(task)
-        if not task.cancelled():
-            task.exception()  # who asks next is told by the document's state
+        self._under_way[place] = asyncio.create_task(compile_now())
+        self._under_way[place].add_done_callback(over)
+
+    def _status(self, document: Document) -> str:
+        """A file that is to be ranked is processed when it is."""
+        is_ranked = (document["id"], True) not in self._under_way
+        status = _STATUS.get(document["state"], "error")
+        return status if is_ranked or status == "error" else "uploaded"
 
     async def _anthropic_page(self, request: Request, account: Account) -> dict[str, Any]:
         query = request.query_params
@@ -225,33 +235,36 @@ class Files:
 
         originals = await asyncio.to_thread(uploads)
         pairs = zip(documents, originals, strict=True)
-        return [_object(document, upload, is_anthropic(request)) for document, upload in pairs]
+        if is_anthropic(request):
+            return [_anthropic_object(document, upload) for document, upload in pairs]
+        return [_object(document, upload, self._status(document)) for document, upload in pairs]
 
 
-def _object(document: Document, upload: Upload | None, anthropic: bool) -> dict[str, Any]:
-    """A file as one of the two APIs shows it."""
-    num_bytes = document["num_bytes"] if upload is None else upload.num_bytes
-    if anthropic:
-        return {
-            "id": file_id_of(document["id"]),
-            "type": "file",
-            "filename": document["name"] or document["id"],
-            "mime_type": "text/plain" if upload is None else upload.media_type,
-            "size_bytes": num_bytes,
-            "created_at": _time(document["created_at"]),
-            "expires_at": _time(document["expires_at"]),
-            "downloadable": True,
-        }
+def _anthropic_object(document: Document, upload: Upload | None) -> dict[str, Any]:
+    return {
+        "id": file_id_of(document["id"]),
+        "type": "file",
+        "filename": document["name"] or document["id"],
+        "mime_type": "text/plain" if upload is None else upload.media_type,
+        "size_bytes": document["num_bytes"] if upload is None else upload.num_bytes,
+        "created_at": _time(document["created_at"]),
+        "expires_at": _time(document["expires_at"]),
+        "downloadable": True,
+    }
+
+
+def _object(document: Document, upload: Upload | None, status: str) -> dict[str, Any]:
+    """A file as OpenAI's API shows it."""
     expires_at = document["expires_at"]
     return {
         "id": file_id_of(document["id"]),
         "object": "file",
-        "bytes": num_bytes,
+        "bytes": document["num_bytes"] if upload is None else upload.num_bytes,
         "created_at": int(document["created_at"]),
         "expires_at": None if expires_at is None else int(expires_at),
         "filename": document["name"] or document["id"],
         "purpose": PURPOSE,
-        "status": _STATUS.get(document["state"], "error"),
+        "status": status,
         "status_details": document["failure"],
         "legokv": {
             "num_tokens": document["num_tokens"],

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import openai
 import pytest
 from gateway_world import RunningGateway, running_gateway
 
+from legokv.documents.compiling import Compiler
 from legokv.errors import ApiRefused
 from legokv.serving.gateway import extract
 from legokv.serving.gateway.extract import kind_of
@@ -167,10 +169,33 @@ def test_an_upload_may_ask_for_its_ranking(client: openai.OpenAI, gateway: Runni
     upload(client)
     upload(client, extra_body={"rank": "true"})
     upload(client, extra_body={"rank": "false"})
-    created = [asked.get("rank") for asked in gateway.models.documents]
-    assert created == [None, True, False]
+    ranked = [asked for asked in gateway.models.documents if asked["operation"] == "get"]
+    assert [(asked["wait"], asked["rank"]) for asked in ranked] == [(True, True)]
     with pytest.raises(openai.BadRequestError, match="'rank' is true or false, not '1'"):
         upload(client, extra_body={"rank": "1"})
+
+
+def test_a_file_that_is_to_be_ranked_is_processed_when_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def rank(compiler: Compiler, namespace: str, document_id: str) -> int:
+        begun.set()
+        may_end.wait(30)
+        return 1
+
+    monkeypatch.setattr(Compiler, "rank", rank)
+    with running_gateway(tmp_path, rank_documents="on") as gateway:
+        client = gateway.openai()
+        plain = upload(client, "Not ranked.", extra_body={"rank": "false"})
+        file = upload(client)
+        begun.wait(30)
+        assert client.files.wait_for_processing(plain.id, poll_interval=0.02).status == "processed"
+        assert client.files.retrieve(file.id).status == "uploaded"
+        assert [one.status for one in client.files.list()] == ["uploaded", "processed"]
+        may_end.set()
+        assert client.files.wait_for_processing(file.id, poll_interval=0.02).status == "processed"
 
 
 def test_no_path_leads_where_a_client_s_host_says(gateway: RunningGateway) -> None:
