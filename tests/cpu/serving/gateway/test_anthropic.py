@@ -130,6 +130,8 @@ def test_system_stops_and_tool_results_reach_generate(
     assert called["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "V"}}
     assert (answered["role"], answered["content"]) == ("tool", "rain")
     assert last == {"role": "user", "content": "And?"}
+    assert gateway.models.asked[-1]["stop_words"] == ["x"]
+    assert json.loads(gateway.models.asked[-1]["tools"])[0]["function"]["name"] == "weather"
     turns[2] = {"role": "user", "content": [{**result, "is_error": True}]}
     ask(client, messages=turns)
     assert messages(gateway)[-1]["content"] == "Error: rain"
@@ -137,8 +139,6 @@ def test_system_stops_and_tool_results_reach_generate(
         turns[2] = {"role": "user", "content": [block]}
         with pytest.raises(anthropic.BadRequestError, match=said):
             ask(client, messages=turns)
-    assert gateway.models.asked[-1]["stop_words"] == ["x"]
-    assert json.loads(gateway.models.asked[-1]["tools"])[0]["function"]["name"] == "weather"
 
 
 @pytest.mark.parametrize(
