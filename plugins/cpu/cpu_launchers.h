@@ -96,7 +96,7 @@ struct LegokvCpuDrift {
 // whatever T is.
 struct LegokvCpuLinear {
   const void* x;       // [T, K]
-  const void* weight;  // [N, K], as legokv_cpu_pack_weight left it
+  const void* weight;  // [N, K], as legokv_cpu_pack_weight or legokv_cpu_pack_int8 left it
   const float* bias;   // [N], or null
   void* out;           // [T, N]
   int64_t num_rows;
@@ -105,6 +105,7 @@ struct LegokvCpuLinear {
   int32_t dtype;
   int32_t instruction_set;  // for bfloat16 SOFTWARE_TILES or AMX
   int32_t num_threads;
+  int32_t int8;  // not 0: the weight is as legokv_cpu_pack_int8 left it, and dtype bfloat16
 };
 
 // silu(gate) * up of a gated MLP, in the result's type after each of both.
@@ -148,6 +149,14 @@ int64_t legokv_cpu_packed_elements(int32_t num_columns, int32_t num_products);
 // Lays a weight [N, K] of float32 or bfloat16 out. Returns a LegokvStatus.
 int legokv_cpu_pack_weight(const void* weight, int32_t num_columns, int32_t num_products,
                            int32_t dtype, void* packed);
+
+// Bytes of an int8 weight [N, K] with its scales, 64-aligned; 0 where K is no multiple of 32.
+int64_t legokv_cpu_int8_bytes(int32_t num_columns, int32_t num_products);
+
+// Lays a weight [N, K] out, -128 to 127, and its float16 scales [N, K / 32]: a product is its number
+// times its scale, rounded to bfloat16. Returns a LegokvStatus.
+int legokv_cpu_pack_int8(const int8_t* weight, const void* scales, int32_t num_columns,
+                         int32_t num_products, void* packed);
 
 // Returns a LegokvStatus.
 int legokv_cpu_multiply(const struct LegokvCpuLinear* linear);

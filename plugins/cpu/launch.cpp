@@ -77,6 +77,16 @@ LEGOKV_EXPORT int legokv_cpu_pack_weight(const void* weight, int32_t num_columns
       legokv::cpu::pack_weight(weight, num_columns, num_products, dtype, packed));
 }
 
+LEGOKV_EXPORT int64_t legokv_cpu_int8_bytes(int32_t num_columns, int32_t num_products) {
+  return legokv::cpu::int8_bytes(num_columns, num_products);
+}
+
+LEGOKV_EXPORT int legokv_cpu_pack_int8(const int8_t* weight, const void* scales,
+                                       int32_t num_columns, int32_t num_products, void* packed) {
+  return static_cast<int>(
+      legokv::cpu::pack_int8(weight, scales, num_columns, num_products, packed));
+}
+
 LEGOKV_EXPORT int legokv_cpu_multiply(const LegokvCpuLinear* linear) {
   return static_cast<int>(legokv::cpu::multiply(*linear));
 }

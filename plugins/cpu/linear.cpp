@@ -1,10 +1,13 @@
 #include "cpu/linear.h"
 
 #include <algorithm>
+#include <cstring>
+#include <new>
 #include <type_traits>
 
 #include "cpu/instruction_sets.h"
 #include "cpu/kernels/linear_group.h"
+#include "cpu/memory.h"
 #include "cpu/parallel.h"
 
 namespace legokv::cpu {
@@ -18,8 +21,10 @@ using MultiplyGroup = void (*)(const LinearGroup<Number>&);
 
 #if defined(LEGOKV_HAS_AMX_PANELS)
 constexpr MultiplyGroup<bfloat16> kMultiplyByAmx = multiply_by_amx;
+constexpr auto* kMultiplyBytesByAmx = multiply_bytes_by_amx;
 #else
 constexpr MultiplyGroup<bfloat16> kMultiplyByAmx = nullptr;
+constexpr decltype(&multiply_bytes_by_software) kMultiplyBytesByAmx = nullptr;
 #endif
 
 // The range of blocks or panels, `size` long each, that is the `i`-th of `count`; it ends at `end`.
@@ -33,11 +38,18 @@ Range range_of(int64_t end, int size, int64_t i, int64_t count) {
   return {pieces * i / count * size, std::min(pieces * (i + 1) / count * size, end)};
 }
 
-template <typename Number>
-LinearGroup<Number> group_of(const LegokvCpuLinear& linear, const Range& rows,
-                             const Range& columns) {
+// Elements of Weight for so many whole panels' columns.
+template <typename Weight>
+int64_t weight_elements(int64_t num_columns, int64_t num_products) {
+  return num_columns * num_products / (std::is_same_v<Weight, ByteStep> ? kStepElements : 1);
+}
+
+template <typename Number, typename Weight>
+LinearGroup<Number, Weight> group_of(const LegokvCpuLinear& linear, const Range& rows,
+                                     const Range& columns) {
   return {static_cast<const Number*>(linear.x) + rows.first * linear.num_products,
-          static_cast<const Number*>(linear.weight) + columns.first * linear.num_products,
+          static_cast<const Weight*>(linear.weight) +
+              weight_elements<Weight>(columns.first, linear.num_products),
           linear.bias == nullptr ? nullptr : linear.bias + columns.first,
           static_cast<Number*>(linear.out) + rows.first * linear.num_columns + columns.first,
           linear.num_columns,
@@ -80,20 +92,53 @@ void pack(const Number* from, int32_t num_columns, int32_t num_products, Number*
   }
 }
 
-template <typename Number>
-void multiply_all(const LegokvCpuLinear& linear) {
-  const MultiplyGroup<Number> multiply_group = multiplier<Number>(linear.instruction_set);
+// Puts a number and its column's scales to their places in the panel's steps.
+void pack_column(const int8_t* from, const float16* scales, int column, int32_t num_products,
+                 ByteStep* panel) {
+  for (int product = 0; product < num_products; ++product) {
+    ByteStep& step = panel[product / kStepProducts];
+    const int64_t i =
+        place_in_panel(static_cast<const bfloat16*>(nullptr), column, product % kStepProducts);
+    // Of four vectors of 16 words each word has a byte.
+    step.bytes[i / 64 * 64 + i % 16 * 4 + i % 64 / 16] = static_cast<uint8_t>(from[product] + 128);
+    step.scales[column] = scales[product / kStepProducts];
+  }
+}
+
+// Calls body(group, thread) for the parts of the product that threads take one after another.
+template <typename Number, typename Weight, typename Body>
+void for_groups(const LegokvCpuLinear& linear, const Body& body) {
   const int64_t wanted = linear.num_threads == 1 ? 1 : kGroupsForAThread * linear.num_threads;
   const int64_t num_panels = (linear.num_columns + kPanelColumns - 1) / kPanelColumns;
   const int64_t num_blocks = (linear.num_rows + kBlockRows - 1) / kBlockRows;
   // Columns first: another thread's rows would read the same weights.
   const int64_t across = std::min(num_panels, wanted);
   const int64_t down = std::min(num_blocks, (wanted + across - 1) / across);
-  parallel_for(across * down, linear.num_threads, [&](int64_t item, int) {
-    multiply_group(
-        group_of<Number>(linear, range_of(linear.num_rows, kBlockRows, item / across, down),
-                         range_of(linear.num_columns, kPanelColumns, item % across, across)));
+  parallel_for(across * down, linear.num_threads, [&](int64_t item, int thread) {
+    body(group_of<Number, Weight>(
+             linear, range_of(linear.num_rows, kBlockRows, item / across, down),
+             range_of(linear.num_columns, kPanelColumns, item % across, across)),
+         thread);
   });
+}
+
+template <typename Number>
+void multiply_all(const LegokvCpuLinear& linear) {
+  const MultiplyGroup<Number> multiply_group = multiplier<Number>(linear.instruction_set);
+  for_groups<Number, Number>(linear,
+                             [&](const LinearGroup<Number>& group, int) { multiply_group(group); });
+}
+
+void multiply_bytes(const LegokvCpuLinear& linear) {
+  auto* const multiply_group = linear.instruction_set == LEGOKV_SOFTWARE_TILES
+                                   ? multiply_bytes_by_software
+                                   : kMultiplyBytesByAmx;
+  const int64_t elements = expanded_elements(linear.num_rows, linear.num_products);
+  const auto scratch = uninitialised<bfloat16>(elements * linear.num_threads);
+  for_groups<bfloat16, ByteStep>(linear,
+                                 [&](const LinearGroup<bfloat16, ByteStep>& group, int thread) {
+                                   multiply_group(group, scratch.get() + thread * elements);
+                                 });
 }
 
 }  // namespace
@@ -126,15 +171,48 @@ Status pack_weight(const void* weight, int32_t num_columns, int32_t num_products
   return Status::kOk;
 }
 
+int64_t int8_bytes(int32_t num_columns, int32_t num_products) {
+  return packed_elements(num_columns, num_products) / kStepElements *
+         static_cast<int64_t>(sizeof(ByteStep));
+}
+
+Status pack_int8(const int8_t* weight, const void* scales, int32_t num_columns,
+                 int32_t num_products, void* packed) {
+  const int64_t num_bytes = int8_bytes(num_columns, num_products);
+  if (num_bytes == 0) {
+    return invalid_argument("cannot pack a weight [%d, %d]: sums of a multiple of %d products",
+                            num_columns, num_products, kStepProducts);
+  }
+  std::memset(packed, 0, num_bytes);
+  const int64_t num_steps = num_products / kStepProducts;
+  for (int64_t column = 0; column < num_columns; ++column) {
+    pack_column(weight + column * num_products,
+                static_cast<const float16*>(scales) + column * num_steps,
+                static_cast<int>(column % kPanelColumns), num_products,
+                static_cast<ByteStep*>(packed) + column / kPanelColumns * num_steps);
+  }
+  return Status::kOk;
+}
+
 Status multiply(const LegokvCpuLinear& linear) {
   if (packed_elements(linear.num_columns, linear.num_products) == 0 || linear.num_rows < 0 ||
-      linear.num_threads < 1 || !multiplies(linear.instruction_set, linear.dtype)) {
+      linear.num_threads < 1 || !multiplies(linear.instruction_set, linear.dtype) ||
+      (linear.int8 != 0 && linear.dtype != LEGOKV_BFLOAT16)) {
     return invalid_argument(
-        "multiply: %lld rows [%d, %d], dtype %d, instruction set %d, %d threads",
+        "multiply: %lld rows [%d, %d], dtype %d, instruction set %d, %d threads, int8 %d",
         static_cast<long long>(linear.num_rows), linear.num_columns, linear.num_products,
-        linear.dtype, linear.instruction_set, linear.num_threads);
+        linear.dtype, linear.instruction_set, linear.num_threads, linear.int8);
   }
   if (linear.num_rows == 0) return Status::kOk;
+  if (linear.int8 != 0) {
+    try {
+      multiply_bytes(linear);
+    } catch (const std::bad_alloc&) {
+      return invalid_argument("no memory left for a product of %lld rows",
+                              static_cast<long long>(linear.num_rows));
+    }
+    return Status::kOk;
+  }
   linear.dtype == LEGOKV_BFLOAT16 ? multiply_all<bfloat16>(linear) : multiply_all<float>(linear);
   return Status::kOk;
 }

@@ -1,7 +1,7 @@
 // Products by the processor's tiles: AMX, 8 registers of 16 rows of 64 bytes.
 #include <immintrin.h>
 
-#include "cpu/kernels/multiply_group.h"
+#include "cpu/kernels/multiply_bytes.h"
 
 namespace legokv::cpu {
 namespace {
@@ -126,7 +126,59 @@ class AmxTiles {
   int num_rows_ = 0;
 };
 
+// Steps that are asked of memory, and of the second cache, before they are expanded.
+constexpr int kStepsFromMemory = 16;
+constexpr int kStepsFromCache = 2;
+
+struct AmxExpand {
+  // A byte in a float's second byte, behind the exponent of 2^15: 32768 + byte, exactly.
+  static __m512 spread(__m512i words) {
+    const __m512i kByte = _mm512_set1_epi32(0xff00), kExponent = _mm512_set1_epi32(0x47000000);
+    constexpr int kAndThenOr = 0xEA;
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(words, kByte, kExponent, kAndThenOr));
+  }
+
+  // 16 pairs' numbers from their floats: the first's, then the second's.
+  static void store(__m512 first, __m512 second, bfloat16* to) {
+    const __m512bh both = _mm512_cvtne2ps_pbh(second, first);
+    memcpy(to, &both, sizeof both);
+  }
+
+  static void step(const ByteStep* from, bfloat16* to) {
+    // No product is rounded before the last step: it has 8 + 11 bits, what is taken off 9 + 11.
+    constexpr float kOffset = -(32768.0f + 128.0f);
+    const __m512i kLow = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    const __m512i kHigh = _mm512_add_epi32(kLow, _mm512_set1_epi32(8));
+    const auto* memory = reinterpret_cast<const char*>(from + kStepsFromMemory);
+    const auto* cache = reinterpret_cast<const char*>(from + kStepsFromCache);
+    __builtin_prefetch(memory + kStepElements, 0, 2);
+    __builtin_prefetch(cache + kStepElements, 0, 3);
+    for (int tile = 0; tile < 2; ++tile) {
+      const __m512 scales = _mm512_cvtph_ps(load_vector<__m256i>(from->scales + tile * 16));
+      const __m512 low = _mm512_permutexvar_ps(kLow, scales);
+      const __m512 high = _mm512_permutexvar_ps(kHigh, scales);
+      const __m512 low_offset = _mm512_mul_ps(low, _mm512_set1_ps(kOffset));
+      const __m512 high_offset = _mm512_mul_ps(high, _mm512_set1_ps(kOffset));
+#pragma GCC unroll 8
+      for (int at = tile * kStepElements / 2; at < (tile + 1) * kStepElements / 2; at += 64) {
+        __builtin_prefetch(memory + at, 0, 2);
+        __builtin_prefetch(cache + at, 0, 3);
+        const __m512i bytes = load_vector<__m512i>(from->bytes + at);
+        store(_mm512_fmadd_ps(spread(_mm512_slli_epi32(bytes, 8)), low, low_offset),
+              _mm512_fmadd_ps(spread(bytes), high, high_offset), to + at);
+        store(_mm512_fmadd_ps(spread(_mm512_srli_epi32(bytes, 8)), low, low_offset),
+              _mm512_fmadd_ps(spread(_mm512_srli_epi32(bytes, 16)), high, high_offset),
+              to + at + 32);
+      }
+    }
+  }
+};
+
 }  // namespace
+
+void multiply_bytes_by_amx(const LinearGroup<bfloat16, ByteStep>& group, bfloat16* scratch) {
+  ByteProduct<AmxTiles, AmxExpand>(group, scratch).run();
+}
 
 void multiply_by_amx(const LinearGroup<bfloat16>& group) { GroupProduct<AmxTiles>(group).run(); }
 

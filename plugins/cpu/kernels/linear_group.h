@@ -18,10 +18,18 @@ constexpr int kPanelColumns = 2 * kTileColumns;
 constexpr int kBlockRows = 2 * kTileRows;
 constexpr int kStepElements = kStepProducts * kPanelColumns;
 
-template <typename Number>
+// A bfloat16 step in a byte a product: a product is (byte - 128) times its column's scale, rounded.
+// Each two rows of pairs are 16 words, whose bytes stand for the four vectors of those rows'
+// halves.
+struct alignas(64) ByteStep {
+  uint8_t bytes[kStepElements];
+  float16 scales[kPanelColumns];
+};
+
+template <typename Number, typename Weight = Number>
 struct LinearGroup {
   const Number* x;       // of the first row
-  const Number* weight;  // of the first panel
+  const Weight* weight;  // of the first panel
   const float* bias;     // of the first column, or null
   Number* out;           // of the first row and column
   int64_t out_stride;
@@ -32,5 +40,18 @@ struct LinearGroup {
 
 void multiply_by_software(const LinearGroup<bfloat16>& group);
 void multiply_by_amx(const LinearGroup<bfloat16>& group);
+
+// `scratch`: expanded_elements(group.num_rows, group.num_products), 64-aligned.
+void multiply_bytes_by_software(const LinearGroup<bfloat16, ByteStep>& group, bfloat16* scratch);
+void multiply_bytes_by_amx(const LinearGroup<bfloat16, ByteStep>& group, bfloat16* scratch);
+
+// Panels that many rows meet one after another are expanded at once; for few rows some steps are.
+constexpr int kExpandedPanels = 8;
+constexpr int kExpandedSteps = 4;
+
+inline int64_t expanded_elements(int64_t num_rows, int32_t num_products) {
+  return num_rows <= kBlockRows ? int64_t{kExpandedSteps} * kStepElements
+                                : int64_t{kExpandedPanels} * kPanelColumns * num_products;
+}
 
 }  // namespace legokv::cpu

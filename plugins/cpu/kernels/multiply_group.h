@@ -44,6 +44,36 @@ struct LinearBlock {
   Ahead x_ahead;
 };
 
+template <typename Number>
+void round_sums(const float* sums, const float* bias, Number* results) {
+  for (int i = 0; i < kPanelColumns; i += kLanes) {
+    store_floats<kLanes>(results + i,
+                         load_vector<Floats>(sums + i) + load_vector<Floats>(bias + i));
+  }
+}
+
+// Rounds the sums of some rows and a panel's columns, and puts them into the group's result.
+template <typename Number, typename Weight>
+void store_block(const LinearGroup<Number, Weight>& group, int64_t first_row, int num_rows,
+                 int first_column, const float* sums) {
+  const int left = group.num_columns - first_column;
+  const int num_columns = left < kPanelColumns ? left : kPanelColumns;
+  float bias[kPanelColumns] = {};
+  if (group.bias != nullptr) {
+    memcpy(bias, group.bias + first_column, num_columns * sizeof(float));
+  }
+  Number* out = group.out + first_row * group.out_stride + first_column;
+  for (int row = 0; row < num_rows; ++row, sums += kPanelColumns, out += group.out_stride) {
+    if (num_columns == kPanelColumns) {
+      round_sums(sums, bias, out);
+    } else {
+      Number results[kPanelColumns];
+      round_sums(sums, bias, results);
+      memcpy(out, results, num_columns * sizeof(Number));
+    }
+  }
+}
+
 // Tiles::multiply does a block of Tiles::Number; rows of its sums past num_rows may change.
 template <typename Tiles>
 class GroupProduct {
@@ -117,32 +147,8 @@ class GroupProduct {
          num_rows, weight_of(panel, step), num_steps, sums_[i], part > 0,
          panels.count > 1 || num_blocks_ == 1, weight_ahead(block, step, num_steps, panel),
          x_ahead(block, step, num_steps, panels, i)});
-    if (part + 1 == num_parts_) store(block * kBlockRows, num_rows, panel, sums_[i]);
-  }
-
-  void store(int64_t first_row, int num_rows, int panel, const float* sums) const {
-    const int first_column = panel * kPanelColumns;
-    const int num_columns = clamp(group_.num_columns - first_column, 1, kPanelColumns);
-    float bias[kPanelColumns] = {};
-    if (group_.bias != nullptr) {
-      memcpy(bias, group_.bias + first_column, num_columns * sizeof(float));
-    }
-    Number* out = group_.out + first_row * group_.out_stride + first_column;
-    for (int row = 0; row < num_rows; ++row, sums += kPanelColumns, out += group_.out_stride) {
-      if (num_columns == kPanelColumns) {
-        round(sums, bias, out);
-      } else {
-        Number results[kPanelColumns];
-        round(sums, bias, results);
-        memcpy(out, results, num_columns * sizeof(Number));
-      }
-    }
-  }
-
-  static void round(const float* sums, const float* bias, Number* results) {
-    for (int i = 0; i < kPanelColumns; i += kLanes) {
-      store_floats<kLanes>(results + i,
-                           load_vector<Floats>(sums + i) + load_vector<Floats>(bias + i));
+    if (part + 1 == num_parts_) {
+      store_block(group_, block * kBlockRows, num_rows, panel * kPanelColumns, sums_[i]);
     }
   }
 

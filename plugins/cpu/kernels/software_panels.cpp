@@ -1,5 +1,5 @@
 // Products as AMX rounds them, without it: slow, for tests on any machine.
-#include "cpu/kernels/multiply_group.h"
+#include "cpu/kernels/multiply_bytes.h"
 
 namespace legokv::cpu {
 namespace {
@@ -35,7 +35,23 @@ struct SoftwareTiles {
   }
 };
 
+struct SoftwareExpand {
+  static void step(const ByteStep* from, bfloat16* to) {
+    for (int i = 0; i < kStepElements; ++i) {
+      // Of four vectors of 16 words each word has a byte.
+      const int place = i / 64 * 64 + i % 16 * 4 + i % 64 / 16;
+      const int column = i / (kStepElements / 2) * kTileColumns + i % 32 / 2;
+      const float value = static_cast<float>(from->bytes[place] - 128);
+      to[i] = from_float<bfloat16>(value * to_float(from->scales[column]));
+    }
+  }
+};
+
 }  // namespace
+
+void multiply_bytes_by_software(const LinearGroup<bfloat16, ByteStep>& group, bfloat16* scratch) {
+  ByteProduct<SoftwareTiles, SoftwareExpand>(group, scratch).run();
+}
 
 void multiply_by_software(const LinearGroup<bfloat16>& group) {
   GroupProduct<SoftwareTiles>(group).run();

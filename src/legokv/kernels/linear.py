@@ -4,6 +4,8 @@ A result's products are summed in one order, so a row's have the same bits in an
 """
 
 import ctypes
+import mmap
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,11 @@ from torch import Tensor, nn
 from legokv.errors import LaunchRefused
 from legokv.kernels.gpu import DTYPES
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
+from legokv.ops.int8_weight import Int8Weight
+
+_HUGE_PAGE = 2 << 20
+_REGION_BYTES = 64 << 20
+_LINE = 64
 
 
 class LinearArguments(ctypes.Structure):
@@ -27,6 +34,7 @@ class LinearArguments(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("instruction_set", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
+        ("int8", ctypes.c_int32),
     )
 
 
@@ -44,12 +52,41 @@ class GateArguments(ctypes.Structure):
     )
 
 
+class PackedMemory:
+    """Memory for packed weights, side by side in pages of 2 MiB where the system has such.
+
+    A decode step reads all of it once: with pages of 4 KiB their addresses take time, too.
+    """
+
+    def __init__(self) -> None:
+        self._region: mmap.mmap | None = None
+        self._used = 0
+
+    def tensor(self, num_elements: int, dtype: torch.dtype) -> Tensor:
+        """A tensor [num_elements], 64-aligned, of which nothing is written yet."""
+        num_bytes = -(-num_elements * dtype.itemsize // _LINE) * _LINE
+        if self._region is None or self._used + num_bytes > len(self._region):
+            pages = -(-max(num_bytes, _REGION_BYTES) // _HUGE_PAGE)
+            self._region, self._used = _huge_pages(pages), 0
+        start, self._used = self._used, self._used + num_bytes
+        return torch.frombuffer(self._region, dtype=dtype, count=num_elements, offset=start)
+
+
+def _huge_pages(num_pages: int) -> mmap.mmap:
+    region = mmap.mmap(-1, num_pages * _HUGE_PAGE)
+    # A kernel without them says so; its small pages do.
+    with suppress(OSError):
+        region.madvise(mmap.MADV_HUGEPAGE)
+    return region
+
+
 class LinearCalls:
     """The functions of one loaded library, on torch's number of threads."""
 
     def __init__(self, library: NativeLibrary) -> None:
         self._library = library
         self._functions = library.functions
+        self._memory = PackedMemory()
 
     def instruction_sets(self, dtype: torch.dtype) -> list[InstructionSet]:
         """Those that multiply rows of `dtype` with this library and processor, best last."""
@@ -68,7 +105,7 @@ class LinearCalls:
     def pack(self, weight: Tensor) -> Tensor:
         """A copy of `weight` [N, K] as the kernels read it; LaunchRefused where `takes` is not."""
         weight = weight.detach().contiguous()
-        packed = weight.new_empty(self._packed_elements(weight))
+        packed = self._memory.tensor(max(self._packed_elements(weight), 1), weight.dtype)
         self._library.check(
             self._functions.legokv_cpu_pack_weight(
                 ctypes.c_void_p(weight.data_ptr()),
@@ -79,12 +116,27 @@ class LinearCalls:
         )
         return packed
 
+    def pack_int8(self, weight: Int8Weight) -> Tensor:
+        """A copy as the kernels read it: bytes; LaunchRefused where K is no multiple of 32."""
+        num_bytes: int = self._functions.legokv_cpu_int8_bytes(*weight.shape)
+        packed = self._memory.tensor(max(num_bytes, 1), torch.uint8)
+        numbers, scales = weight.numbers.contiguous(), weight.scales.contiguous()
+        self._library.check(
+            self._functions.legokv_cpu_pack_int8(
+                ctypes.c_void_p(numbers.data_ptr()),
+                ctypes.c_void_p(scales.data_ptr()),
+                *weight.shape,
+                ctypes.c_void_p(packed.data_ptr()),
+            )
+        )
+        return packed
+
     def multiply(
         self, x: Tensor, weight: "NativeWeight", instruction_set: InstructionSet
     ) -> Tensor:
         """nn.Linear's result [T, N] of `x` [T, K]; bfloat16 goes by SOFTWARE_TILES or AMX."""
         num_columns, num_products = weight.shape
-        dtype = weight.packed.dtype
+        dtype = weight.dtype
         if x.dtype != dtype or x.dim() != 2 or x.shape[1] != num_products:
             raise LaunchRefused(
                 f"x must be [rows, {num_products}] of {dtype}, it is {list(x.shape)} of {x.dtype}"
@@ -102,6 +154,7 @@ class LinearCalls:
             DTYPES[dtype],
             instruction_set,
             torch.get_num_threads(),
+            weight.int8,
         )
         self._library.check(self._functions.legokv_cpu_multiply(ctypes.byref(arguments)))
         return out
@@ -128,22 +181,33 @@ class LinearCalls:
 
 
 class NativeWeight:
-    """A weight [N, K] that `calls` packed, and its bias [N] in float32."""
+    """A weight [N, K] that `calls` packed, and its bias [N] in float32.
 
-    def __init__(self, calls: LinearCalls, weight: Tensor, bias: Tensor | None) -> None:
+    An int8 one is for bfloat16 rows: the results are those of its dense form, bit by bit.
+    """
+
+    def __init__(
+        self, calls: LinearCalls, weight: Tensor | Int8Weight, bias: Tensor | None
+    ) -> None:
         self.shape = tuple(weight.shape)
-        self.packed = calls.pack(weight)
+        self.int8 = isinstance(weight, Int8Weight)
+        if isinstance(weight, Int8Weight):
+            self.packed, self.dtype = calls.pack_int8(weight), torch.bfloat16
+        else:
+            self.packed, self.dtype = calls.pack(weight), weight.dtype
         self.bias = None if bias is None else bias.detach().float().contiguous()
 
 
 class NativeLinear(nn.Module):
     """nn.Linear by the library; `calls` must take the weight and have an instruction set for it."""
 
-    def __init__(self, calls: LinearCalls, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, calls: LinearCalls, weight: Tensor | Int8Weight, bias: Tensor | None = None
+    ) -> None:
         super().__init__()
         self._calls = calls
         self._weight = NativeWeight(calls, weight, bias)
-        self._instruction_set = calls.instruction_sets(weight.dtype)[-1]
+        self._instruction_set = calls.instruction_sets(self._weight.dtype)[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         return self._calls.multiply(x, self._weight, self._instruction_set)

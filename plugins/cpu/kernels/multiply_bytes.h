@@ -1,0 +1,81 @@
+// Products with a weight in bytes: it is expanded to bfloat16 panels, then multiplied as those are.
+//
+// So a row's result has the bits that the expanded weight's has, for any number of rows.
+#pragma once
+
+#include "cpu/kernels/multiply_group.h"
+
+namespace legokv::cpu {
+namespace {
+
+// Expand::step(from, to) makes a step of bfloat16.
+template <typename Tiles, typename Expand>
+class ByteProduct {
+ public:
+  using Group = LinearGroup<bfloat16, ByteStep>;
+
+  ByteProduct(const Group& group, bfloat16* scratch)
+      : group_(group),
+        scratch_(scratch),
+        num_steps_(group.num_products / kStepProducts),
+        num_panels_((group.num_columns + kPanelColumns - 1) / kPanelColumns),
+        panels_at_once_(
+            smaller(static_cast<int>(group.num_rows / (2 * kBlockRows)) + 1, kExpandedPanels)) {}
+
+  void run() {
+    if (group_.num_rows <= kBlockRows) {
+      for (int panel = 0; panel < num_panels_; ++panel) multiply_few(panel);
+    } else {
+      for (int first = 0; first < num_panels_; first += panels_at_once_) multiply_many(first);
+    }
+  }
+
+ private:
+  static int smaller(int a, int b) { return a < b ? a : b; }
+
+  // One panel against all rows, some steps expanded and multiplied at a time.
+  void multiply_few(int panel) {
+    const ByteStep* from = group_.weight + int64_t{panel} * num_steps_;
+    const int num_rows = static_cast<int>(group_.num_rows);
+    for (int first = 0; first < num_steps_; first += kExpandedSteps) {
+      const int count = smaller(num_steps_ - first, kExpandedSteps);
+      for (int i = 0; i < count; ++i) Expand::step(from + first + i, scratch_ + i * kStepElements);
+      tiles_.multiply({group_.x + first * kStepProducts,
+                       group_.num_products * int64_t{sizeof(bfloat16)}, num_rows, scratch_, count,
+                       sums_, first > 0, true, Ahead{}, Ahead{}});
+    }
+    store_block(group_, 0, num_rows, panel * kPanelColumns, sums_);
+  }
+
+  // Some whole panels, expanded once for all blocks of rows.
+  void multiply_many(int first) {
+    const int count = smaller(num_panels_ - first, panels_at_once_);
+    const int first_column = first * kPanelColumns;
+    const ByteStep* from = group_.weight + int64_t{first} * num_steps_;
+    for (int i = 0; i < count * num_steps_; ++i) {
+      Expand::step(from + i, scratch_ + int64_t{i} * kStepElements);
+    }
+    const LinearGroup<bfloat16> panels{
+        group_.x,
+        scratch_,
+        group_.bias == nullptr ? nullptr : group_.bias + first_column,
+        group_.out + first_column,
+        group_.out_stride,
+        group_.num_rows,
+        smaller(group_.num_columns - first_column, count * kPanelColumns),
+        group_.num_products};
+    GroupProduct<Tiles>(panels).run();
+  }
+
+  const Group& group_;
+  bfloat16* const scratch_;
+  const int num_steps_;
+  const int num_panels_;
+  // As many as meet a block of rows one after another.
+  const int panels_at_once_;
+  Tiles tiles_;
+  alignas(64) float sums_[kBlockRows * kPanelColumns];
+};
+
+}  // namespace
+}  // namespace legokv::cpu

@@ -1,0 +1,138 @@
+"""Weights in a byte a number: kept as GGUF's Q8_0 is, multiplied as their dense form is."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from torch import Tensor
+
+from legokv.errors import LaunchRefused, UnsupportedModel
+from legokv.kernels.build_cpu import build_native_library
+from legokv.kernels.linear import LinearCalls, NativeWeight
+from legokv.kernels.native_library import InstructionSet, NativeLibrary
+from legokv.ops.int8_weight import Int8Embedding, Int8Weight, int8_weight
+
+Q8_0 = GGMLQuantizationType.Q8_0
+# Columns and products: a panel that is not full, one step, parts of steps, many panels.
+SHAPES = [(32, 32), (7, 64), (40, 96), (100, 608), (300, 1536)]
+FORMS = [InstructionSet.SOFTWARE_TILES, InstructionSet.AMX]
+
+
+@pytest.fixture(scope="module")
+def calls() -> LinearCalls:
+    return LinearCalls(NativeLibrary(build_native_library(print)))
+
+
+def random_weight(shape: tuple[int, int]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(shape[0])) * 0.05
+
+
+def blocks_of(weight: Tensor) -> np.ndarray:
+    return quantize(weight.numpy(), Q8_0)
+
+
+def dense_by_gguf(blocks: np.ndarray) -> Tensor:
+    return torch.from_numpy(dequantize(blocks, Q8_0))
+
+
+def best(calls: LinearCalls) -> InstructionSet:
+    return calls.instruction_sets(torch.bfloat16)[-1]
+
+
+def test_a_weight_in_bytes_is_off_by_half_a_step_at_most_and_by_bfloat16_s_rounding():
+    weight = random_weight((64, 256))
+    steps = weight.view(64, -1, 32).abs().amax(2) / 127
+    allowed = steps.repeat_interleave(32, 1) * 0.51 + weight.abs() * 2**-8
+    assert bool(((int8_weight(weight, "w").dense().float() - weight).abs() <= allowed).all())
+
+
+def test_q8_0_blocks_are_kept_byte_by_byte():
+    blocks = blocks_of(random_weight((48, 320)))
+    kept = int8_weight(dense_by_gguf(blocks), "w")
+    raw = blocks.reshape(48, 10, 34)
+    assert np.array_equal(kept.scales.numpy(), raw[..., :2].copy().view(np.float16)[..., 0])
+    assert np.array_equal(kept.numbers.numpy(), raw[..., 2:].view(np.int8).reshape(48, 320))
+
+
+def test_q8_0_blocks_of_another_s_making_are_kept_number_by_number():
+    dice = np.random.default_rng(5)
+    raw = np.empty((64, 8, 34), np.uint8)
+    scales = dice.uniform(-0.01, 0.01, (64, 8, 1)).astype(np.float16)
+    raw[..., :2] = scales.view(np.uint8).reshape(64, 8, 2)
+    raw[..., 2:] = dice.integers(-128, 128, (64, 8, 32)).astype(np.int8).view(np.uint8)
+    dense = dense_by_gguf(raw.reshape(64, -1))
+    kept = int8_weight(dense, "w")
+    found = kept.numbers.view(64, 8, 32).float() * kept.scales.float()[..., None]
+    assert torch.equal(found.view(64, -1), dense)
+
+
+def test_zeros_and_numbers_below_any_scale_are_zeros():
+    weight = torch.zeros(2, 64)
+    weight[1, 3] = 1e-8
+    assert not int8_weight(weight, "w").dense().any()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -1e7])
+def test_numbers_that_no_scale_holds_are_refused_by_the_tensor_s_name(number):
+    weight = random_weight((4, 64))
+    weight[2, 5] = number
+    with pytest.raises(UnsupportedModel, match=r"model\.q holds numbers that are none or above"):
+        int8_weight(weight, "model.q")
+
+
+def test_rows_that_are_no_whole_blocks_are_refused_with_their_length():
+    with pytest.raises(UnsupportedModel, match=r"rows of 80 .*blocks of 32: .*--weights model"):
+        int8_weight(torch.zeros(4, 80), "model.q")
+
+
+def test_an_embedding_looks_up_the_dense_form_s_rows():
+    weight = int8_weight(random_weight((50, 64)), "w")
+    ids = torch.tensor([3, 0, 49, 3])
+    assert torch.equal(Int8Embedding(weight)(ids), weight.dense()[ids])
+
+
+@pytest.mark.parametrize("rows", [1, 31, 33, 130])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_product_with_bytes_has_the_bits_of_the_one_with_their_dense_form(
+    calls, form, shape, rows
+):
+    if form not in calls.instruction_sets(torch.bfloat16):
+        pytest.skip(f"this processor or compiler has no {form.name}")
+    weight, bias = int8_weight(random_weight(shape), "w"), torch.randn(shape[0])
+    x = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(rows)).bfloat16()
+    found, expected = (
+        calls.multiply(x, NativeWeight(calls, each, bias), form)
+        for each in (weight, weight.dense())
+    )
+    assert torch.equal(found, expected)
+
+
+def test_every_byte_is_its_number(calls):
+    numbers = torch.arange(-128, 128, dtype=torch.int16).char().view(8, 32).contiguous()
+    scales = torch.tensor([1, 2, 0.5, 2**-24, -3, 0.1, 1000, 0]).half()[:, None].contiguous()
+    weight = Int8Weight(numbers, scales)
+    out = calls.multiply(torch.eye(32).bfloat16(), NativeWeight(calls, weight, None), best(calls))
+    assert torch.equal(out, weight.dense().T)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_any_number_of_rows_gives_a_row_the_same_bits_with_bytes(calls, num_threads, torch_threads):
+    layer = NativeWeight(calls, int8_weight(random_weight((200, 576)), "w"), None)
+    x = torch.randn(130, 576, generator=torch.Generator().manual_seed(9)).bfloat16()
+    whole = calls.multiply(x, layer, best(calls))
+    torch_threads(num_threads)
+    for rows in range(1, 131):
+        assert torch.equal(calls.multiply(x[-rows:].clone(), layer, best(calls)), whole[-rows:])
+
+
+def test_bytes_are_for_bfloat16_rows_and_whole_blocks_alone(calls):
+    weight = int8_weight(random_weight((32, 64)), "w")
+    layer = NativeWeight(calls, weight, None)
+    with pytest.raises(LaunchRefused, match=r"\[rows, 64\] of .*bfloat16"):
+        calls.multiply(torch.zeros(2, 64), layer, best(calls))
+    with pytest.raises(LaunchRefused, match=r"\[32, 48\]: sums of a multiple of 32 products"):
+        calls.pack_int8(Int8Weight(weight.numbers[:, :48], weight.scales[:, :1]))
