@@ -61,9 +61,9 @@ def compare_forms(model: LinkedModel, prompt: Prompt) -> dict[str, float]:
     model.clear()
     for segment in prompt.segments:
         model.compile(segment)
-    exact = _log_probabilities(model, prompt)
+    exact = answer_log_probabilities(model, prompt)
     round_pools(model)
-    return compare(_log_probabilities(model, prompt), exact, prompt.answer)
+    return compare(answer_log_probabilities(model, prompt), exact, prompt.answer)
 
 
 def round_pools(model: LinkedModel) -> None:
@@ -73,7 +73,8 @@ def round_pools(model: LinkedModel) -> None:
         pool.copy_(from_stored(to_stored(pool, "int8")))
 
 
-def _log_probabilities(model: LinkedModel, prompt: Prompt) -> Tensor:
+def answer_log_probabilities(model: LinkedModel, prompt: Prompt) -> Tensor:
+    """Of all tokens at each place of the gold answer, linked at k = 16."""
     chunks = [model.compile(segment) for segment in prompt.segments]
     fresh = prompt.question + prompt.answer[:-1]
     placed = model.bind(model.place([*chunks, fresh]).link(legolink(LINK_TOKENS)))

@@ -14,7 +14,7 @@ from legokv.built.plan_limits import PlanLimits
 from legokv.checkpoint.source import PRESETS, checkpoint_folder
 from legokv.errors import InvalidRequest
 from legokv.kernels.build_gpu import PluginBuild, build_plugin_library
-from legokv.model.dtypes import DTYPES
+from legokv.model.dtypes import DTYPES, WEIGHT_FORMS
 from legokv.plan.backends import BACKENDS, PLAN_BACKENDS, choose_backend, this_machine
 from legokv.step.graph import IMPORTS
 
@@ -33,6 +33,12 @@ def parse_arguments(description: str | None, arguments: list[str] | None) -> arg
     parser.add_argument("--name", help="engine's name; default: the preset's or checkpoint's")
     parser.add_argument("--output", type=Path, help="default: out/engines/NAME")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument(
+        "--weights",
+        default="model",
+        metavar="|".join(WEIGHT_FORMS),
+        help="int8: a byte a number, read half as long by a CPU's decode steps",
+    )
     parser.add_argument("--page-size", type=int, default=16, metavar="TOKENS")
     parser.add_argument(
         "--backend",
@@ -121,6 +127,7 @@ def _settings(arguments: argparse.Namespace, backend: str) -> BuildSettings:
         limits=replace(PlanLimits(), **limits),
         any_plan=arguments.backend == "auto",
         imports=arguments.imports or "stream",
+        weights=arguments.weights,
     )
 
 

@@ -47,11 +47,32 @@ def write_gguf(
     for name, tensor in load_file(checkpoint / "model.safetensors").items():
         if gguf_name(name) != without:
             writer.add_tensor(gguf_name(name), interleaved(name, tensor).numpy())
+    _write(writer)
+    return file
+
+
+def write_q8_0_gguf(file: Path, checkpoint: Path) -> Path:
+    """The llama checkpoint with its matrices in Q8_0 blocks."""
+    writer = gguf.GGUFWriter(file, "llama")
+    add_settings(writer, read_model_config(checkpoint))
+    add_tokenizer(writer, "gpt-2", None)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    for name, tensor in load_file(checkpoint / "model.safetensors").items():
+        numbers = interleaved(name, tensor).numpy()
+        if tensor.dim() == 2:
+            blocks = gguf.quants.quantize(numbers, kind)
+            writer.add_tensor(gguf_name(name), blocks, raw_dtype=kind)
+        else:
+            writer.add_tensor(gguf_name(name), numbers)
+    _write(writer)
+    return file
+
+
+def _write(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return file
 
 
 def add_extra(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

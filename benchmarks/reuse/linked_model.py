@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.reuse.prompt import TokenIds
 from legokv.built.folder import read_engine_folder
-from legokv.checkpoint import load_weights
+from legokv.checkpoint.weights import load_kept_weights
 from legokv.chunks.chunk import Chunk
 from legokv.chunks.pool import PagePool
 from legokv.link.link import BoundLink, Link, Placement, Segment, bind, place
@@ -65,8 +65,10 @@ class WatchedForm:
 class LinkedModel:
     """Chunks stay in the pool until `clear`, so that all methods of a case read the same KV."""
 
-    def __init__(self, folder: Path, dtype: str, attention: str, pool_tokens: int) -> None:
-        self.facts = replace(read_engine_folder(folder), dtype=dtype)
+    def __init__(
+        self, folder: Path, dtype: str, attention: str, pool_tokens: int, weights: str = "model"
+    ) -> None:
+        self.facts = replace(read_engine_folder(folder), dtype=dtype, weights=weights)
         self.tokenizer = Tokenizer.open(folder)
         self.page_size = self.facts.page_size
         config, torch_dtype = self.facts.model, getattr(torch, dtype)
@@ -75,7 +77,7 @@ class LinkedModel:
         self._pool = PagePool(pool_tokens // self.page_size, self.page_size)
         self.runner = EagerRunner(
             config,
-            load_weights(folder, config, torch_dtype),
+            load_kept_weights(folder, config, torch_dtype, weights),
             self._form,
             num_pages=self._pool.num_pages,
             page_size=self.page_size,

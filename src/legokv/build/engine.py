@@ -24,7 +24,7 @@ from legokv.checkpoint.layout import check_tensors, with_its_head
 from legokv.checkpoint.tensor_table import index_file, read_tensor_table, weight_files
 from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.model.config import ModelConfig
-from legokv.model.dtypes import DTYPES, Dtypes
+from legokv.model.dtypes import DTYPES, WEIGHT_FORMS, Dtypes
 from legokv.plan.backends import PLAN_BACKENDS
 from legokv.plan.write import check_sizes, engine_plan
 from legokv.step.graph import ImportBy, graph_shape
@@ -48,6 +48,7 @@ class BuildSettings:
     limits: the most that one step of a plan holds.
     any_plan: a plan that is there already will do, whichever backend built it.
     imports: what puts arriving pages into a plan's pools: "stream", or "plugin" as a graph's node.
+    weights: how they are kept, "model" in the type or "int8"; int8 is of bfloat16 without a plan.
 
     >>> from legokv.build.engine import BuildSettings
     >>> BuildSettings("llama", dtype="float32").page_size
@@ -67,6 +68,7 @@ class BuildSettings:
     limits: PlanLimits = field(default_factory=PlanLimits)
     any_plan: bool = False
     imports: ImportBy = "stream"
+    weights: str = "model"
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or Path(self.name).name != self.name:
@@ -76,8 +78,23 @@ class BuildSettings:
             )
         if self.dtype not in DTYPES:
             raise InvalidRequest(f"dtype '{self.dtype}' is none of {', '.join(DTYPES)}")
+        self._check_weights()
         if self.page_size < 1:
             raise InvalidRequest(f"a page must hold at least 1 token, not {self.page_size}")
+
+    def _check_weights(self) -> None:
+        if self.weights not in WEIGHT_FORMS:
+            raise InvalidRequest(f"weights '{self.weights}' are none of {', '.join(WEIGHT_FORMS)}")
+        if self.weights == "int8" and self.backend in PLAN_BACKENDS:
+            raise InvalidRequest(
+                f"weights 'int8' are for CPUs, and backend {self.backend} builds a plan of weights "
+                "in the engine's type: choose --backend torch, or --weights model"
+            )
+        if self.weights == "int8" and self.dtype != "bfloat16":
+            raise InvalidRequest(
+                f"weights 'int8' are multiplied in bfloat16, the engine's dtype is {self.dtype}: "
+                "choose --dtype bfloat16, or --weights model"
+            )
 
 
 def build_engine_folder(
@@ -172,9 +189,10 @@ def facts_from_checkpoint(checkpoint: Path, settings: BuildSettings) -> EngineFa
         model=model,
         dtype=settings.dtype,
         page_size=settings.page_size,
-        fingerprint=model_fingerprint(model, stored, tokenizer.fingerprint),
+        fingerprint=model_fingerprint(model, stored, tokenizer.fingerprint, settings.weights),
         backend=settings.backend,
         files=_files(checkpoint),
+        weights=settings.weights,
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from legokv.built.gate_facts import TOLERANCES, GateFacts
 from legokv.built.settings import EngineSettings
 from legokv.chunks.chunk import Chunk
 from legokv.engine.engine import Engine
+from legokv.engine.parts import open_parts
 from legokv.errors import NotFinite
 from legokv.link.link import Segment
 from legokv.runners.eager import EagerRunner
@@ -39,7 +41,12 @@ def check_linking(folder: Path, page_size: int) -> GateFacts:
     settings = EngineSettings(runner="torch", pool_tokens=pool_tokens, host_bytes=0, disk_bytes=0)
     engine = Engine.open(folder, settings=settings)
     try:
-        return GateRun(engine).facts()
+        run = GateRun(engine)
+        facts = run.facts()
+        if engine.facts.weights == "model":
+            return facts
+        plain = GateRun(Engine(open_parts(folder, settings, frozenset, unrounded=True)))
+        return replace(facts, kl_weights=_kl(plain.full(), run.full()))
     except NotFinite:
         return _without_numbers(engine)
 
@@ -65,7 +72,7 @@ class GateRun:
 
     def facts(self) -> GateFacts:
         """All that is recorded, judged by the tolerance of the engine's type."""
-        full = [self._full(order) for order in _ORDERS]
+        full = self.full()
         whole = max(chunk.num_tokens for chunk in self._chunks)
         alone = [(number, k) for number in range(len(self._chunks)) for k in (0, 16)]
         one_full = [self._full([number]) for number, _ in alone]
@@ -83,6 +90,10 @@ class GateRun:
             kl_link_16=_kl(full, [self._linked(order, 16) for order in _ORDERS]),
             attention=_attention(self._engine),
         )
+
+    def full(self) -> list[Tensor]:
+        """The logits of the passages in each order, computed without a cache."""
+        return [self._full(order) for order in _ORDERS]
 
     def _linked(self, order: Sequence[int], link_tokens: int) -> Tensor:
         segments: list[Segment] = [*self._placed(order), self._question]

@@ -66,6 +66,7 @@ def _spoken(facts: EngineFacts) -> dict[str, str]:
     return {
         "backend": facts.backend,
         "type": facts.dtype,
+        "weights": facts.weights,
         "page size": str(facts.page_size),
         "name": facts.name,
         "fingerprint": facts.fingerprint[:12],

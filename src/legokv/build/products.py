@@ -61,7 +61,8 @@ def _export(facts: EngineFacts, inputs: Inputs, folder: Path) -> None:
         ) from error
     started = time.monotonic()
     inputs.say(f"Exporting {MODEL_FILE}, {facts.model.num_layers} layers in {facts.dtypes.compute}")
-    weights = load_weights(inputs.checkpoint, facts.model, getattr(torch, facts.dtypes.weights))
+    dtype = getattr(torch, facts.dtypes.weights)
+    weights = load_weights(inputs.checkpoint, facts.model, dtype, facts.weights)
     export_onnx(decoder_from_weights(facts.model, weights), _graph(facts), folder)
     num_bytes = sum((folder / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE))
     inputs.say(f"  {num_bytes / 2**20:.1f} MiB in {time.monotonic() - started:.1f} s")

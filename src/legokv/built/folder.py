@@ -18,7 +18,7 @@ from legokv.built.plan_facts import PlanFacts
 from legokv.built.typed_json import typed
 from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.model.config import ModelConfig
-from legokv.model.dtypes import DTYPES, Dtypes
+from legokv.model.dtypes import DTYPES, WEIGHT_FORMS, Dtypes
 from legokv.whole_files import replaced_folder
 
 FORMAT_VERSION = 3
@@ -47,6 +47,8 @@ class StoredFile:
 class EngineFacts:
     """All that is recorded about an engine. `dtype` is "bfloat16", "float16" or "float32".
 
+    `weights` is one of WEIGHT_FORMS; engines of before it was recorded have their type's.
+
     `files` come from the checkpoint; `produced` were made from it: model.onnx, a plan, its plugins.
     `gate` is what the check of linked against full logits found in the folder when it was made.
     """
@@ -63,6 +65,7 @@ class EngineFacts:
     produced: tuple[StoredFile, ...] = ()
     plan: PlanFacts | None = None
     gate: GateFacts | None = None
+    weights: str = "model"
 
     @property
     def dtypes(self) -> Dtypes:
@@ -160,7 +163,7 @@ def _build_command(path: Path, data: object) -> str:
     """What builds the folder's engine again, with those of its settings that every format has."""
     fields = data if isinstance(data, dict) else {}
     words = ["build/build_engine.py", "--checkpoint", str(path), "--output", str(path)]
-    for name in ("name", "dtype", "page_size", "backend"):
+    for name in ("name", "dtype", "weights", "page_size", "backend"):
         if name in fields:
             words += [f"--{name.replace('_', '-')}", str(fields[name])[:80]]
     return shlex.join(words)
@@ -179,11 +182,13 @@ def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
     sizes["page_size"] = facts.page_size
     odd = [name for name, value in sizes.items() if not 1 <= value <= _MOST]
     names = [file.name for file in (*facts.files, *facts.produced) if _is_path(file.name)]
-    if odd or names or facts.dtype not in DTYPES:
-        what = f"{odd[0]} {sizes[odd[0]]}" if odd else f"a file {names[0][:80]!r}" if names else ""
+    found = [f"{name} {sizes[name]}" for name in odd]
+    found += [f"a file {name[:80]!r}" for name in names]
+    found += [] if facts.dtype in DTYPES else [f"dtype {facts.dtype[:80]!r}"]
+    found += [] if facts.weights in WEIGHT_FORMS else [f"weights {facts.weights[:80]!r}"]
+    if found:
         raise EngineMismatch(
-            f"{path / FACTS_FILE} has {what or f'dtype {facts.dtype[:80]!r}'}, which no engine "
-            "has: build the engine again"
+            f"{path / FACTS_FILE} has {found[0]}, which no engine has: build the engine again"
         )
     return facts
 

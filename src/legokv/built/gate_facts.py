@@ -18,7 +18,8 @@ class GateFacts:
     Judged by `tolerance`; None where a logit was not finite. The KLs to full, in nats, of k = 0 and
     k = 16 over several chunks are what linking costs this model on one small text: recorded only.
     `attention` is the CPU's form they were computed by, whose rounding is in all of them; None in
-    an engine that was built before it was recorded.
+    an engine that was built before it was recorded. `kl_weights` is the KL to the engine's own
+    weights before they were rounded to int8, of the tokens in full; None where they were not.
     """
 
     tolerance: float
@@ -27,6 +28,7 @@ class GateFacts:
     kl_link_0: float | None
     kl_link_16: float | None
     attention: str | None = None
+    kl_weights: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -48,9 +50,14 @@ class GateFacts:
     @property
     def cost(self) -> str:
         """What linking several chunks costs this model on the check's text, in words."""
+        weights = (
+            ""
+            if self.kl_weights is None
+            else f"; int8 weights cost a KL to the unrounded ones of {_shown(self.kl_weights)} nats"
+        )
         return (
             f"linking its chunks costs a KL to full of {_shown(self.kl_link_0)} nats at k = 0, "
-            f"{_shown(self.kl_link_16)} at k = 16"
+            f"{_shown(self.kl_link_16)} at k = 16{weights}"
         )
 
 

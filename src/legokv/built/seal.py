@@ -35,7 +35,9 @@ def check_content(folder: Path, facts: EngineFacts, tokenizer_fingerprint: str) 
     if _last_seal(folder) == seal:
         return
     started = time.monotonic()
-    present = model_fingerprint(facts.model, read_tensor_table(folder), tokenizer_fingerprint)
+    present = model_fingerprint(
+        facts.model, read_tensor_table(folder), tokenizer_fingerprint, facts.weights
+    )
     if present != facts.fingerprint:
         raise EngineMismatch(
             f"{folder} was built of a model of fingerprint {facts.fingerprint[:12]}, its weights "

@@ -16,14 +16,19 @@ _ENCODING = "legokv model 1"
 
 
 def model_fingerprint(
-    config: ModelConfig, stored: Mapping[str, StoredTensor], tokenizer_fingerprint: str
+    config: ModelConfig,
+    stored: Mapping[str, StoredTensor],
+    tokenizer_fingerprint: str,
+    form: str = "model",
 ) -> str:
     """Hex SHA-256 over the config with its rotary settings, the weights and the tokenizer.
 
+    `form` is how the engine keeps the weights: what it rounds makes another model.
     Does not depend on paths, times, the order of tensors or how they are spread over files.
     """
     digest = hashlib.sha256()
-    for part in (_ENCODING, _canonical(asdict(config)), tokenizer_fingerprint):
+    forms = () if form == "model" else (f"weights {form}",)
+    for part in (_ENCODING, _canonical(asdict(config)), tokenizer_fingerprint, *forms):
         _add(digest, part.encode())
     used = {source.name for tensor in decoder_tensors(config) for source in tensor.sources}
     tensors = [stored[name] for name in sorted(used)]

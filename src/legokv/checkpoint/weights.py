@@ -1,6 +1,6 @@
-"""A checkpoint's weights as the decoder's state dict."""
+"""A checkpoint's weights as the decoder's state dict, or with its matrices in bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,32 +13,70 @@ from legokv.checkpoint.layout import DecoderTensor, check_tensors, decoder_tenso
 from legokv.checkpoint.tensor_table import StoredTensor, read_tensor_table
 from legokv.errors import UnsupportedModel
 from legokv.model.config import ModelConfig
+from legokv.ops.int8_weight import Int8Weight, int8_weight, stacked
+
+Weight = Tensor | Int8Weight
 
 
-def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+def load_weights(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, form: str = "model"
+) -> dict[str, Tensor]:
     """The decoder's tensors in `dtype`, query/key/value and gate/up stacked.
 
-    Each is copied once out of the mapped file and no mapping is left behind, so memory holds the
-    weights once. UnsupportedModel for a tensor that is missing, misshapen, quantised or unused.
+    With form "int8" matrices have what they would be in bytes, rounded to bfloat16. Each is copied
+    once out of the mapped file and no mapping is left behind, so memory holds the weights once.
+    UnsupportedModel for a tensor that is missing, misshapen, quantised or unused.
     """
+    return {name: _dense(each, dtype) for name, each in _load(folder, config, dtype, form)}
+
+
+def load_kept_weights(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, form: str
+) -> dict[str, Weight]:
+    """As `load_weights`, but with form "int8" matrices stay in bytes."""
+    return dict(_load(folder, config, dtype, form))
+
+
+def _dense(weight: Weight, dtype: torch.dtype) -> Tensor:
+    return weight.dense().to(dtype) if isinstance(weight, Int8Weight) else weight
+
+
+def _load(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, form: str
+) -> Iterator[tuple[str, Weight]]:
     stored = read_tensor_table(folder)
     check_tensors(stored, config)
     try:
-        return _loaded(stored, config, dtype)
+        yield from _loaded(stored, config, dtype, form)
     except SafetensorError as error:
         raise UnsupportedModel(f"the weights in {folder} can't be read: {error}") from None
 
 
 def _loaded(
-    stored: Mapping[str, StoredTensor], config: ModelConfig, dtype: torch.dtype
-) -> dict[str, Tensor]:
+    stored: Mapping[str, StoredTensor], config: ModelConfig, dtype: torch.dtype, form: str
+) -> Iterator[tuple[str, Weight]]:
     with ExitStack() as stack:
         opened = {
             file: stack.enter_context(safe_open(file, framework="pt"))
             for file in {tensor.file for tensor in stored.values()}
         }
         readers = {name: opened[tensor.file] for name, tensor in stored.items()}
-        return {tensor.name: _stacked(tensor, readers, dtype) for tensor in decoder_tensors(config)}
+        for tensor in decoder_tensors(config):
+            in_bytes = form == "int8" and len(tensor.shape) == 2
+            yield (
+                tensor.name,
+                _in_bytes(tensor, readers) if in_bytes else _stacked(tensor, readers, dtype),
+            )
+
+
+def _in_bytes(tensor: DecoderTensor, readers: dict[str, Any]) -> Int8Weight:
+    # From what is stored, not from its bfloat16: Q8_0 blocks have more bits.
+    return stacked(
+        [
+            int8_weight(readers[source.name].get_tensor(source.name), source.name)
+            for source in tensor.sources
+        ]
+    )
 
 
 def _stacked(tensor: DecoderTensor, readers: dict[str, Any], dtype: torch.dtype) -> Tensor:

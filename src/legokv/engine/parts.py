@@ -39,14 +39,21 @@ def open_parts(
     settings: EngineSettings,
     pinned_keys: PinnedKeys,
     write_behind: bool = False,
+    *,
+    unrounded: bool = False,
 ) -> EngineParts:
     """The parts over an engine folder; EngineMismatch if it does not fit this version, or
-    if its weights or tokenizer are no longer those it was built of."""
+    if its weights or tokenizer are no longer those it was built of.
+
+    `unrounded`: with its weights in their type, whatever form it keeps, for a comparison.
+    """
     built = read_engine_folder(folder)
     if built.gate is not None and not built.gate.passed:
         log.warning("%s is not linked correctly: %s", folder, built.gate)
     tokenizer = Tokenizer.open(folder)
     check_content(folder, built, tokenizer.fingerprint)
+    if unrounded:
+        built = replace(built, weights="model")
     num_pages = settings.num_pages(built.page_size)
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)

@@ -73,7 +73,9 @@ class PackedMemory:
 
 
 def _huge_pages(num_pages: int) -> mmap.mmap:
-    region = mmap.mmap(-1, num_pages * _HUGE_PAGE)
+    # Private: shared memory has small pages unless the whole system is set otherwise.
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    region = mmap.mmap(-1, num_pages * _HUGE_PAGE, flags=private)
     # A kernel without them says so; its small pages do.
     with suppress(OSError):
         region.madvise(mmap.MADV_HUGEPAGE)

@@ -76,7 +76,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, n) for n in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.head: nn.Module | None = None
@@ -93,8 +93,13 @@ class Decoder(nn.Module):
             x, pool = layer(x, pool, attention)
             pools_after.append(pool)
         rows = self.norm(x.index_select(0, logit_rows))
-        logits = F.linear(rows, self.embed.weight) if self.head is None else self.head(rows)
+        head = self._tied_head if self.head is None else self.head
+        logits: Tensor = head(rows)
         return logits.to(torch.float32), pools_after
+
+    def _tied_head(self, rows: Tensor) -> Tensor:
+        assert isinstance(self.embed, nn.Embedding), "a head in bytes is not tied"
+        return F.linear(rows, self.embed.weight)
 
     def attend_first(
         self, num_layers: int, input_ids: Tensor, pools: Sequence[Tensor], attention: Attention

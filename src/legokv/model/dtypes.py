@@ -23,6 +23,8 @@ FLOAT_DTYPES = {
     "F32": FloatDtype("float32", 4),
 }
 DTYPES = tuple(dtype.name for dtype in FLOAT_DTYPES.values())
+WEIGHT_FORMS = ("model", "int8")
+"""How weights are kept: in the engine's type, or a byte a number and a scale for each 32."""
 
 
 @dataclass(frozen=True)

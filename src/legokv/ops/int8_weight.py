@@ -80,17 +80,18 @@ def int8_weight(weight: Tensor, name: str) -> Int8Weight:
 
 
 def _numbers(blocks: Tensor, scales: Tensor) -> Tensor:
-    wide = scales.float()[:, None]
-    # A block of zeros, or of numbers below any scale, has scale 0.
-    return (blocks / wide).nan_to_num(0, 0, 0).round_().clamp_(-_LARGEST, _LARGEST).char()
+    # A block of zeros, or of numbers below any scale, has scale 0: they are 0 by 1, too.
+    wide = scales.float().masked_fill_(scales == 0, 1)[:, None]
+    return (blocks / wide).round_().clamp_(-_LARGEST, _LARGEST).char()
 
 
 def _keep_multiples(blocks: Tensor, numbers: Tensor, scales: Tensor) -> None:
     """Give blocks that are whole multiples of another float16 those multiples, in place."""
+    some = blocks[:: -(-len(blocks) // _SAMPLE)]
+    if not bool(_multiples(some)[1].all()):
+        return
     exact = (numbers.float() * scales.float()[:, None] == blocks).all(1)
     odd = (~exact).nonzero()[:, 0]
-    if not len(odd) or not bool(_multiples(blocks[odd[:_SAMPLE]])[1].all()):
-        return
     found, is_multiple = _multiples(blocks[odd])
     odd, found = odd[is_multiple], found[is_multiple]
     scales[odd] = found
@@ -104,7 +105,7 @@ def _multiples(blocks: Tensor) -> tuple[Tensor, Tensor]:
     # A negative scale only where 128 of it is in the block: it has -128 alone.
     for most in (*range(_LARGEST, 0, -1), _LARGEST + 1, -_LARGEST - 1):
         scale = (largest / most).half()
-        wide = scale.float()[:, None]
+        wide = scale.float().masked_fill_(scale == 0, 1)[:, None]
         whole = (blocks / wide).round_().clamp_(-_LARGEST - 1, _LARGEST)
         fits = ~is_multiple & (whole * wide == blocks).all(1)
         scales[fits], is_multiple[fits] = scale[fits], True

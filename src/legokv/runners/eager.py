@@ -1,10 +1,11 @@
 """Runs the model with torch, pools changed in place, on a CPU or a GPU."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from legokv.checkpoint.weights import Weight
 from legokv.errors import LegokvError
 from legokv.model.config import ModelConfig, scoring_layers
 from legokv.model.decoder import decoder_from_weights
@@ -12,7 +13,7 @@ from legokv.model.dtypes import Dtypes, Int32
 from legokv.runners.attention_forms import CPU, AttentionForm, rotations_of
 from legokv.runners.drift import drifting
 from legokv.runners.key_mass import KeyMass
-from legokv.runners.packed_weights import pack_decoder
+from legokv.runners.packed_weights import pack_decoder, parted_weights
 from legokv.runners.page_store import PageStore
 from legokv.step.batch import StepBatch
 from legokv.step.graph import graph_shape
@@ -21,8 +22,8 @@ from legokv.step.graph import graph_shape
 class EagerRunner:
     """A runner over `weights` in their dtype, shared where they lie on `device` already.
 
-    But a CPU's bfloat16 layers are packed. `attention` is the form of the two ops that it uses,
-    made for the same `config` and device.
+    But a CPU's bfloat16 layers are packed, and weights in bytes stay so where that is faster.
+    `attention` is the form of the two ops that it uses, made for the same `config` and device.
     """
 
     gives_attention = True
@@ -31,7 +32,7 @@ class EagerRunner:
     def __init__(
         self,
         config: ModelConfig,
-        weights: dict[str, Tensor],
+        weights: Mapping[str, Weight],
         attention: AttentionForm,
         device: torch.device = CPU,
         *,
@@ -40,11 +41,13 @@ class EagerRunner:
     ) -> None:
         self.num_pages, self.page_size = num_pages, page_size
         self.attention, self.device = attention, device
-        on_device = {name: weight.to(device) for name, weight in weights.items()}
+        library = attention.library if device.type == "cpu" else None
+        ready, in_bytes = parted_weights(weights, library)
+        on_device = {name: w if name in in_bytes else w.to(device) for name, w in ready.items()}
         self.decoder = decoder_from_weights(config, on_device)
         if device.type == "cpu":
-            pack_decoder(self.decoder, attention.library)
-        dtypes = Dtypes.same(str(self.decoder.embed.weight.dtype).removeprefix("torch."))
+            pack_decoder(self.decoder, library, in_bytes)
+        dtypes = Dtypes.same(str(self.decoder.norm.weight.dtype).removeprefix("torch."))
         graph = graph_shape(config, dtypes, page_size)
         self._store = PageStore(graph, num_pages, device, attention.import_kv)
         self._rotations = rotations_of(config, device)

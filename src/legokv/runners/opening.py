@@ -9,7 +9,7 @@ import torch
 from legokv.built.folder import EngineFacts
 from legokv.built.plan_facts import PlanFacts, PlanRuntime, check_plan
 from legokv.built.settings import EngineSettings, RunnerName
-from legokv.checkpoint import load_weights
+from legokv.checkpoint.weights import load_kept_weights
 from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.kernels.build_gpu import LIBRARY_NAME, SOURCE, library_digest
 from legokv.kernels.gpu import Launchers
@@ -60,7 +60,7 @@ def open_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> R
     form, device = _eager_attention(folder, facts, settings, chosen)
     runner = EagerRunner(
         facts.model,
-        load_weights(folder, facts.model, getattr(torch, dtypes.weights)),
+        load_kept_weights(folder, facts.model, getattr(torch, dtypes.weights), facts.weights),
         form,
         device,
         num_pages=settings.num_pages(facts.page_size),

@@ -7,16 +7,19 @@ rows is tried once a shape, and a step's rows are padded or parted to numbers th
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from legokv.checkpoint.weights import Weight
 from legokv.kernels.linear import LinearCalls, NativeGate, NativeLinear
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.model.decoder import Decoder
+from legokv.ops.int8_weight import Int8Embedding, Int8Weight
 
 log = logging.getLogger(__name__)
 
@@ -118,23 +121,68 @@ class PackedLinear(nn.Module):
         return out[: len(x)]
 
 
-def pack_decoder(decoder: Decoder, library: NativeLibrary | None = None) -> None:
+def parted_weights(
+    weights: Mapping[str, Weight], library: NativeLibrary | None
+) -> tuple[dict[str, Tensor], dict[str, Int8Weight]]:
+    """All weights as tensors, and those in bytes that `pack_decoder` puts in the place of theirs.
+
+    Bytes stay bytes where the `library` multiplies bfloat16 by AMX: their tensors hold nothing
+    then. Elsewhere they become bfloat16, or the type of the others.
+    """
+    in_bytes = {name: each for name, each in weights.items() if isinstance(each, Int8Weight)}
+    ready = {name: each for name, each in weights.items() if isinstance(each, Tensor)}
+    dtype = ready["norm.weight"].dtype
+    stays = (
+        dtype == torch.bfloat16
+        and library is not None
+        and _multiplies(LinearCalls(library), torch.bfloat16)
+    )
+    for name, each in in_bytes.items():
+        nothing = torch.empty(each.shape, dtype=dtype, device="meta")
+        ready[name] = nothing if stays else each.dense().to(dtype)
+    return ready, in_bytes if stays else {}
+
+
+def pack_decoder(
+    decoder: Decoder,
+    library: NativeLibrary | None = None,
+    in_bytes: Mapping[str, Int8Weight] = MappingProxyType({}),
+) -> None:
     """Replace the decoder's layers by packed ones, the head too, and its gates.
 
     float32 goes by the CPU `library`, bfloat16 where the processor has AMX; other bfloat16 goes by
     oneDNN. A head tied to the embedding takes its size once more, since rows of the embedding are
     still looked up. What neither takes stays, as do other types: nothing is promised of its bits.
+    `in_bytes`: what takes the place of tensors that hold nothing, by their names.
     """
     calls = None if library is None else LinearCalls(library)
-    weight = decoder.embed.weight
+    dtype = decoder.norm.weight.dtype
     if calls is not None:
         for layer in decoder.layers:
             layer.gate = NativeGate(calls)
-    by_library = calls if calls is not None and _multiplies(calls, weight.dtype) else None
+    by_library = calls if calls is not None and _multiplies(calls, dtype) else None
+    if by_library is not None and in_bytes:
+        _pack_bytes(decoder, by_library, in_bytes)
     _pack_linear_layers(decoder, by_library)
     if decoder.head is None:
-        decoder.head = _packed(by_library, weight, None)
-    log.info("linear layers of %s: %s", weight.dtype, type(decoder.head).__name__)
+        assert isinstance(decoder.embed, nn.Embedding), "a head in bytes is there by now"
+        decoder.head = _packed(by_library, decoder.embed.weight, None)
+    form = "int8" if in_bytes else dtype
+    log.info("linear layers of %s: %s", form, type(decoder.head).__name__)
+
+
+def _pack_bytes(decoder: Decoder, calls: LinearCalls, in_bytes: Mapping[str, Int8Weight]) -> None:
+    """Put layers over the weights in bytes into the decoder, also the embedding's head."""
+    for name, weight in in_bytes.items():
+        path = name.removesuffix(".weight")
+        if path != "embed":
+            linear = decoder.get_submodule(path)
+            assert isinstance(linear, nn.Linear), f"{path} is no linear layer"
+            decoder.set_submodule(path, NativeLinear(calls, weight, linear.bias))
+    embedding = in_bytes["embed.weight"]
+    if decoder.head is None:
+        decoder.head = NativeLinear(calls, embedding)
+    decoder.embed = Int8Embedding(embedding)
 
 
 def _multiplies(calls: LinearCalls, dtype: torch.dtype) -> bool:

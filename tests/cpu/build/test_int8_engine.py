@@ -1,0 +1,150 @@
+"""An engine whose weights are kept as int8: another model, as linked as any, refused where none."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from build_command import build_engine
+from safetensors.torch import load_file, save_file
+from tiny_gguf import write_q8_0_gguf
+from torch import Tensor
+
+from legokv import Engine, EngineSettings
+from legokv.build.engine import BuildSettings, build_engine_folder
+from legokv.built.folder import EngineFacts, cache_root, read_engine_folder
+from legokv.checkpoint import load_weights
+from legokv.checkpoint.source import checkpoint_folder
+from legokv.errors import EngineMismatch, InvalidRequest, UnsupportedModel
+from legokv.runners.attention_forms import attention_form
+from legokv.runners.eager import EagerRunner
+
+INT8 = BuildSettings("e", weights="int8")
+PROMPT = list(range(5, 60))
+
+
+def built(checkpoint: Path, folder: Path, settings: BuildSettings = INT8) -> EngineFacts:
+    build_engine_folder(checkpoint, folder, settings, say=lambda line: None)
+    return read_engine_folder(folder)
+
+
+def opened(folder: Path) -> Engine:
+    return Engine.open(folder, settings=EngineSettings(runner="torch", pool_tokens=2048))
+
+
+def logits_of(engine: Engine) -> Tensor:
+    return engine.prefill([PROMPT]).logits
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-biased", "qwen3"])
+def test_an_int8_engine_is_built_checked_and_opened_with_the_weights_its_bytes_stand_for(
+    name: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    facts = built(tiny_checkpoint(name), tmp_path / "e")
+    assert facts.weights == "int8"
+    assert facts.gate is not None
+    assert facts.gate.passed
+    assert facts.gate.kl_weights is not None
+    assert 0 < facts.gate.kl_weights < 0.1
+    assert f"KL to the unrounded ones of {facts.gate.kl_weights:.4g}" in facts.gate.cost
+    engine = opened(tmp_path / "e")
+    found = logits_of(engine)
+    assert torch.equal(logits_of(opened(tmp_path / "e")), found)
+    # The same engine over tensors of what the bytes stand for: every bit is the same.
+    dense = load_weights(tmp_path / "e", facts.model, torch.bfloat16, "int8")
+    form = attention_form("auto", facts.model, torch.bfloat16)
+    sizes = {"num_pages": engine.runner.num_pages, "page_size": facts.page_size}
+    engine.executor._runner = EagerRunner(facts.model, dense, form, **sizes)
+    assert torch.equal(logits_of(engine), found)
+
+
+def test_the_form_of_the_weights_is_in_the_fingerprint_so_kv_is_never_shared(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    int8 = built(tiny_checkpoint("llama"), tmp_path / "int8")
+    plain = built(tiny_checkpoint("llama"), tmp_path / "plain", BuildSettings("e"))
+    assert int8.fingerprint != plain.fingerprint
+    assert cache_root("cache", int8) != cache_root("cache", plain)
+    keys = [opened(tmp_path / each).chunk(PROMPT).key for each in ("int8", "plain")]
+    assert keys[0] != keys[1]
+
+
+def test_an_engine_of_before_the_form_was_recorded_is_read_as_the_model_s_type(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    before = built(tiny_checkpoint("llama"), tmp_path / "e", BuildSettings("e"))
+    file = tmp_path / "e" / "engine.json"
+    fields = json.loads(file.read_text())
+    del fields["weights"], fields["gate"]["kl_weights"]
+    file.write_text(json.dumps(fields))
+    assert read_engine_folder(tmp_path / "e") == before
+    logits_of(opened(tmp_path / "e"))
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [("model", "was built of a model of fingerprint"), ("int3", "has weights 'int3', which no")],
+)
+def test_a_form_that_was_changed_in_engine_json_is_refused(
+    form: str, message: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    built(tiny_checkpoint("llama"), tmp_path / "e")
+    file = tmp_path / "e" / "engine.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": form}))
+    (tmp_path / "e" / "weights.seal").unlink(missing_ok=True)
+    with pytest.raises(EngineMismatch, match=message):
+        opened(tmp_path / "e")
+
+
+def test_an_engine_of_a_q8_0_file_answers_as_that_file_in_bfloat16_bit_by_bit(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = write_q8_0_gguf(tmp_path / "tiny.gguf", tiny_checkpoint("llama"))
+    folder = checkpoint_folder("llama", file, tmp_path / "checkpoints", lambda line: None)
+    facts = built(folder, tmp_path / "int8")
+    built(folder, tmp_path / "plain", BuildSettings("e"))
+    assert facts.gate is not None
+    assert facts.gate.kl_weights == pytest.approx(0, abs=1e-9)
+    assert torch.equal(logits_of(opened(tmp_path / "int8")), logits_of(opened(tmp_path / "plain")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weights": "int3"}, "weights 'int3' are none of model, int8"),
+        ({"weights": "int8", "dtype": "float32"}, "multiplied in bfloat16, the engine's dtype is"),
+        (
+            {"weights": "int8", "backend": "tensorrt"},
+            "for CPUs, and backend tensorrt builds a plan",
+        ),
+    ],
+)
+def test_what_int8_is_not_for_is_refused_with_the_next_step(
+    settings: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        BuildSettings("e", **settings)  # type: ignore[arg-type]
+
+
+def test_the_command_refuses_a_form_that_is_none_in_one_sentence(tmp_path: Path) -> None:
+    finished = build_engine("--weights", "int3", "--output", tmp_path / "e")
+    assert finished.returncode == 1
+    assert "weights 'int3' are none of model, int8" in finished.stderr
+    assert finished.stderr.count("\n") == 1
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_tensor_with_a_number_that_is_none_is_refused_by_its_name(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint("llama"), tmp_path / "c"))
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name][3, 7] = math.nan
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UnsupportedModel, match=f"{name} holds numbers that are none"):
+        built(folder, tmp_path / "e")
+    assert not (tmp_path / "e").exists()
