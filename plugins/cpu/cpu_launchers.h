@@ -153,8 +153,8 @@ int legokv_cpu_pack_weight(const void* weight, int32_t num_columns, int32_t num_
 // Bytes of an int8 weight [N, K] with its scales, 64-aligned; 0 where K is no multiple of 32.
 int64_t legokv_cpu_int8_bytes(int32_t num_columns, int32_t num_products);
 
-// Lays a weight [N, K] out, -128 to 127, and its float16 scales [N, K / 32]: a product is its number
-// times its scale, rounded to bfloat16. Returns a LegokvStatus.
+// Lays a weight [N, K] out, -128 to 127, and its float16 scales [N, K / 32]: a product is its
+// number times its scale, rounded to bfloat16. Returns a LegokvStatus.
 int legokv_cpu_pack_int8(const int8_t* weight, const void* scales, int32_t num_columns,
                          int32_t num_products, void* packed);
 
