@@ -182,13 +182,13 @@ def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
     sizes["page_size"] = facts.page_size
     odd = [name for name, value in sizes.items() if not 1 <= value <= _MOST]
     names = [file.name for file in (*facts.files, *facts.produced) if _is_path(file.name)]
-    found = [f"{name} {sizes[name]}" for name in odd]
-    found += [f"a file {name[:80]!r}" for name in names]
-    found += [] if facts.dtype in DTYPES else [f"dtype {facts.dtype[:80]!r}"]
-    found += [] if facts.weights in WEIGHT_FORMS else [f"weights {facts.weights[:80]!r}"]
-    if found:
+    faults = [f"{name} {sizes[name]}" for name in odd]
+    faults += [f"a file {name[:80]!r}" for name in names]
+    faults += [] if facts.dtype in DTYPES else [f"dtype {facts.dtype[:80]!r}"]
+    faults += [] if facts.weights in WEIGHT_FORMS else [f"weights {facts.weights[:80]!r}"]
+    if faults:
         raise EngineMismatch(
-            f"{path / FACTS_FILE} has {found[0]}, which no engine has: build the engine again"
+            f"{path / FACTS_FILE} has {faults[0]}, which no engine has: build the engine again"
         )
     return facts
 

@@ -92,10 +92,10 @@ def _keep_multiples(blocks: Tensor, numbers: Tensor, scales: Tensor) -> None:
         return
     exact = (numbers.float() * scales.float()[:, None] == blocks).all(1)
     odd = (~exact).nonzero()[:, 0]
-    found, is_multiple = _multiples(blocks[odd])
-    odd, found = odd[is_multiple], found[is_multiple]
-    scales[odd] = found
-    numbers[odd] = (blocks[odd] / found.float()[:, None]).round_().char()
+    own_scales, is_multiple = _multiples(blocks[odd])
+    odd, own_scales = odd[is_multiple], own_scales[is_multiple]
+    scales[odd] = own_scales
+    numbers[odd] = (blocks[odd] / own_scales.float()[:, None]).round_().char()
 
 
 def _multiples(blocks: Tensor) -> tuple[Tensor, Tensor]:
