@@ -80,6 +80,7 @@ bench: $(VENV)/ready $(TEXTS)
 	$(BENCH).serving --setups fits --rates 0.4 --probes 0 --requests 8 --probe-seconds 20 --minutes 3.5
 	$(BENCH).stored_forms --cases 4 --minutes 0.5
 	$(BENCH).reuse fidelity --cases 20 --minutes 1.5
+	$(BENCH).reuse heads --cases 20 --minutes 1.5
 	$(BENCH).reuse quality --cases 20 --minutes 1.5
 	$(BENCH).reuse long --cases 8 --minutes 1.5
 	$(BENCH).report
@@ -91,6 +92,7 @@ bench-full: $(VENV)/ready $(TEXTS)
 	$(BENCH).serving --minutes 90
 	$(BENCH).stored_forms --cases 200 --minutes 30
 	$(BENCH).reuse fidelity --cases 200 --minutes 120
+	$(BENCH).reuse heads --cases 200 --minutes 90
 	$(BENCH).reuse quality --cases 200 --minutes 120
 	$(BENCH).reuse long --cases 50 --minutes 120
 	$(BENCH).report

@@ -7,6 +7,7 @@ Changed = Callable[[str], bool | None]
 
 COMMANDS = {
     "fidelity": "python -m benchmarks.reuse fidelity",
+    "heads": "python -m benchmarks.reuse heads",
     "long_documents": "python -m benchmarks.reuse long",
     "quality": "python -m benchmarks.reuse quality",
     "kv_error": "python -m benchmarks.reuse fidelity",

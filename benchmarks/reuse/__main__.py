@@ -1,4 +1,4 @@
-"""python -m benchmarks.reuse fidelity|quality|long: what reuse methods do to a model's answers.
+"""python -m benchmarks.reuse fidelity|quality|heads|long: what reuse does to a model's answers.
 
 Stops at --minutes or Ctrl-C; the same command goes on where it stopped. Results are written at the
 end of each call, with --summarise from what there is.
@@ -21,6 +21,7 @@ from benchmarks.record.results import Row, write_results
 from benchmarks.reuse import entries, fidelity, quality, tables
 from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.methods import (
+    HEAD_METHODS,
     LONG_METHODS,
     MAIN,
     OTHERS,
@@ -57,6 +58,7 @@ _ROUNDS = (MAIN, OTHERS)
 KINDS = {
     "fidelity": Kind(FIDELITY, fidelity.measure, _ROUNDS),
     "quality": Kind(QUALITY, quality.measure, _ROUNDS),
+    "heads": Kind(FIDELITY, fidelity.measure, (HEAD_METHODS,)),
     "long": Kind(LONG, fidelity.measure, (LONG_METHODS,), 40_960),
 }
 
@@ -159,6 +161,8 @@ def _tables(kind: str, found: tables.ByMethod) -> dict[str, list[Row]]:
     """The result files of one kind, by name."""
     if kind == "long":
         return {"long_documents": tables.long_document_rows(found, fidelity.METRICS)}
+    if kind == "heads":
+        return {"heads": tables.gaps_by_set(found, list(KINDS[kind].sets), fidelity.METRICS)}
     made: dict[str, list[Row]] = {}
     for name in KINDS[kind].sets:
         part = tables.of_set(found, name)

@@ -151,6 +151,23 @@ OTHERS = (
 )
 METHODS = {method.name: method for method in (*MAIN, *OTHERS)}
 
+# Of documents behind a head, the prompt's own or another.
+HEAD_METHODS = tuple(
+    METHODS[name]
+    for name in (
+        "full",
+        "naive",
+        "legolink-16",
+        "guided-10",
+        *(f"behind-head{way}" for way in ("", "+guided-10", "+guided-ranked-10")),
+        "behind-head+guided-ranked-drift-16",
+        "behind-head+guided-ranked-drift-10%",
+        *(f"behind-{head}" for head in ("chat-head", "sentence")),
+        *(f"behind-{head}+guided-drift-16" for head in ("chat-head", "sentence")),
+        "behind-chat-head+guided-ranked-drift-16",
+    )
+)
+
 # Of long documents.
 WHOLE = (
     Method("whole", nothing, whole.alone),

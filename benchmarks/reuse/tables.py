@@ -55,6 +55,15 @@ def long_document_rows(found: ByMethod, metrics: Sequence[str]) -> list[Row]:
     return rows
 
 
+def gaps_by_set(found: ByMethod, sets: Sequence[str], metrics: Sequence[str]) -> list[Row]:
+    """The metrics of each set, with what part of naive reuse's KL a method takes away."""
+    rows = []
+    for name in sets:
+        part = of_set(found, name)
+        rows += [*gap_rows(part, name), *metric_rows(part, name, metrics)]
+    return rows
+
+
 def gap_rows(found: ByMethod, set_name: str) -> list[Row]:
     """A row a method, over the cases that naive reuse has too."""
     rows = []
