@@ -429,6 +429,7 @@ class Scored:
 
     count: int
     needs_scores: ClassVar[bool] = True
+    drift: ClassVar[bool] = False
 
     def choose(self, chunks, scores=None):
         parts = [scores[c.position : c.position + c.num_tokens] for c in chunks]
