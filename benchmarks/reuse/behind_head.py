@@ -1,10 +1,11 @@
 """Chunks compiled behind other tokens whose KV isn't stored with them.
 
-Behind the prompt's own first segment (a system prompt, say), or behind LegoLink-0's dummies.
+Behind the prompt's own first segment (a system prompt, say), behind a head that is not the
+prompt's, or behind LegoLink-0's dummies.
 """
 
 from benchmarks.reuse.linked_model import LinkedModel
-from benchmarks.reuse.prompt import Prompt
+from benchmarks.reuse.prompt import Prompt, TokenIds
 from legokv.chunks.chunk import Chunk
 from legokv.engine.request import DUMMY_TOKENS
 from legokv.text.prompt import build_prompt, prompt_format
@@ -27,12 +28,18 @@ def behind_first(model: LinkedModel, prompt: Prompt) -> list[Chunk]:
     return _behind(model, prompt, prompt.segments[0] if prompt.segments else ())
 
 
+SENTENCE = "Here is some material that was collected for the people who will read it later on.\n"
+
+
 def behind_chat_head(model: LinkedModel, prompt: Prompt) -> list[Chunk]:
-    """Each but a first segment of the prompt's own behind the head of the model's chat template."""
+    """Each but the first behind the head of the model's chat template."""
     head = build_prompt(model.tokenizer, prompt_format(model.tokenizer), "?").head_ids
-    first = prompt.segments[: bool(prompt.head)]
-    rest = prompt.segments[len(first) :]
-    return [model.compile(ids) for ids in first] + [model.compile(ids, head) for ids in rest]
+    return _behind(model, prompt, head)
+
+
+def behind_sentence(model: LinkedModel, prompt: Prompt) -> list[Chunk]:
+    """Each but the first behind one plain sentence."""
+    return _behind(model, prompt, tuple(model.tokenizer.encode(SENTENCE)))
 
 
 def as_one_document(model: LinkedModel, prompt: Prompt) -> list[Chunk]:
@@ -43,6 +50,6 @@ def as_one_document(model: LinkedModel, prompt: Prompt) -> list[Chunk]:
     return chunks
 
 
-def _behind(model: LinkedModel, prompt: Prompt, before: tuple[int, ...]) -> list[Chunk]:
+def _behind(model: LinkedModel, prompt: Prompt, before: TokenIds) -> list[Chunk]:
     first, rest = prompt.segments[:1], prompt.segments[1:]
     return [model.compile(ids) for ids in first] + [model.compile(ids, before) for ids in rest]

@@ -38,6 +38,7 @@ class Placed:
     link: Link
     bound: BoundLink
     private_pages: tuple[int, ...]
+    watch: "Watch | None" = None
 
     @property
     def sequence(self) -> TokenSequence:
@@ -120,9 +121,13 @@ class LinkedModel:
     def config(self) -> ModelConfig:
         return self.facts.model
 
+    def pages_of(self, chunk: Chunk) -> list[int]:
+        """Where a compiled chunk lies in the pools."""
+        return self._compiled[chunk.key]
+
     def keys_of(self, chunk: Chunk) -> Tensor:
         """A compiled chunk's keys as they are stored, [L, n, G, D]."""
-        return self.runner.export_pages(self._compiled[chunk.key], chunk.num_tokens)[:, 0]
+        return self.runner.export_pages(self.pages_of(chunk), chunk.num_tokens)[:, 0]
 
     def place(self, segments: Sequence[Segment], reserve_tokens: int = 0) -> Placement:
         """Compiled chunks and fresh tokens as one prompt, before a policy has chosen."""
@@ -143,7 +148,7 @@ class LinkedModel:
         """Logits float32 [num_rows, V] of the last tokens of the prompt."""
         batch = self.batch_of(placed)
         rows = torch.arange(len(batch.input_ids) - num_rows, len(batch.input_ids))
-        self._form.watch = watch
+        self._form.watch = _both(placed.watch, watch)
         try:
             return self.runner.run(replace(batch, logit_rows=rows.int().numpy()))
         finally:
@@ -151,6 +156,12 @@ class LinkedModel:
 
     def batch_of(self, placed: Placed) -> StepBatch:
         return _batch(placed.sequence)
+
+
+def _both(inner: Watch | None, outer: Watch | None) -> Watch | None:
+    if inner is None or outer is None:
+        return inner or outer
+    return lambda attend: outer(inner(attend))
 
 
 def _batch(sequence: TokenSequence) -> StepBatch:

@@ -1,14 +1,16 @@
 """Every reuse method by its name: how its chunks are compiled, and what it recomputes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.reuse import behind_head, cacheblend, guided, ranked, selections
+from benchmarks.reuse.drift import Drift
 from benchmarks.reuse.linked_model import LinkedModel, Placed
 from benchmarks.reuse.prompt import Prompt, TokenIds, without_documents
 from benchmarks.reuse.selections import Best, Both
 from legokv.chunks.chunk import Chunk
 from legokv.link.policy import (
+    Budget,
     ByScores,
     Policy,
     Scores,
@@ -31,7 +33,8 @@ class UnknownMethod(Exception):
 class Method:
     """`compile` makes the chunks, `policy` says which of their tokens are recomputed.
 
-    A policy that needs scores is given those of `score`.
+    A policy that needs scores is given those of `score`. With `drift`, how far the recomputed
+    tokens moved is added to the others.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Method:
     compile: Compile = behind_head.alone
     score: Score = guided.scores
     has_documents: bool = True
+    drift: bool = False
 
     def place(
         self, model: LinkedModel, prompt: Prompt, answer: TokenIds = (), reserve_tokens: int = 0
@@ -50,7 +54,8 @@ class Method:
         if self.policy.needs_scores:
             scores = self.score(model, chunks, prompt.question)
         placement = model.place([*chunks, prompt.question + answer], reserve_tokens)
-        return model.bind(placement.link(self.policy, scores))
+        placed = model.bind(placement.link(self.policy, scores))
+        return replace(placed, watch=Drift(model, placed, chunks)) if self.drift else placed
 
 
 def share_recomputed(placed: Placed) -> float:
@@ -72,6 +77,23 @@ def _cacheblend(percent: int) -> Method:
 
 
 BEHIND_HEAD = behind_head.behind_first
+PROBES = 4
+WHERE = {
+    "": behind_head.alone,
+    "behind-head": BEHIND_HEAD,
+    "behind-chat-head": behind_head.behind_chat_head,
+    "behind-sentence": behind_head.behind_sentence,
+}
+
+
+def _drifted(budget: Budget, where: str = "", *, ranking: bool = False) -> Method:
+    """`budget` tokens a document, PROBES of them spread evenly, and all others moved."""
+    amount = f"{budget.percent:g}%" if isinstance(budget, Share) else f"{budget}"
+    name = f"{where}{where and '+'}guided-{'ranked-' if ranking else ''}drift-{amount}"
+    score = ranked.times_attention if ranking else guided.scores
+    return Method(name, ByScores(budget, PROBES), WHERE[where], score, drift=True)
+
+
 MAIN = (
     Method("full", everything),
     Method("no-documents", nothing, has_documents=False),
@@ -114,6 +136,20 @@ OTHERS = (
         )
         for r in (5, 10)
     ),
+    *(_drifted(budget) for budget in (16, Share(10))),
+    *(
+        _drifted(budget, where)
+        for where in ("behind-head", "behind-chat-head", "behind-sentence")
+        for budget in (16, Share(5), Share(10))
+    ),
+    *(
+        _drifted(budget, where, ranking=True)
+        for where in ("behind-head", "behind-chat-head", "behind-sentence")
+        for budget in (16, Share(5), Share(10))
+    ),
+    Method("behind-chat-head+guided-10", ByScores(Share(10)), behind_head.behind_chat_head),
+    Method("behind-sentence", nothing, behind_head.behind_sentence),
+    Method("behind-sentence+guided-10", ByScores(Share(10)), behind_head.behind_sentence),
     Method("one-document", nothing, behind_head.as_one_document),
     Method("prefix", selections.prefix),
 )

@@ -82,11 +82,7 @@ def legolink(budget: Budget) -> Policy:
 def spread(budget: Budget) -> Policy:
     """As many tokens as LegoLink's, evenly over the document: its first, and so on to its end."""
 
-    def evenly(num_tokens: int) -> Indices:
-        number = _number(budget, num_tokens)
-        return np.arange(number) * num_tokens // max(number, 1)
-
-    return _behind_seams(evenly)
+    return _behind_seams(lambda num_tokens: _evenly(_number(budget, num_tokens), num_tokens))
 
 
 @dataclass(frozen=True)
@@ -95,26 +91,44 @@ class ByScores:
 
     The scores are the attention that the question pays to each (the idea of ProphetKV, arXiv
     2602.02579), the chunks' rankings, or both multiplied. What stands as it was compiled is never
-    recomputed.
+    recomputed. `num_probes` of each document's tokens are chosen evenly over it whatever their
+    scores, fewer where the document has a smaller number.
     """
 
     budget: Budget
+    num_probes: int = 0
     needs_scores: ClassVar[bool] = True
 
     def choose(
         self, chunks: Sequence[PlacedChunk], scores: Scores | None = None
     ) -> Sequence[Indices]:
         assert scores is not None, "a link gives scores to those that need them"
-        runs = [run for run in _runs(chunks) if not run[0].is_exact]
-        number = sum(_number(self.budget, sum(c.num_tokens for c in run)) for run in runs)
-        spans = [np.arange(c.position, c.position + c.num_tokens) for run in runs for c in run]
+        lengths = {
+            run[0].position: sum(chunk.num_tokens for chunk in run)
+            for run in _runs(chunks)
+            if not run[0].is_exact
+        }
+        number = sum(_number(self.budget, length) for length in lengths.values())
+        spans = [start + np.arange(length) for start, length in lengths.items()]
+        spread_ones = [
+            start + _evenly(min(self.num_probes, _number(self.budget, length)), length)
+            for start, length in lengths.items()
+        ]
         places = np.concatenate([*spans, np.arange(0)])
+        probes = np.concatenate([*spread_ones, np.arange(0)])
+        places = np.setdiff1d(places, probes)
         # Stable: of tokens with one score the earlier is taken.
-        best = np.sort(places[np.argsort(-scores[places], kind="stable")[:number]])
+        best = places[np.argsort(-scores[places], kind="stable")[: number - len(probes)]]
+        best = np.sort(np.concatenate([probes, best]))
         return [
             best[(best >= c.position) & (best < c.position + c.num_tokens)] - c.position
             for c in chunks
         ]
+
+
+def _evenly(number: int, num_tokens: int) -> Indices:
+    """So many indices below `num_tokens`, the first 0."""
+    return np.arange(number) * num_tokens // max(number, 1)
 
 
 def _number(budget: Budget, num_tokens: int) -> int:
