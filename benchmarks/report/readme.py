@@ -23,6 +23,19 @@ SERVED = {
     "full": "computing everything",
     "prefix": "with prefix caching",
 }
+MODES = {
+    "naive": ("alone", "nothing"),
+    "legolink-16": ("alone", "`legolink`, 16 tokens"),
+    "behind-head": ("behind the head", "nothing"),
+    "behind-head+guided-ranked-10": ("behind the head", "`guided-ranked`, 10 %"),
+    "behind-head+guided-ranked-drift-16": ("behind the head", "`guided-ranked-drift`, 16 tokens"),
+    "behind-chat-head": ("behind another head", "nothing"),
+    "behind-chat-head+guided-ranked-drift-16": (
+        "behind another head",
+        "`guided-ranked-drift`, 16 tokens",
+    ),
+}
+"""Of each method, how documents are compiled and what is recomputed."""
 NOT_MEASURED = "Not measured."
 
 _BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n\n)(.*?)(\n\n<!-- end -->)", re.DOTALL)
@@ -35,6 +48,7 @@ def with_numbers(text: str, results: Results) -> str:
         "cost": _on(results["cost"], _cost(rows["cost"])),
         "serving": _on(results["serving"], _serving(rows["serving"])),
         "peers": _on(results["peers"], _peers(rows["peers"])),
+        "heads": _on(results["heads"], _heads(rows["heads"])),
         "reuse": _on(results["fidelity"], _reuse(rows["fidelity"], rows["quality"])),
     }
     return _BLOCK.sub(lambda found: found[1] + blocks[found[2]] + found[4], text)
@@ -148,6 +162,30 @@ def _reuse(fidelity: list[Row], quality: list[Row]) -> str:
         for method, words in methods.items()
     ]
     return table(("", *heads), lines)
+
+
+def _heads(rows: list[Row]) -> str:
+    """A row a method: what part of naive reuse's distance to full recompute it takes away."""
+    gaps = of(rows, metric="gap_closed")
+    lines = []
+    for method, (compiled, recomputed) in MODES.items():
+        hotpotqa, essays = (one(gaps, method=method, set=name) for name in ("hotpotqa", "essays"))
+        if hotpotqa is not None:
+            essay = "" if compiled == "behind the head" else _percent(essays)
+            lines.append((compiled, recomputed, _percent(hotpotqa), essay))
+    if not lines:
+        return NOT_MEASURED
+    counts = [one(gaps, method="naive", set=name) for name in ("hotpotqa", "essays")]
+    cases = [0 if row is None else row["num_cases"] for row in counts]
+    heads = (f"HotpotQA ({cases[0]})", f"essays ({cases[1]})")
+    return table(("documents are compiled", "recomputed", *heads), lines)
+
+
+def _percent(row: Row | None) -> str:
+    if row is None:
+        return ""
+    mean, low, high = (100 * row[name] for name in ("mean", "low", "high"))
+    return f"{mean:.0f}% ({low:.0f} to {high:.0f})"
 
 
 def _mean(row: Row | None) -> str:
