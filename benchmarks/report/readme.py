@@ -59,7 +59,7 @@ def _on(found: dict[str, Any] | None, block: str) -> str:
     if found is None or block == NOT_MEASURED:
         return NOT_MEASURED
     about = found["about"]
-    return f"{block}\n\n*{about['device']}; {about['model']}, {about['dtype']}; {about['date']}.*"
+    return f"{block}\n\n*{about['device']};\n{about['model']}, {about['dtype']}; {about['date']}.*"
 
 
 def _cost(rows: list[Row]) -> str:

@@ -73,10 +73,12 @@ class Moves {
   Moves(const LegokvCpuDrift& drift, const Document& document, int first_row)
       : drift_(drift), document_(document), first_row_(first_row) {}
 
-  // Of one KV head, keys before rotation and values, float32 [D] each.
-  void find(int head, float* key_move, float* value_move) const {
+  // Of one KV head, keys before rotation and values, float32 [D] each; `scratch` has room for both
+  // of all rows.
+  void find(int head, float* scratch, float* key_move, float* value_move) const {
     const int size = drift_.head_size, rows = document_.num_tokens;
-    std::vector<float> keys(static_cast<size_t>(rows) * size), values(keys.size());
+    float* keys = scratch;
+    float* values = scratch + int64_t{rows} * size;
     for (int row = 0; row < rows; ++row) {
       const T* fresh_key = token(drift_.k, drift_.k_stride, row, head);
       const T* fresh_value = token(drift_.v, drift_.v_stride, row, head);
@@ -88,8 +90,8 @@ class Moves {
         values[row * size + i] = to_float(fresh_value[i]) - to_float(value[i]);
       }
     }
-    shrunk_mean(keys.data(), rows, size, key_move);
-    shrunk_mean(values.data(), rows, size, value_move);
+    shrunk_mean(keys, rows, size, key_move);
+    shrunk_mean(values, rows, size, value_move);
   }
 
  private:
@@ -159,13 +161,21 @@ Status drift_documents(const LegokvCpuDrift& drift) {
   }
   std::vector<float> key_moves(static_cast<size_t>(drift.num_documents) * heads * drift.head_size);
   std::vector<float> value_moves(key_moves.size());
+  int64_t most_rows = 0;
+  for (int n = 0; n < drift.num_documents; ++n) {
+    most_rows = std::max<int64_t>(most_rows, documents_of(drift)[n].num_tokens);
+  }
+  // Here, since nothing may be thrown out of a thread of the loop.
+  const int64_t scratch_size = 2 * most_rows * drift.head_size;
+  std::vector<float> scratch(static_cast<size_t>(scratch_size) * drift.num_threads);
   with_dtype(drift.dtype, [&](auto type) {
     using T = decltype(type);
-    parallel_for(int64_t{drift.num_documents} * heads, drift.num_threads, [&](int64_t item, int) {
+    const int64_t num_items = int64_t{drift.num_documents} * heads;
+    parallel_for(num_items, drift.num_threads, [&](int64_t item, int thread) {
       const int64_t n = item / heads;
       Moves<T>(drift, documents_of(drift)[n], first_rows[n])
-          .find(static_cast<int>(item % heads), &key_moves[item * drift.head_size],
-                &value_moves[item * drift.head_size]);
+          .find(static_cast<int>(item % heads), scratch.data() + thread * scratch_size,
+                &key_moves[item * drift.head_size], &value_moves[item * drift.head_size]);
     });
     write_pages(drift, *kernels, sizeof(T), key_moves.data(), value_moves.data());
   });

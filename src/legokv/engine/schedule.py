@@ -36,18 +36,20 @@ class Step:
 def plan_step(jobs: Sequence[Job], max_tokens: int) -> Step:
     """The next step of at most `max_tokens` tokens for jobs that all have something to compute.
 
-    Who has gone longest without a turn comes first.
+    Who has gone longest without a turn comes first. One sequence may have more than its share,
+    where it cannot be cut: the tokens of a document that drifts. Others like it wait for the next.
     """
     work = [(sequence, job) for job in jobs for sequence in job.sequences]
     # The sort is stable: of those who had their last turn together, the earlier job comes first.
     work.sort(key=lambda pair: pair[0].last_step)
     shares = share([sequence.num_left for sequence, _ in work], max_tokens)
-    turns = tuple(
-        Turn(job, sequence, sequence.fitting(tokens))
-        for (sequence, job), tokens in zip(work, shares, strict=True)
-        if tokens
-    )
-    return Step(turns, step_batch([turn.sequence.next(turn.num_tokens) for turn in turns]))
+    turns, may_pass = [], True
+    for (sequence, job), tokens in zip(work, shares, strict=True):
+        number = sequence.fitting(tokens) if tokens else 0
+        if number and (number <= tokens or may_pass):
+            may_pass = may_pass and number <= tokens
+            turns.append(Turn(job, sequence, number))
+    return Step(tuple(turns), step_batch([turn.sequence.next(turn.num_tokens) for turn in turns]))
 
 
 def can_plan(job: Job) -> bool:

@@ -23,7 +23,8 @@ Segment = Chunk | Sequence[int] | Int32
 class TablePage:
     """One page a request sees: `page` of chunk number `chunk`, or private page number `private`.
 
-    With both, the private page starts as a copy of the chunk's, since it is recomputed in part.
+    With both, the private page starts as a copy of the chunk's, since it is recomputed in part, or
+    is written from it whole, since its document drifts.
     """
 
     base: int

@@ -26,6 +26,11 @@ class PlacedChunk:
     continues: bool = False
 
     @property
+    def end(self) -> int:
+        """Position of the token behind it."""
+        return self.position + self.num_tokens
+
+    @property
     def is_exact(self) -> bool:
         """Whether it stands as it was compiled, from the prompt's first token on."""
         return self.position == self.start and (self.continues or not self.start)
@@ -169,7 +174,8 @@ def _runs(chunks: Sequence[PlacedChunk]) -> list[list[PlacedChunk]]:
     """The chunks, each with those that continue it."""
     runs: list[list[PlacedChunk]] = []
     for chunk in chunks:
-        if chunk.continues and runs:
+        # What continues a chunk with fresh tokens between stands as it was compiled.
+        if chunk.continues and runs and runs[-1][-1].end == chunk.position:
             runs[-1].append(chunk)
         else:
             runs.append([chunk])

@@ -75,13 +75,14 @@ class TokenSequence:
 def linked_sequence(link: Link, bound: BoundLink, num_positions: int = 0) -> TokenSequence:
     """What a request computes before its first token, from position `num_positions` on."""
     rest = slice(int(np.searchsorted(link.positions, num_positions)), None)
+    assert not rest.start or not bound.drifts, "what drifts is computed from its first token on"
     return TokenSequence(
         link.token_ids[rest],
         link.positions[rest],
         link.key_positions[rest],
         bound.slots[rest],
         bound.table,
-        drifts=tuple(drift.behind(-rest.start) for drift in bound.drifts),
+        drifts=bound.drifts,
     )
 
 

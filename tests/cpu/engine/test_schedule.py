@@ -10,6 +10,7 @@ import torch
 from legokv.engine.jobs import Job
 from legokv.engine.schedule import finish_step, plan_step, run_step, share
 from legokv.errors import StepFailed
+from legokv.link.drift import Drift
 from legokv.step.sequence import TokenSequence
 
 
@@ -82,6 +83,39 @@ def test_a_planned_step_gives_the_first_turn_to_who_waited_longest():
     assert step.batch.input_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert step.batch.slots.tolist() == [16, 17, 18, 19, 0, 1, 2]
     assert (late.num_left, early.num_left) == (5, 5)
+
+
+def drifting(num_tokens, first_row, num_rows, first_page=0):
+    made = sequence(num_tokens, first_page=first_page)
+    made.drifts = (Drift(first_row, np.zeros(num_rows, np.int32), np.zeros((1, 3), np.int32)),)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("room", "given"), [(1, 1), (2, 2), (3, 2), (5, 2), (6, 6), (7, 7), (9, 9)]
+)
+def test_a_step_never_cuts_the_tokens_of_a_document_that_drifts(room, given):
+    assert drifting(9, 2, 4).fitting(room) == given
+
+
+def test_where_a_drifting_documents_tokens_come_next_all_of_them_do():
+    made = drifting(9, 2, 4)
+    made.advance(2, 1)
+    assert [made.fitting(room) for room in (1, 3, 4, 5, 7)] == [4, 4, 4, 5, 7]
+    piece = made.next(4)
+    assert [(drift.first_row, drift.num_rows) for drift in piece.drifts] == [(0, 4)]
+    made.advance(4, 2)
+    assert made.next(3).drifts == ()
+
+
+def test_one_sequence_alone_has_more_than_its_share_of_a_step():
+    first, second = drifting(20, 0, 20), drifting(20, 0, 20, first_page=1)
+    plain = sequence(3, first_page=2)
+    step = plan_step([job(first), job(second), job(plain)], max_tokens=9)
+    assert [(turn.sequence, turn.num_tokens) for turn in step.turns] == [(first, 20), (plain, 3)]
+    finish_step(step, 1)
+    step = plan_step([job(second)], max_tokens=9)
+    assert [turn.num_tokens for turn in step.turns] == [20]
 
 
 @dataclass

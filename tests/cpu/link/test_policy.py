@@ -1,6 +1,15 @@
 import numpy as np
 
-from legokv.link.policy import ByScores, PlacedChunk, Share, everything, legolink, nothing, spread
+from legokv.link.policy import (
+    ByScores,
+    PlacedChunk,
+    Share,
+    documents,
+    everything,
+    legolink,
+    nothing,
+    spread,
+)
 
 CHUNKS = [PlacedChunk(0, 40), PlacedChunk(40, 5), PlacedChunk(60, 300)]
 
@@ -64,3 +73,12 @@ def test_guided_takes_no_more_of_a_short_document_than_it_has_to_give():
 def test_a_document_without_its_head_or_its_beginning_is_not_exact():
     assert as_lists(legolink(2).choose([PlacedChunk(0, 9, 10)])) == [[0, 1]]
     assert as_lists(legolink(2).choose([PlacedChunk(10, 9, 10, continues=True)])) == [[]]
+
+
+def test_what_continues_a_chunk_behind_fresh_tokens_is_a_document_of_its_own():
+    # A chunk compiled alone, fresh tokens, and a chunk compiled behind all of that: it is exact.
+    chunks = [PlacedChunk(5, 8), PlacedChunk(20, 10, start=20, continues=True)]
+    scores = np.arange(40, dtype=np.float32)
+    first, second = ByScores(4).choose(chunks, scores)
+    assert (first.tolist(), second.tolist()) == ([4, 5, 6, 7], [])
+    assert documents(chunks) == [0, 1]
