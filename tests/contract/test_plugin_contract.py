@@ -13,7 +13,7 @@ import legokv.ops.kv_import
 import legokv.ops.legolink_attention
 import legokv.ops.scored_attention  # noqa: F401 - registers the op
 from legokv.export.plugin_ops import OUTPUTS
-from legokv.kernels.gpu import DTYPES, AttentionArguments, KvImportArguments, Launchers
+from legokv.kernels.gpu import DTYPES, STRUCTS, Launchers, layout_of
 from legokv.plan.write import HEAD_SIZES, PAGE_SIZES
 
 OPS = {
@@ -21,7 +21,6 @@ OPS = {
     "LegoLinkAttention": torch.ops.legokv.legolink_attention,
     "ScoredAttention": torch.ops.legokv.scored_attention,
 }
-STRUCTS = {"LegokvKvImport": KvImportArguments, "LegokvLegolinkAttention": AttentionArguments}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +45,7 @@ def test_a_plugin_gives_what_its_op_returns(info: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", STRUCTS)
 def test_both_sides_lay_arguments_out_alike(info: dict[str, Any], name: str) -> None:
-    ours = {}
-    for field, _ in STRUCTS[name]._fields_:
-        place = getattr(STRUCTS[name], field)
-        ours[field] = [place.offset, place.size]
-    assert info["structs"][name] == ours
+    assert info["structs"][name] == layout_of(STRUCTS[name])
 
 
 def test_dtypes_have_the_same_numbers(info: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ The same functions exist in the kernels' host form, where addresses are a CPU's.
 
 import ctypes
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from legokv.errors import LaunchRefused
+from legokv.errors import EngineMismatch, LaunchRefused
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 INDEX_TABLES = ("positions", "key_positions", "slots", "query_start", "pages")
@@ -81,6 +81,22 @@ class AttentionArguments(ctypes.Structure):
         ("num_splits", ctypes.c_int32),
         ("scale", ctypes.c_float),
     )
+
+
+STRUCTS: dict[str, type[ctypes.Structure]] = {
+    "LegokvKvImport": KvImportArguments,
+    "LegokvLegolinkAttention": AttentionArguments,
+}
+"""The structures that cross to the library, by their names in launchers.h."""
+
+Layout = Mapping[str, Sequence[int]]
+"""Where a structure's fields lie: by name, the first byte and how many."""
+
+
+def layout_of(structure: type[ctypes.Structure]) -> Layout:
+    """As `Launchers.info` has a library's."""
+    places = {name: getattr(structure, name) for name, *_ in structure._fields_}
+    return {name: [place.offset, place.size] for name, place in places.items()}
 
 
 @dataclass(frozen=True)
@@ -198,12 +214,17 @@ def _import_arguments(
 
 class Launchers:
     """The functions of one loaded library. Everything is enqueued on `stream`, a CUDA stream's
-    handle, and happens in place; the host form has happened when the call returns."""
+    handle, and happens in place; the host form has happened when the call returns.
+
+    EngineMismatch, with both sizes, for a library that lays its arguments out otherwise.
+    """
 
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
         self.library.legokv_last_error.restype = ctypes.c_char_p
         self.library.legokv_library_info.restype = ctypes.c_char_p
+        # Before any other function is named: an older library has fewer of them.
+        _check_layouts(library, self.info()["structs"])
         self.library.legokv_legolink_attention_workspace.restype = ctypes.c_int64
         self.library.legokv_scored_attention_workspace.restype = ctypes.c_int64
 
@@ -286,6 +307,23 @@ class Launchers:
     def _last_error(self) -> str:
         message: bytes = self.library.legokv_last_error()
         return message.decode()
+
+
+def _check_layouts(library: Path, structs: Mapping[str, Layout]) -> None:
+    for name, structure in STRUCTS.items():
+        ours, theirs = layout_of(structure), structs.get(name, {})
+        if theirs == ours:
+            continue
+        fields = sorted(field for field in {*ours, *theirs} if ours.get(field) != theirs.get(field))
+        raise EngineMismatch(
+            f"{library} is of other code: it takes {name} of {_num_bytes(theirs)} bytes, this "
+            f"legokv gives {_num_bytes(ours)}, and {', '.join(fields)} lie elsewhere: build the "
+            "engine again, or the plugins with build/build_plugins.py if they are not an engine's"
+        )
+
+
+def _num_bytes(layout: Layout) -> int:
+    return max((offset + size for offset, size in layout.values()), default=0)
 
 
 def _give(arguments: AttentionArguments, out: Tensor, workspace: Tensor | None) -> None:

@@ -14,6 +14,7 @@ from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.kernels.build_gpu import LIBRARY_NAME, SOURCE, library_digest
 from legokv.kernels.gpu import Launchers
 from legokv.model.dtypes import Dtypes
+from legokv.ops.kv_import import import_stored
 from legokv.plan.backends import (
     PLAN_BACKENDS,
     backend_version,
@@ -24,7 +25,7 @@ from legokv.plan.backends import (
 from legokv.runners.attention_forms import CPU, AttentionForm, KernelForm, attention_form, importing
 from legokv.runners.device_guard import DeviceGuard
 from legokv.runners.eager import EagerRunner
-from legokv.runners.page_store import PageStore
+from legokv.runners.page_store import Import, PageStore
 from legokv.runners.plan.runner import TensorRTRunner
 from legokv.runners.plan.sessions import open_plan
 from legokv.runners.protocol import Runner
@@ -137,10 +138,17 @@ def _plan_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> 
     device = _gpu(settings)
     with torch.cuda.device(device):
         session = open_plan(folder, plan)
-        store = PageStore(
-            graph, num_pages, device, importing(Launchers(folder / plan.library_file))
-        )
+        store = PageStore(graph, num_pages, device, _plan_import(folder, plan))
         return DeviceGuard(TensorRTRunner(session, plan, graph, store))
+
+
+def _plan_import(folder: Path, plan: PlanFacts) -> Import:
+    """By the plan's library where its graph has no nodes for it; plans that have them may be of
+    older code, whose library takes other arguments.
+    """
+    if plan.import_by == "plugin":
+        return import_stored
+    return importing(Launchers(folder / plan.library_file))
 
 
 def _check_settings(plan: PlanFacts, facts: EngineFacts, settings: EngineSettings) -> None:

@@ -12,6 +12,7 @@ from legokv.built.folder import EngineFacts, read_engine_folder
 from legokv.built.settings import EngineSettings
 from legokv.engine.engine import Engine
 from legokv.errors import EngineMismatch, InvalidRequest
+from legokv.ops.kv_import import import_stored
 from legokv.runners import opening
 from legokv.runners.eager import EagerRunner
 from legokv.runners.opening import check_machine, open_runner
@@ -87,6 +88,19 @@ def test_on_a_gpu_auto_goes_on_without_a_plan_that_does_not_open_and_says_why(
     assert opening._choice(folder, replace(planned, plan=None), "auto")[0] == "cuda"
     with pytest.raises(EngineMismatch, match="sm_90 is not supported"):
         open_runner(folder, planned, replace(SETTINGS, runner="plan"))
+
+
+def test_a_plan_that_imports_by_its_nodes_leaves_its_library_alone(
+    planned: EngineFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be of older code, and take other arguments; a plan of "stream" is of newer."""
+    opened = []
+    monkeypatch.setattr(opening, "Launchers", opened.append)
+    assert planned.plan is not None
+    assert opening._plan_import(tmp_path, replace(planned.plan, imports="plugin")) is import_stored
+    assert opened == []
+    opening._plan_import(tmp_path, replace(planned.plan, imports="stream"))
+    assert opened == [tmp_path / planned.plan.library_file]
 
 
 def test_an_unknown_runner_is_refused_with_those_there_are(folder: Path) -> None:
