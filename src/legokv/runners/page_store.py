@@ -1,5 +1,6 @@
 """The pools of all layers as torch tensors on one device, and what moves whole pages in them."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from legokv.ops.kv_import import import_stored
 from legokv.step.graph import GraphShape
+
+log = logging.getLogger(__name__)
 
 Import = Callable[[Tensor, Tensor, Tensor], None]
 """Puts stored kv [L, 2, n, G, D] over pages int32 [M] of pools [L, N, 2, S, G, D], all on one
@@ -27,6 +30,7 @@ class PageStore:
         self.num_pages, self.page_size = num_pages, graph.page_size
         self.device = device
         self._import = import_kv
+        self._pins = device.type == "cuda"
         # One tensor, so that one launch imports into all of them.
         self._all = torch.zeros(
             (graph.num_layers, num_pages, *graph.page), dtype=self.dtype, device=device
@@ -55,10 +59,23 @@ class PageStore:
             pool.index_select(0, numbers).transpose(0, 1).flatten(1, 2) for pool in self.pools
         ]
         kv = torch.stack(layers)[:, :, :num_tokens].contiguous()
-        if self.device.type != "cuda":
-            return kv
-        # Pinned, so that where it is kept it can come back at the bus's speed.
-        stored = torch.empty(kv.shape, dtype=kv.dtype, pin_memory=True)
+        return self._on_host(kv)
+
+    def _on_host(self, kv: Tensor) -> Tensor:
+        """Pinned, so that where it is kept it can come back at the bus's speed, if that can be."""
+        if not self._pins:
+            return kv.cpu()
+        try:
+            stored = torch.empty(kv.shape, dtype=kv.dtype, pin_memory=True)
+        except RuntimeError as error:
+            self._pins = False
+            log.warning(
+                "no %d bytes of memory can be pinned here (%s): from now on chunks leave the GPU "
+                "into ordinary memory, and come back more slowly",
+                kv.nbytes,
+                str(error).partition("\n")[0],
+            )
+            return kv.cpu()
         return stored.copy_(kv)
 
     def _numbers(self, pages: Sequence[int]) -> Tensor:
