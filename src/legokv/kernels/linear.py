@@ -4,6 +4,7 @@ A result's products are summed in one order, so a row's have the same bits in an
 """
 
 import ctypes
+import logging
 import mmap
 from contextlib import suppress
 
@@ -18,6 +19,8 @@ from legokv.ops.int8_weight import Int8Weight
 _HUGE_PAGE = 2 << 20
 _REGION_BYTES = 64 << 20
 _LINE = 64
+
+log = logging.getLogger(__name__)
 
 
 class LinearArguments(ctypes.Structure):
@@ -56,29 +59,50 @@ class PackedMemory:
     """Memory for packed weights, side by side in pages of 2 MiB where the system has such.
 
     A decode step reads all of it once: with pages of 4 KiB their addresses take time, too.
+    Where the system maps no memory for it, which the log says, each tensor is an ordinary one.
     """
 
     def __init__(self) -> None:
         self._region: mmap.mmap | None = None
         self._used = 0
+        self._maps = True
 
     def tensor(self, num_elements: int, dtype: torch.dtype) -> Tensor:
         """A tensor [num_elements], 64-aligned, of which nothing is written yet."""
         num_bytes = -(-num_elements * dtype.itemsize // _LINE) * _LINE
         if self._region is None or self._used + num_bytes > len(self._region):
-            pages = -(-max(num_bytes, _REGION_BYTES) // _HUGE_PAGE)
-            self._region, self._used = _huge_pages(pages), 0
+            self._region, self._used = self._mapped(max(num_bytes, _REGION_BYTES)), 0
+        if self._region is None:
+            return torch.empty(num_elements, dtype=dtype)
         start, self._used = self._used, self._used + num_bytes
         return torch.frombuffer(self._region, dtype=dtype, count=num_elements, offset=start)
+
+    def _mapped(self, num_bytes: int) -> mmap.mmap | None:
+        """None if the system refuses, which is not tried again."""
+        if not self._maps:
+            return None
+        try:
+            return _huge_pages(-(-num_bytes // _HUGE_PAGE))
+        except OSError as error:
+            self._maps = False
+            log.warning(
+                "%d bytes for packed weights can't be mapped (%s): they are allocated one by one, "
+                "and read more slowly",
+                num_bytes,
+                error,
+            )
+            return None
 
 
 def _huge_pages(num_pages: int) -> mmap.mmap:
     # Private: shared memory has small pages unless the whole system is set otherwise.
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     region = mmap.mmap(-1, num_pages * _HUGE_PAGE, flags=private)
-    # A kernel without them says so; its small pages do.
-    with suppress(OSError):
-        region.madvise(mmap.MADV_HUGEPAGE)
+    advice: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
+    # A kernel without them says so, and Python's headers may have none; small pages do.
+    if advice is not None:
+        with suppress(OSError):
+            region.madvise(advice)
     return region
 
 

@@ -1,5 +1,9 @@
 """Linear layers and gates by the library: the definition's results, a row's bits in any company."""
 
+import errno
+import logging
+import mmap
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +11,7 @@ from torch import Tensor
 from legokv.checkpoint import load_weights, read_model_config
 from legokv.errors import LaunchRefused
 from legokv.kernels.build_cpu import build_native_library
-from legokv.kernels.linear import LinearCalls, NativeGate, NativeLinear, NativeWeight
+from legokv.kernels.linear import LinearCalls, NativeGate, NativeLinear, NativeWeight, PackedMemory
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.model.decoder import Gate, decoder_from_weights
 from legokv.runners.packed_weights import PackedLinear, pack_decoder
@@ -165,3 +169,26 @@ def test_a_decoder_is_packed_whole(library, calls, name, dtype, tiny_checkpoint)
         assert isinstance(layer, NativeLinear if has_best else PackedLinear)
     assert not [each for each in decoder.modules() if isinstance(each, Gate)]
     assert sum(isinstance(each, NativeGate) for each in decoder.modules()) == config.num_layers
+
+
+def test_where_no_memory_can_be_mapped_weights_lie_in_ordinary_memory_and_the_log_says_it_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*arguments: object, **more: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refused)
+    memory = PackedMemory()
+    with caplog.at_level(logging.WARNING, "legokv"):
+        found = [memory.tensor(70, torch.bfloat16).fill_(number) for number in range(2)]
+    assert [tensor.tolist() for tensor in found] == [[0.0] * 70, [1.0] * 70]
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in found)
+    (line,) = caplog.messages
+    assert "67108864 bytes for packed weights can't be mapped ([Errno 12]" in line
+
+
+def test_a_python_that_knows_no_huge_pages_packs_weights_into_small_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    assert PackedMemory().tensor(70, torch.float32).fill_(2).sum() == 140
