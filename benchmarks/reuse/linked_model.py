@@ -63,12 +63,21 @@ class WatchedForm:
 
 
 class LinkedModel:
-    """Chunks stay in the pool until `clear`, so that all methods of a case read the same KV."""
+    """Chunks stay in the pool until `clear`, so that all methods of a case read the same KV.
+
+    `weights`: their form; None is the engine folder's own.
+    """
 
     def __init__(
-        self, folder: Path, dtype: str, attention: str, pool_tokens: int, weights: str = "model"
+        self,
+        folder: Path,
+        dtype: str,
+        attention: str,
+        pool_tokens: int,
+        weights: str | None = None,
     ) -> None:
-        self.facts = replace(read_engine_folder(folder), dtype=dtype, weights=weights)
+        facts = read_engine_folder(folder)
+        self.facts = replace(facts, dtype=dtype, weights=weights or facts.weights)
         self.tokenizer = Tokenizer.open(folder)
         self.page_size = self.facts.page_size
         config, torch_dtype = self.facts.model, getattr(torch, dtype)
@@ -77,7 +86,7 @@ class LinkedModel:
         self._pool = PagePool(pool_tokens // self.page_size, self.page_size)
         self.runner = EagerRunner(
             config,
-            load_kept_weights(folder, config, torch_dtype, weights),
+            load_kept_weights(folder, config, torch_dtype, self.facts.weights),
             self._form,
             num_pages=self._pool.num_pages,
             page_size=self.page_size,

@@ -17,6 +17,7 @@ from benchmarks.reuse.methods import METHODS, Method, UnknownMethod, method_by_n
 from benchmarks.reuse.prompt import Prompt
 from benchmarks.reuse.selections import Best
 from legokv import Engine, EngineSettings
+from legokv.build.engine import BuildSettings, build_engine_folder
 
 # float32 sums in another order, over three layers; the logits are of size 10.
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -33,6 +34,20 @@ PROMPT = Prompt(
 @pytest.fixture
 def model(tiny_engine_folder) -> LinkedModel:
     return LinkedModel(tiny_engine_folder("llama"), "float32", "torch", 4096)
+
+
+def test_an_engine_is_measured_with_the_weights_in_its_own_form(tiny_checkpoint, tmp_path):
+    build_engine_folder(
+        tiny_checkpoint("llama"), tmp_path / "e", BuildSettings("e", weights="int8")
+    )
+    own, int8, plain = (
+        LinkedModel(tmp_path / "e", "bfloat16", "torch", 1024, form)
+        for form in (None, "int8", "model")
+    )
+    assert own.facts.weights == "int8"
+    found, expected, unrounded = (logits_of(each, "full") for each in (own, int8, plain))
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, unrounded)
 
 
 def logits_of(model: LinkedModel, name: str) -> torch.Tensor:
