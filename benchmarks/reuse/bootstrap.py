@@ -34,12 +34,14 @@ def closed_interval(
 ) -> Interval:
     """How much of a gap is closed: 1 - what is left over all of it, each summed over cases.
 
-    Both have a number a case; a case is drawn with both. ValueError without a case or a gap.
+    Both have a number a case; a case is drawn with both. A draw of cases that have no gap says
+    nothing and is left out. ValueError without a case or a gap.
     """
     if not sum(all_of_it):
         raise ValueError(f"{len(all_of_it)} cases have no gap to close")
     pairs = np.stack([np.asarray(left, np.float64), np.asarray(all_of_it, np.float64)])
     sums = pairs[:, _drawn(pairs.shape[1], draws, seed)].sum(2)
+    sums = sums[:, sums[1] != 0]
     left_sum, gap_sum = pairs.sum(1)
     return _interval(float(1 - left_sum / gap_sum), 1 - sums[0] / sums[1], pairs.shape[1])
 

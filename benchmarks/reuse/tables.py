@@ -65,14 +65,15 @@ def gaps_by_set(found: ByMethod, sets: Sequence[str], metrics: Sequence[str]) ->
 
 
 def gap_rows(found: ByMethod, set_name: str) -> list[Row]:
-    """A row a method, over the cases that naive reuse has too."""
+    """A row a method, over the cases that naive reuse has too; none where it has no gap."""
     rows = []
     for method, cases in found.items():
         shared = [key for key in cases if key in found.get("naive", {})]
         if shared:
             left, gap = ([one[key]["kl"] for key in shared] for one in (cases, found["naive"]))
-            about = {"method": method, "set": set_name, "metric": "gap_closed"}
-            rows.append({**about, **_numbers(closed_interval(left, gap))})
+            if sum(gap):
+                about = {"method": method, "set": set_name, "metric": "gap_closed"}
+                rows.append({**about, **_numbers(closed_interval(left, gap))})
     return rows
 
 

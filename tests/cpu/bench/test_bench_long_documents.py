@@ -14,7 +14,7 @@ from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.methods import LONG_METHODS, METHODS
 from benchmarks.reuse.prompt import Prompt
 from benchmarks.reuse.sets import LONG, UnknownSet, sets_by_name
-from benchmarks.reuse.tables import long_document_rows
+from benchmarks.reuse.tables import gap_rows, long_document_rows
 from legokv import Engine, EngineSettings
 
 # float32 sums in another order, over three layers; the logits are of size 10.
@@ -109,6 +109,13 @@ def test_a_gap_that_is_closed_counts_what_is_left_of_it():
     assert found.high == pytest.approx(0.9)
     with pytest.raises(ValueError, match="2 cases have no gap to close"):
         closed_interval([0.1, 0.3], [0.0, 0.0])
+
+
+def test_draws_of_cases_without_a_gap_are_left_out_and_a_set_without_one_has_no_row():
+    found = closed_interval([0.0, 0.5], [0.0, 1.0])
+    assert (found.mean, found.low, found.high) == (0.5, 0.5, 0.5)
+    nothing = {"a/1": {"kl": 0.0}}
+    assert gap_rows({"naive": nothing, "whole": nothing}, "a") == []
 
 
 def test_rows_tell_one_document_from_several():
