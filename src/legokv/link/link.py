@@ -147,19 +147,23 @@ class Placement:
         rankings: Mapping[str, Scores | None],
         mode: str,
     ) -> None:
-        missing = {
-            number: segment.chunk
-            for number, (segment, placed) in enumerate(zip(reused, self.chunks, strict=True), 1)
-            if segment.chunk and not placed.is_exact and rankings[segment.chunk.key] is None
-        }
+        # By key: a chunk may stand in several places.
+        missing: dict[str, tuple[int, Chunk]] = {}
+        for number, (segment, placed) in enumerate(zip(reused, self.chunks, strict=True), 1):
+            chunk = segment.chunk
+            if chunk and not placed.is_exact and rankings[chunk.key] is None:
+                missing.setdefault(chunk.key, (number, chunk))
         if missing:
-            number, chunk = next(iter(missing.items()))
-            others = f", nor have {len(missing) - 1} others" if len(missing) > 1 else ""
+            number, chunk = next(iter(missing.values()))
+            num_others = len(missing) - 1
+            others = f", nor have {num_others} others" if num_others > 1 else ""
+            if num_others == 1:
+                others = ", nor has 1 other"
             raise RankingMissing(
                 f"mode '{mode}' needs the ranking of every chunk, and number {number} of "
                 f"{len(reused)}, of {chunk.num_tokens} tokens, has none{others}: register its "
                 "document with rank true, or call rank(chunk) in the library",
-                [chunk.key for chunk in missing.values()],
+                list(missing),
             )
 
     @property

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from legokv.chunks.chunk import Chunk
-from legokv.errors import InvalidRequest
+from legokv.errors import InvalidRequest, RankingMissing
 from legokv.link.link import bind, link, place
 from legokv.link.policy import ByPlace, everything, legolink, nothing
 from legokv.step.tails import num_own_pages
@@ -138,6 +138,17 @@ class Above:
 
 
 SEGMENTS = [chunk("a", 40), [6] * 5, chunk("b", 60), chunk("a", 40), [7] * 9]
+
+
+def test_a_chunk_without_a_ranking_is_named_once_wherever_it_stands():
+    placement = place(SEGMENTS, S)
+    with pytest.raises(
+        RankingMissing, match="number 2 of 4, of 40 tokens, has none, nor has 1 other:"
+    ):
+        place([SEGMENTS[0], *SEGMENTS], S).scores_of({"a": None, "b": None}, "m")
+    with pytest.raises(RankingMissing, match="number 3 of 3, of 40 tokens, has none: reg") as one:
+        placement.scores_of({"a": None, "b": np.zeros(60, np.float32)}, "ranked")
+    assert one.value.keys == ("a",)
 
 
 def test_scores_of_a_first_pass_choose_by_absolute_position():
