@@ -1,5 +1,6 @@
 """The correctness gate: linked against full logits over a small text, when an engine is built."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,6 +35,8 @@ _MAX_SEGMENT_TOKENS = 48
 _POOL_PAGES = 64
 _POOL_TOKENS = 2048
 
+log = logging.getLogger(__name__)
+
 
 def check_linking(folder: Path, page_size: int) -> GateFacts:
     """What linking does to the engine in `folder`, computed by torch on this machine's CPU."""
@@ -42,13 +45,29 @@ def check_linking(folder: Path, page_size: int) -> GateFacts:
     engine = Engine.open(folder, settings=settings)
     try:
         run = GateRun(engine)
-        facts = run.facts()
-        if engine.facts.weights == "model":
-            return facts
-        plain = GateRun(Engine(open_parts(folder, settings, frozenset, unrounded=True)))
-        return replace(facts, kl_weights=_kl(plain.full(), run.full()))
+        full = run.full()
+        facts = run.facts(full)
     except NotFinite:
         return _without_numbers(engine)
+    if engine.facts.weights == "model":
+        return facts
+    unrounded = Engine(open_parts(folder, settings, frozenset, unrounded=True))
+    return replace(facts, kl_weights=_kl_weights(unrounded, full))
+
+
+def _kl_weights(unrounded: Engine, full: Sequence[Tensor]) -> float | None:
+    """What rounding the weights costs, in nats; None, which the log says, if the unrounded ones
+    give NaN or infinity: that is no fault of the engine's that is built.
+    """
+    try:
+        return _kl(GateRun(unrounded).full(), full)
+    except NotFinite as error:
+        log.warning(
+            "what int8 weights cost is not known, for the unrounded ones give what is not finite: "
+            "%s",
+            error,
+        )
+        return None
 
 
 def _without_numbers(engine: Engine) -> GateFacts:
@@ -70,9 +89,8 @@ class GateRun:
         form = PromptFormats(engine.tokenizer).of({})
         self._head = head_ids(engine.tokenizer, form)[-most:]
 
-    def facts(self) -> GateFacts:
-        """All that is recorded, judged by the tolerance of the engine's type."""
-        full = self.full()
+    def facts(self, full: Sequence[Tensor]) -> GateFacts:
+        """All that is recorded, judged by the tolerance of the engine's type; `full`: as `full`."""
         whole = max(chunk.num_tokens for chunk in self._chunks)
         alone = [(number, k) for number in range(len(self._chunks)) for k in (0, 16)]
         one_full = [self._full([number]) for number, _ in alone]

@@ -19,7 +19,8 @@ class GateFacts:
     k = 16 over several chunks are what linking costs this model on one small text: recorded only.
     `attention` is the CPU's form they were computed by, whose rounding is in all of them; None in
     an engine that was built before it was recorded. `kl_weights` is the KL to the engine's own
-    weights before they were rounded to int8, of the tokens in full; None where they were not.
+    weights before they were rounded to int8, of the tokens in full; None where they were not, or
+    were and gave what is not finite.
     """
 
     tolerance: float

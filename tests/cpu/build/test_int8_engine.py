@@ -15,10 +15,11 @@ from torch import Tensor
 
 from legokv import Engine, EngineSettings
 from legokv.build.engine import BuildSettings, build_engine_folder
+from legokv.build.gate import GateRun
 from legokv.built.folder import EngineFacts, cache_root, read_engine_folder
 from legokv.checkpoint import load_weights
 from legokv.checkpoint.source import checkpoint_folder
-from legokv.errors import EngineMismatch, InvalidRequest, UnsupportedModel
+from legokv.errors import EngineMismatch, InvalidRequest, NotFinite, UnsupportedModel
 from legokv.runners.attention_forms import attention_form
 from legokv.runners.eager import EagerRunner
 
@@ -148,3 +149,27 @@ def test_a_tensor_with_a_number_that_is_none_is_refused_by_its_name(
     with pytest.raises(UnsupportedModel, match=f"{name} holds numbers that are none"):
         built(folder, tmp_path / "e")
     assert not (tmp_path / "e").exists()
+
+
+def test_the_unrounded_weights_numbers_that_are_none_are_said_to_be_theirs_and_the_engine_passes(
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runs: list[GateRun] = []
+    full = GateRun.full
+
+    def full_of_the_first(run: GateRun) -> list[Tensor]:
+        runs.append(run)
+        if run is runs[0]:
+            return full(run)
+        raise NotFinite("logit 7 is nan")
+
+    monkeypatch.setattr(GateRun, "full", full_of_the_first)
+    gate = built(tiny_checkpoint("llama"), tmp_path / "e").gate
+    assert gate is not None
+    assert gate.passed
+    assert gate.kl_weights is None
+    assert "the unrounded ones give what is not finite: logit 7 is nan" in caplog.text
+    assert len(runs) == 2, "each engine's logits are computed once"
