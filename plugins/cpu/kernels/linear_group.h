@@ -49,9 +49,16 @@ void multiply_bytes_by_amx(const LinearGroup<bfloat16, ByteStep>& group, bfloat1
 constexpr int kExpandedPanels = 8;
 constexpr int kExpandedSteps = 4;
 
+// As many as meet a block of rows one after another.
+inline int expanded_panels(int64_t num_rows) {
+  const int64_t panels = num_rows / (2 * kBlockRows) + 1;
+  return panels < kExpandedPanels ? static_cast<int>(panels) : kExpandedPanels;
+}
+
+// Enough for groups of fewer rows, too.
 inline int64_t expanded_elements(int64_t num_rows, int32_t num_products) {
   return num_rows <= kBlockRows ? int64_t{kExpandedSteps} * kStepElements
-                                : int64_t{kExpandedPanels} * kPanelColumns * num_products;
+                                : int64_t{expanded_panels(num_rows)} * kPanelColumns * num_products;
 }
 
 }  // namespace legokv::cpu

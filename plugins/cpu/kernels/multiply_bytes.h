@@ -19,8 +19,7 @@ class ByteProduct {
         scratch_(scratch),
         num_steps_(group.num_products / kStepProducts),
         num_panels_((group.num_columns + kPanelColumns - 1) / kPanelColumns),
-        panels_at_once_(
-            smaller(static_cast<int>(group.num_rows / (2 * kBlockRows)) + 1, kExpandedPanels)) {}
+        panels_at_once_(expanded_panels(group.num_rows)) {}
 
   void run() {
     if (group_.num_rows <= kBlockRows) {
@@ -71,7 +70,6 @@ class ByteProduct {
   bfloat16* const scratch_;
   const int num_steps_;
   const int num_panels_;
-  // As many as meet a block of rows one after another.
   const int panels_at_once_;
   Tiles tiles_;
   alignas(64) float sums_[kBlockRows * kPanelColumns];
