@@ -28,7 +28,8 @@ class Step {
     int64_t key_offset;
   };
 
-  // Rows whose parts several tiles leave. `rows` is a tile of no keys.
+  // Rows whose parts several tiles leave. `rows` is a tile of all the sequence's own keys, of which
+  // only the rows count here.
   struct Join {
     Tile rows;
     size_t first_tile;  // of those with keys of the sequence's own, one after another

@@ -1,4 +1,7 @@
-"""From a decoder to model.onnx, or the scoring pass alone, with its weights beside it."""
+"""From a decoder to model.onnx, or the scoring pass alone, with its weights beside it.
+
+The scoring pass is exported by tests alone: no engine folder has scoring.onnx, no runner opens it.
+"""
 
 import logging
 import warnings

@@ -237,7 +237,7 @@ class KernelForm:
         yield attend
 
     def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
-        importing(self._launchers)(pools, kv, pages)
+        self._launchers.import_kv(pools, kv, pages, stream_of(pools.device))
 
     def drift(self, pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
         drift_in_place(pool, k, v, tables)
