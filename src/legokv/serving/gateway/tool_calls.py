@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from legokv.errors import ApiRefused
@@ -40,8 +41,10 @@ _MISTRAL = "[TOOL_CALLS]"
 _NOT_HERMES = ("<arg_key>", "<invoke")
 _CALL_ID, _ARGS = "[CALL_ID]", "[ARGS]"
 _PYTHON = "<|python_tag|>"
-_TAGGED = re.compile(r"<function=([^<>\n]+)>(.*?)(?:</function>)?\s*", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^<>\n]+)>(.*?)</parameter>", re.DOTALL)
+# Heads alone: a pattern that looks for an end from every beginning takes the square of the time.
+_FUNCTION, _FUNCTION_END = re.compile(r"<function=([^<>\n]+)>"), "</function>"
+_PARAMETER, _PARAMETER_END = re.compile(r"\s*<parameter=([^<>\n]+)>"), "</parameter>"
+_BETWEEN_VALUES, _BLANKS = re.compile(r"[; \n\t]*"), re.compile(r"\s*")
 
 
 def tool_form_of(template: str | None) -> ToolForm | None:
@@ -104,28 +107,28 @@ class ToolReader:
             yield text
 
     def _push_hermes(self) -> Iterator[str | ToolCall]:
-        begin, end = _HERMES
-        while True:
-            before, mark, rest = self._held.partition(begin)
-            if not mark:
-                # Blanks before a call are the template's, not the answer's.
-                certain = self._held[: len(self._held) - _overlap(self._held, begin)].rstrip()
-                self._held = self._held[len(certain) :]
-                yield from self._say(certain)
+        (begin, end), held, place = _HERMES, self._held, 0
+        while (start := held.find(begin, place)) >= 0:
+            # Blanks before a call are the template's, not the answer's.
+            yield from self._say(held[place:start].rstrip())
+            inner = start + len(begin)
+            stop = held.find(end, inner)
+            if stop < 0:
+                self._held = held[start:]
                 return
-            yield from self._say(before.rstrip())
-            inner, closed, after = rest.partition(end)
-            if not closed:
-                self._held = begin + rest
-                return
-            yield self._call_or_text(inner, f"{begin}{inner}{end}")
-            self._held = after
+            place = stop + len(end)
+            yield self._call_or_text(held[inner:stop], held[start:place])
+        certain = held[place : len(held) - _overlap(held[place:], begin)].rstrip()
+        self._held = held[place + len(certain) :]
+        yield from self._say(certain)
 
     def _hermes_end(self, held: str) -> Iterator[str | ToolCall]:
         before, mark, rest = held.partition(_HERMES[0])
-        if mark and _call_of(rest, self._texts) is not None:
+        call = _call_of(rest, self._texts) if mark else None
+        if call is not None:
             yield from self._say(before.rstrip())
-            yield self._call_or_text(rest, held)
+            self.num_calls += 1
+            yield call
         elif held.strip() or not self.num_calls:
             yield from self._say(held)
 
@@ -174,42 +177,59 @@ def _json_values(text: str) -> list[Any]:
         while place < len(text):
             value, place = decoder.raw_decode(text, place)
             values += value if isinstance(value, list) else [value]
-            place += len(text[place:]) - len(text[place:].lstrip("; \n\t"))
+            place = _end_of(_BETWEEN_VALUES, text, place)
     except (ValueError, RecursionError):
         return []
     return values
+
+
+def _end_of(pattern: "re.Pattern[str]", text: str, place: int) -> int:
+    """Where the pattern, which also takes nothing, ends that begins at the place."""
+    match = pattern.match(text, place)
+    return place if match is None else match.end()
 
 
 def _as_call(value: Any) -> ToolCall | None:
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         return None
     arguments = value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str):
-        return ToolCall.new(value["name"], arguments)
-    return ToolCall.new(value["name"], arguments) if isinstance(arguments, Mapping) else None
+    return _made(value["name"], arguments) if isinstance(arguments, str | Mapping) else None
+
+
+def _made(name: str, arguments: Any) -> ToolCall | None:
+    """The call; None if no JSON in UTF-8 can say it: NaN, 1e999, half a surrogate pair."""
+    try:
+        call = ToolCall.new(name, arguments)
+        (call.name + call.arguments).encode()
+    except (ValueError, RecursionError):
+        return None
+    return call
 
 
 def _tagged_call(text: str, texts: Collection[tuple[str, str]]) -> ToolCall | None:
     """A call in tags, as Qwen3-Coder writes it: a parameter that is no text is JSON."""
-    match = _TAGGED.fullmatch(text)
-    if match is None or _PARAMETER.sub("", match[2]).strip():
+    head = _FUNCTION.match(text)
+    if head is None:
         return None
-    name, arguments = match[1].strip(), {}
-    for key, value in _PARAMETER.findall(match[2]):
-        plain = value.removeprefix("\n").removesuffix("\n")
-        arguments[key.strip()] = plain if (name, key.strip()) in texts else _value_of(plain)
-    return ToolCall.new(name, arguments)
+    *parts, rest = text[head.end() :].removesuffix(_FUNCTION_END).split(_PARAMETER_END)
+    name, arguments = head[1].strip(), {}
+    for part in parts:
+        match = _PARAMETER.match(part)
+        if match is None:
+            return None
+        key, plain = match[1].strip(), part[match.end() :].removeprefix("\n").removesuffix("\n")
+        arguments[key] = plain if (name, key) in texts else _value_of(plain)
+    return None if rest.strip() else _made(name, arguments)
 
 
 def _value_of(text: str) -> Any:
+    """What the text is as JSON; the text itself if it is none, or says what no JSON may."""
     try:
-        return json.loads(text, parse_constant=_no_number)
+        value = json.loads(text)
+        json_text(value).encode()
     except (ValueError, RecursionError):
         return text
-
-
-def _no_number(constant: str) -> float:
-    raise ValueError(constant)
+    return value
 
 
 def _call_of(text: str, texts: Collection[tuple[str, str]] = ()) -> ToolCall | None:
@@ -234,8 +254,11 @@ def _named_calls(text: str, names: Sequence[str]) -> list[ToolCall]:
             if match is None:
                 return []
             value, place = decoder.raw_decode(text, match.end())
-            calls.append(ToolCall.new(match[1], value))
-            place += len(text[place:]) - len(text[place:].lstrip())
+            call = _made(match[1], value)
+            if call is None:
+                return []
+            calls.append(call)
+            place = _end_of(_BLANKS, text, place)
     except (ValueError, RecursionError):
         return []
     return calls
@@ -262,8 +285,9 @@ class Tools:
     def reader(self, form: ToolForm) -> ToolReader:
         """A reader of one answer."""
         # A forced call is JSON alone, whatever the family writes around it.
-        return ToolReader(ToolForm.LLAMA3 if self.forced else form, self.names, self._texts())
+        return ToolReader(ToolForm.LLAMA3 if self.forced else form, self.names, self._texts)
 
+    @cached_property
     def _texts(self) -> frozenset[tuple[str, str]]:
         properties = {
             tool["function"]["name"]: (tool["function"].get("parameters") or {}).get("properties")

@@ -1,6 +1,7 @@
 """Calls are found in what each family writes, whole or in pieces; all else stays text."""
 
 import json
+import time
 
 import pytest
 
@@ -120,3 +121,86 @@ def test_wrong_tools_are_refused_by_name(
 
 def test_tools_that_may_not_be_called_are_not_shown_to_the_model() -> None:
     assert tools_of({"tools": [WEATHER], "tool_choice": "none"}, None).tools == ()
+
+
+TEXTS = frozenset({("weather", "city")})
+
+
+def written_in_tags(inner: str) -> list[str | ToolCall]:
+    reader = ToolReader(ToolForm.HERMES, NAMES, TEXTS)
+    return [*reader.push(f"<tool_call>\n{inner}\n</tool_call>"), *reader.end()]
+
+
+@pytest.mark.parametrize(
+    ("inner", "arguments"),
+    [
+        ("<function=weather></function>", {}),
+        ("<function=weather>", {}),
+        ("<function=weather>\n<parameter=city>\n7\n</parameter>\n</function>", {"city": "7"}),
+        ("<function=weather><parameter=n>7</parameter>", {"n": 7}),
+        ("<function=weather><parameter=n><parameter=m></parameter>", {"n": "<parameter=m>"}),
+        ("<function=weather><parameter=n>1e999</parameter>", {"n": "1e999"}),
+        ("<function=weather><parameter=n>[NaN]</parameter>", {"n": "[NaN]"}),
+        ('<function=weather><parameter=n>"\\ud800"</parameter>', {"n": '"\\ud800"'}),
+        ("<function=weather>so<parameter=n>7</parameter>", None),
+        ("<function=weather><parameter=n>7</parameter>so", None),
+        ("<function=weather><parameter=n>7", None),
+    ],
+)
+def test_a_call_in_tags_is_read_or_stays_text(inner: str, arguments: object) -> None:
+    (item,) = written_in_tags(inner)
+    if arguments is None:
+        assert item == f"<tool_call>\n{inner}\n</tool_call>"
+    else:
+        assert isinstance(item, ToolCall)
+        assert (item.name, json.loads(item.arguments)) == ("weather", arguments)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1e999", "NaN", "-Infinity", '"\\ud800"', "[" * 900 + "1e999" + "]" * 900],
+)
+@pytest.mark.parametrize(
+    ("form", "around"),
+    [
+        (ToolForm.HERMES, ("<tool_call>", "</tool_call>")),
+        (ToolForm.HERMES, ("<tool_call>", "")),
+        (ToolForm.LLAMA3, ("", "")),
+        (ToolForm.MISTRAL, ("[TOOL_CALLS][", "]")),
+    ],
+)
+def test_a_call_that_no_json_can_say_stays_text(
+    form: ToolForm, around: tuple[str, str], value: str
+) -> None:
+    written = f'{{"name": "weather", "arguments": {{"city": {value}}}}}'.join(around)
+    assert read(form, [written]) == (written, [])
+
+
+def test_a_named_call_that_no_json_can_say_stays_text() -> None:
+    written = '[TOOL_CALLS]weather[ARGS]{"city": 1e999}'
+    assert read(ToolForm.MISTRAL, [written]) == (written, [])
+
+
+@pytest.mark.parametrize(
+    ("form", "written"),
+    [
+        (ToolForm.HERMES, f"<tool_call><function=a>{' ' * 200_000}x</tool_call>"),
+        (ToolForm.HERMES, f"<tool_call><function=a>{' ' * 200_000}x"),
+        (ToolForm.HERMES, f"<tool_call><function=a>{'<parameter=a>' * 20_000}</tool_call>"),
+        (ToolForm.HERMES, "<tool_call>" * 20_000),
+        (ToolForm.HERMES, "<tool_call>x</tool_call>" * 50_000),
+        (ToolForm.HERMES, " " * 200_000 + "x"),
+        (ToolForm.LLAMA3, "{};" * 200_000),
+        (ToolForm.LLAMA3, "{}" + " " * 200_000 + "x"),
+        (ToolForm.MISTRAL, "weather{}" * 50_000 + "x"),
+        (ToolForm.MISTRAL, "[TOOL_CALLS]weather[CALL_ID]" + "a" * 200_000),
+        (ToolForm.MISTRAL, "[TOOL_CALLS]weather" + " " * 200_000),
+    ],
+)
+def test_a_long_answer_is_read_in_time_that_grows_with_its_length(
+    form: ToolForm, written: str
+) -> None:
+    started = time.process_time()
+    text, calls = read(form, [written])
+    assert (text.strip(), calls) == (written.strip(), [])
+    assert time.process_time() - started < 1
