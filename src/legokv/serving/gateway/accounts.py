@@ -9,6 +9,10 @@ from legokv.documents.document import namespace_or_default
 class Reservation(Protocol):
     """Tokens taken ahead of an answer."""
 
+    @property
+    def prompt(self) -> int:
+        """Those of its prompt."""
+
     def settle(self, used: int) -> None:
         """Count what prompt and answer had in place of what was reserved."""
 
@@ -37,6 +41,8 @@ class Account(Protocol):
 @dataclass(frozen=True)
 class Uncounted:
     """A reservation where nobody counts."""
+
+    prompt: int = 0
 
     def settle(self, used: int) -> None:
         """Nothing is counted."""

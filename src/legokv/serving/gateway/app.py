@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from legokv.built.folder import FACTS_FILE, cache_root, read_engine_folder
@@ -158,7 +158,16 @@ async def _no_path(request: Request, error: Exception) -> Response:
     note_failure(request.state.line, refused)
     answer = refusal(request, refused)
     answer.headers.update(error.headers or {})
+    if error.status_code == 405:
+        answer.headers["allow"] = ", ".join(sorted(_methods_of(request)))
     return answer
+
+
+def _methods_of(request: Request) -> set[str]:
+    """Those of all routes of the path: Starlette names the first one's alone."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in matching for method in route.methods or ()}
 
 
 _HANDLERS: Mapping[Any, Any] = {HTTPException: _no_path}

@@ -38,17 +38,24 @@ class Begun:
     reservation: Reservation
 
     async def all(self) -> AsyncGenerator[Values, None]:
-        """All replies; the account is told what they took."""
+        """All replies; the account is told what they took.
+
+        Where an error ends them, each counts as one token. Who leaves gets nothing back.
+        """
+        num_pieces = 0
         async with aclosing(self.rest) as rest:
             values = self.first
-            while True:
-                if "finish_reason" in values:
-                    generated = sum(listed(values["generated_tokens"]))
-                    self.reservation.settle(values["prompt_tokens"] + generated)
-                    yield values
-                    return
+            while "finish_reason" not in values:
                 yield values
-                values = await anext(rest)
+                num_pieces += 1
+                try:
+                    values = await anext(rest)
+                except Exception:
+                    self.reservation.settle(self.reservation.prompt + num_pieces)
+                    raise
+            generated = sum(listed(values["generated_tokens"]))
+            self.reservation.settle(values["prompt_tokens"] + generated)
+            yield values
 
 
 class Chats:
@@ -127,7 +134,7 @@ async def begin(
                 world.library.forget(account.namespace(), document_id)
             if last or not asked.document_ids:
                 raise
-        except BaseException:
+        except Exception:  # not of a client that leaves: what it asked for was computed
             reservation.settle(0)
             raise
     raise AssertionError("the second time returns or raises")
@@ -140,9 +147,10 @@ async def _reserved(
     replies = world.models.generate({**asked, "count_only": True}, request_id)
     async with aclosing(replies):
         counted = await anext(replies)
-    longest = asked.get("max_tokens", world.settings.default_max_tokens)
-    num_answers = asked.get("num_return_sequences", 1)
-    return account.reserve_tokens(counted["prompt_tokens"], longest * num_answers)
+    prompt = counted["prompt_tokens"]
+    room = max(0, world.facts.model.context_len - prompt)
+    longest = min(room, asked.get("max_tokens", world.settings.default_max_tokens))
+    return account.reserve_tokens(prompt, longest * asked.get("num_return_sequences", 1))
 
 
 async def only_reply(begun: Begun) -> Values:

@@ -1,6 +1,7 @@
 """`/v1/files`: documents of the registry as files, in OpenAI's shape and in Anthropic's."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from legokv.errors import ApiRefused, NotFound
 from legokv.serving.fields import Reader
 from legokv.serving.fields import Request as Fields
 from legokv.serving.gateway.accounts import Account
-from legokv.serving.gateway.bodies import form_body
+from legokv.serving.gateway.bodies import form_body, while_client_stays
 from legokv.serving.gateway.extract import MEDIA_TYPES, text_of
 from legokv.serving.gateway.library import INLINE, document_id_of, file_id_of, shown_name
 from legokv.serving.gateway.refusals import is_anthropic
@@ -25,11 +26,17 @@ from legokv.serving.gateway.world import World
 PURPOSE = "user_data"
 MAX_PAGE_LEN = 10_000
 _PAGE_LEN = 1000
+_ROWS_A_TRIP = 256
+"""At least: texts of chats and what is over may stand in between."""
+_PREPARED_AT_ONCE = 4
+"""Files that are compiled and ranked behind requests: each holds a thread meanwhile."""
 MAX_IDS = 100
 _STATUS = {"registered": "uploaded", "compiling": "uploaded", "ready": "processed"}
 ORDERS = ("asc", "desc")
 
 Document = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 class Files:
@@ -38,6 +45,7 @@ class Files:
     def __init__(self, world: World) -> None:
         self._world = world
         self._under_way: dict[tuple[str, bool], asyncio.Task[None]] = {}
+        self._turns = asyncio.Semaphore(_PREPARED_AT_ONCE)
 
     async def upload(self, request: Request, account: Account) -> Response:
         """Register what the form's file says; it is compiled afterwards."""
@@ -67,7 +75,10 @@ class Files:
         return JSONResponse(await self._shown(request, document))
 
     async def list_files(self, request: Request, account: Account) -> Response:
-        """A page of the account's files."""
+        """A page of the account's files; it is looked for as long as its client waits."""
+        return await while_client_stays(request, self._list(request, account))
+
+    async def _list(self, request: Request, account: Account) -> Response:
         if is_anthropic(request):
             return JSONResponse(await self._anthropic_page(request, account))
         query = request.query_params
@@ -136,12 +147,12 @@ class Files:
     ) -> tuple[list[Document], bool]:
         """Up to `limit` files behind the file `after`, and whether there are more.
 
-        No more is read than that, and the texts of chats and what is over in between.
+        Texts of chats and what is over are passed by.
         """
         place: Any = 0 if after is None else document_id_of(after)
         documents: list[Document] = []
         while place is not None and len(documents) <= limit:
-            number = min(_PAGE_LEN, limit + 1 - len(documents))
+            number = min(_PAGE_LEN, max(_ROWS_A_TRIP, limit + 1 - len(documents)))
             fields = {"namespace": account.namespace(), "after": place, "limit": number}
             try:
                 reply = await self._world.models.documents("list", **fields, **options)
@@ -172,20 +183,31 @@ class Files:
         await asyncio.to_thread(self._world.uploads.forget, namespace, document_id)
 
     def _begin(self, namespace: str, document_id: str, *, rank: bool = False) -> None:
-        """Have it compiled, and ranked, behind this request."""
+        """Have it compiled, and ranked, behind this request, in its turn."""
         place = (document_id, rank)
         if place in self._under_way:
             return
 
         async def compile_now() -> None:
-            await self._world.models.documents(
-                "get", namespace=namespace, id=document_id, wait=True, rank=rank
-            )
+            async with self._turns:
+                reply = await self._world.models.documents(
+                    "get", namespace=namespace, id=document_id, wait=True, rank=rank
+                )
+            num_ranked, num_chunks = reply.get("ranked_chunks", 0), reply["document"]["num_chunks"]
+            if rank and num_ranked < num_chunks:
+                log.warning(
+                    "%s: %d of its %d chunks are ranked; an upload of the same with 'rank' tries "
+                    "again",
+                    *(document_id, num_ranked, num_chunks),
+                )
 
         def over(task: "asyncio.Task[None]") -> None:
+            # Who asks next is told by the document's state.
             del self._under_way[place]
-            if not task.cancelled():
-                task.exception()  # who asks next is told by the document's state
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                what = "compiled and ranked" if rank else "compiled"
+                log.warning("%s was not %s behind its request: %s", document_id, what, error)
 
         self._under_way[place] = asyncio.create_task(compile_now())
         self._under_way[place].add_done_callback(over)

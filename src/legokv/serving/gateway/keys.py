@@ -110,7 +110,7 @@ class KeyAccount:
         seconds = 0.0 if self.tokens is None else self.tokens.take(most)
         if seconds:
             raise _limited(f"{self.key.tokens_per_minute} tokens", seconds)
-        return TokensReserved(self.tokens, most)
+        return TokensReserved(self.tokens, most, prompt)
 
 
 @dataclass
@@ -119,6 +119,7 @@ class TokensReserved:
 
     bucket: Bucket | None
     reserved: int
+    prompt: int
 
     def settle(self, used: int) -> None:
         """Count what prompt and answer had in place of what was reserved. Once: later, nothing."""

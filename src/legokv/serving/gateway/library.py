@@ -38,13 +38,17 @@ def document_id_of(file_id: str) -> str:
     return _DOCUMENT + file_id.removeprefix(_FILE) if file_id.startswith(_FILE) else file_id
 
 
-def shown_name(filename: str, most: int = MAX_NAME_LEN) -> str:
-    """The name without folders and of so many letters at most, its ending kept.
+def shown_name(filename: str) -> str:
+    """A file's name without its folders, as `shown_title`."""
+    return shown_title(filename.replace("\\", "/").rpartition("/")[2])
+
+
+def shown_title(name: str, most: int = MAX_NAME_LEN) -> str:
+    """The name with so many letters at most, its ending kept.
 
     What could end a line, drive a terminal or turn letters around becomes a question mark in a
     diamond; joiners, which letters and emoji are written with, stay.
     """
-    name = filename.replace("\\", "/").rpartition("/")[2]
     name = "".join(_DIAMOND if _is_hidden(letter) else letter for letter in name) or "file"
     stem, dot, ending = name.rpartition(".")
     if len(name) > most and dot and len(ending) < _MAX_ENDING_LEN:
@@ -109,7 +113,7 @@ class Library:
         document = reply["document"]
         if reply["created"] or (document["name"] or "").startswith(INLINE):
             changes = {
-                "name": INLINE + shown_name(name, MAX_NAME_LEN - len(INLINE)),
+                "name": INLINE + shown_title(name, MAX_NAME_LEN - len(INLINE)),
                 "ttl_seconds": ttl_seconds or INLINE_TTL_SECONDS,
             }
             reply = await self._models.documents(

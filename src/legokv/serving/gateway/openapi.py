@@ -81,8 +81,8 @@ OPERATIONS = (
         (shapes.Model, shapes.AnthropicModel),
     ),
     _Operation(
-        *("post", "/v1/files", "Upload a file"),
-        *((shapes.File, shapes.AnthropicFile), files.FORM, ("file",)),
+        *("post", "/v1/files", "Upload a file (Anthropic's clients leave `purpose` out)"),
+        *((shapes.File, shapes.AnthropicFile), files.FORM, ("file", "purpose")),
         form=True,
     ),
     _Operation(

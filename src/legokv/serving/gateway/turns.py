@@ -10,6 +10,7 @@ from legokv.errors import ApiRefused
 from legokv.serving.body_bounds import check_json
 from legokv.serving.gateway.accounts import Account
 from legokv.serving.gateway.extract import text_of
+from legokv.serving.gateway.library import shown_name
 from legokv.serving.gateway.world import World
 
 ROLES = {
@@ -22,6 +23,8 @@ ROLES = {
 TEXT_PARTS = ("text", "input_text", "output_text")
 PARTS = (*TEXT_PARTS, "refusal", "file", "document")
 """Types of a message's parts."""
+SHOWN_CALLS = 8
+"""The last ones that an error names."""
 Message = dict[str, Any]
 Part = dict[str, Any]
 
@@ -126,7 +129,7 @@ class Turns:
         data = file.get("file_data")
         if data is None:
             raise ApiRefused(f"{where} has neither 'file_id' nor 'file_data'", param=where)
-        name = str(file.get("filename") or "file")
+        name = shown_name(str(file.get("filename") or "file"))
         media_type, content = decoded(f"{where}.file_data", data)
         text, _ = await text_of(name if "." in name else f"{name}.txt", media_type, content)
         return await self.text_document(text, name)
@@ -143,17 +146,20 @@ class Turns:
 
 def check_call_ids(turns: Sequence[Message]) -> None:
     """ApiRefused for a tool's result that names a call which nothing before it has."""
-    calls: list[str] = []
-    for place, turn in enumerate(turns):
+    calls: dict[str, None] = {}  # in their order
+    for turn in turns:
         asked = turn.get("tool_call_id")
         if turn["role"] == "tool" and asked is not None and asked not in calls:
-            listing = ", ".join(map(repr, calls[-8:]))[:400] or "none"
+            last = list(calls)[-SHOWN_CALLS:]
+            listing = ", ".join(repr(call[:80]) for call in last) or "none"
+            if len(calls) > len(last):
+                listing = f"{len(calls)}, the last {len(last)} of them {listing}"
             raise ApiRefused(
-                f"message {place + 1} of {len(turns)} is the result of a call {asked[:80]!r} that "
-                f"no message before it makes; calls before it: {listing}",
+                f"the messages have the result of a call {asked[:80]!r} that no message before it "
+                f"makes; calls before it: {listing}",
                 param="messages",
             )
-        calls += [call["id"] for call in turn.get("tool_calls", ())]
+        calls |= dict.fromkeys(call["id"] for call in turn.get("tool_calls", ()))
 
 
 def titled(title: str, text: str, context: str = "") -> str:

@@ -68,10 +68,17 @@ CREATE INDEX leases_by_holder ON leases (holder);
 # What `expires_at` was set by, so that one from before the clock was set back is known.
 TIME_TO_LIVE = "ALTER TABLE documents ADD COLUMN ttl_seconds REAL;"
 
-# Token ids that a document is compiled behind; none of one from before there were heads.
+# Token ids that a document is compiled behind; none of one from before there were heads. Of no
+# version: older programs read the file as before.
 HEAD = "ALTER TABLE documents ADD COLUMN head BLOB"
 
-PINNED = "CREATE INDEX IF NOT EXISTS pinned ON documents (number, expires_at) WHERE pinned = 1"
+# Of no version: older programs read the file as before.
+INDEXES = {
+    # Pins are asked for twice a second.
+    "pinned": "documents (number, expires_at) WHERE pinned = 1",
+    # Else a page would sort its whole namespace, with the texts.
+    "documents_by_namespace": "documents (namespace, number)",
+}
 
 # What brings a file of each version to the next one; version 0 is an empty file.
 STEPS = {0: DOCUMENTS, 1: STORED_CHUNKS, 2: TIME_TO_LIVE}
@@ -308,11 +315,12 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if steps:
         connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     _check_columns(connection, path)
-    # Of no version: older programs read the file as before. Pins are asked for twice a second.
     if "head" not in [row["name"] for row in connection.execute("PRAGMA table_info(documents)")]:
         connection.execute(HEAD)
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'pinned'").fetchone():
-        connection.execute(PINNED)
+    known = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    for name, what in INDEXES.items():
+        if name not in known:  # else one that writes would be waited for
+            connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {what}")
 
 
 def _check_columns(connection: sqlite3.Connection, path: Path) -> None:

@@ -177,6 +177,7 @@ class RunningGateway:
     store: Store
     state: State
     uploads: Uploads
+    world: World
 
     @property
     def url(self) -> str:
@@ -223,7 +224,7 @@ def running_gateway(
             tool_form=tool_form,
         )
         with running_app(wrap(Gateway(world)), bound, settings, state):
-            yield RunningGateway(bound.getsockname()[1], fake, store, state, uploads)
+            yield RunningGateway(bound.getsockname()[1], fake, store, state, uploads, world)
 
 
 @contextmanager

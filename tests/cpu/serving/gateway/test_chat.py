@@ -1,10 +1,14 @@
 """Chats and completions: what becomes of a client's fields, and what the client gets back."""
 
+import asyncio
 import base64
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -12,10 +16,14 @@ import pytest
 from document_world import Store
 from gateway_world import COUNTS, RunningGateway, running_gateway
 
-from legokv.errors import Busy, InvalidRequest, TimedOut
+from legokv.errors import ApiRefused, Busy, InvalidRequest, TimedOut
+from legokv.serving.api_keys import add_key
 from legokv.serving.gateway import library
+from legokv.serving.gateway.chat import Asked, begin
 from legokv.serving.gateway.fields import ASKS_FOR_NOTHING, CHAT, COMPLETION, WITHOUT_EFFECT
+from legokv.serving.gateway.keys import Accounts, KeyAccount
 from legokv.serving.gateway.tool_calls import ToolForm
+from legokv.serving.gateway.turns import check_call_ids
 
 ASKED = [{"role": "user", "content": "Who keeps it?"}]
 WEATHER = {
@@ -223,6 +231,21 @@ def test_documents_of_the_body_come_first_in_the_first_message_of_a_user(
     assert reply["text"] == "One\nFirst."
 
 
+def test_a_title_keeps_its_slashes_and_a_filename_loses_its_folders(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    data = base64.b64encode(b"Second.").decode()
+    file = {"type": "file", "file": {"file_data": data, "filename": "/home/me/b.txt"}}
+    documents = [{"title": "Terms 2025/26", "text": "First."}]
+    asked: Any = [{"role": "user", "content": [file]}]
+    chat(client, messages=asked, extra_body={"documents": documents})
+    (message,) = messages(gateway)
+    service = gateway.models.service
+    parts = [service.reply({"operation": "get", "id": part["id"]}) for part in message["content"]]
+    names = [part["document"]["name"] for part in parts]
+    assert names == ["inline/Terms 2025/26", "inline/b.txt"]
+
+
 def test_a_file_that_was_asked_about_a_moment_ago_costs_no_question_more(
     client: openai.OpenAI, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,3 +448,103 @@ def test_a_time_out_is_generate_s_and_an_answer_that_was_cut_has_its_length(
     assert refused.value.response.headers["retry-after"] == "2"
     with pytest.raises(openai.BadRequestError, match="'timeout' is above 0 and at most 604800"):
         client.chat.completions.create(**asked, extra_body={"timeout": 0})
+
+
+class Told:
+    """A model `generate` that counts 100 tokens of a prompt, and replies what it is told."""
+
+    def __init__(self, *replies: Any) -> None:
+        self._replies = replies
+
+    async def generate(self, asked: dict[str, Any], request_id: str) -> AsyncGenerator[Any, None]:
+        for reply in ({"prompt_tokens": 100},) if "count_only" in asked else self._replies:
+            if isinstance(reply, Exception):
+                raise reply
+            if reply is None:
+                await asyncio.Event().wait()
+            yield reply
+
+
+async def replies_of(account: KeyAccount, *told: Any) -> list[Any]:
+    """What comes of an answer of up to 80 tokens, in a context of 150."""
+    world: Any = SimpleNamespace(
+        models=Told(*told),
+        facts=SimpleNamespace(model=SimpleNamespace(context_len=150)),
+        settings=SimpleNamespace(default_max_tokens=80),
+    )
+    request: Any = SimpleNamespace(state=SimpleNamespace(request_id="r"))
+
+    async def ask() -> Asked:
+        return Asked({"stream": True})
+
+    begun = await begin(world, request, account, ask)
+    return [values async for values in begun.all()]
+
+
+@pytest.fixture(name="account")
+def account_fixture(tmp_path: Path) -> KeyAccount:
+    key, _ = add_key(tmp_path / "keys.json", "a", {"tokens_per_minute": 600})
+    return Accounts(tmp_path / "keys.json", lambda: 0.0).of([key])
+
+
+def num_left(account: KeyAccount) -> int:
+    assert account.tokens is not None
+    return 601 - round(account.tokens.take(601) * 600 / 60)
+
+
+LAST = {"finish_reason": "stop", "prompt_tokens": 100, "generated_tokens": 7}
+PIECE = {"text_output": "Orrin"}
+
+
+@pytest.mark.parametrize("told", [(None,), (PIECE, None)])
+def test_a_client_that_leaves_gets_no_tokens_back(account: KeyAccount, told: Any) -> None:
+    async def leave() -> None:
+        asking = asyncio.create_task(replies_of(account, *told))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(leave())
+    # No answer is longer than the context has room behind the prompt.
+    assert num_left(account) == 600 - 150
+
+
+@pytest.mark.parametrize(
+    ("told", "used"),
+    [
+        ((PIECE, LAST), 107),
+        ((Busy("512 requests wait"),), 0),
+        ((RuntimeError("a fault"),), 0),
+        ((PIECE, PIECE, Busy("the engine was lost")), 102),
+        ((PIECE, RuntimeError("a fault")), 101),
+    ],
+)
+def test_what_an_answer_did_not_use_is_given_back_also_when_it_fails(
+    account: KeyAccount, told: Any, used: int
+) -> None:
+    with suppress(Busy, RuntimeError):
+        asyncio.run(replies_of(account, *told))
+    assert num_left(account) == 600 - used
+
+
+def test_a_result_of_no_call_names_the_last_calls_before_it() -> None:
+    calls = {"role": "assistant", "tool_calls": [{"id": f"call-{n}"} for n in range(10)]}
+    result = {"role": "tool", "tool_call_id": "call-7"}
+    check_call_ids([calls, result, {**calls, "tool_calls": [{"id": "call-0"}]}])
+    with pytest.raises(ApiRefused) as refused:
+        check_call_ids([calls, {**result, "tool_call_id": "call-x"}])
+    shown = ", ".join(f"'call-{n}'" for n in range(2, 10))
+    assert str(refused.value) == (
+        "the messages have the result of a call 'call-x' that no message before it makes; calls "
+        f"before it: 10, the last 8 of them {shown}"
+    )
+
+
+def test_many_calls_and_results_are_checked_in_time_that_grows_with_their_number() -> None:
+    calls = [{"id": f"call-{n}"} for n in range(20_000)]
+    results = [{"role": "tool", "tool_call_id": call["id"]} for call in calls]
+    started = time.process_time()
+    check_call_ids([{"role": "assistant", "tool_calls": calls}, *reversed(results)])
+    assert time.process_time() - started < 1

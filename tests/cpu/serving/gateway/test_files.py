@@ -1,5 +1,6 @@
 """Files: documents of the registry in OpenAI's and Anthropic's shapes."""
 
+import asyncio
 import base64
 import io
 import json
@@ -19,10 +20,10 @@ import pytest
 from gateway_world import RunningGateway, running_gateway
 
 from legokv.documents.compiling import Compiler
-from legokv.errors import ApiRefused
-from legokv.serving.gateway import extract
+from legokv.errors import ApiRefused, Busy
+from legokv.serving.gateway import extract, files
 from legokv.serving.gateway.extract import kind_of
-from legokv.serving.gateway.library import shown_name
+from legokv.serving.gateway.library import shown_name, shown_title
 
 DATA = base64.b64encode(b"Of a chat.").decode()
 TEXT = "The harbour of Vellin has three lighthouses.\r\nOrrin keeps the oldest.\n\n"
@@ -97,7 +98,7 @@ def test_a_name_is_shown_without_what_drives_a_terminal_or_turns_letters(
     listed = gateway.models.service.reply({"operation": "list"})["documents"]
     assert {document["name"] for document in listed} == {
         shown,
-        f"inline/{shown_name(name, 249)}",
+        f"inline/{shown_title(shown_name(name), 249)}",
     }
 
 
@@ -129,7 +130,7 @@ def test_a_list_goes_on_after_a_file_in_either_order(client: openai.OpenAI) -> N
         client.files.list(after="file-x")
 
 
-def test_a_page_of_the_list_reads_no_more_than_itself(
+def test_a_page_of_the_list_is_one_question_of_a_few_hundred_rows(
     client: openai.OpenAI, gateway: RunningGateway
 ) -> None:
     ids = [upload(client, f"Text number {number}.").id for number in range(7)]
@@ -139,7 +140,7 @@ def test_a_page_of_the_list_reads_no_more_than_itself(
             page = json.loads(response.read())
         assert ([file["id"] for file in page["data"]], page["has_more"]) == (want, True)
         (asked,) = gateway.models.documents
-        assert asked["limit"] == len(want) + 1
+        assert asked["limit"] == 256
     with anthropic.Anthropic(base_url=gateway.url, api_key="none") as other:
         gateway.models.documents.clear()
         named = other.files.list(extra_query={"ids": [ids[3], "file-none", ids[3]]})
@@ -162,7 +163,26 @@ def test_texts_of_chats_between_files_cost_no_file_its_place(
     assert ([file.id for file in page.data], page.has_more) == ([second], True)
     page = client.files.list(limit=1, after=second)
     assert ([file.id for file in page.data], page.has_more) == ([first], False)
-    assert len(gateway.models.documents) > 7
+    lists = [one for one in gateway.models.documents if one["operation"] == "list"]
+    assert len(lists) == 2
+
+
+def test_a_client_that_leaves_ends_the_search_for_its_page(gateway: RunningGateway) -> None:
+    begun, gone = threading.Event(), threading.Event()
+
+    async def documents(operation: str, **fields: Any) -> dict[str, Any]:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            gone.set()
+        raise AssertionError("nobody sets it")
+
+    gateway.world.models.documents = documents  # type: ignore[method-assign]
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
+        connection.sendall(b"GET /v1/files?limit=1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert begun.wait(20)
+    assert gone.wait(20)
 
 
 def test_an_upload_may_ask_for_its_ranking(client: openai.OpenAI, gateway: RunningGateway) -> None:
@@ -229,6 +249,40 @@ def test_a_file_past_its_time_is_not_there(client: openai.OpenAI, gateway: Runni
         client.files.retrieve(file.id)
     assert list(client.files.list()) == []
     assert upload(client).expires_at is None
+
+
+def test_files_are_ranked_a_few_at_once_and_what_failed_or_fell_short_is_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock, may_end = threading.Lock(), threading.Event()
+    running, most, outcomes = [], [], iter([None, 0, *[1] * 8])
+
+    def rank(compiler: Compiler, namespace: str, document_id: str) -> int:
+        with lock:
+            running.append(document_id)
+            most.append(len(running))
+            outcome = next(outcomes)
+            if len(running) == 4:
+                may_end.set()
+        assert may_end.wait(20)
+        with lock:
+            running.remove(document_id)
+        if outcome is None:
+            raise Busy("the engine was lost")
+        return outcome
+
+    monkeypatch.setattr(Compiler, "rank", rank)
+    with running_gateway(tmp_path, rank_documents="on") as gateway:
+        client = gateway.openai()
+        ids = [upload(client, f"Text number {number}.").id for number in range(10)]
+        for file_id in ids:
+            file = client.files.wait_for_processing(file_id, poll_interval=0.02)
+            assert file.status == "processed"
+    assert (len(most), max(most)) == (10, 4)
+    told = [record.getMessage() for record in caplog.records if record.name == files.__name__]
+    assert len(told) == 2
+    assert any("was not compiled and ranked behind its request: the engine" in one for one in told)
+    assert any("0 of its 1 chunks are ranked" in one for one in told)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,24 @@ def test_what_is_described_as_required_is(gateway: RunningGateway) -> None:
         for name in body:
             fewer = {other: value for other, value in body.items() if other != name}
             assert sent(gateway, "post", path, fewer)[0] == 400, (path, name)
+    parts = dict(zip(("purpose", "file"), FORM.split(b"--x\r\n")[1:], strict=True))
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    assert body_of(spec, "post", "/v1/files")["required"] == ["file", "purpose"]
+    for part in parts.values():
+        form = b"--x\r\n" + part.removesuffix(b"--x--\r\n") + b"--x--\r\n"
+        assert sent(gateway, "post", "/v1/files", form, **kind)[0] == 400
+
+
+def test_a_wrong_method_is_told_all_that_the_path_has(gateway: RunningGateway) -> None:
+    for path, allow in (
+        ("/v1/files", "GET, HEAD, POST"),
+        ("/v1/files/file-1", "DELETE, GET, HEAD"),
+        ("/v1/messages", "POST"),
+    ):
+        asked = urllib.request.Request(f"{gateway.url}{path}", method="PATCH")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked, timeout=60)
+        assert (refused.value.code, refused.value.headers.get_all("allow")) == (405, [allow])
 
 
 @pytest.mark.parametrize("headers", [{}, {"anthropic-version": "2023-06-01"}])

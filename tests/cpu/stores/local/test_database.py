@@ -13,6 +13,7 @@ from registries import new, register
 from legokv.chunks.budget import Budget
 from legokv.chunks.tier import StoredRow
 from legokv.errors import CacheUnavailable, EngineMismatch
+from legokv.stores.local import document_rows
 from legokv.stores.local.chunk_rows import StoredChunks
 from legokv.stores.local.database import BUSY_SECONDS
 from legokv.stores.local.evictions import DiskLimits
@@ -180,3 +181,27 @@ def test_a_stored_chunks_row_that_is_none_is_told(tmp_path, column, value):
         change(path, (f"UPDATE stored_chunks SET {column} = ?", value))
         with pytest.raises(CacheUnavailable, match=f"stored_chunks has the {column}"):
             stored.rows()
+
+
+def pages_of(path, newest_first):
+    """How SQLite finds a page of a namespace in this file."""
+    asked = []
+    with Registry.open(path) as registry, registry.database.snapshot() as sql:
+        sql.set_trace_callback(asked.append)
+        document_rows.page(sql, "default", 5, None, newest_first=newest_first).fetchall()
+        sql.set_trace_callback(None)
+        return " ".join(row["detail"] for row in sql.execute(f"EXPLAIN QUERY PLAN {asked[0]}"))
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("older", [False, True])
+def test_a_page_reads_its_rows_alone_and_sorts_nothing(tmp_path, older, newest_first):
+    path = tmp_path / "registry.sqlite"
+    with Registry.open(path):
+        pass
+    if older:
+        change(path, ["DROP INDEX documents_by_namespace"])
+    plan = pages_of(path, newest_first)
+    edge = "number<?" if newest_first else "number>?"
+    assert f"SEARCH documents USING INDEX documents_by_namespace (namespace=? AND {edge})" in plan
+    assert "B-TREE" not in plan
