@@ -290,7 +290,7 @@ def exit_status(run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # of the output: it is on a full disk
-        print(f"error: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.strerror or error}", file=sys.stderr)
         return 1
 
 
@@ -298,10 +298,12 @@ def leave(status: int) -> NoReturn:
     """End the process, at once: what gRPC would still wait for at its end is nobody's any more."""
     try:
         sys.stdout.flush()
+    except BrokenPipeError:
+        pass  # whoever read the output has enough
     except OSError as error:
         status = status or 1
         with suppress(OSError):
-            print(f"error: {error.strerror}", file=sys.stderr)
+            print(f"error: {error.strerror or error}", file=sys.stderr)
     with suppress(OSError):
         sys.stderr.flush()
     os._exit(status)

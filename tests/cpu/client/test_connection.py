@@ -166,3 +166,24 @@ def test_output_that_cannot_be_written_is_an_error(unbuffered: str) -> None:
             env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )
     assert (result.returncode, result.stderr) == (1, b"error: No space left on device\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_who_closes_the_output_has_enough_and_nothing_is_said(unbuffered: str) -> None:
+    script = "from connection import exit_status, leave; "
+    script += "leave(exit_status(lambda: print('an answer') or 0))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+            cwd=CLIENT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    finally:
+        os.close(writer)
+    assert (result.returncode, result.stderr) == (0, b"")
