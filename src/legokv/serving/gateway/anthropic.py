@@ -33,15 +33,8 @@ from legokv.serving.gateway.tool_calls import ToolCall, Tools, tools_of
 from legokv.serving.gateway.turns import Message, Part, Turns, check_call_ids, decoded, titled
 from legokv.serving.gateway.world import World
 
-
-def messages(request: readers.Request, name: str) -> list[Any]:
-    """A list that `_BlockTurns` reads."""
-    return readers.items(request, name)
-
-
-def tools(request: readers.Request, name: str) -> list[Any]:
-    """A list of a client's own tools."""
-    return readers.items(request, name)
+# Lists that `_BlockTurns` and `_tool` read.
+messages, tools = fields.items_reader(), fields.items_reader()
 
 
 def tool_choice(request: readers.Request, name: str) -> dict[str, Any]:
@@ -81,7 +74,6 @@ CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": None}
 """OpenAI's words for them; None names a tool."""
 ROLES = ("user", "assistant", "system")
 BLOCKS = ("text", "document", "tool_use", "tool_result")
-SOURCES = ("text", "base64", "content", "file")
 _TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 _STOPS = {"stop": "end_turn", "length": "max_tokens", "timeout": "max_tokens"}
 _TEXT_SOURCES = ("text/plain", "text/markdown", "text/html", "application/pdf", "")
@@ -378,6 +370,7 @@ def _message(model: str) -> dict[str, Any]:
 def _tool_use(call: ToolCall) -> dict[str, Any]:
     try:
         value = json.loads(call.arguments or "{}")
+        json_text(value).encode()
     except (ValueError, RecursionError):
         value = {}
     return {"type": "tool_use", "id": f"toolu_{call.id}", "name": call.name, "input": value}

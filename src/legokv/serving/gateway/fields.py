@@ -32,19 +32,17 @@ def number(request: Request, name: str, *, low: float, high: float, above: bool 
     return value
 
 
-def messages(request: Request, name: str) -> list[Any]:
-    """A list that `turns` reads."""
-    return fields.items(request, name)
+def items_reader() -> Reader:
+    """A reader of a list of anything: one of its own, as OpenAPI describes each list by itself."""
+
+    def read(request: Request, name: str) -> list[Any]:
+        return fields.items(request, name)
+
+    return read
 
 
-def documents(request: Request, name: str) -> list[Any]:
-    """A list of texts, that `turns` reads."""
-    return fields.items(request, name)
-
-
-def tools(request: Request, name: str) -> list[Any]:
-    """A list that `tool_calls` reads."""
-    return fields.items(request, name)
+# Lists that `turns` and `tool_calls` read.
+messages, documents, tools = items_reader(), items_reader(), items_reader()
 
 
 def tool_choice(request: Request, name: str) -> Any:

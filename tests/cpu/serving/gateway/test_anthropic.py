@@ -199,3 +199,13 @@ def test_every_field_of_anthropic_s_client_has_a_place() -> None:
     counted = anthropic.types.MessageCountTokensParams
     known -= {"max_tokens", "stream"}
     assert set(counted.__annotations__) - {"user_profile_id", "workspace_id"} <= known
+
+
+def test_a_call_whose_arguments_no_json_can_say_has_none(
+    client: anthropic.Anthropic, gateway: RunningGateway
+) -> None:
+    call = {"name": "weather", "arguments": '{"city": 1e999}'}
+    gateway.models.pieces = [f"<tool_call>{json.dumps(call)}</tool_call>"]
+    tools: Any = [{"name": "weather", "input_schema": {"type": "object"}}]
+    (block,) = ask(client, tools=tools).content
+    assert (block.type, block.name, block.input) == ("tool_use", "weather", {})
