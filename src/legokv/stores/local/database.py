@@ -317,9 +317,9 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     _check_columns(connection, path)
     if "head" not in [row["name"] for row in connection.execute("PRAGMA table_info(documents)")]:
         connection.execute(HEAD)
-    known = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     for name, what in INDEXES.items():
-        if name not in known:  # else one that writes would be waited for
+        if name not in names:  # else one that writes would be waited for
             connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {what}")
 
 
