@@ -187,3 +187,13 @@ def test_who_closes_the_output_has_enough_and_nothing_is_said(unbuffered: str) -
     finally:
         os.close(writer)
     assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_an_error_that_is_none_of_the_system_s_is_said_in_its_own_words() -> None:
+    script = "from connection import exit_status, leave\n"
+    script += "def run(): raise OSError('the output is gone')\n"
+    script += "leave(exit_status(run))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=False, timeout=60, cwd=CLIENT
+    )
+    assert (result.returncode, result.stderr) == (1, b"error: the output is gone\n")
