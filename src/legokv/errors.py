@@ -106,6 +106,12 @@ class PoolFull(LegokvError):
     code = "UNAVAILABLE"
 
 
+class PoolTooSmall(PoolFull):
+    """The whole page pool cannot hold what was asked: asking again does not help."""
+
+    code = "INVALID_ARG"
+
+
 class Busy(LegokvError):
     """What was asked is in use or the queue is full; the same call may succeed later."""
 

@@ -4,6 +4,7 @@ import enum
 import hashlib
 import re
 import struct
+import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypedDict
@@ -21,8 +22,16 @@ DOCUMENT_BYTES = 1024
 MAX_TTL_SECONDS = 3.2e10
 """A thousand years: past it Unix seconds lose the precision that comparing them needs."""
 
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+# Letters and emoji are written with them.
+_JOINERS = "\u200c\u200d"
 _NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _A_NAMESPACE = "a namespace is 1 to 64 letters, digits, dots, underscores or dashes"
+
+
+def is_hidden(letter: str) -> bool:
+    """Whether it can end a line, drive a terminal or turn the letters around it."""
+    return letter not in _JOINERS and unicodedata.category(letter) in _HIDDEN
 
 
 class State(enum.StrEnum):

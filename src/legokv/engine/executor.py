@@ -33,10 +33,11 @@ from legokv.errors import (
     LegokvError,
     NotFinite,
     PoolFull,
+    PoolTooSmall,
     StepFailed,
 )
 from legokv.runners import Runner
-from legokv.step.sequence import CompiledPages, chunk_sequence
+from legokv.step.sequence import CompiledPages, TokenSequence, chunk_sequence
 
 _FETCHING_SECONDS = 0.05
 
@@ -96,13 +97,13 @@ class Executor:
         return len(self._waiting)
 
     def submit(self, job: Job) -> None:
-        """Queue a job. PoolFull if it could not run even with the pool to itself, Busy if too many
-        requests wait already; compiles, one for each document being registered, always may.
+        """Queue a job. PoolTooSmall if it could not run even with the pool to itself, Busy if too
+        many requests wait already; compiles, one for each document being registered, always may.
         """
         needed = with_all_before(job.chunks)
         job.num_pages = self._cache.pages_needed(needed, job.num_private_pages)
         if job.num_pages > self._runner.num_pages:
-            raise PoolFull(
+            raise PoolTooSmall(
                 f"the request needs {job.num_pages} pages of {self._runner.page_size} tokens, "
                 f"the pool has {self._runner.num_pages}"
             )
@@ -360,9 +361,20 @@ class Executor:
             self._end(job)
             return
         for sequence in job.sequences:
+            self._check_drifts(sequence)
             sequence.last_step = self.counters.steps
         self._granted.remove(job)
         self._running.append(job)
+
+    def _check_drifts(self, sequence: TokenSequence) -> None:
+        """InvalidRequest if a step has no room for what must be computed together."""
+        most = max((drift.num_rows for drift in sequence.drifts), default=0)
+        if most > self._max_step_tokens:
+            raise InvalidRequest(
+                f"with drift the {most} tokens of a document that are recomputed are computed "
+                f"together, and max_step_tokens allows {self._max_step_tokens}: recompute less of "
+                "it, or in a mode without drift"
+            )
 
     def _filled(self, resident: Resident, seconds: float) -> None:
         """A resident's KV was computed: round it as it would be stored, and keep it."""

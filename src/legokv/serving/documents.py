@@ -22,6 +22,7 @@ from legokv.documents.document import (
     State,
     StoredChunk,
     TokenSpan,
+    is_hidden,
     namespace_or_default,
     normalise_text,
 )
@@ -57,12 +58,22 @@ MAX_PAGE_LEN = 1000
 NUM_BACKGROUND_THREADS = 4
 """Documents compiled at a time that nobody waits for."""
 
+
+def _name(request: Request, name: str) -> str | None:
+    """A document's name, or None; InvalidRequest for letters that nobody sees."""
+    found = fields.optional_text(request, name, max_len=MAX_NAME_LEN)
+    hidden = next(filter(is_hidden, found or ""), None)
+    if hidden is not None:
+        raise InvalidRequest(f"'{name}' has U+{ord(hidden):04X}, which is not shown: leave it out")
+    return found
+
+
 _OF_ALL: dict[str, fields.Reader] = {
     "operation": fields.text,
     "namespace": fields.if_given(fields.text),
 }
 _OF_CHANGES: dict[str, fields.Reader] = {
-    "name": partial(fields.optional_text, max_len=MAX_NAME_LEN),
+    "name": _name,
     "ttl_seconds": fields.optional_seconds,
     "pinned": fields.flag,
 }

@@ -7,6 +7,7 @@ from dense_link import dense_logits
 
 from legokv import AnswerOptions, Engine, EngineSettings, SamplingOptions
 from legokv.engine.request import GenerateRequest
+from legokv.errors import InvalidRequest
 from legokv.model.config import scoring_layers
 
 
@@ -71,7 +72,7 @@ def test_drift_leaves_the_chunks_as_they_are_for_others(engines):
 def test_an_answer_with_drift_is_the_same_in_any_company_and_any_steps(engines):
     *spans, question = random_lists(18, 20, 90, 70, 5)
     answers = []
-    for max_step_tokens in (7, 64, 512):
+    for max_step_tokens in (29, 64, 512):
         engine = engines(max_step_tokens=max_step_tokens, pool_tokens=4096)
         chunks = [engine.compile(ids, rank=True) for ids in spans]
         request = GenerateRequest(
@@ -111,3 +112,17 @@ def test_without_enough_recomputed_of_it_a_document_does_not_drift(engines):
         drifted = engine.prefill([*chunks, question], mode="guided-drift", link_tokens=budget)
         plain = engine.prefill([*chunks, question], mode="spread", link_tokens=budget)
         assert torch.equal(drifted.logits, plain.logits)
+
+
+def test_a_drifting_document_whose_tokens_no_step_has_room_for_is_refused_alone(engines):
+    engine = engines(max_step_tokens=16)
+    *spans, question = random_lists(21, 20, 90, 70, 5)
+    chunks = [engine.compile(ids) for ids in spans]
+    jobs = [
+        engine.submit(GenerateRequest([*chunks, question], 4, mode=mode, recompute_percent=40.0))
+        for mode in ("guided-drift", "guided")
+    ]
+    with pytest.raises(InvalidRequest, match=r"the \d\d tokens .* max_step_tokens allows 16"):
+        list(engine.results(jobs[0]))
+    assert len([t for t in engine.results(jobs[1]) if hasattr(t, "id")]) == 4
+    assert engine.cache.num_leases == 0

@@ -127,8 +127,9 @@ def test_leases_and_private_pages_return_to_their_start(engine):
 
 def test_a_request_larger_than_the_pool_is_refused_with_the_numbers(tiny_engine_folder):
     engine = Engine.open(tiny_engine_folder(), settings=EngineSettings(pool_tokens=64))
-    with pytest.raises(PoolFull, match="needs 7 pages of 16 tokens, the pool has 4"):
+    with pytest.raises(PoolFull, match="needs 7 pages of 16 tokens, the pool has 4") as refused:
         engine.prefill([random_ids(1, 100)])
+    assert refused.value.code == "INVALID_ARG", "asking again would not help"
     with pytest.raises(PoolFull, match="needs 7 pages of 16 tokens, the pool has 4"):
         engine.compile(random_ids(1, 100))
     assert engine.prefill([[5, 6, 7]]).fresh_tokens == 3

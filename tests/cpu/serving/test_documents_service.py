@@ -79,6 +79,19 @@ def test_get_gives_the_text_when_asked(service):
     assert "text" not in service.reply({"operation": "get", "id": document["id"]})
 
 
+@pytest.mark.parametrize("letter", ["\x1b", "\n", "\x00", "\u202e", "\u2028"])
+def test_a_name_with_a_letter_that_nobody_sees_is_refused(service, letter):
+    document = create(service, text="Short.")["document"]
+    for request in (
+        {"operation": "create", "text": "Other.", "name": f"a{letter}b"},
+        {"operation": "update", "id": document["id"], "name": f"a{letter}b"},
+    ):
+        with pytest.raises(InvalidRequest, match=rf"'name' has U\+{ord(letter):04X}"):
+            service.reply(request)
+    named = {"operation": "update", "id": document["id"], "name": "é 東京 👩\u200d🚀.txt"}
+    assert service.reply(named)["document"]["name"] == "é 東京 👩\u200d🚀.txt"
+
+
 def test_update_changes_only_what_is_named(service):
     document = create(service, name="a", ttl_seconds=60)["document"]
     update = {"operation": "update", "id": document["id"]}

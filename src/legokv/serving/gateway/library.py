@@ -2,12 +2,11 @@
 
 import asyncio
 import time
-import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from legokv.documents.document import MAX_NAME_LEN, normalise_text
+from legokv.documents.document import MAX_NAME_LEN, is_hidden, normalise_text
 from legokv.documents.document import document_id as content_id
 from legokv.errors import ApiRefused, NotFound
 from legokv.serving.gateway.accounts import Account
@@ -22,8 +21,6 @@ INLINE = "inline/"
 _TRUST_SECONDS = 60.0
 _MAX_KNOWN = 10_000
 _DIAMOND = "\ufffd"
-_JOINERS = "\u200c\u200d"
-_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _MAX_ENDING_LEN = 16
 _FILE, _DOCUMENT = "file-", "doc-"
 
@@ -49,15 +46,11 @@ def shown_title(name: str, most: int = MAX_NAME_LEN) -> str:
     What could end a line, drive a terminal or turn letters around becomes a question mark in a
     diamond; joiners, which letters and emoji are written with, stay.
     """
-    name = "".join(_DIAMOND if _is_hidden(letter) else letter for letter in name) or "file"
+    name = "".join(_DIAMOND if is_hidden(letter) else letter for letter in name) or "file"
     stem, dot, ending = name.rpartition(".")
     if len(name) > most and dot and len(ending) < _MAX_ENDING_LEN:
         name = f"{stem[: most - len(ending) - 1]}.{ending}"
     return name[:most]
-
-
-def _is_hidden(letter: str) -> bool:
-    return letter not in _JOINERS and unicodedata.category(letter) in _HIDDEN
 
 
 class Library:
