@@ -61,11 +61,11 @@ NUM_BACKGROUND_THREADS = 4
 
 def _name(request: Request, name: str) -> str | None:
     """A document's name, or None; InvalidRequest for letters that nobody sees."""
-    found = fields.optional_text(request, name, max_len=MAX_NAME_LEN)
-    hidden = next(filter(is_hidden, found or ""), None)
+    label = fields.optional_text(request, name, max_len=MAX_NAME_LEN)
+    hidden = next(filter(is_hidden, label or ""), None)
     if hidden is not None:
         raise InvalidRequest(f"'{name}' has U+{ord(hidden):04X}, which is not shown: leave it out")
-    return found
+    return label
 
 
 _OF_ALL: dict[str, fields.Reader] = {
