@@ -22,6 +22,8 @@ def answer(model: LinkedModel, placed: Placed, max_tokens: int, end: str = "\n")
         ids.append(token)
         if end in tokenizer.decode(ids).lstrip() or len(ids) == max_tokens:
             break
-        tail.follow_with(token, placed.link.prompt_tokens + len(ids) - 1)
+        number = len(ids) - 1
+        position = placed.link.prompt_tokens + number
+        tail.sequence.follow_with(token, position, int(tail.slots[number]))
         logits = model.runner.run(step_batch([tail.sequence.next(1)]))
     return str(tokenizer.decode(ids)).strip().split(end)[0]

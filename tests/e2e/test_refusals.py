@@ -17,7 +17,7 @@ UNKNOWN = "doc-000000000000000000000000"
         ({"document_ids": [UNKNOWN]}, f"{UNKNOWN}.*namespace 'default'"),
         ({"text_input": ""}, "question is empty"),
         ({"text_input": b"\xff\xfe"}, "text_input.*UTF-8"),
-        ({"text_input": "word " * 3000}, r"\d{4} prompt tokens.*2048"),
+        ({"text_input": "word " * 3000}, r"the prompt has \d{4} tokens.*2048"),
         ({"max_tokens": 0}, "max_tokens.* 0"),
         ({"max_tokens": -3}, "max_tokens.* -3"),
         ({"max_tokens": 5000}, "max_tokens 5000.*2048"),

@@ -12,6 +12,7 @@ from paths import ROOT
 from benchmarks.reuse import cacheblend, guided, ranked
 from benchmarks.reuse.bootstrap import mean_interval
 from benchmarks.reuse.fidelity import measure
+from benchmarks.reuse.greedy import answer
 from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.methods import METHODS, Method, UnknownMethod, method_by_name
 from benchmarks.reuse.prompt import Prompt
@@ -167,3 +168,15 @@ def test_an_unknown_method_is_refused_with_those_there_are():
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
     assert ended.stderr.startswith("unknown method 'lego'")
+
+
+def test_a_greedy_answer_is_the_engine_s_own(model, tiny_engine_folder):
+    engine = Engine.open(
+        tiny_engine_folder("llama"), settings=EngineSettings(pool_tokens=4096, attention="torch")
+    )
+    chunks = [engine.compile(ids) for ids in PROMPT.segments]
+    expected = [t.id for t in engine.generate([*chunks, PROMPT.question], max_tokens=6)]
+    placed = METHODS["legolink-16"].place(model, PROMPT, reserve_tokens=5)
+    found = answer(model, placed, 6, end="\0")
+    model.release(placed)
+    assert found == model.tokenizer.decode(expected).strip()

@@ -2,9 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from legokv.built.settings import AttentionName
 from legokv.errors import InvalidRequest, ServerError
 from legokv.serving.settings import Settings
 from legokv.serving.settings_sources import settings_from
@@ -136,7 +138,7 @@ def test_every_setting_is_shown() -> None:
     [
         ("kv_stored_dtype", ("model", "int8")),
         ("runner", ("auto", "torch", "cuda", "plan")),
-        ("attention", ("auto", "native", "torch")),
+        ("attention", get_args(AttentionName)),
         ("dtype", ("auto", "bfloat16", "float16", "float32")),
     ],
 )
