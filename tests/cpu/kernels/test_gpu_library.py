@@ -7,8 +7,8 @@ from types import ModuleType
 import pytest
 from paths import ROOT
 
-from legokv.errors import PluginBuildFailed, ToolchainMissing, ToolMisnamed
-from legokv.kernels.build_gpu import PluginBuild
+from legokv.errors import PluginBuildFailed
+from legokv.kernels.build_gpu import LIBRARY_NAME, PluginBuild
 from legokv.kernels.toolchain import HEADER
 
 BENCHMARK = ROOT / "benchmarks" / "gpu"
@@ -25,9 +25,12 @@ def library(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def carried(tmp_path: Path) -> Path:
-    path = tmp_path / "carried.so"
-    path.touch()
-    return path
+    """A library for this GPU, made of other sources."""
+    folder = tmp_path / "carried"
+    folder.mkdir()
+    (folder / LIBRARY_NAME).touch()
+    (folder / "sources.sha256").write_text(f"{'0' * 64} 90\n")
+    return folder
 
 
 @pytest.fixture
@@ -48,33 +51,30 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PluginBuild:
     return PluginBuild(tmp_path / "out", source=source, architectures=("90",))
 
 
-def test_sources_that_do_not_compile_fail_though_a_library_was_carried(
+def test_where_a_library_of_other_sources_was_carried_and_these_do_not_compile_both_are_said(
     library: ModuleType, build: PluginBuild, carried: Path
 ) -> None:
     with pytest.raises(PluginBuildFailed, match="no_such_type") as refused:
-        library.built_or_carried(build, carried)
-    assert str(refused.value).endswith(f"LEGOKV_PLUGIN_LIBRARY={carried} runs the one carried here")
+        library.carried_or_built(build, carried)
+    assert str(refused.value).endswith(f"And the library in {carried} is of other sources")
 
 
-def test_without_anything_to_compile_with_the_carried_library_is_taken_and_the_reason_said(
-    library: ModuleType, build: PluginBuild, carried: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_a_carried_library_or_anything_to_compile_with_both_are_said(
+    library: ModuleType, build: PluginBuild, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("legokv.kernels.toolchain.HEADER", "NvInferOfNoRelease.h")
     monkeypatch.delenv("TENSORRT_INCLUDE")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    found, origin = library.built_or_carried(build, carried)
-    assert found == carried
-    assert origin.startswith("carried here, since it can't be built: pip could not fetch TensorRT")
-    with pytest.raises(ToolchainMissing):
-        library.built_or_carried(build, carried.with_name("none.so"))
+    with pytest.raises(PluginBuildFailed, match=r"pip could not fetch TensorRT.* has no library"):
+        library.carried_or_built(build, tmp_path / "none")
 
 
-def test_a_compiler_that_is_not_where_it_was_named_is_no_reason_for_another_library(
+def test_a_compiler_that_is_not_where_it_was_named_is_named(
     library: ModuleType, build: PluginBuild, carried: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDACXX", "/no/such/nvcc")
-    with pytest.raises(ToolMisnamed, match="CUDACXX=/no/such/nvcc"):
-        library.built_or_carried(build, carried)
+    with pytest.raises(PluginBuildFailed, match="CUDACXX=/no/such/nvcc"):
+        library.carried_or_built(build, carried)
 
 
 def test_the_stage_fails_in_one_sentence_without_a_traceback(
