@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import machine
+import about_machine
 from stages import PROFILED, Stage
 
 # Seconds that each is planned to take on a GPU, together ten minutes at most, and when it is ended.
@@ -66,7 +66,7 @@ class Run:
 
 
 def machine_stage(run: Run) -> Stage:
-    command = run.script("machine.py", run.written("machine"), run.commit)
+    command = run.script("about_machine.py", run.written("machine"), run.commit)
     return Stage("machine", command, LIMITS["machine"])
 
 
@@ -162,7 +162,7 @@ def _no_gpu(run: Run, facts: dict[str, Any]) -> str | None:
 
 
 def _program(facts: dict[str, Any], fact: str, name: str) -> str | None:
-    found: str | None = facts[fact] if fact in facts else machine.program(name)
+    found: str | None = facts[fact] if fact in facts else about_machine.program(name)
     return found
 
 

@@ -115,6 +115,7 @@ def test_a_client_that_goes_away_leaves_a_line(logged: tuple[RunningServer, Log]
     with closing(server.client()) as client:
         # Long enough that it is still under way when the front and the model have noticed.
         likeliest = {"return_log_probs": True, "num_top_log_probs": 20, "max_tokens": 1500}
+        likeliest |= {"min_tokens": 1500, "num_return_sequences": 8, "temperature": 1.0}
         leaving = replies(client, request_id="gone", text_input=QUESTION, stream=True, **likeliest)
         next(leaving)
         leaving.close()
