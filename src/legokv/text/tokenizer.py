@@ -111,20 +111,20 @@ class Tokenizer:
         """
         backends = self._backends
         backend = backends.first_speech if first else backends.speech
-        return list(backend.encode(text, add_special_tokens=False).ids)
+        return list(_encoding(backend, text).ids)
 
     def encode_template(self, text: str, *, first: bool = False) -> list[int]:
         """Ids of text we wrote ourselves: control tokens in it are read as such, none are added.
 
         `first` as in `encode`.
         """
-        encoding = self._backends.template.encode(text, add_special_tokens=False)
+        encoding = _encoding(self._backends.template, text)
         if not first:
             return list(encoding.ids)
         control = self._backends.control_ids
         places = zip(encoding.ids, encoding.offsets, strict=True)
         start = next((at for i, (at, _) in places if i in control), len(text))
-        lead = self._backends.whole.encode(text[:start], add_special_tokens=False).ids
+        lead = _encoding(self._backends.whole, text[:start]).ids
         return [*lead, *self.encode_template(text[start:])]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -209,3 +209,13 @@ def _template_text(folder: Path, settings: dict[str, Any]) -> str | None:
             "not a text, nor a list of named ones"
         )
     return template
+
+
+def _encoding(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    """InvalidRequest where the model has no token for a part of the text, and none for that."""
+    try:
+        return backend.encode(text, add_special_tokens=False)
+    except Exception as error:  # noqa: BLE001 - tokenizers raises no class of its own
+        raise InvalidRequest(
+            f"the tokenizer has no tokens for a text of {len(text)} characters: {error}"
+        ) from None

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
 from tiny_checkpoints import CHAT_TEMPLATE
+from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
 from legokv.errors import InvalidRequest, UnsupportedModel
@@ -199,3 +201,12 @@ def test_tokenizing_and_reading_an_engine_folder_load_no_torch(
     )
     command = [sys.executable, "-c", program, str(tiny_engine_folder("llama"))]
     subprocess.run(command, check=True)
+
+
+def test_a_text_that_a_model_without_an_unknown_token_has_no_tokens_for_is_refused():
+    model = models.Unigram([("a", 0.0), ("b", 0.0)], unk_id=None)
+    tokenizer = Tokenizer(tokenizers.Tokenizer(model).to_str(), {"eos_token": None}, None)
+    assert tokenizer.encode("ab") == [0, 1]
+    for encode in (tokenizer.encode, tokenizer.encode_template):
+        with pytest.raises(InvalidRequest, match=r"text of 3 characters: .*unk_id"):
+            encode("abc")
