@@ -168,7 +168,7 @@ class Tokenizer:
         if settings.keys() & {"add_bos_token", "add_eos_token"}:
             bos = self.bos_token_id if settings.get("add_bos_token") else None
             return () if bos is None else (bos,)
-        encoding = self._backends.whole.encode("a")
+        encoding = _encoding(self._backends.whole, "a", as_prompt=True)
         marks = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
         return tuple(i for i, mark in itertools.takewhile(lambda pair: pair[1], marks))
 
@@ -211,11 +211,16 @@ def _template_text(folder: Path, settings: dict[str, Any]) -> str | None:
     return template
 
 
-def _encoding(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
-    """InvalidRequest where the model has no token for a part of the text, and none for that."""
+def _encoding(
+    backend: tokenizers.Tokenizer, text: str, *, as_prompt: bool = False
+) -> tokenizers.Encoding:
+    """`as_prompt`: with the tokens that its post-processor adds.
+
+    InvalidRequest where the model has no token for a part of the text, and none for the unknown.
+    """
     try:
-        return backend.encode(text, add_special_tokens=False)
+        return backend.encode(text, add_special_tokens=as_prompt)
     except Exception as error:  # noqa: BLE001 - tokenizers raises no class of its own
         raise InvalidRequest(
-            f"the tokenizer has no tokens for a text of {len(text)} characters: {error}"
+            f"the tokenizer has no tokens for a text of length {len(text)}: {error}"
         ) from None

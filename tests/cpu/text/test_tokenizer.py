@@ -208,5 +208,8 @@ def test_a_text_that_a_model_without_an_unknown_token_has_no_tokens_for_is_refus
     tokenizer = Tokenizer(tokenizers.Tokenizer(model).to_str(), {"eos_token": None}, None)
     assert tokenizer.encode("ab") == [0, 1]
     for encode in (tokenizer.encode, tokenizer.encode_template):
-        with pytest.raises(InvalidRequest, match=r"text of 3 characters: .*unk_id"):
+        with pytest.raises(InvalidRequest, match=r"text of length 3: .*unk_id"):
             encode("abc")
+    without_a = models.Unigram([("b", 0.0)], unk_id=None)
+    with pytest.raises(InvalidRequest, match=r"text of length 1: .*unk_id"):
+        Tokenizer(tokenizers.Tokenizer(without_a).to_str(), {"eos_token": None}, None)
