@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -178,8 +179,6 @@ class GenerateRequest:
             tokens = LINK_TOKENS if self.link_tokens is None else self.link_tokens
             share = self.recompute_percent
             budget = tokens if share is None else Share(share)
-            if self.mode in MODES_WITH_DRIFT:
-                return ByScores(budget, DRIFT_PROBES, drift=True)
             return _POLICIES[self.mode](budget)
         return everything if self.mode == "full" else nothing
 
@@ -225,6 +224,7 @@ _POLICIES: dict[str, Callable[[Budget], Policy]] = {
     "legolink": legolink,
     "spread": spread,
     **dict.fromkeys((*MODES_BY_RANKING, *MODES_BY_ATTENTION), ByScores),
+    **dict.fromkeys(MODES_WITH_DRIFT, partial(ByScores, num_probes=DRIFT_PROBES, drift=True)),
 }
 
 

@@ -38,7 +38,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class LinkDrift:
-    """A document whose stored keys and values move by what is recomputed of it.
+    """A document that drifts, before its pages have numbers.
 
     first_row: of its computed tokens. stored: for each of them its page among `pages` and slot.
     pages: of each of its pages, all private, the place in the link's `pages` and the key position

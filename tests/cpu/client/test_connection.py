@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpc
 import pytest
@@ -151,42 +151,36 @@ def test_a_stream_that_does_not_end_after_a_refusal_is_left(without_end: str) ->
     assert result.stderr.decode() == "error: no pages are free\n"
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_output_that_cannot_be_written_is_an_error(unbuffered: str) -> None:
+def printed_to(output: IO[bytes] | int, unbuffered: str) -> tuple[int, bytes]:
+    """The status and the words of a client that prints to `output`."""
     script = "from connection import exit_status, leave; "
     script += "leave(exit_status(lambda: print('an answer') or 0))"
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=output,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=60,
+        cwd=CLIENT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_an_error(unbuffered: str) -> None:
     with Path("/dev/full").open("wb") as full:
-        result = subprocess.run(
-            [sys.executable, "-c", script],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            check=False,
-            timeout=60,
-            cwd=CLIENT,
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-        )
-    assert (result.returncode, result.stderr) == (1, b"error: No space left on device\n")
+        assert printed_to(full, unbuffered) == (1, b"error: No space left on device\n")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_who_closes_the_output_has_enough_and_nothing_is_said(unbuffered: str) -> None:
-    script = "from connection import exit_status, leave; "
-    script += "leave(exit_status(lambda: print('an answer') or 0))"
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        result = subprocess.run(
-            [sys.executable, "-c", script],
-            stdout=writer,
-            stderr=subprocess.PIPE,
-            check=False,
-            timeout=60,
-            cwd=CLIENT,
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-        )
+        assert printed_to(writer, unbuffered) == (0, b"")
     finally:
         os.close(writer)
-    assert (result.returncode, result.stderr) == (0, b"")
 
 
 def test_an_error_that_is_none_of_the_system_s_is_said_in_its_own_words() -> None:
