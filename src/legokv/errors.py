@@ -187,6 +187,35 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+_KINDS = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a fraction",
+    list: "an array",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in JSON's words."""
+    return _KINDS.get(type(value), type(value).__name__)
+
+
+def shown(value: object) -> str:
+    """A JSON value in a sentence: the beginning of a text in quotes, of others what they are."""
+    return repr(value[:80]) if isinstance(value, str) else kind_of(value)
+
+
+def exact(number: float) -> str:
+    """A number in digits that no other has: it never looks like the bound that it breaks."""
+    if isinstance(number, int):
+        return str(number)
+    short = f"{number:g}"
+    return short if float(short) == number else str(number)
+
+
 def _cut(line: str) -> str:
     """A long line without its middle: its end says what to do."""
     if len(line) <= LONGEST_LINE:

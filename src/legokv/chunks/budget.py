@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from legokv.errors import InvalidRequest
+from legokv.errors import InvalidRequest, exact
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Budget:
         if self.limit < 0 or not 0 < self.low <= self.high <= 1:
             raise InvalidRequest(
                 f"a budget is 0 or more with watermarks 0 < low <= high <= 1, not {self.limit} "
-                f"with {self.low:g} and {self.high:g}"
+                f"with {exact(self.low)} and {exact(self.high)}"
             )
 
     def to_free(self, used: int, incoming: int) -> tuple[int, int]:

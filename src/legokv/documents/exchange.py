@@ -30,7 +30,7 @@ from legokv.documents.document import (
     normalise_text,
 )
 from legokv.documents.protocol import DocumentRegistry
-from legokv.errors import ChunkUnreadable, EngineMismatch, InvalidRequest
+from legokv.errors import ChunkUnreadable, EngineMismatch, InvalidRequest, exact
 from legokv.model.config import ModelConfig
 
 _CLAIM_SECONDS = 60.0
@@ -268,8 +268,8 @@ def _check_bounds(
     ttl = document.ttl_seconds
     if ttl is not None and not 0 <= ttl < MAX_TTL_SECONDS:
         raise InvalidRequest(
-            f"{name} has a time to live of {ttl:g} s: it is less than {MAX_TTL_SECONDS:g} s, and "
-            "not below 0"
+            f"{name} has a time to live of {exact(ttl)} s: it is less than "
+            f"{exact(MAX_TTL_SECONDS)} s, and not below 0"
         )
 
 

@@ -57,6 +57,12 @@ class Prefill:
 
 JobEvent = Token | Prefill | Finished | LegokvError
 
+IN_A_STEP = "a step of other requests was under way"
+IN_LINE = "it waited in line behind others"
+FOR_PAGES = "it waited for pages"
+FOR_A_TIER = "its documents were read from disk or network"
+"""What a job without pages waits for, as the executor notes it."""
+
 
 class EventSink(Protocol):
     """Where a job's events go, in order; called by the thread that computes, so it never waits."""
@@ -96,10 +102,12 @@ class Job:
         self.has_fetched = False
         self.grant: Grant | None = None
         # What the executor notes: pages it may hold at once, the chunks that it asked pages for
-        # last, with what stands before those to be compiled, and that it has passed another.
+        # last, with what stands before those to be compiled, that it has passed another, and what
+        # it waits for.
         self.num_pages = 0
         self.asked_chunks = chunks
         self.has_passed = False
+        self.waits_for = IN_A_STEP
         self.sequences: Sequence[TokenSequence] = ()
 
     @property
@@ -306,7 +314,9 @@ class GenerateJob(Job):
     def given_up(self) -> LegokvError:
         if self.cancelled:
             return super().given_up()
-        doing = "it waited for pages" if self.grant is None else "the prompt was under way"
+        doing = "the prompt was under way"
+        if not self.sequences:
+            doing = self.waits_for if self.grant is None else "its documents were compiled"
         return TimedOut(
             f"no token of the answer to {self.usage.prompt_tokens} prompt tokens within "
             f"timeout_seconds {self._timeout_seconds:g}: {doing}; "

@@ -4,7 +4,9 @@ import math
 import numbers
 from collections.abc import Mapping
 
-from legokv.errors import InvalidRequest
+import numpy as np
+
+from legokv.errors import InvalidRequest, exact
 
 _FLOAT32_BIT = 2.0**-23
 
@@ -28,7 +30,14 @@ def check_number(name: str, value: object, low: float, high: float) -> None:
         raise InvalidRequest(f"{name} is a number, not {shown(value)}")
     # A bound that came as float32 may be its last bit lower.
     if not low - abs(low) * _FLOAT32_BIT <= float(value) <= high:
-        raise InvalidRequest(f"{name} is {low:g} to {high:g}, not {value}")
+        raise InvalidRequest(f"{name} is {exact(low)} to {exact(high)}, not {_digits(value)}")
+
+
+def _digits(value: numbers.Real) -> str:
+    """A number; one that came as float32 in the digits that its sender wrote."""
+    with np.errstate(over="ignore"):
+        single = np.float32(float(value))
+    return str(single) if isinstance(value, float) and float(single) == value else str(value)
 
 
 def check_flag(name: str, value: object) -> None:

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from legokv.documents.document import MAX_ID_LEN
-from legokv.errors import InvalidRequest
+from legokv.errors import InvalidRequest, kind_of, shown
 from legokv.serving import fields
 from legokv.text.conversation import ROLES, Conversation, DocumentPart, Turn
 
@@ -72,15 +72,13 @@ def _list(text: str, name: str, max_bytes: int) -> list[Any]:
     except InvalidRequest as error:
         raise InvalidRequest(f"{name!r}: {error}") from None
     if not isinstance(value, list):
-        raise InvalidRequest(f"{name!r} is a JSON list, not {fields.kind_of(value)}")
+        raise InvalidRequest(f"{name!r} is a JSON array, not {kind_of(value)}")
     return value
 
 
 def _turn(item: object, where: str) -> Turn:
     if not isinstance(item, dict):
-        raise InvalidRequest(
-            f"{where} is an object with 'role' and 'content', not {str(item)[:80]!r}"
-        )
+        raise InvalidRequest(f"{where} is an object with 'role' and 'content', not {shown(item)}")
     try:
         values = fields.read(item, _MESSAGE)
         return _made(values)
@@ -123,7 +121,7 @@ def _content(message: fields.Request, name: str) -> tuple[str | DocumentPart, ..
     elif isinstance(value, list):
         parts = [_part(item, f"part {n} of {len(value)}") for n, item in enumerate(value, 1)]
     else:
-        raise InvalidRequest(f"{name!r} is a text or a list of parts, not {fields.kind_of(value)}")
+        raise InvalidRequest(f"{name!r} is a text or a list of parts, not {kind_of(value)}")
     return tuple(part for part in _stripped(parts) if part)
 
 
@@ -167,7 +165,7 @@ def _objects(request: fields.Request, name: str, *, most: int) -> tuple[Mapping[
         raise InvalidRequest(f"{name!r} has {len(items)} objects, at most {most} are taken")
     for item in items:
         if not isinstance(item, dict):
-            raise InvalidRequest(f"{name!r} is a list of objects, one is {fields.kind_of(item)}")
+            raise InvalidRequest(f"{name!r} is a list of objects, one is {kind_of(item)}")
     num_values = _num_values(items, name, MAX_DEPTH)
     if num_values > MAX_VALUES:
         raise InvalidRequest(

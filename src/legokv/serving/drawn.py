@@ -1,10 +1,14 @@
-"""Answers to conversations as they were drawn: the next turn's prompt has these very tokens."""
+"""Tokens that are remembered: an answer's as they were drawn, for the next turn's prompt has these
+very ones, and a prompt's that was counted and is to be asked.
+"""
 
 import hashlib
 import threading
 from collections import OrderedDict
 
 from legokv.serving.answers import Drawn
+from legokv.serving.question import Question
+from legokv.text.conversation import ConversationPrompt
 
 
 class DrawnAnswers:
@@ -43,6 +47,44 @@ class DrawnAnswers:
             if key in self._ids:
                 self._ids.move_to_end(key)
             return self._ids.get(key)
+
+
+class CountedPrompts:
+    """Prompts that were laid out to be counted, until they are asked; at most so many tokens of
+    them. Safe to use from many threads.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._num_tokens = 0
+        self._prompts: OrderedDict[bytes, tuple[ConversationPrompt, int]] = OrderedDict()
+        self._changing = threading.Lock()
+
+    def put(self, question: Question, prompt: ConversationPrompt) -> None:
+        """Remember the prompt of this question."""
+        fresh = sum(len(part) for part in prompt.rest if not isinstance(part, int))
+        num_tokens = 1 + len(prompt.head_ids) + fresh
+        self.take(question)
+        with self._changing:
+            self._prompts[_prompt_key(question)] = prompt, num_tokens
+            self._num_tokens += num_tokens
+            while self._num_tokens > self._max_tokens:
+                self._num_tokens -= self._prompts.popitem(last=False)[1][1]
+
+    def take(self, question: Question) -> ConversationPrompt | None:
+        """The prompt, which is forgotten; None if it was not counted, or long ago."""
+        with self._changing:
+            prompt, num_tokens = self._prompts.pop(_prompt_key(question), (None, 0))
+            self._num_tokens -= num_tokens
+        return prompt
+
+
+def _prompt_key(question: Question) -> bytes:
+    """Of all that a prompt is made of."""
+    asked = (question.text, question.system_text, question.apply_chat_template)
+    chat = (question.conversation, question.switches)
+    whole = repr((question.namespace, tuple(question.document_ids), asked, chat))
+    return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).digest()
 
 
 def _key(namespace: str, digest: str, text: str) -> bytes:

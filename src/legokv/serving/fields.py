@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from legokv.documents.document import MAX_TTL_SECONDS
-from legokv.errors import InvalidRequest
+from legokv.errors import InvalidRequest, exact, kind_of
 
 Request = Mapping[str, Any]
 # `reader(request, name)` gives the value of the field `name`.
@@ -190,6 +190,11 @@ def whole_numbers(request: Request, name: str, *, low: int, high: int) -> tuple[
     values = request.get(name, [])
     if not isinstance(values, list | tuple):
         raise InvalidRequest(f"{name!r} is a list, not {kind_of(values)}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InvalidRequest(
+                f"{name!r} is a list of whole numbers, one of them is {kind_of(value)}"
+            )
     return tuple(whole_number({name: value}, name, low=low, high=high) for value in values)
 
 
@@ -241,23 +246,7 @@ def optional_seconds(request: Request, name: str) -> float | None:
         raise InvalidRequest(f"{name!r} is a number of seconds, not {kind_of(value)}")
     if not 0 < value < MAX_TTL_SECONDS:
         raise InvalidRequest(
-            f"{name!r} is {value}: it is more than 0 and less than {MAX_TTL_SECONDS:g} seconds, "
-            "or null for no end"
+            f"{name!r} is {exact(value)}: it is more than 0 and less than "
+            f"{exact(MAX_TTL_SECONDS)} seconds, or null for no end"
         )
     return float(value)
-
-
-_KINDS = {
-    str: "a text",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a fraction",
-    list: "a list",
-    dict: "an object",
-    type(None): "null",
-}
-
-
-def kind_of(value: object) -> str:
-    """What a JSON value is, in words."""
-    return _KINDS.get(type(value), type(value).__name__)

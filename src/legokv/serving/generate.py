@@ -21,7 +21,7 @@ from legokv.serving.answering import Reply
 from legokv.serving.answers import AnswersSoFar
 from legokv.serving.asking import AskEngine, ask_by_keys
 from legokv.serving.background import Background
-from legokv.serving.drawn import DrawnAnswers
+from legokv.serving.drawn import CountedPrompts, DrawnAnswers
 from legokv.serving.event_stream import EventInbox, Events
 from legokv.serving.heads import OtherHeads
 from legokv.serving.linking import HeadWord, Linked, Linking
@@ -39,6 +39,8 @@ from legokv.text.tokenizer import Tokenizer
 
 MAX_DRAWN_TOKENS = 1 << 22
 """Tokens of answers to conversations that are remembered as they were drawn: 36 MB of lists."""
+MAX_COUNTED_TOKENS = 1 << 20
+"""Tokens of prompts that were counted and not asked yet."""
 PROMPTS_BY_HEAD = Family(
     "legokv_prompts_by_head_total",
     "counter",
@@ -76,6 +78,8 @@ class GenerateService:
         self._formats.of({})  # a template that fails, fails now
         self._conversations = ConversationFormats(tokenizer, settings.switches)
         self._drawn = DrawnAnswers(MAX_DRAWN_TOKENS)
+        # A gateway with limits has each prompt counted before it asks.
+        self._counted_prompts = CountedPrompts(MAX_COUNTED_TOKENS)
         self._naming = naming
         self._inbox = EventInbox()
         self._ask_engine = ask_engine
@@ -167,6 +171,7 @@ class GenerateService:
     def _counted(self, question: Question, line: RequestLine) -> Reply:
         """How long the prompt is; the engine is not asked."""
         prompt, documents = self._prompt_and_documents(question)
+        self._counted_prompts.put(question, prompt)
         num_tokens = len(prompt.head_ids)
         for part in prompt.rest:
             pieces = documents[part] if isinstance(part, int) else ()
@@ -259,8 +264,11 @@ class GenerateService:
     ) -> tuple[ConversationPrompt, list[Sequence[StoredChunk]]]:
         asked = question.document_ids
         chunks = self._registry.chunks(question.namespace, *asked) if asked else ()
-        self._check_length(question)
-        return self._prompt(question, chunks), list(by_document(chunks))
+        prompt = self._counted_prompts.take(question)
+        if prompt is None:
+            self._check_length(question)
+            prompt = self._prompt(question, chunks)
+        return prompt, list(by_document(chunks))
 
     def _check_context(
         self, num_tokens: int, documents: Sequence[Sequence[StoredChunk]], question: Question

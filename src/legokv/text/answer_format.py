@@ -140,4 +140,5 @@ def _refuse_unknown(record: Mapping[str, Any], names: Sequence[str], name: str) 
 
 
 def _cut(value: object) -> str:
-    return repr(value)[:80]
+    """A value as JSON has it, but a text as a sentence has it; its beginning."""
+    return (repr(value) if isinstance(value, str) else json.dumps(value))[:80]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from legokv.errors import UnsupportedModel
+from legokv.errors import UnsupportedModel, kind_of
 
 JsonObject = Mapping[str, Any]
 
@@ -30,7 +30,7 @@ def parsed_object(body: bytes, where: str) -> JsonObject:
     except RecursionError:
         raise UnsupportedModel(f"{where} is not JSON: it is nested too deep to be read") from None
     if not isinstance(value, dict):
-        raise UnsupportedModel(f"{where} holds a JSON {type(value).__name__}, not an object")
+        raise UnsupportedModel(f"{where} holds {kind_of(value)}, not a JSON object")
     return value
 
 

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from legokv.errors import InvalidRequest
+from legokv.errors import InvalidRequest, kind_of
 
 Switches = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ def parse_switches(text: str, where: str) -> Switches:
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{where} is not JSON: {str(error)[:200]}") from None
     if not isinstance(switches, dict):
-        raise InvalidRequest(f"{where} is a JSON object, not a {type(switches).__name__}")
+        raise InvalidRequest(f"{where} is a JSON object, not {kind_of(switches)}")
     if len(switches) > MAX_SWITCHES:
         raise InvalidRequest(
             f"{where} has {len(switches)} members, at most {MAX_SWITCHES} are taken"

@@ -179,7 +179,8 @@ def _refuse_unknown(template: ChatTemplate, names: set[str]) -> None:
     if unknown:
         listing = ", ".join(sorted(names_read)[:20]) or "none"
         raise InvalidRequest(
-            f"the chat template does not read {unknown[0][:80]!r}; what it reads: {listing[:300]}"
+            f"chat_template_kwargs: the chat template does not read {unknown[0][:80]!r}; "
+            f"what it reads: {listing[:300]}"
         )
 
 

@@ -252,14 +252,23 @@ def test_a_request_that_waited_past_its_time_fails_and_its_neighbour_goes_on(tin
     alone = answers(engine, GenerateRequest([prompt], 30))
     first = engine.submit(GenerateRequest([prompt], 30))
     engine.step()
-    limit = AnswerOptions(timeout_seconds=0.05)
-    waiting = engine.submit(GenerateRequest([prompt], 30, answering=limit))
-    time.sleep(0.05)
+    limit = AnswerOptions(timeout_seconds=1000)
+    waiting, behind = (
+        engine.submit(GenerateRequest([prompt], 30, answering=limit)) for _ in range(2)
+    )
     engine.step()
-    with pytest.raises(
-        TimedOut, match=r"40 prompt tokens within timeout_seconds 0.05: it waited for pages"
+    late = engine.submit(GenerateRequest([prompt], 30, answering=limit))
+    for job in (waiting, behind, late):
+        job.patience_seconds = 0.0
+    engine.step()
+    for job, waited in (
+        (waiting, "it waited for pages"),
+        (behind, "it waited in line behind others"),
+        (late, "a step of other requests was under way"),
     ):
-        list(engine.results(waiting))
+        said = f"40 prompt tokens within timeout_seconds 1000: {waited}; allow more"
+        with pytest.raises(TimedOut, match=said):
+            list(engine.results(job))
     assert [[e.id for e in engine.results(first) if isinstance(e, Token)]] == alone
     assert engine.cache.pool.num_used == 0
 

@@ -54,7 +54,7 @@ def test_what_is_no_command_is_refused(body: bytes) -> None:
         ({"type": "Drop", "keys": ["a" * 200]}, "a key of 200 characters, 1 to 128"),
         ({"type": "Drop", "keys": [""]}, "a key of 0 characters, 1 to 128"),
         ({"type": "Cancel", "request_id": "a" * 300}, "300 characters, at most 256"),
-        ({"type": "Cancel", "request_id": ["a"]}, "'request_id' is a text, not a list"),
+        ({"type": "Cancel", "request_id": ["a"]}, "'request_id' is a text, not an array"),
         ({"type": "Cancel", "request_id": "a", "more": 1}, "unknown field 'more'"),
         (
             {"type": "Compile", "namespace": "../../x\n", "segments": chunk([1])},
@@ -127,7 +127,7 @@ def test_a_command_s_wrong_field_is_refused_with_the_reason(
         ({"sampling": {"repetition_penalty": 1e-320}}, "repetition_penalty is 0.01 to 100"),
         ({"sampling": {"temperature": "hot"}}, "temperature is a number, not str"),
         ({"sampling": {"luck": 1}}, "unknown field 'luck'"),
-        ({"sampling": [1]}, "a JSON object, not a list"),
+        ({"sampling": [1]}, "a JSON object, not an array"),
         ({"answering": {"num_top_log_probs": 1.5}}, "num_top_log_probs is a whole number"),
         ({"answering": {"num_return_sequences": 10**6}}, "num_return_sequences is 1 to 128"),
         ({"answering": None}, "a JSON object, not null"),

@@ -97,7 +97,7 @@ def test_a_message_that_is_wrong_is_refused_with_its_place(messages: Any, reason
     ("text", "reason"),
     [
         ("{", "'messages': the request is not JSON"),
-        ("{}", "'messages' is a JSON list, not an object"),
+        ("{}", "'messages' is a JSON array, not an object"),
         ("[1]}, {", "'messages': the request is not JSON"),
         ('[{"role": "user", "role": "tool"}]', "has 'role' twice"),
         ("[" * 100_000, "'messages': the request is nested too deep"),
@@ -112,7 +112,7 @@ def test_what_is_no_list_of_messages_is_refused(text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("tools", "reason"),
     [
-        ({}, "'tools' is a JSON list, not an object"),
+        ({}, "'tools' is a JSON array, not an object"),
         ([1], "'tools' is a list of objects, one is a whole number"),
         ([{}] * (MAX_TOOLS + 1), f"'tools' has {MAX_TOOLS + 1} objects, at most {MAX_TOOLS}"),
         ([nested(MAX_DEPTH + 1)], "'tools' has more than 16 objects and lists inside one another"),

@@ -387,7 +387,10 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ({"stop_token_ids": [5, 384]}, "stop_token_ids has 384: token ids lie between 0 and 383"),
         ({"stop_token_ids": [-1]}, "'stop_token_ids' is -1, outside 0"),
         ({"stop_token_ids": 5}, "'stop_token_ids' is a list, not a whole number"),
-        ({"stop_token_ids": [0.5]}, "'stop_token_ids' is a whole number, not a fraction"),
+        (
+            {"stop_token_ids": [0.5]},
+            "'stop_token_ids' is a list of whole numbers, one of them is a fraction",
+        ),
         ({"stop_token_ids": [5] * 129}, "stop_token_ids has 129 ids, at most 128 are taken"),
         ({"max_tokens": 0}, "'max_tokens' is 0, outside 1 to"),
         ({"link_tokens": -1}, "'link_tokens' is -1, outside 0 to"),
@@ -424,7 +427,7 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ({"namespace": b"default\n"}, "a namespace is 1 to 64"),
         ({"namespace": b"default\0"}, "a namespace is 1 to 64"),
         ({"namespace": None}, "'namespace' is a text, not null"),
-        ({"namespace": [b"default"]}, "'namespace' is a text, not a list"),
+        ({"namespace": [b"default"]}, "'namespace' is a text, not an array"),
         ({"document_ids": [b"doc-0"] * 257}, "'document_ids' names 257 documents, at most 256"),
         (
             {"document_ids": [b"a", b"d" * 65]},
@@ -547,6 +550,38 @@ def test_a_prompt_is_counted_as_it_would_be_computed_and_the_engine_is_not_asked
         assert (counted["text_output"], counted["generated_tokens"]) == ("", 0)
         answered = world.result(**asked, mode=mode, max_tokens=1)
         assert counted["prompt_tokens"] == answered["prompt_tokens"]
+
+
+def test_a_prompt_that_was_counted_is_not_laid_out_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_laid_out = 0
+    lay_out = world.service._prompt
+
+    def laid_out(*asked: Any) -> Any:
+        nonlocal num_laid_out
+        num_laid_out += 1
+        return lay_out(*asked)
+
+    monkeypatch.setattr(world.service, "_prompt", laid_out)
+    document = world.register("Orrin keeps the mill.")
+    for asked in (
+        {"text_input": b"Who?", "document_ids": [document]},
+        {"text_input": b"Who?", "apply_chat_template": False},
+        {"text_input": None, "messages": messages(("user", "Who?"))},
+    ):
+        num_laid_out = 0
+        alone = world.result(**asked, max_tokens=1)["prompt_tokens"]
+        assert num_laid_out == 1
+        counted = world.result(**asked, count_only=True)["prompt_tokens"]
+        answered = world.result(**asked, max_tokens=1)["prompt_tokens"]
+        assert num_laid_out == 2
+        assert counted == answered == alone
+        # Once, for nothing is kept of what was asked; and another question has its own.
+        world.result(**asked, max_tokens=1)
+        world.result(**asked, count_only=True)
+        world.result(**{**asked, "document_ids": []}, namespace=b"other", max_tokens=1)
+        assert num_laid_out == 5
 
 
 @pytest.mark.parametrize(

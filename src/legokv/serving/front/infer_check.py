@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from legokv.errors import InvalidRequest
-from legokv.serving.fields import kind_of, parse_request, refuse_unknown
+from legokv.errors import InvalidRequest, kind_of
+from legokv.serving.fields import parse_request, refuse_unknown
 from legokv.serving.front.json_check import check_elements, json_text
 from legokv.serving.front.tensor_check import Model, check_id, check_names, check_shape
 

@@ -8,8 +8,8 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from legokv.errors import InvalidRequest
-from legokv.serving.fields import NO_QUESTION, kind_of, parse_request, refuse_unknown
+from legokv.errors import InvalidRequest, exact, kind_of
+from legokv.serving.fields import NO_QUESTION, parse_request, refuse_unknown
 from legokv.serving.front.tensor_check import Input, Model, check_id
 
 _PARAMETERS = "parameters"
@@ -127,9 +127,11 @@ def _check_number(name: str, value: Any, datatype: str) -> None:
         raise _wrong(name, "a number", value)
     most = _MAX_FLOAT32 if datatype == "FP32" else math.nextafter(math.inf, 0)
     if not abs(value) <= most:
-        raise InvalidRequest(f"{name!r} is {_shown(value)}, outside {-most:g} to {most:g}")
+        raise InvalidRequest(
+            f"{name!r} is {_shown(value)}, outside {exact(-most)} to {exact(most)}"
+        )
     if value and datatype == "FP32" and not struct.unpack("f", struct.pack("f", value))[0]:
-        raise InvalidRequest(f"{name!r} is {value:g}, which a float32 can't tell from 0")
+        raise InvalidRequest(f"{name!r} is {exact(value)}, which a float32 can't tell from 0")
 
 
 def _wrong(name: str, takes: str, value: Any) -> InvalidRequest:
@@ -137,7 +139,7 @@ def _wrong(name: str, takes: str, value: Any) -> InvalidRequest:
 
 
 def _shown(value: float) -> str:
-    return f"{value:g}" if isinstance(value, float) or abs(value) < 10**6 else str(value)[:80]
+    return exact(value) if isinstance(value, float) else str(value)[:80]
 
 
 _CHECKS: dict[str, Callable[[str, Any, str], None]] = {

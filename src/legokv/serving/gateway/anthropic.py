@@ -1,6 +1,7 @@
 """`/v1/messages`: Anthropic's requests over the same code, and answers in its shapes and events."""
 
 import json
+import re
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -10,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from legokv.errors import ApiRefused, LegokvError
+from legokv.errors import ApiRefused, LegokvError, kind_of, shown
 from legokv.serving import fields as readers
 from legokv.serving.fields import Reader
 from legokv.serving.gateway import fields
@@ -29,8 +30,17 @@ from legokv.serving.gateway.models import Values, json_text
 from legokv.serving.gateway.refusals import anthropic_error
 from legokv.serving.gateway.replies import Answer
 from legokv.serving.gateway.streams import EventStream, event
-from legokv.serving.gateway.tool_calls import ToolCall, Tools, tools_of
-from legokv.serving.gateway.turns import Message, Part, Turns, check_call_ids, decoded, titled
+from legokv.serving.gateway.tool_calls import Tools, tools_of
+from legokv.serving.gateway.tool_reading import Arguments, Item, ToolCall
+from legokv.serving.gateway.turns import (
+    Message,
+    Part,
+    Turns,
+    check_call_ids,
+    decoded,
+    instead,
+    titled,
+)
 from legokv.serving.gateway.world import World
 
 # Lists that `_BlockTurns` and `_tool` read.
@@ -70,12 +80,19 @@ _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "prefill": (),
 }
 OTHERS = (*_WITHOUT_EFFECT, *_ASKS_FOR_NOTHING)
+NAMES = {
+    "stop_words": "stop_sequences",
+    "response_format": "output_config.format",
+    "json_schema's schema": "output_config.format.schema",
+}
+"""What clients call the fields of `generate` that have other names there."""
 CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": None}
 """OpenAI's words for them; None names a tool."""
 ROLES = ("user", "assistant", "system")
 BLOCKS = ("text", "document", "tool_use", "tool_result")
 _TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 _STOPS = {"stop": "end_turn", "length": "max_tokens", "timeout": "max_tokens"}
+_BETWEEN_VALUES = re.compile(r"[\s,:]*")
 _TEXT_SOURCES = ("text/plain", "text/markdown", "text/html", "application/pdf", "")
 
 
@@ -95,7 +112,7 @@ class AnthropicChats:
         if "max_tokens" not in values:
             raise ApiRefused("'max_tokens' is missing", param="max_tokens")
         offered = tools_of(_tools_in_openais_shape(values), world.tool_form)
-        ask = self._asking(account, values, _for_generate(values, offered))
+        ask = self._asking(account, values, offered, _for_generate(values, offered))
         begun = await while_client_stays(request, begin(world, request, account, ask))
         (answer,) = answers_for(world, {}, offered)
         request_id = request.state.request_id
@@ -116,18 +133,27 @@ class AnthropicChats:
         world.check_model(required_model(values))
         offered = tools_of(_tools_in_openais_shape(values), world.tool_form)
         chosen = {**_for_generate(values, offered), "count_only": True}
-        ask = self._asking(account, values, chosen)
+        ask = self._asking(account, values, offered, chosen)
         begun = await while_client_stays(request, begin(world, request, account, ask))
         reply = await while_client_stays(request, only_reply(begun))
         return JSONResponse({"input_tokens": reply["prompt_tokens"]})
 
     def _asking(
-        self, account: Account, values: Mapping[str, Any], chosen: Mapping[str, Any]
+        self,
+        account: Account,
+        values: Mapping[str, Any],
+        offered: Tools,
+        chosen: Mapping[str, Any],
     ) -> Callable[[], Awaitable[Asked]]:
+        names = fields.names_of(values, NAMES)
+        if offered.forced:
+            names["response_format"] = "tools"
+
         async def ask() -> Asked:
             turns = _BlockTurns(Turns(self._world, account))
             messages = await turns.of(values.get("system"), values.get("messages", []))
-            return Asked({**chosen, "messages": json_text(messages)}, turns.document_ids)
+            text = json_text(messages)
+            return Asked({**chosen, "messages": text}, turns.document_ids, names)
 
         return ask
 
@@ -148,8 +174,16 @@ class _BlockTurns:
             made.append({"role": "system", "content": await self._parts("system", system)})
         for place, message in enumerate(messages):
             where = f"messages[{place}]"
-            if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-                raise ApiRefused(f"{where} is an object of role user or assistant", param=where)
+            if not isinstance(message, Mapping):
+                raise ApiRefused(
+                    f"{where} is an object with a role and a content, not {kind_of(message)}",
+                    param=where,
+                )
+            role = message.get("role")
+            if not isinstance(role, str) or role not in ROLES:
+                raise ApiRefused(
+                    f"{where}.role is one of {', '.join(ROLES)}, not {shown(role)}", param=where
+                )
             made += await self._turn(where, message)
         if not messages:
             raise ApiRefused("'messages' is empty: there is nothing to answer", param="messages")
@@ -158,6 +192,11 @@ class _BlockTurns:
 
     async def _turn(self, where: str, message: Mapping[str, Any]) -> list[Message]:
         content, role = message.get("content"), message["role"]
+        if not isinstance(content, str | list):
+            raise ApiRefused(
+                f"{where}.content is a text or a list of blocks, not {kind_of(content)}",
+                param=where,
+            )
         blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
         results, calls, texts = [], [], []
         for place, block in enumerate(blocks):
@@ -191,20 +230,24 @@ class _BlockTurns:
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
         if not isinstance(content, list) or not content:
-            raise ApiRefused(f"{where} is a text or a list of blocks", param=where)
+            raise ApiRefused(
+                f"{where} is a text or a list of blocks, {instead(content)}", param=where
+            )
         parts = [await self._part(f"{where}[{n}]", block) for n, block in enumerate(content)]
         if all(part["type"] == "text" for part in parts):
             return "".join(part["text"] for part in parts)
         return parts
 
     async def _part(self, where: str, block: Any) -> Part:
-        kind = block.get("type") if isinstance(block, Mapping) else None
+        if not isinstance(block, Mapping):
+            raise ApiRefused(f"{where} is an object with a type, not {kind_of(block)}", param=where)
+        kind = block.get("type")
         if kind == "document":
             return await self._document(where, block)
         if kind == "text":
             return await self._turns.part(where, {"type": "text", "text": block.get("text")})
         raise ApiRefused(
-            f"{where} is of type {str(kind)[:80]!r}: blocks are text, document, tool_use and "
+            f"{where} is of type {shown(kind)}: blocks are text, document, tool_use and "
             "tool_result here",
             param=where,
         )
@@ -221,9 +264,12 @@ class _BlockTurns:
         source = source if isinstance(source, Mapping) else {}
         kind = source.get("type")
         if kind == "file":
-            return await self._turns.document(str(source.get("file_id")))
+            return await self._turns.document(_text_in(f"{where}.source", source, "file_id"))
         text = await self._text(f"{where}.source", kind, source)
-        title, context = str(block.get("title") or ""), str(block.get("context") or "")
+        title, context = (
+            _text_in(where, block, name) if block.get(name) is not None else ""
+            for name in ("title", "context")
+        )
         ttl = _ttl_seconds(where, block.get("cache_control"))
         return await self._turns.text_document(titled(title, text, context), title, ttl)
 
@@ -238,7 +284,7 @@ class _BlockTurns:
         if kind == "content":
             return await self._content_text(where, source.get("content"))
         raise ApiRefused(
-            f"{where} is of type {str(kind)[:80]!r}: text, base64, content and file are taken",
+            f"{where} is of type {shown(kind)}: text, base64, content and file are taken",
             param=where,
         )
 
@@ -272,6 +318,13 @@ def _id_in(where: str, block: Mapping[str, Any], name: str) -> str:
     return value
 
 
+def _text_in(where: str, block: Mapping[str, Any], name: str) -> str:
+    value = block.get(name)
+    if not isinstance(value, str):
+        raise ApiRefused(f"{where}.{name} is a text, not {kind_of(value)}", param=where)
+    return value
+
+
 def _as_error(parts: Any) -> Any:
     """A tool's result that is an error, said so before it: templates have no place for that."""
     if isinstance(parts, str):
@@ -288,6 +341,13 @@ def _tools_in_openais_shape(values: Mapping[str, Any]) -> dict[str, Any]:
     offered = [_tool(place, tool) for place, tool in enumerate(values.get("tools", []))]
     if not offered:
         return {}
+    names = [tool["function"]["name"] for tool in offered]
+    if word is None and choice.get("name") not in names:
+        raise ApiRefused(
+            f"'tool_choice' of type tool names one of the tools, {', '.join(names)[:200]}, not "
+            f"{shown(choice.get('name'))}",
+            param="tool_choice",
+        )
     return {
         "tools": offered,
         "tool_choice": named if word is None else word,
@@ -298,10 +358,13 @@ def _tools_in_openais_shape(values: Mapping[str, Any]) -> dict[str, Any]:
 def _tool(place: int, tool: Any) -> dict[str, Any]:
     if not isinstance(tool, Mapping) or tool.get("type", "custom") != "custom":
         raise ApiRefused(f"tools[{place}] is no tool of the client's own", param="tools")
+    name, schema = tool.get("name"), tool.get("input_schema")
+    if not isinstance(name, str) or not name or not isinstance(schema, Mapping | None):
+        raise ApiRefused(f"tools[{place}] has a name and an input_schema, an object", param="tools")
     function = {
-        "name": tool.get("name"),
+        "name": name,
         "description": tool.get("description") or "",
-        "parameters": tool.get("input_schema"),
+        "parameters": schema,
     }
     return {"type": "function", "function": function}
 
@@ -367,21 +430,65 @@ def _message(model: str) -> dict[str, Any]:
     }
 
 
-def _tool_use(call: ToolCall) -> dict[str, Any]:
-    try:
-        value = json.loads(call.arguments or "{}")
-        json_text(value).encode()
-    except (ValueError, RecursionError):
-        value = {}
+def _tool_use(call: ToolCall, arguments: str = "{}") -> dict[str, Any]:
+    value = _input_of(arguments)
     return {"type": "tool_use", "id": f"toolu_{call.id}", "name": call.name, "input": value}
 
 
+def _input_of(arguments: str) -> dict[str, Any]:
+    """The arguments as an object; of those that break off, the members that are whole."""
+    try:
+        value = json.loads(arguments or "{}")
+        json_text(value).encode()
+    except (ValueError, RecursionError):
+        return _whole_members(arguments)
+    return value if isinstance(value, dict) else {}
+
+
+def _whole_members(text: str) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    decoder, place = json.JSONDecoder(), 1
+    while text[:1] == "{":
+        try:
+            name, end = decoder.raw_decode(text, _past(text, place))
+            value, place = decoder.raw_decode(text, _past(text, end))
+            json_text([name, value]).encode()
+        except (ValueError, RecursionError):
+            break
+        # A number that ends with the text may have had more digits.
+        if place < len(text) or not isinstance(value, int | float):
+            members[name] = value
+    return members
+
+
+def _past(text: str, place: int) -> int:
+    """Where the next name or value begins."""
+    match = _BETWEEN_VALUES.match(text, place)
+    return place if match is None else match.end()
+
+
+def _blocks_of(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """A whole answer's blocks: of text, and of calls with their arguments."""
+    blocks: list[tuple[ToolCall | None, list[str]]] = []
+    for item in items:
+        call = item if isinstance(item, ToolCall) else None
+        if call is not None or not blocks or isinstance(item, str) is not (blocks[-1][0] is None):
+            blocks.append((call, []))
+        if not isinstance(item, ToolCall):
+            blocks[-1][1].append(item if isinstance(item, str) else item.text)
+    return [
+        {"type": "text", "text": "".join(texts)}
+        if call is None
+        else _tool_use(call, "".join(texts))
+        for call, texts in blocks
+    ]
+
+
 def _whole(values: Values, answer: Answer, model: str) -> dict[str, Any]:
-    texts, calls = answer.split(values["text_output"], last=True)
-    blocks = [{"type": "text", "text": texts}] if texts or not calls else []
+    blocks = _blocks_of(answer.split(values["text_output"], last=True))
     return {
         **_message(model),
-        "content": [*blocks, *map(_tool_use, calls)],
+        "content": blocks or [{"type": "text", "text": ""}],
         "stop_reason": _stop_reason(values, answer),
         "usage": _usage(values),
     }
@@ -392,30 +499,30 @@ class _Blocks:
 
     def __init__(self) -> None:
         self._number = -1
-        self._in_text = False
+        self._open = ""
 
-    def events(self, texts: str, calls: Sequence[ToolCall]) -> list[bytes]:
-        """What shows this text and these calls."""
+    def events(self, items: Sequence[Item]) -> list[bytes]:
+        """What shows these."""
         made = []
-        if texts:
-            if not self._in_text:
-                made.append(self._start({"type": "text", "text": ""}))
-                self._in_text = True
-            made.append(self._delta({"type": "text_delta", "text": texts}))
-        for call in calls:
-            made += self.end()
-            made.append(self._start({**_tool_use(call), "input": {}}))
-            made.append(self._delta({"type": "input_json_delta", "partial_json": call.arguments}))
-            made.append(self._stop())
+        for item in items:
+            if isinstance(item, Arguments):
+                made.append(self._delta({"type": "input_json_delta", "partial_json": item.text}))
+            elif isinstance(item, ToolCall):
+                made += [*self.end(), self._start(_tool_use(item))]
+            else:
+                if self._open != "text":
+                    made += [*self.end(), self._start({"type": "text", "text": ""})]
+                made.append(self._delta({"type": "text_delta", "text": item}))
         return made
 
     def end(self) -> list[bytes]:
-        """What ends the block of text, if there is one."""
-        was, self._in_text = self._in_text, False
+        """What ends the block that is open, if one is."""
+        was, self._open = self._open, ""
         return [self._stop()] if was else []
 
     def _start(self, block: dict[str, Any]) -> bytes:
         self._number += 1
+        self._open = block["type"]
         return _event("content_block_start", index=self._number, content_block=block)
 
     def _delta(self, delta: dict[str, Any]) -> bytes:
@@ -437,7 +544,7 @@ async def _events(begun: Begun, answer: Answer, model: str) -> AsyncGenerator[by
         async for values in replies:
             last = "finish_reason" in values
             text = "" if last else values["text_output"]
-            made = blocks.events(*answer.split(text, last=last))
+            made = blocks.events(answer.split(text, last=last))
             if last:
                 made += blocks.end()
                 delta = {"stop_reason": _stop_reason(values, answer), "stop_sequence": None}

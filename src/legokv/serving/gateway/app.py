@@ -21,14 +21,13 @@ from legokv.serving.gateway.chat import Chats
 from legokv.serving.gateway.facts import Facts
 from legokv.serving.gateway.files import Files
 from legokv.serving.gateway.guard import REQUEST_ID, request_id_of
-from legokv.serving.gateway.library import Library
+from legokv.serving.gateway.library import Library, Uploads
 from legokv.serving.gateway.models import Ask, ModelForm, Models
 from legokv.serving.gateway.openapi import openapi_routes
 from legokv.serving.gateway.page_routes import page_routes
 from legokv.serving.gateway.refusals import refusal
 from legokv.serving.gateway.streams import note_failure
 from legokv.serving.gateway.tool_calls import tool_form_of
-from legokv.serving.gateway.uploads import Uploads
 from legokv.serving.gateway.world import Readiness, ShowMetrics, World
 from legokv.serving.log import RequestLine
 from legokv.serving.settings import Settings

@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
-from legokv.errors import AnswerBroken, ApiRefused, InvalidRequest, RequestTooLarge
+from legokv.errors import AnswerBroken, ApiRefused, InvalidRequest, RequestTooLarge, kind_of
 from legokv.serving.body_bounds import HeldBodies, check_json
 from legokv.serving.fields import Reader, parse_json
 
@@ -51,7 +51,7 @@ async def json_body(request: Request, max_bytes: int) -> dict[str, Any]:
     if _HALF_PAIR.search(body):
         _check_pairs(value)
     if not isinstance(value, dict):
-        raise ApiRefused(f"the body is a JSON object, not {type(value).__name__}")
+        raise ApiRefused(f"the body is a JSON object, not {kind_of(value)}")
     return {name: member for name, member in value.items() if member is not None}
 
 

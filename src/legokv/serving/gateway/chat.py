@@ -13,7 +13,7 @@ from legokv.serving.gateway import fields
 from legokv.serving.gateway.accounts import Account, Reservation, Uncounted
 from legokv.serving.gateway.bodies import json_body, read_fields, while_client_stays
 from legokv.serving.gateway.models import Values, json_text
-from legokv.serving.gateway.refusals import openai_error
+from legokv.serving.gateway.refusals import Names, openai_error
 from legokv.serving.gateway.replies import Answer, Replies, listed
 from legokv.serving.gateway.streams import EventStream, event
 from legokv.serving.gateway.tool_calls import Tools, tools_of
@@ -23,10 +23,11 @@ from legokv.serving.gateway.world import World
 
 @dataclass(frozen=True)
 class Asked:
-    """One request to `generate`: its fields, and the documents that it names."""
+    """One request to `generate`: its fields, its documents, and how the client calls the fields."""
 
     fields: dict[str, Any]
     document_ids: list[str] = field(default_factory=list)
+    names: Names = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,15 @@ class Chats:
         values = read_fields(body, fields.CHAT, fields.WITHOUT_EFFECT, fields.ASKS_FOR_NOTHING)
         tools = tools_of(values, self._world.tool_form)
         chosen = {**fields.for_generate(values), **_tool_fields(values, tools)}
+        names = fields.names_of(values, fields.CHAT_NAMES)
+        if tools.forced:
+            names["response_format"] = "tools"
 
         async def ask() -> Asked:
             turns = Turns(self._world, account)
             messages = await turns.of(values.get("messages", []), values.get("documents", []))
             text = json_text(messages)
-            return Asked({**chosen, "messages": text}, turns.document_ids)
+            return Asked({**chosen, "messages": text}, turns.document_ids, names)
 
         return await self._answer(request, account, values, ask, tools)
 
@@ -88,7 +92,7 @@ class Chats:
         chosen = {**fields.for_generate(values), **_prompt(values)}
 
         async def ask() -> Asked:
-            return Asked(chosen)
+            return Asked(chosen, names=fields.names_of(values, fields.COMPLETION_NAMES))
 
         return await self._answer(request, account, values, ask, None)
 
@@ -125,8 +129,8 @@ async def begin(
         reservation: Reservation = Uncounted()
         try:
             if account.limits_tokens and "count_only" not in asked.fields:
-                reservation = await _reserved(world, account, namespaced, request.state.request_id)
-            replies = world.models.generate(namespaced, request.state.request_id)
+                reservation = await _reserved(world, account, asked, request.state.request_id)
+            replies = world.models.generate(namespaced, request.state.request_id, asked.names)
             return Begun(await anext(replies), replies, reservation)
         except NotFound:
             reservation.settle(0)
@@ -140,17 +144,16 @@ async def begin(
     raise AssertionError("the second time returns or raises")
 
 
-async def _reserved(
-    world: World, account: Account, asked: Mapping[str, Any], request_id: str
-) -> Reservation:
+async def _reserved(world: World, account: Account, asked: Asked, request_id: str) -> Reservation:
     """The most that the request may take: its prompt, which is counted first, and its answers."""
-    replies = world.models.generate({**asked, "count_only": True}, request_id)
+    counting = {**asked.fields, "namespace": account.namespace(), "count_only": True}
+    replies = world.models.generate(counting, request_id, asked.names)
     async with aclosing(replies):
         counted = await anext(replies)
     prompt = counted["prompt_tokens"]
     room = max(0, world.facts.model.context_len - prompt)
-    longest = min(room, asked.get("max_tokens", world.settings.default_max_tokens))
-    return account.reserve_tokens(prompt, longest * asked.get("num_return_sequences", 1))
+    longest = min(room, asked.fields.get("max_tokens", world.settings.default_max_tokens))
+    return account.reserve_tokens(prompt, longest * asked.fields.get("num_return_sequences", 1))
 
 
 async def only_reply(begun: Begun) -> Values:

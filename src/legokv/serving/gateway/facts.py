@@ -109,10 +109,14 @@ class Facts:
     async def detokenize(self, request: Request, account: Account) -> Response:
         """The text of ids."""
         values = await self._values(request, DETOKENIZE)
-        ids, size = values.get("tokens", ()), self._world.tokenizer.vocab_size
+        if "tokens" not in values:
+            raise ApiRefused("'tokens' is missing: a list of token ids", param="tokens")
+        ids, size = values["tokens"], self._world.tokenizer.vocab_size
         for token_id in ids:
             if token_id >= size:
-                raise ApiRefused(f"token {token_id} is not below {size}, the vocabulary's size")
+                raise ApiRefused(
+                    f"token {token_id} is not below {size}, the vocabulary's size", param="tokens"
+                )
         text = await asyncio.to_thread(self._world.tokenizer.decode, ids, skip_special_tokens=False)
         return JSONResponse({"prompt": text})
 

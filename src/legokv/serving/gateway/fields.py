@@ -14,7 +14,7 @@ from legokv.engine.request import (
     MODES,
 )
 from legokv.engine.sampling import NUMBER_BOUNDS
-from legokv.errors import ApiRefused
+from legokv.errors import ApiRefused, exact, kind_of
 from legokv.serving import fields
 from legokv.serving.fields import Reader, Request
 from legokv.serving.gateway.models import json_text
@@ -26,9 +26,11 @@ def number(request: Request, name: str, *, low: float, high: float, above: bool 
     """A number from `low` to `high`, or `above` it."""
     value = fields.number(request, name)
     if above and value == low:
-        raise ApiRefused(f"{name!r} is above {low:g} and at most {high:g}", param=name)
+        raise ApiRefused(f"{name!r} is above {exact(low)} and at most {exact(high)}", param=name)
     if not low <= value <= high:
-        raise ApiRefused(f"{name!r} is {value:g}, outside {low:g} to {high:g}", param=name)
+        raise ApiRefused(
+            f"{name!r} is {exact(value)}, outside {exact(low)} to {exact(high)}", param=name
+        )
     return value
 
 
@@ -55,7 +57,9 @@ def stops(request: Request, name: str) -> tuple[str, ...]:
     value = request[name]
     words = (fields.text(request, name),) if isinstance(value, str) else fields.texts(request, name)
     if len(words) > MAX_STOPS:
-        raise ApiRefused(f"{name!r} has {len(words)} texts, at most {MAX_STOPS} are taken")
+        raise ApiRefused(
+            f"{name!r} has {len(words)} texts, at most {MAX_STOPS} are taken", param=name
+        )
     return words
 
 
@@ -69,8 +73,23 @@ def json_object(request: Request, name: str) -> dict[str, Any]:
     """An object of anything."""
     value = request[name]
     if not isinstance(value, dict):
-        raise ApiRefused(f"{name!r} is an object, not {json_text(value)[:80]}", param=name)
+        raise ApiRefused(f"{name!r} is an object, not {kind_of(value)}", param=name)
     return value
+
+
+def logit_bias(request: Request, name: str) -> dict[str, float]:
+    """Numbers by token id."""
+    record = json_object(request, name)
+    for token_id, value in record.items():
+        if not (token_id.isascii() and token_id.isdigit()):
+            raise ApiRefused(
+                f"{name!r} names {token_id[:80]!r}: a token's id is a whole number", param=name
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ApiRefused(
+                f"{name!r} of token {token_id[:80]!r} is a number, not {kind_of(value)}", param=name
+            )
+    return record
 
 
 def text_or_parts(request: Request, name: str) -> Any:
@@ -107,7 +126,7 @@ _COMMON: dict[str, Reader] = {
     "min_tokens": partial(_WHOLE, low=0),
     "ignore_eos": fields.flag,
     "seed": seed,
-    "logit_bias": json_object,
+    "logit_bias": logit_bias,
     "response_format": json_object,
     "stream": fields.flag,
     "stream_options": json_object,
@@ -160,6 +179,25 @@ _SAME_NAME = (
     *("frequency_penalty", "min_tokens", "seed"),
 )
 _RENAMED = {"n": "num_return_sequences", "timeout": "timeout_seconds"}
+_OPENAI_NAMES = {
+    **{ours: theirs for theirs, ours in _RENAMED.items()},
+    "stop_words": "stop",
+    "return_log_probs": "logprobs",
+    "text_input": "prompt",
+}
+CHAT_NAMES = {**_OPENAI_NAMES, "num_top_log_probs": "top_logprobs"}
+COMPLETION_NAMES = {**_OPENAI_NAMES, "num_top_log_probs": "logprobs"}
+"""What clients call the fields of `generate` that have other names there."""
+
+
+def names_of(values: Mapping[str, Any], others: Mapping[str, str]) -> dict[str, str]:
+    """What a client calls the fields of `generate`, after those that it sent."""
+    names = {**{name: name for name in values}, **others}
+    if "max_completion_tokens" in values:
+        names["max_tokens"] = "max_completion_tokens"
+    if "timeout" not in values:
+        names["timeout_seconds"] = "the server's default_timeout_seconds"
+    return names
 
 
 def for_generate(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,14 @@ from legokv.serving.fields import Request as Fields
 from legokv.serving.gateway.accounts import Account
 from legokv.serving.gateway.bodies import form_body, while_client_stays
 from legokv.serving.gateway.extract import MEDIA_TYPES, text_of
-from legokv.serving.gateway.library import INLINE, document_id_of, file_id_of, shown_name
+from legokv.serving.gateway.library import (
+    INLINE,
+    Upload,
+    document_id_of,
+    file_id_of,
+    shown_name,
+)
 from legokv.serving.gateway.refusals import is_anthropic
-from legokv.serving.gateway.uploads import Upload
 from legokv.serving.gateway.world import World
 
 PURPOSE = "user_data"

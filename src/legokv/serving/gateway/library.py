@@ -1,16 +1,26 @@
-"""Documents that chats name, by file id or by their text: registered, and compiled before use."""
+"""Documents that chats name, by file id or by their text: registered, and compiled before use; and
+files as they came.
+
+Documents have one home, the registry. `Uploads` are beside it: one that is lost costs the original.
+"""
 
 import asyncio
+import json
+import os
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from legokv.documents.document import MAX_NAME_LEN, is_hidden, normalise_text
 from legokv.documents.document import document_id as content_id
 from legokv.errors import ApiRefused, NotFound
 from legokv.serving.gateway.accounts import Account
-from legokv.serving.gateway.models import Models
+from legokv.serving.gateway.models import Models, json_text
+from legokv.whole_files import make_private_folder, private_opener
 
 WAIT_SECONDS = 60.0
 """Longest that a chat waits for a file to be compiled."""
@@ -140,3 +150,56 @@ class Library:
         self._known.move_to_end(key)
         while len(self._known) > _MAX_KNOWN:
             self._known.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file's own facts; `num_bytes` as it came."""
+
+    num_bytes: int
+    media_type: str
+
+
+class Uploads:
+    """What was uploaded, byte for byte, where the registered text is not the same; kept on disk.
+
+    By (namespace, document id). Safe for several threads.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def keep(self, namespace: str, document_id: str, upload: Upload, data: bytes) -> None:
+        """Write it down, whole or not at all."""
+        path = self._path(namespace, document_id)
+        make_private_folder(self._folder)
+        make_private_folder(path.parent)
+        scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        with open(scratch, "wb", opener=private_opener) as file:
+            file.write(json_text(asdict(upload)).encode() + b"\n" + data)
+        os.replace(scratch, path)
+
+    def facts(self, namespace: str, document_id: str) -> Upload | None:
+        """What is known of the original; None if the registered text is all there is."""
+        try:
+            with open(self._path(namespace, document_id), "rb") as file:
+                return Upload(**json.loads(file.readline()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def data(self, namespace: str, document_id: str) -> bytes | None:
+        """The original; None if the registered text is all there is."""
+        try:
+            with open(self._path(namespace, document_id), "rb") as file:
+                file.readline()
+                return file.read()
+        except OSError:
+            return None
+
+    def forget(self, namespace: str, document_id: str) -> None:
+        """Remove what is kept of it."""
+        self._path(namespace, document_id).unlink(missing_ok=True)
+
+    def _path(self, namespace: str, document_id: str) -> Path:
+        # A namespace may be two dots; ids come from the registry.
+        return self._folder / f"of-{namespace}" / document_id

@@ -4,11 +4,13 @@ import json
 import struct
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from tritonclient.grpc import service_pb2
 
 from legokv.errors import Busy, InvalidRequest, LegokvError
+from legokv.serving.gateway.refusals import Names, renamed
 
 _FORMATS = {"BOOL": "?", "INT32": "i", "INT64": "q", "UINT64": "Q", "FP32": "f", "FP64": "d"}
 _BYTES = "BYTES"
@@ -18,6 +20,7 @@ IN_LOG = "the model that said so has written it into the log"
 """A note on errors that need no line of the gateway's."""
 
 Values = dict[str, Any]
+_NO_NAMES: Names = MappingProxyType({})
 
 
 def json_text(value: Any) -> str:
@@ -57,22 +60,27 @@ class Models:
         """Whether `generate` has an input of this name."""
         return name in self._forms["generate"].inputs
 
-    def generate(self, fields: Mapping[str, Any], request_id: str) -> AsyncGenerator[Values, None]:
+    def generate(
+        self, fields: Mapping[str, Any], request_id: str, names: Names = _NO_NAMES
+    ) -> AsyncGenerator[Values, None]:
         """Outputs of each reply, a list where there are several values or none.
 
-        Leaving the iteration ends the request.
+        Leaving the iteration ends the request. Errors call the fields by these `names`.
         """
-        return self._replies(self._request("generate", fields, request_id))
+        return self._replies(self._request("generate", fields, request_id), names)
 
-    async def _replies(self, request: Any) -> AsyncGenerator[Values, None]:
+    async def _replies(
+        self, request: Any, names: Names = _NO_NAMES
+    ) -> AsyncGenerator[Values, None]:
         try:
             async with aclosing(self._ask(request)) as replies:
                 async for reply in replies:
                     if reply.outputs:
                         yield _values(reply)
         except LegokvError as error:
-            error.add_note(IN_LOG)
-            raise
+            in_client_s_words = renamed(error, names)
+            in_client_s_words.add_note(IN_LOG)
+            raise in_client_s_words from None
 
     async def documents(self, operation: str, **fields: Any) -> Values:
         """The reply of the model `documents` to one operation."""

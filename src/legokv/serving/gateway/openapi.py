@@ -257,6 +257,7 @@ _READ: Mapping[Any, Callable[[Bounds], Schema]] = {
     fields.seed: lambda _: _whole({"low": -(2**63), "high": MAX_UINT64}),
     fields.stops: lambda _: {"anyOf": [_TEXT, _list(_TEXT, maxItems=fields.MAX_STOPS)]},
     fields.json_object: lambda _: _OBJECT,
+    fields.logit_bias: lambda _: {**_OBJECT, "additionalProperties": {"type": "number"}},
     fields.text_or_parts: lambda _: {"anyOf": [_TEXT, _list({})]},
     fields.link: _link,
     fields.messages: lambda _: _list(_message(turns.ROLES, turns.PARTS), minItems=1),

@@ -1,12 +1,15 @@
-"""Errors as clients of OpenAI's and of Anthropic's API read them: statuses and JSON objects."""
+"""Errors as clients of OpenAI's and of Anthropic's API read them: statuses and JSON objects that
+call each field by the name that the client sent.
+"""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from legokv.errors import ApiRefused, LegokvError, RateLimited, RequestTooLarge
+from legokv.errors import ApiRefused, InvalidRequest, LegokvError, RateLimited, RequestTooLarge
 from legokv.serving.error_codes import HTTP_STATUS
 
 RETRY_SECONDS = "2"
@@ -31,6 +34,8 @@ _ANTHROPIC_KINDS = {
     503: "overloaded_error",
 }
 _WRONG = "invalid_request_error"
+Names = Mapping[str, str]
+"""What the client calls fields of `generate`; also those that have the same name there."""
 
 
 def status_of(error: LegokvError) -> int:
@@ -38,6 +43,26 @@ def status_of(error: LegokvError) -> int:
     if isinstance(error, ApiRefused):
         return error.status
     return 413 if isinstance(error, RequestTooLarge) else _STATUS[error.code]
+
+
+def renamed(error: LegokvError, names: Names) -> LegokvError:
+    """An error of a model's with its fields as the client calls them."""
+    if not names:
+        return error
+    text = str(error)
+    matches = [*re.finditer(rf"\b(?:{'|'.join(map(re.escape, names))})\b", text)]
+    sentence, end = "", 0
+    for match in matches:
+        sentence += text[end : match.start()] + names[match[0]]
+        end = match.end()
+    sentence += text[end:]
+    if isinstance(error, InvalidRequest):
+        # A word that is no name may be a field's by chance, unless it stands where names do.
+        sure = (m for m in matches if "_" in m[0] or not m.start() or text[m.start() - 1] == "'")
+        param = next((names[match[0]] for match in sure), None)
+        return ApiRefused(sentence, status_of(error), param, "invalid_value")
+    error.args = (sentence,)
+    return error
 
 
 def sentence_of(error: LegokvError) -> str:

@@ -9,18 +9,20 @@ from typing import Any
 
 from legokv.serving.gateway.models import Values
 from legokv.serving.gateway.streams import event
-from legokv.serving.gateway.tool_calls import ToolCall, ToolReader
+from legokv.serving.gateway.tool_reading import Arguments, Item, ToolCall, ToolReader
 
 DONE = b"data: [DONE]\n\n"
-_COUNTS = ("recomputed_tokens", "fresh_tokens", "compiled_tokens", "documents_linked")
-_ENDING = "_seconds"
+_SAID_ELSEWHERE = (
+    *("text_output", "sequence_index", "finish_reason", "generated_tokens", "prompt_tokens"),
+    *("request_id", "token_log_probs", "output_log_probs", "cum_log_probs"),
+)
+"""Outputs of `generate` that OpenAI's objects have a place for, or a header."""
 
 
 def usage_of(values: Values) -> dict[str, Any]:
     """What an answer took; OpenAI's counts, and ours beside them."""
     generated = sum(listed(values["generated_tokens"]))
-    own = {name: values[name] for name in _COUNTS if name in values}
-    times = {name: value for name, value in values.items() if name.endswith(_ENDING)}
+    own = {name: value for name, value in values.items() if name not in _SAID_ELSEWHERE}
     return {
         "prompt_tokens": values["prompt_tokens"],
         "completion_tokens": generated,
@@ -30,7 +32,7 @@ def usage_of(values: Values) -> dict[str, Any]:
             "cache_write_tokens": values.get("compiled_tokens", 0),
         },
         "completion_tokens_details": {"reasoning_tokens": 0},
-        "legokv": {"cached_tokens": values.get("cached_tokens", 0), **own, **times},
+        "legokv": {"cached_tokens": 0, **own},
     }
 
 
@@ -87,17 +89,25 @@ def completion_log_probs(tokens: str | None, offset: int = 0) -> dict[str, Any] 
     return {**made, "text_offset": offsets}
 
 
-def tool_call_parts(calls: Sequence[ToolCall], first: int = 0) -> list[dict[str, Any]]:
-    """Calls as a message has them, numbered from `first` for a stream."""
-    return [
-        {
-            "index": number,
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        }
-        for number, call in enumerate(calls, first)
-    ]
+def content_of(items: Sequence[Item]) -> str:
+    """The text among what was read."""
+    return "".join(item for item in items if isinstance(item, str))
+
+
+def call_deltas(items: Sequence[Item], num_begun: int = 0) -> list[dict[str, Any]]:
+    """Calls and arguments as a stream has them; `num_begun` calls began before."""
+    deltas: list[dict[str, Any]] = []
+    for item in items:
+        if isinstance(item, ToolCall):
+            function = {"name": item.name, "arguments": ""}
+            call = {"index": num_begun, "id": item.id, "type": "function", "function": function}
+            deltas.append(call)
+            num_begun += 1
+        elif isinstance(item, Arguments):
+            if not deltas:
+                deltas.append({"index": num_begun - 1, "function": {"arguments": ""}})
+            deltas[-1]["function"]["arguments"] += item.text
+    return deltas
 
 
 @dataclass
@@ -110,16 +120,17 @@ class Answer:
     num_characters: int = 0
     begun: bool = False
 
-    def split(self, text: str, *, last: bool = False) -> tuple[str, list[ToolCall]]:
-        """Text and calls that are certain with this piece; calls past the most are left out."""
+    def split(self, text: str, *, last: bool = False) -> list[Item]:
+        """What is certain with this piece, in its order; calls past the most are left out."""
         if self.reader is None:
-            return text, []
+            return [text] if text else []
         items = [*self.reader.push(text), *(self.reader.end() if last else ())]
-        content = "".join(item for item in items if isinstance(item, str))
-        calls = [item for item in items if isinstance(item, ToolCall)]
-        kept = calls[: max(0, self.most_calls - self.num_calls)]
-        self.num_calls += len(kept)
-        return content, kept
+        kept = []
+        for item in items:
+            self.num_calls += isinstance(item, ToolCall)
+            if isinstance(item, str) or self.num_calls <= self.most_calls:
+                kept.append(item)
+        return kept
 
 
 @dataclass
@@ -156,12 +167,12 @@ class Replies:
             log_probs = completion_log_probs(tokens)
             finish = finish_reason_of(reason)
             return {"index": number, "text": text, "logprobs": log_probs, "finish_reason": finish}
-        content, calls = self.answers[number].split(text, last=True)
+        items = self.answers[number].split(text, last=True)
+        content, calls = content_of(items), call_deltas(items)
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if calls:
-            parts = tool_call_parts(calls)
             message["tool_calls"] = [
-                {name: value for name, value in part.items() if name != "index"} for part in parts
+                {name: value for name, value in call.items() if name != "index"} for call in calls
             ]
             message["content"] = content or None
         return {
@@ -188,7 +199,7 @@ class Replies:
         return b"".join(self._chunk(n, delta, None, None) for n in range(len(self.answers)))
 
     def piece(self, values: Values) -> bytes:
-        """The event for one piece of text, nothing while a tool call is not whole."""
+        """The event for one piece of text, nothing while it may be a tool call's beginning."""
         number = values.get("sequence_index", 0)
         answer, text = self.answers[number], values["text_output"]
         tokens = values.get("token_log_probs")
@@ -196,11 +207,11 @@ class Replies:
             log_probs = completion_log_probs(tokens, answer.num_characters)
             answer.num_characters += len(text)
             return self._chunk(number, {"text": text}, log_probs, None)
-        first = answer.num_calls
-        content, calls = answer.split(text)
-        if not content and not calls and tokens is None:
+        num_begun = answer.num_calls
+        items = answer.split(text)
+        if not items and tokens is None:
             return b""
-        return self._chunk(number, _delta(content, calls, first), chat_log_probs(tokens), None)
+        return self._chunk(number, _delta(items, num_begun), chat_log_probs(tokens), None)
 
     def last(self, values: Values) -> bytes:
         """The events that end a stream."""
@@ -217,11 +228,11 @@ class Replies:
         answer = self.answers[number]
         if not self.is_chat:
             return self._chunk(number, {"text": ""}, None, finish_reason_of(reason))
-        first = answer.num_calls
-        content, calls = answer.split("", last=True)
-        before = self._chunk(number, _delta(content, calls, first), None, None)
+        num_begun = answer.num_calls
+        items = answer.split("", last=True)
+        before = self._chunk(number, _delta(items, num_begun), None, None) if items else b""
         finish = finish_reason_of(reason, answer.num_calls)
-        return (before if content or calls else b"") + self._chunk(number, {}, None, finish)
+        return before + self._chunk(number, {}, None, finish)
 
     @property
     def _chunk_kind(self) -> str:
@@ -236,8 +247,7 @@ class Replies:
         return event({**self._head(self._chunk_kind), "choices": [choice], **usage})
 
 
-def _delta(content: str, calls: Sequence[ToolCall], first: int) -> dict[str, Any]:
+def _delta(items: Sequence[Item], num_begun: int) -> dict[str, Any]:
+    content, calls = content_of(items), call_deltas(items, num_begun)
     delta: dict[str, Any] = {"content": content} if content or not calls else {}
-    if calls:
-        delta["tool_calls"] = tool_call_parts(calls, first)
-    return delta
+    return {**delta, "tool_calls": calls} if calls else delta

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from legokv.errors import ApiRefused
+from legokv.errors import ApiRefused, kind_of, shown
 from legokv.serving.body_bounds import check_json
 from legokv.serving.gateway.accounts import Account
 from legokv.serving.gateway.extract import text_of
@@ -51,11 +51,14 @@ class Turns:
     async def _turn(self, place: int, message: Any) -> Message:
         where = f"messages[{place}]"
         if not isinstance(message, dict):
-            raise ApiRefused(f"{where} is no object with a role and a content", param=where)
+            raise ApiRefused(
+                f"{where} is an object with a role and a content, not {kind_of(message)}",
+                param=where,
+            )
         role = message.get("role")
         if not isinstance(role, str) or role not in ROLES:
             raise ApiRefused(
-                f"{where}.role is one of {', '.join(ROLES)}, not {str(role)[:80]!r}",
+                f"{where}.role is one of {', '.join(ROLES)}, not {shown(role)}",
                 param=f"{where}.role",
             )
         calls = message.get("tool_calls")
@@ -75,7 +78,9 @@ class Turns:
         if isinstance(content, str):
             return _text(where, content)
         if not isinstance(content, list) or not content:
-            raise ApiRefused(f"{where} is a text or a list of parts", param=where)
+            raise ApiRefused(
+                f"{where} is a text or a list of parts, {instead(content)}", param=where
+            )
         parts = [await self.part(f"{where}[{place}]", part) for place, part in enumerate(content)]
         if all(part["type"] == "text" for part in parts):
             return "".join(part["text"] for part in parts)
@@ -83,7 +88,9 @@ class Turns:
 
     async def part(self, where: str, part: Any) -> Part:
         """One part of a message: text, or a document."""
-        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(part, dict):
+            raise ApiRefused(f"{where} is an object with a type, not {kind_of(part)}", param=where)
+        kind = part.get("type")
         if kind in TEXT_PARTS:
             return {"type": "text", "text": _text(f"{where}.text", part.get("text"))}
         if kind == "refusal":
@@ -96,7 +103,7 @@ class Turns:
             want = "'file', an object with a 'file_id'" if kind == "file" else "'id', a file's id"
             raise ApiRefused(f"{where} of type {kind!r} has {want}", param=where)
         raise ApiRefused(
-            f"{where} is of type {str(kind)[:80]!r}: parts are 'text' and 'file' here",
+            f"{where} is of type {shown(kind)}: parts are 'text' and 'file' here",
             param=where,
         )
 
@@ -190,7 +197,7 @@ def _put_first(turns: list[Message], parts: list[Part]) -> None:
 
 def _text(where: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise ApiRefused(f"{where} is a text", param=where)
+        raise ApiRefused(f"{where} is a text, not {kind_of(value)}", param=where)
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -200,9 +207,14 @@ def _text(where: str, value: Any) -> str:
     return value
 
 
+def instead(content: Any) -> str:
+    """What stands where a text or a list of parts must, in words."""
+    return "not an empty one" if content == [] else f"not {kind_of(content)}"
+
+
 def _tool_calls(where: str, calls: Any) -> list[dict[str, Any]]:
     if not isinstance(calls, list):
-        raise ApiRefused(f"{where} is a list", param=where)
+        raise ApiRefused(f"{where} is a list, not {kind_of(calls)}", param=where)
     return [_tool_call(f"{where}[{place}]", call) for place, call in enumerate(calls)]
 
 

@@ -6,10 +6,9 @@ from typing import Protocol
 
 from legokv.built.folder import EngineFacts
 from legokv.errors import ApiRefused
-from legokv.serving.gateway.library import Library
+from legokv.serving.gateway.library import Library, Uploads
 from legokv.serving.gateway.models import Models
-from legokv.serving.gateway.tool_calls import ToolForm
-from legokv.serving.gateway.uploads import Uploads
+from legokv.serving.gateway.tool_reading import ToolForm
 from legokv.serving.settings import Settings
 from legokv.text.tokenizer import Tokenizer
 

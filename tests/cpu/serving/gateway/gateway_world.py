@@ -30,10 +30,9 @@ from legokv.serving.front.bounds import Bounds
 from legokv.serving.front.state import State
 from legokv.serving.front.tensor_check import check_request, models_in
 from legokv.serving.gateway.app import Gateway
-from legokv.serving.gateway.library import Library
+from legokv.serving.gateway.library import Library, Uploads
 from legokv.serving.gateway.models import Models
-from legokv.serving.gateway.tool_calls import ToolForm
-from legokv.serving.gateway.uploads import Uploads
+from legokv.serving.gateway.tool_reading import ToolForm
 from legokv.serving.gateway.world import World
 from legokv.serving.question import question_from_fields
 from legokv.serving.settings import Settings
@@ -46,6 +45,7 @@ COUNTS = {
     "cached_tokens": 80,
     "recomputed_tokens": 5,
     "fresh_tokens": 15,
+    "reused_tokens": 4,
     "compiled_tokens": 30,
     "documents_linked": 2,
 }
@@ -119,6 +119,7 @@ class FakeModels:
             "generated_tokens": [7] * count,
             **whole,
             **COUNTS,
+            "head": "own",
             **TIMES,
         }
 

@@ -12,7 +12,7 @@ from gateway_world import RunningGateway, running_gateway
 
 from legokv.errors import Busy
 from legokv.serving.gateway.anthropic import FIELDS, OTHERS
-from legokv.serving.gateway.tool_calls import ToolForm
+from legokv.serving.gateway.tool_reading import ToolForm
 
 ASKED = [{"role": "user", "content": "Who keeps it?"}]
 WEATHER = {"name": "weather", "input_schema": {"type": "object", "properties": {}}}

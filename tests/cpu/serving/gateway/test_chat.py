@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 from document_world import Store
-from gateway_world import COUNTS, RunningGateway, running_gateway
+from gateway_world import COUNTS, FORMS, RunningGateway, running_gateway
 
 from legokv.errors import ApiRefused, Busy, InvalidRequest, TimedOut
 from legokv.serving.api_keys import add_key
@@ -22,7 +22,8 @@ from legokv.serving.gateway import library
 from legokv.serving.gateway.chat import Asked, begin
 from legokv.serving.gateway.fields import ASKS_FOR_NOTHING, CHAT, COMPLETION, WITHOUT_EFFECT
 from legokv.serving.gateway.keys import Accounts, KeyAccount
-from legokv.serving.gateway.tool_calls import ToolForm
+from legokv.serving.gateway.replies import usage_of
+from legokv.serving.gateway.tool_reading import ToolForm
 from legokv.serving.gateway.turns import check_call_ids
 
 ASKED = [{"role": "user", "content": "Who keeps it?"}]
@@ -56,6 +57,15 @@ def messages(gateway: RunningGateway) -> Any:
     return json.loads(gateway.models.asked[-1]["messages"])
 
 
+def test_usage_has_all_that_generate_says_and_openai_has_no_place_for() -> None:
+    elsewhere = {"text_output", "sequence_index", "finish_reason", "generated_tokens"}
+    elsewhere |= {"prompt_tokens", "request_id"}
+    elsewhere |= {"token_log_probs", "output_log_probs", "cum_log_probs"}
+    outputs = {**dict.fromkeys(FORMS["generate"].outputs, 1), "head": "own"}
+    assert {*usage_of(outputs)["legokv"]} == {*outputs} - elsewhere
+    assert {"head", "reused_tokens", "total_seconds"} < {*outputs} - elsewhere
+
+
 def test_an_answer_comes_with_its_counts_and_ours_beside_them(client: openai.OpenAI) -> None:
     answer = chat(client)
     (choice,) = answer.choices
@@ -66,6 +76,7 @@ def test_an_answer_comes_with_its_counts_and_ours_beside_them(client: openai.Ope
     assert usage.prompt_tokens_details.cached_tokens == COUNTS["cached_tokens"]
     assert usage.prompt_tokens_details.cache_write_tokens == COUNTS["compiled_tokens"]
     assert usage.legokv["recomputed_tokens"] == 5
+    assert (usage.legokv["reused_tokens"], usage.legokv["head"]) == (4, "own")
     assert usage.legokv["time_to_first_token_seconds"] == 0.25
 
 
@@ -133,7 +144,7 @@ def test_fields_reach_generate_by_its_names(
         ({"temperature": "hot"}, "temperature", "'temperature' is a number, not a text"),
         ({"temperature": 1e30}, "temperature", "outside 0 to 100"),
         ({"temperature": -1}, "temperature", "outside 0 to 100"),
-        ({"temperature": 0.001}, None, "temperature above 0 is 0.01 to 100"),
+        ({"temperature": 0.001}, "temperature", "temperature above 0 is 0.01 to 100, not 0.001"),
         ({"top_logprobs": 2}, "top_logprobs", "needs 'logprobs'"),
         ({"stream_options": {}}, "stream_options", "needs 'stream'"),
         ({"link": {"mode": "x"}}, "link", "'mode' is one of"),
@@ -456,7 +467,9 @@ class Told:
     def __init__(self, *replies: Any) -> None:
         self._replies = replies
 
-    async def generate(self, asked: dict[str, Any], request_id: str) -> AsyncGenerator[Any, None]:
+    async def generate(
+        self, asked: dict[str, Any], request_id: str, names: Any = None
+    ) -> AsyncGenerator[Any, None]:
         for reply in ({"prompt_tokens": 100},) if "count_only" in asked else self._replies:
             if isinstance(reply, Exception):
                 raise reply

@@ -10,7 +10,7 @@ import pytest
 from gateway_world import running_gateway
 
 from legokv.serving.gateway import fields
-from legokv.serving.gateway.tool_calls import ToolForm
+from legokv.serving.gateway.tool_reading import ToolForm
 
 NUM_BODIES = 500
 TOOL = {"type": "function", "function": {"name": "w", "parameters": {"type": "object"}}}

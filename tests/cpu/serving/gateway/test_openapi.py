@@ -15,7 +15,8 @@ from gateway_world import RunningGateway, running_gateway
 from legokv.engine.sampling import NUMBER_BOUNDS
 from legokv.serving.gateway import anthropic, facts, fields, files, openapi, turns
 from legokv.serving.gateway.app import _routes
-from legokv.serving.gateway.tool_calls import CHOICES, ToolForm
+from legokv.serving.gateway.tool_calls import CHOICES
+from legokv.serving.gateway.tool_reading import ToolForm
 
 ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "Who?"}]}
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "V"}}</tool_call>'

@@ -1,18 +1,18 @@
 """Calls are found in what each family writes, whole or in pieces; all else stays text."""
 
+import itertools
 import json
+import sys
 import time
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from legokv.errors import ApiRefused
-from legokv.serving.gateway.tool_calls import (
-    ToolCall,
-    ToolForm,
-    ToolReader,
-    tool_form_of,
-    tools_of,
-)
+from legokv.serving.gateway import incoming, tool_reading
+from legokv.serving.gateway.tool_calls import tool_form_of, tools_of
+from legokv.serving.gateway.tool_reading import Arguments, Item, ToolCall, ToolForm, ToolReader
 
 WEATHER = {
     "type": "function",
@@ -22,6 +22,7 @@ WEATHER = {
     },
 }
 CLOCK = {"type": "function", "function": {"name": "clock"}}
+TEXTS = frozenset({("weather", "city")})
 CALL = ("weather", {"city": "Vellin"})
 NAMES = ("weather", "clock")
 HERMES = '<tool_call>\n{"name": "weather", "arguments": {"city": "Vellin"}}\n</tool_call>'
@@ -46,14 +47,33 @@ WRITTEN = [
 ]  # fmt: skip
 
 
+def items_of(form: ToolForm, pieces: list[str], texts: Any = ()) -> list[Item]:
+    reader = ToolReader(form, NAMES, texts)
+    return [*(item for piece in pieces for item in reader.push(piece)), *reader.end()]
+
+
+def joined(items: list[Item]) -> tuple[str, list[tuple[str, str]]]:
+    """Text, and each call's name with its arguments as they were written."""
+    text, calls = "", []
+    for item in items:
+        if isinstance(item, ToolCall):
+            calls.append((item.name, ""))
+        elif isinstance(item, Arguments):
+            calls[-1] = (calls[-1][0], calls[-1][1] + item.text)
+        else:
+            text += item
+    ids = [item.id for item in items if isinstance(item, ToolCall)]
+    assert len({*ids}) == len(ids)
+    return text, calls
+
+
+def cut(written: str, size: int) -> list[str]:
+    return [written[n : n + size] for n in range(0, len(written), size)]
+
+
 def read(form: ToolForm, pieces: list[str]) -> tuple[str, list[tuple[str, object]]]:
-    reader = ToolReader(form, NAMES)
-    found = [item for piece in pieces for item in reader.push(piece)]
-    found += reader.end()
-    calls = [item for item in found if isinstance(item, ToolCall)]
-    assert len({call.id for call in calls}) == len(calls)
-    text = "".join(item for item in found if isinstance(item, str))
-    return text, [(call.name, json.loads(call.arguments)) for call in calls]
+    text, calls = joined(items_of(form, pieces))
+    return text, [(name, json.loads(arguments)) for name, arguments in calls]
 
 
 @pytest.mark.parametrize(("form", "written", "text", "calls"), WRITTEN)
@@ -61,14 +81,69 @@ def read(form: ToolForm, pieces: list[str]) -> tuple[str, list[tuple[str, object
 def test_an_answer_reads_the_same_whole_and_in_pieces_of_any_size(
     form: ToolForm, written: str, text: str, calls: list[object], size: int
 ) -> None:
-    pieces = [written[n : n + size] for n in range(0, len(written), size)]
-    assert read(form, pieces) == (text, calls)
+    assert read(form, cut(written, size)) == (text, calls)
+
+
+LONG = {"city": 'Vel"lin\n' * 40, "days": [1.5, -2, True, None, {"ü": "\\u00fc \U0001f600"}]}
+DUMPED = json.dumps(LONG)
+IN_TAGS = (
+    f"<tool_call><function=weather><parameter=city>\n{LONG['city']}\n</parameter>"
+    f"<parameter=days>{json.dumps(LONG['days'])}</parameter></function></tool_call>"
+)
+STREAMED = [
+    (ToolForm.HERMES, f'<tool_call>{{"name": "weather", "arguments": {DUMPED}}}</tool_call>'),
+    (ToolForm.HERMES, IN_TAGS),
+    (ToolForm.LLAMA3, f'{{"name": "weather", "parameters": {DUMPED}}}'),
+    (ToolForm.LLAMA3, f'<|python_tag|>{{"id": 7, "name": "weather", "arguments": {DUMPED}}}'),
+    (ToolForm.MISTRAL, f'[TOOL_CALLS][{{"name": "weather", "arguments": {DUMPED}, "id": "a"}}]'),
+    (ToolForm.MISTRAL, f"[TOOL_CALLS]weather[CALL_ID]abc[ARGS]{DUMPED}"),
+    (ToolForm.MISTRAL, f"weather{DUMPED}"),
+]
+
+
+@pytest.mark.parametrize(("form", "written"), STREAMED)
+def test_arguments_come_as_they_are_written_and_join_to_those_of_the_whole_answer(
+    form: ToolForm, written: str
+) -> None:
+    whole = joined(items_of(form, [written], TEXTS))
+    assert [(name, json.loads(text)) for name, text in whole[1]] == [("weather", LONG)]
+    for size in (1, 3, 17):
+        items = items_of(form, cut(written, size), TEXTS)
+        assert joined(items) == whole
+        # In so many pieces as they came, but for numbers, escapes and a parameter of JSON in tags.
+        num_pieces = sum(isinstance(item, Arguments) for item in items)
+        assert num_pieces > len(LONG["city"]) / size * 0.8
+
+
+@pytest.mark.parametrize(("form", "written"), STREAMED)
+def test_an_answer_cut_anywhere_has_what_was_written_of_its_arguments(
+    form: ToolForm, written: str
+) -> None:
+    whole = joined(items_of(form, [written], TEXTS))[1][0][1]
+    for end in range(0, len(written), 13):
+        text, calls = joined(items_of(form, [written[:end]], TEXTS))
+        assert joined(items_of(form, cut(written[:end], 5), TEXTS)) == (text, calls)
+        assert (text == written[:end]) if not calls else whole.startswith(calls[0][1])
+
+
+@pytest.mark.parametrize(
+    ("form", "written"),
+    [
+        (ToolForm.HERMES, '<tool_call>{"arguments": {"city": "Vellin"}, "name": "weather"}'),
+        (ToolForm.HERMES, r'<tool_call>{"name": "weather", "arguments": "{\"city\": \"Vellin\"}"}'),
+        (ToolForm.LLAMA3, '{"parameters": {"city": "Vellin"}, "name": "weather"}'),
+    ],
+)
+def test_arguments_that_only_their_end_tells_come_whole(form: ToolForm, written: str) -> None:
+    items = items_of(form, cut(written, 1))
+    assert [type(item) for item in items] == [ToolCall, Arguments]
+    assert read(form, [written]) == ("", [CALL])
 
 
 def test_text_that_begins_no_call_is_not_held_back() -> None:
     reader = ToolReader(ToolForm.HERMES, NAMES)
-    assert list(reader.push("The harbour <")) == ["The harbour"]
-    assert list(reader.push("b> is")) == [" <b> is"]
+    assert reader.push("The harbour <") == ["The harbour"]
+    assert reader.push("b> is") == [" <b> is"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +175,7 @@ def test_a_forced_call_has_a_schema_of_the_tools_it_may_be() -> None:
     assert one.response_format()["json_schema"]["schema"]["properties"]["name"] == {
         "const": "clock"
     }
-    assert list(one.reader(ToolForm.HERMES).push("x")) == ["x"]
+    assert one.reader(ToolForm.HERMES).push("x") == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -123,14 +198,6 @@ def test_tools_that_may_not_be_called_are_not_shown_to_the_model() -> None:
     assert tools_of({"tools": [WEATHER], "tool_choice": "none"}, None).tools == ()
 
 
-TEXTS = frozenset({("weather", "city")})
-
-
-def written_in_tags(inner: str) -> list[str | ToolCall]:
-    reader = ToolReader(ToolForm.HERMES, NAMES, TEXTS)
-    return [*reader.push(f"<tool_call>\n{inner}\n</tool_call>"), *reader.end()]
-
-
 @pytest.mark.parametrize(
     ("inner", "arguments"),
     [
@@ -143,42 +210,66 @@ def written_in_tags(inner: str) -> list[str | ToolCall]:
         ("<function=weather><parameter=n>[NaN]</parameter>", {"n": "[NaN]"}),
         ('<function=weather><parameter=n>"\\ud800"</parameter>', {"n": '"\\ud800"'}),
         ("<function=weather>so<parameter=n>7</parameter>", None),
-        ("<function=weather><parameter=n>7</parameter>so", None),
         ("<function=weather><parameter=n>7", None),
     ],
 )
 def test_a_call_in_tags_is_read_or_stays_text(inner: str, arguments: object) -> None:
-    (item,) = written_in_tags(inner)
+    written = f"<tool_call>\n{inner}\n</tool_call>"
+    text, calls = joined(items_of(ToolForm.HERMES, [written], TEXTS))
     if arguments is None:
-        assert item == f"<tool_call>\n{inner}\n</tool_call>"
+        assert (text, calls) == (written, [])
     else:
-        assert isinstance(item, ToolCall)
-        assert (item.name, json.loads(item.arguments)) == ("weather", arguments)
+        assert [(name, json.loads(given)) for name, given in calls] == [("weather", arguments)]
+        assert not text
 
 
 @pytest.mark.parametrize(
-    "value",
-    ["1e999", "NaN", "-Infinity", '"\\ud800"', "[" * 900 + "1e999" + "]" * 900],
+    "value", ["1e999", "NaN", "-Infinity", r'"\ud800"', "01", "tru", "9" * 500, "[" * 40 + "1"]
 )
 @pytest.mark.parametrize(
     ("form", "around"),
     [
-        (ToolForm.HERMES, ("<tool_call>", "</tool_call>")),
-        (ToolForm.HERMES, ("<tool_call>", "")),
-        (ToolForm.LLAMA3, ("", "")),
-        (ToolForm.MISTRAL, ("[TOOL_CALLS][", "]")),
+        (ToolForm.HERMES, ('<tool_call>{"name": "weather", "arguments": ', "}</tool_call>")),
+        (ToolForm.HERMES, ('<tool_call>{"name": "weather", "arguments": ', "")),
+        (ToolForm.LLAMA3, ('{"name": "weather", "arguments": ', "}")),
+        (ToolForm.MISTRAL, ('[TOOL_CALLS][{"name": "weather", "arguments": ', "}]")),
+        (ToolForm.MISTRAL, ("[TOOL_CALLS]weather[ARGS]", "")),
     ],
 )
-def test_a_call_that_no_json_can_say_stays_text(
+def test_arguments_end_where_no_json_goes_on_and_the_rest_is_text(
     form: ToolForm, around: tuple[str, str], value: str
 ) -> None:
-    written = f'{{"name": "weather", "arguments": {{"city": {value}}}}}'.join(around)
-    assert read(form, [written]) == (written, [])
+    written = f'{{"days": 2, "city": {value}}}'.join(around)
+    text, calls = joined(items_of(form, [written]))
+    assert joined(items_of(form, cut(written, 1))) == (text, calls)
+    ((name, arguments),) = calls
+    assert name == "weather"
+    assert arguments.startswith('{"days": 2, "city": ')
+    assert written == around[0] + arguments + text
 
 
-def test_a_named_call_that_no_json_can_say_stays_text() -> None:
-    written = '[TOOL_CALLS]weather[ARGS]{"city": 1e999}'
-    assert read(ToolForm.MISTRAL, [written]) == (written, [])
+@pytest.mark.parametrize(
+    "written",
+    [
+        '<tool_call>{"name": 7, "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": 7}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": NaN}</tool_call>',
+        '<tool_call>{"name": "weather", "days": 01, "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "weather"}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": "{}',
+        "<tool_call>  ",
+    ],
+)
+def test_what_breaks_off_before_its_arguments_is_text(written: str) -> None:
+    for size in (1, 10_000):
+        assert read(ToolForm.HERMES, cut(written, size)) == (written, [])
+
+
+def test_text_before_between_and_behind_calls_is_text() -> None:
+    written = f"I look.\n{HERMES} and\n {HERMES}\n\n"
+    for size in (1, 5, 10_000):
+        assert read(ToolForm.HERMES, cut(written, size)) == ("I look. and", [CALL, CALL])
+        assert read(ToolForm.LLAMA3, cut(f"{LLAMA};\n{LLAMA} so", size)) == (" so", [CALL, CALL])
 
 
 @pytest.mark.parametrize(
@@ -201,6 +292,64 @@ def test_a_long_answer_is_read_in_time_that_grows_with_its_length(
     form: ToolForm, written: str
 ) -> None:
     started = time.process_time()
-    text, calls = read(form, [written])
-    assert (text.strip(), calls) == (written.strip(), [])
-    assert time.process_time() - started < 1
+    text, calls = joined(items_of(form, [written]))
+    # Ten times what it takes; what takes the square takes minutes.
+    assert time.process_time() - started < 10
+    assert text.strip() == written.strip() or len(calls) == 50_000
+
+
+def lines_and_most_held(form: ToolForm, pieces: list[str]) -> tuple[int, int]:
+    """Lines of Python that the reading of the pieces takes, and the most that waits for one."""
+    files = {incoming.__file__, tool_reading.__file__}
+    num_lines = 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal num_lines
+        if frame.f_code.co_filename not in files:
+            return None
+        num_lines += event == "line"
+        return trace
+
+    reader, most, before = ToolReader(form, NAMES, TEXTS), 0, sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for piece in pieces:
+            reader.push(piece)
+            most = max(most, reader.num_held)
+        reader.end()
+    finally:
+        sys.settrace(before)
+    return num_lines, most
+
+
+ENDLESS = {
+    "text": "word and ",
+    "blanks": " ",
+    "a call that never begins": '<tool_call>{"name": "weather", "x": [' + "1, ",
+    "a name that never ends": '<tool_call>{"name": "' + "w",
+    "arguments": '<tool_call>{"name": "weather", "arguments": {"city": "' + "V",
+    "numbers": '<tool_call>{"name": "weather", "arguments": {"city": [' + "12, ",
+    "arguments before the name": '<tool_call>{"arguments": {"city": "' + "V",
+    "arguments in a text": '<tool_call>{"name": "weather", "arguments": "' + "V",
+    "a text in tags": "<tool_call><function=weather><parameter=city>" + "V",
+    "JSON in tags": "<tool_call><function=weather><parameter=days>" + "7",
+}
+
+
+@pytest.mark.parametrize("begin", ENDLESS.values(), ids=ENDLESS)
+@pytest.mark.parametrize("form", ToolForm)
+def test_the_work_for_a_piece_does_not_grow_with_the_pieces_before_it(
+    form: ToolForm, begin: str
+) -> None:
+    if form is not ToolForm.HERMES:
+        begin = begin.removeprefix("<tool_call>")
+    last = begin.rpartition('"')[2][-3:] if begin.endswith(", ") else begin[-1]
+
+    def answer(count: int) -> list[str]:
+        return [begin, *itertools.repeat(last, count)]
+
+    (few, held_few), (many, held) = (
+        lines_and_most_held(form, answer(count)) for count in (300, 1200)
+    )
+    assert many < 4.5 * few
+    assert held == held_few < 30

@@ -189,28 +189,71 @@ def test_calls_come_of_what_the_model_writes_and_go_back_into_its_prompt(world: 
     assert "&" not in behind
 
 
-def test_a_stream_has_the_same_calls_at_any_cut(world: World) -> None:
+def cut(text: str, size: int) -> list[str]:
+    return [text[place : place + size] for place in range(0, len(text), size)]
+
+
+def streamed(client: openai.OpenAI) -> tuple[str, list[tuple[str, str]], int]:
+    """A stream's text, its calls with their arguments as they came, and in how many pieces."""
+    said, names, arguments, num_pieces = "", [], [], 0
+    stream: Any = client.chat.completions.create(
+        model="tiny", messages=ASKED, tools=TOOLS, stream=True
+    )
+    for chunk in stream:
+        delta = chunk.choices[0].delta
+        said += delta.content or ""
+        for call in delta.tool_calls or ():
+            if call.id is not None:
+                assert (call.index, call.type) == (len(names), "function")
+                names.append(call.function.name)
+                arguments.append("")
+            assert call.index == len(names) - 1
+            arguments[-1] += call.function.arguments
+            num_pieces += 1
+    return said, list(zip(names, arguments, strict=True)), num_pieces
+
+
+def in_blocks(client: anthropic.Anthropic, *, stream: bool) -> Any:
+    """The content of an answer in Anthropic's shape, without the calls' ids."""
+    tools: Any = [{"name": "weather", "input_schema": PARAMETERS}]
+    tools.append({**tools[0], "name": "weather_of_sea"})
+    asked: Any = {"model": "tiny", "max_tokens": 9, "messages": ASKED, "tools": tools}
+    if stream:
+        with client.messages.stream(**asked) as events:
+            message = events.get_final_message()
+    else:
+        message = client.messages.create(**asked)
+    return [block.model_dump(exclude={"id"}) for block in message.content]
+
+
+def test_a_stream_s_calls_come_in_pieces_that_join_to_those_of_the_whole_answer(
+    world: World,
+) -> None:
     client = world.gateway.openai()
+    other = anthropic.Anthropic(base_url=world.gateway.url, api_key="none", max_retries=0)
     written = world.family.written
-    for size in (1, 7, len(written)):
-        world.gateway.models.pieces = [
-            written[place : place + size] for place in range(0, len(written), size)
-        ]
-        names: dict[int, str] = {}
-        arguments: dict[int, str] = {}
-        stream = client.chat.completions.create(
-            model="tiny", messages=ASKED, tools=TOOLS, stream=True
+    for text in (written, written[: len(written) // 3]):
+        world.gateway.models.pieces = [text]
+        message = (
+            client.chat.completions.create(model="tiny", messages=ASKED, tools=TOOLS)
+            .choices[0]
+            .message
         )
-        said = ""
-        for chunk in stream:
-            delta = chunk.choices[0].delta
-            said += delta.content or ""
-            for call in delta.tool_calls or ():
-                names[call.index] = call.function.name
-                arguments[call.index] = arguments.get(call.index, "") + call.function.arguments
-        assert list(names.values()) == ["weather", "weather_of_sea"]
-        assert [json.loads(text) for text in arguments.values()] == [FIRST, SECOND]
-        assert not said.strip()
+        calls = [(c.function.name, c.function.arguments) for c in message.tool_calls or ()]
+        if text == written:
+            assert [(name, json.loads(own)) for name, own in calls] == [
+                ("weather", FIRST),
+                ("weather_of_sea", SECOND),
+            ]
+        blocks = in_blocks(other, stream=False)
+        for size in (1, 7, len(written)):
+            world.gateway.models.pieces = cut(text, size)
+            said, pieces_joined, num_pieces = streamed(client)
+            assert (said, pieces_joined) == (message.content or "", calls)
+            if size == 1 and text == written:
+                assert num_pieces > 10
+            if text == written:
+                assert in_blocks(other, stream=True) == blocks
 
 
 def test_a_choice_of_tools_is_heard(world: World) -> None:
@@ -241,8 +284,7 @@ def test_a_choice_of_tools_is_heard(world: World) -> None:
 
 def test_what_is_no_call_stays_text_and_what_nothing_called_is_refused(world: World) -> None:
     client = world.gateway.openai()
-    broken = world.family.written[: len(world.family.written) * 2 // 3]
-    for text in ("Dry.", "{}", broken.replace("}", "").replace("</", "<")):
+    for text in ("Dry.", "{}", '{"name": "Dry."', "<tool_call", "[TOOL_CALLS]"):
         world.gateway.models.pieces = [text]
         answer = client.chat.completions.create(model="tiny", messages=ASKED, tools=TOOLS)
         assert answer.choices[0].message.content == text
