@@ -1,5 +1,6 @@
 // The CPU library's plain C interface: a step is begun once, then attended layer by layer; and what
-// lies between: linear layers and gates. A token's results have the same bits in any company.
+// lies between: linear layers, norms and gates. A token's results have the same bits in any
+// company.
 //
 // Legend of shapes: T tokens, B sequences, P rows of a page table, N pool pages, S page size,
 // H query heads, G KV heads, D head size, M imported pages; of a linear layer T rows, N columns of
@@ -92,20 +93,24 @@ struct LegokvCpuDrift {
   int32_t num_threads;
 };
 
-// A linear layer over float32 or bfloat16 rows. A result's products are summed in one order,
-// whatever T is.
+// A linear layer over float32 or bfloat16 rows, with what stands before and behind it. A result's
+// products are summed in one order, whatever T is.
 struct LegokvCpuLinear {
-  const void* x;       // [T, K]
-  const void* weight;  // [N, K], as legokv_cpu_pack_weight or legokv_cpu_pack_int8 left it
-  const float* bias;   // [N], or null
-  void* out;           // [T, N]
+  const void* x;         // [T, K], or [T, 2, K] where it is gated
+  const void* weight;    // [N, K], as legokv_cpu_pack_weight or legokv_cpu_pack_int8 left it
+  const float* bias;     // [N], or null
+  const void* norm;      // [K]: the weight of an RMSNorm that x goes through first, or null
+  const void* residual;  // [T, N]: what the result, rounded, is added to; or null
+  void* out;             // [T, N]
   int64_t num_rows;
   int32_t num_columns;
   int32_t num_products;  // a multiple of 32
   int32_t dtype;
   int32_t instruction_set;  // for bfloat16 SOFTWARE_TILES or AMX
   int32_t num_threads;
-  int32_t int8;  // not 0: the weight is as legokv_cpu_pack_int8 left it, and dtype bfloat16
+  int32_t int8;   // not 0: the weight is as legokv_cpu_pack_int8 left it, and dtype bfloat16
+  int32_t gated;  // not 0: x goes through legokv_cpu_gate first, and has no norm
+  float norm_eps;
 };
 
 // silu(gate) * up of a gated MLP, in the result's type after each of both.
@@ -117,6 +122,19 @@ struct LegokvCpuGate {
   int32_t dtype;
   int32_t instruction_set;
   int32_t num_threads;
+};
+
+// x / sqrt(mean(x^2) + eps) * weight, in the result's type before the last product and after.
+struct LegokvCpuNorm {
+  const void* x;       // [T, N]
+  const void* weight;  // [N]
+  void* out;           // [T, N]
+  int64_t num_rows;
+  int32_t num_columns;
+  int32_t dtype;
+  int32_t instruction_set;
+  int32_t num_threads;
+  float eps;
 };
 
 // A step for the next three; null if it is refused. One thread at a time may use it.
@@ -163,6 +181,9 @@ int legokv_cpu_multiply(const struct LegokvCpuLinear* linear);
 
 // Returns a LegokvStatus.
 int legokv_cpu_gate(const struct LegokvCpuGate* gate);
+
+// Returns a LegokvStatus.
+int legokv_cpu_norm(const struct LegokvCpuNorm* norm);
 
 // Whether this library and this processor multiply rows of a LegokvDtype by a LegokvInstructionSet.
 int legokv_cpu_multiplies(int instruction_set, int dtype);

@@ -4,9 +4,9 @@
 #include "cpu/check_step.h"
 #include "cpu/cpu_launchers.h"
 #include "cpu/drift.h"
-#include "cpu/gate.h"
 #include "cpu/kv_import.h"
 #include "cpu/linear.h"
+#include "cpu/rows.h"
 #include "cpu/step.h"
 #include "legokv/export.h"
 
@@ -93,6 +93,10 @@ LEGOKV_EXPORT int legokv_cpu_multiply(const LegokvCpuLinear* linear) {
 
 LEGOKV_EXPORT int legokv_cpu_gate(const LegokvCpuGate* gate) {
   return static_cast<int>(legokv::cpu::gate_rows(*gate));
+}
+
+LEGOKV_EXPORT int legokv_cpu_norm(const LegokvCpuNorm* norm) {
+  return static_cast<int>(legokv::cpu::norm_rows(*norm));
 }
 
 LEGOKV_EXPORT int legokv_cpu_multiplies(int instruction_set, int dtype) {

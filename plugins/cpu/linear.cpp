@@ -9,6 +9,7 @@
 #include "cpu/kernels/linear_group.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
+#include "cpu/rows.h"
 
 namespace legokv::cpu {
 namespace {
@@ -122,11 +123,26 @@ void for_groups(const LegokvCpuLinear& linear, const Body& body) {
   });
 }
 
+// Adds what the results are added to, while they are in the thread's cache.
+template <typename Number, typename Weight>
+void add_residual(const LegokvCpuLinear& linear, const LinearGroup<Number, Weight>& group) {
+  if (linear.residual == nullptr) return;
+  const Kernels* kernels = choose_kernels(linear.instruction_set, linear.dtype).kernels;
+  const auto* residual = static_cast<const Number*>(linear.residual) +
+                         (group.out - static_cast<const Number*>(linear.out));
+  for (int64_t row = 0; row < group.num_rows; ++row) {
+    const int64_t at = row * group.out_stride;
+    kernels->add_row(residual + at, group.num_columns, group.out + at);
+  }
+}
+
 template <typename Number>
 void multiply_all(const LegokvCpuLinear& linear) {
   const MultiplyGroup<Number> multiply_group = multiplier<Number>(linear.instruction_set);
-  for_groups<Number, Number>(linear,
-                             [&](const LinearGroup<Number>& group, int) { multiply_group(group); });
+  for_groups<Number, Number>(linear, [&](const LinearGroup<Number>& group, int) {
+    multiply_group(group);
+    add_residual(linear, group);
+  });
 }
 
 void multiply_bytes(const LegokvCpuLinear& linear) {
@@ -138,7 +154,44 @@ void multiply_bytes(const LegokvCpuLinear& linear) {
   for_groups<bfloat16, ByteStep>(linear,
                                  [&](const LinearGroup<bfloat16, ByteStep>& group, int thread) {
                                    multiply_group(group, scratch.get() + thread * elements);
+                                   add_residual(linear, group);
                                  });
+}
+
+// The rows that are multiplied, behind a norm or gate in memory of their own, which `made` gets.
+Status prepare_rows(LegokvCpuLinear* linear, Array<char>* made) {
+  const LegokvCpuLinear& of = *linear;
+  if (of.norm == nullptr && of.gated == 0) return Status::kOk;
+  const int64_t row_bytes = int64_t{of.num_products} * (of.dtype == LEGOKV_FLOAT32 ? 4 : 2);
+  *made = uninitialised<char>(of.num_rows * row_bytes);
+  const LegokvCpuNorm norm = {of.x,
+                              of.norm,
+                              made->get(),
+                              of.num_rows,
+                              of.num_products,
+                              of.dtype,
+                              of.instruction_set,
+                              of.num_threads,
+                              of.norm_eps};
+  const LegokvCpuGate gate = {of.x,     made->get(),        of.num_rows,   of.num_products,
+                              of.dtype, of.instruction_set, of.num_threads};
+  const Status status = of.gated != 0 ? gate_rows(gate) : norm_rows(norm);
+  linear->x = made->get();
+  return status;
+}
+
+Status multiply_rows(LegokvCpuLinear linear) {
+  Array<char> rows;
+  const Status status = prepare_rows(&linear, &rows);
+  if (status != Status::kOk) return status;
+  if (linear.int8 != 0) {
+    multiply_bytes(linear);
+  } else if (linear.dtype == LEGOKV_BFLOAT16) {
+    multiply_all<bfloat16>(linear);
+  } else {
+    multiply_all<float>(linear);
+  }
+  return Status::kOk;
 }
 
 }  // namespace
@@ -197,24 +250,20 @@ Status pack_int8(const int8_t* weight, const void* scales, int32_t num_columns,
 Status multiply(const LegokvCpuLinear& linear) {
   if (packed_elements(linear.num_columns, linear.num_products) == 0 || linear.num_rows < 0 ||
       linear.num_threads < 1 || !multiplies(linear.instruction_set, linear.dtype) ||
-      (linear.int8 != 0 && linear.dtype != LEGOKV_BFLOAT16)) {
+      (linear.int8 != 0 && linear.dtype != LEGOKV_BFLOAT16) ||
+      (linear.gated != 0 && linear.norm != nullptr)) {
     return invalid_argument(
         "multiply: %lld rows [%d, %d], dtype %d, instruction set %d, %d threads, int8 %d",
         static_cast<long long>(linear.num_rows), linear.num_columns, linear.num_products,
         linear.dtype, linear.instruction_set, linear.num_threads, linear.int8);
   }
   if (linear.num_rows == 0) return Status::kOk;
-  if (linear.int8 != 0) {
-    try {
-      multiply_bytes(linear);
-    } catch (const std::bad_alloc&) {
-      return invalid_argument("no memory left for a product of %lld rows",
-                              static_cast<long long>(linear.num_rows));
-    }
-    return Status::kOk;
+  try {
+    return multiply_rows(linear);
+  } catch (const std::bad_alloc&) {
+    return invalid_argument("no memory left for a product of %lld rows",
+                            static_cast<long long>(linear.num_rows));
   }
-  linear.dtype == LEGOKV_BFLOAT16 ? multiply_all<bfloat16>(linear) : multiply_all<float>(linear);
-  return Status::kOk;
 }
 
 }  // namespace legokv::cpu

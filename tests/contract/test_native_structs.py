@@ -10,7 +10,7 @@ from paths import PLUGINS
 
 from legokv.kernels.cpu import LayerArguments, StepArguments
 from legokv.kernels.gpu import AttentionArguments, KvImportArguments, Regime
-from legokv.kernels.linear import GateArguments, LinearArguments
+from legokv.kernels.linear import GateArguments, LinearArguments, NormArguments
 from legokv.kernels.native_library import InstructionSet
 
 CPU, CUDA = PLUGINS / "cpu" / "cpu_launchers.h", PLUGINS / "include" / "legokv" / "launchers.h"
@@ -35,6 +35,7 @@ def fields_of(header: Path, name: str) -> list[tuple[str, type]]:
         (CPU, "LegokvCpuLayer", LayerArguments),
         (CPU, "LegokvCpuLinear", LinearArguments),
         (CPU, "LegokvCpuGate", GateArguments),
+        (CPU, "LegokvCpuNorm", NormArguments),
         (CUDA, "LegokvKvImport", KvImportArguments),
         (CUDA, "LegokvLegolinkAttention", AttentionArguments),
     ],

@@ -9,6 +9,7 @@
 #include "cpu/kernels/float_panels.h"
 #include "cpu/kernels/gate_row.h"
 #include "cpu/kernels/join_parts.h"
+#include "cpu/kernels/norm_row.h"
 
 namespace legokv::cpu {
 namespace {
@@ -56,6 +57,8 @@ constexpr Kernels kTable = {scratch_bytes<Operand, T>,
                             join_parts<T>,
                             add_mass<Operand, T>,
                             gate_row<T>,
+                            norm_row<T>,
+                            add_row<T>,
                             drift_page<T>,
                             std::is_same_v<T, float> ? multiply_floats : nullptr};
 

@@ -135,6 +135,10 @@ struct Kernels {
                    void* scratch);
   // silu(gate) * up of one row: x is gates [columns], then ups [columns].
   void (*gate_row)(const void* x, int num_columns, void* out);
+  // x / sqrt(mean(x^2) + eps) * weight of one row.
+  void (*norm_row)(const void* x, const void* weight, float eps, int num_columns, void* out);
+  // Adds a row to `out`.
+  void (*add_row)(const void* row, int num_columns, void* out);
   // Writes all of `own`.
   void (*drift_page)(const DriftPage& page);
   // Null for other types than float32.

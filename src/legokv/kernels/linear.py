@@ -1,4 +1,4 @@
-"""What lies between the attentions, by the CPU library: linear layers and gates.
+"""What lies between the attentions, by the CPU library: linear layers, norms and gates.
 
 A result's products are summed in one order, so a row's have the same bits in any company.
 """
@@ -30,6 +30,8 @@ class LinearArguments(ctypes.Structure):
         ("x", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("num_rows", ctypes.c_int64),
         ("num_columns", ctypes.c_int32),
@@ -38,6 +40,8 @@ class LinearArguments(ctypes.Structure):
         ("instruction_set", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
         ("int8", ctypes.c_int32),
+        ("gated", ctypes.c_int32),
+        ("norm_eps", ctypes.c_float),
     )
 
 
@@ -52,6 +56,22 @@ class GateArguments(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("instruction_set", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
+    )
+
+
+class NormArguments(ctypes.Structure):
+    """LegokvCpuNorm of cpu_launchers.h."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("num_rows", ctypes.c_int64),
+        ("num_columns", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("instruction_set", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+        ("eps", ctypes.c_float),
     )
 
 
@@ -158,30 +178,29 @@ class LinearCalls:
         return packed
 
     def multiply(
-        self, x: Tensor, weight: "NativeWeight", instruction_set: InstructionSet
+        self,
+        x: Tensor,
+        weight: "NativeWeight",
+        instruction_set: InstructionSet,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        """nn.Linear's result [T, N] of `x` [T, K]; bfloat16 goes by SOFTWARE_TILES or AMX."""
+        """nn.Linear's result [T, N] of `x` [T, K], or [T, 2 * K] where the weight is `gated`.
+
+        It is added to `residual` [T, N]. bfloat16 goes by SOFTWARE_TILES or AMX.
+        """
         num_columns, num_products = weight.shape
-        dtype = weight.dtype
-        if x.dtype != dtype or x.dim() != 2 or x.shape[1] != num_products:
-            raise LaunchRefused(
-                f"x must be [rows, {num_products}] of {dtype}, it is {list(x.shape)} of {x.dtype}"
-            )
+        shape = (len(x), 2 * num_products if weight.gated else num_products)
+        _check_rows("x", x, shape, weight.dtype)
         x = x.contiguous()
         out = x.new_empty(len(x), num_columns)
-        arguments = LinearArguments(
-            x.data_ptr(),
-            weight.packed.data_ptr(),
-            None if weight.bias is None else weight.bias.data_ptr(),
-            out.data_ptr(),
-            len(x),
-            num_columns,
-            num_products,
-            DTYPES[dtype],
-            instruction_set,
-            torch.get_num_threads(),
-            weight.int8,
-        )
+        arguments = LinearArguments.from_buffer_copy(weight.arguments)
+        if residual is not None:
+            _check_rows("residual", residual, (len(x), num_columns), weight.dtype)
+            residual = residual.contiguous()
+            arguments.residual = residual.data_ptr()
+        arguments.x, arguments.out, arguments.num_rows = x.data_ptr(), out.data_ptr(), len(x)
+        arguments.instruction_set = instruction_set
+        arguments.num_threads = torch.get_num_threads()
         self._library.check(self._functions.legokv_cpu_multiply(ctypes.byref(arguments)))
         return out
 
@@ -201,13 +220,58 @@ class LinearCalls:
         self._library.check(self._functions.legokv_cpu_gate(ctypes.byref(arguments)))
         return out
 
+    def norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        eps: float,
+        instruction_set: InstructionSet = InstructionSet.BEST,
+    ) -> Tensor:
+        """The decoder's RMSNorm by `weight` [N] over the last axis of `x` [..., N]."""
+        _check_rows("a norm's weight", weight, (x.shape[-1],), x.dtype)
+        x, weight = x.contiguous(), weight.contiguous()
+        out = torch.empty_like(x)
+        arguments = NormArguments(
+            x.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            x.numel() // len(weight),
+            len(weight),
+            DTYPES[x.dtype],
+            instruction_set,
+            torch.get_num_threads(),
+            eps,
+        )
+        self._library.check(self._functions.legokv_cpu_norm(ctypes.byref(arguments)))
+        return out
+
     def _packed_elements(self, weight: Tensor) -> int:
         elements: int = self._functions.legokv_cpu_packed_elements(*weight.shape)
         return elements
 
 
+def _check_rows(name: str, rows: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if rows.shape != shape or rows.dtype != dtype:
+        raise LaunchRefused(
+            f"{name} must be {list(shape)} of {dtype}, it is {list(rows.shape)} of {rows.dtype}"
+        )
+
+
+class NativeNorm(nn.Module):
+    """The decoder's RMSNorm by the library, its `weight` shared."""
+
+    def __init__(self, calls: LinearCalls, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self._calls = calls
+        self.weight = weight.detach().contiguous()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._calls.norm(x, self.weight, self.eps)
+
+
 class NativeWeight:
-    """A weight [N, K] that `calls` packed, and its bias [N] in float32.
+    """A weight [N, K] that `calls` packed, its bias [N] in float32, what x goes through before.
 
     An int8 one is for bfloat16 rows: the results are those of its dense form, bit by bit.
     """
@@ -216,27 +280,53 @@ class NativeWeight:
         self, calls: LinearCalls, weight: Tensor | Int8Weight, bias: Tensor | None
     ) -> None:
         self.shape = tuple(weight.shape)
-        self.int8 = isinstance(weight, Int8Weight)
+        is_int8 = isinstance(weight, Int8Weight)
         if isinstance(weight, Int8Weight):
             self.packed, self.dtype = calls.pack_int8(weight), torch.bfloat16
         else:
             self.packed, self.dtype = calls.pack(weight), weight.dtype
         self.bias = None if bias is None else bias.detach().float().contiguous()
+        self.norm: NativeNorm | None = None
+        self.arguments = LinearArguments(
+            weight=self.packed.data_ptr(),
+            bias=None if self.bias is None else self.bias.data_ptr(),
+            num_columns=self.shape[0],
+            num_products=self.shape[1],
+            dtype=DTYPES[self.dtype],
+            int8=is_int8,
+        )
+
+    @property
+    def gated(self) -> bool:
+        """Whether x goes through the gate."""
+        return bool(self.arguments.gated)
+
+    def put_norm_before(self, norm: NativeNorm) -> None:
+        """x goes through `norm`, which must be of its size."""
+        _check_rows("a norm's weight", norm.weight, self.shape[1:], self.dtype)
+        self.norm = norm
+        self.arguments.norm, self.arguments.norm_eps = norm.weight.data_ptr(), norm.eps
+
+    def put_gate_before(self) -> None:
+        self.arguments.gated = True
 
 
 class NativeLinear(nn.Module):
-    """nn.Linear by the library; `calls` must take the weight and have an instruction set for it."""
+    """The decoder's Linear by the library, and the norm or gate that `weight` has before it.
+
+    `calls` must take the weight and have an instruction set for it.
+    """
 
     def __init__(
         self, calls: LinearCalls, weight: Tensor | Int8Weight, bias: Tensor | None = None
     ) -> None:
         super().__init__()
         self._calls = calls
-        self._weight = NativeWeight(calls, weight, bias)
-        self._instruction_set = calls.instruction_sets(self._weight.dtype)[-1]
+        self.weight = NativeWeight(calls, weight, bias)
+        self._instruction_set = calls.instruction_sets(self.weight.dtype)[-1]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._calls.multiply(x, self._weight, self._instruction_set)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._calls.multiply(x, self.weight, self._instruction_set, residual)
 
 
 class NativeGate(nn.Module):

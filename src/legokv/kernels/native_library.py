@@ -40,7 +40,15 @@ class NativeLibrary:
         self.functions.legokv_cpu_packed_elements.restype = ctypes.c_int64
         self.functions.legokv_cpu_int8_bytes.restype = ctypes.c_int64
         self.functions.legokv_cpu_num_keys_read.restype = ctypes.c_int64
-        for name in ("instruction_set", "num_keys_read", "end", "multiply", "gate", "drift"):
+        for name in (
+            "instruction_set",
+            "num_keys_read",
+            "end",
+            "multiply",
+            "gate",
+            "norm",
+            "drift",
+        ):
             getattr(self.functions, f"legokv_cpu_{name}").argtypes = [ctypes.c_void_p]
         self.functions.legokv_cpu_attend.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self.functions.legokv_cpu_attend.restype = None

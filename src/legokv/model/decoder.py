@@ -29,6 +29,14 @@ class RMSNorm(nn.Module):
         return self.weight * scaled.to(x.dtype)
 
 
+class Linear(nn.Linear):
+    """nn.Linear, and what its result is added to."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        result = super().forward(x)
+        return result if residual is None else residual + result
+
+
 class Gate(nn.Module):
     """silu(gate) * up [T, N] of x [T, 2 * N]: a row's gates, then its ups."""
 
@@ -46,15 +54,17 @@ class Layer(nn.Module):
         hidden, eps = config.hidden_size, config.norm_eps
         self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         self.head_size = config.head_size
-        self.attention_norm = RMSNorm(hidden, eps)
-        self.qkv = nn.Linear(hidden, sum(self.heads) * config.head_size, bias=config.qkv_bias)
-        self.q_norm = RMSNorm(config.head_size, eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_size, eps) if config.qk_norm else None
-        self.out = nn.Linear(config.num_heads * config.head_size, hidden, bias=config.out_bias)
-        self.mlp_norm = RMSNorm(hidden, eps)
-        self.gate_up = nn.Linear(hidden, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.attention_norm: nn.Module = RMSNorm(hidden, eps)
+        self.qkv = Linear(hidden, sum(self.heads) * config.head_size, bias=config.qkv_bias)
+        self.q_norm: nn.Module | None = None
+        self.k_norm: nn.Module | None = None
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(config.head_size, eps) for _ in range(2))
+        self.out = Linear(config.num_heads * config.head_size, hidden, bias=config.out_bias)
+        self.mlp_norm: nn.Module = RMSNorm(hidden, eps)
+        self.gate_up = Linear(hidden, 2 * config.intermediate_size, bias=config.mlp_bias)
         self.gate: nn.Module = Gate()
-        self.down = nn.Linear(config.intermediate_size, hidden, bias=config.mlp_bias)
+        self.down = Linear(config.intermediate_size, hidden, bias=config.mlp_bias)
 
     def attend(self, x: Tensor, pool: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
         """What attention gives [T, H, D], and the pool after."""
@@ -66,8 +76,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, pool: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
         attended, pool = self.attend(x, pool, attention)
-        x = x + self.out(attended.flatten(1))
-        return x + self.down(self.gate(self.gate_up(self.mlp_norm(x)))), pool
+        x = self.out(attended.flatten(1), x)
+        return self.down(self.gate(self.gate_up(self.mlp_norm(x))), x), pool
 
 
 class Decoder(nn.Module):
@@ -78,10 +88,10 @@ class Decoder(nn.Module):
         self.config = config
         self.embed: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, n) for n in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.norm: nn.Module = RMSNorm(config.hidden_size, config.norm_eps)
         self.head: nn.Module | None = None
         if not config.tied_embeddings:
-            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(
         self, input_ids: Tensor, logit_rows: Tensor, pools: Sequence[Tensor], attention: Attention

@@ -13,7 +13,7 @@ from legokv.model.dtypes import Dtypes, Int32
 from legokv.runners.attention_forms import CPU, AttentionForm, rotations_of
 from legokv.runners.drift import drifting
 from legokv.runners.key_mass import KeyMass
-from legokv.runners.packed_weights import pack_decoder, parted_weights
+from legokv.runners.packed_weights import dtype_of, pack_decoder, parted_weights
 from legokv.runners.page_store import PageStore
 from legokv.step.batch import StepBatch
 from legokv.step.graph import graph_shape
@@ -47,7 +47,7 @@ class EagerRunner:
         self.decoder = decoder_from_weights(config, on_device)
         if device.type == "cpu":
             pack_decoder(self.decoder, library, in_bytes)
-        dtypes = Dtypes.same(str(self.decoder.norm.weight.dtype).removeprefix("torch."))
+        dtypes = Dtypes.same(str(dtype_of(self.decoder)).removeprefix("torch."))
         graph = graph_shape(config, dtypes, page_size)
         self._store = PageStore(graph, num_pages, device, attention.import_kv)
         self._rotations = rotations_of(config, device)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from legokv.checkpoint.weights import Weight
-from legokv.kernels.linear import LinearCalls, NativeGate, NativeLinear
+from legokv.kernels.linear import LinearCalls, NativeGate, NativeLinear, NativeNorm
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
-from legokv.model.decoder import Decoder
+from legokv.model.decoder import Decoder, Layer, RMSNorm
 from legokv.ops.int8_weight import Int8Embedding, Int8Weight
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def sums_of_nothing(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 class PackedLinear(nn.Module):
-    """nn.Linear's result from a weight packed once, by oneDNN through torch's own compiler's op.
+    """The decoder's Linear from a weight packed once, by oneDNN through torch's own compiler's op.
 
     A row's result has the same bits however many rows are computed with it: what else is in a step
     moves no sequence's logits. So only some numbers of rows are ever given to oneDNN.
@@ -105,7 +105,11 @@ class PackedLinear(nn.Module):
         # Now, since it takes a moment: no request waits for it.
         row_counts(self._shape, bias is not None, torch.get_num_threads())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        result = self._result(x)
+        return result if residual is None else residual + result
+
+    def _result(self, x: Tensor) -> Tensor:
         counts = row_counts(self._shape, self._bias is not None, torch.get_num_threads())
         if len(x) <= counts.largest:
             return self._multiply(x, counts.at_least[len(x)])
@@ -148,7 +152,7 @@ def pack_decoder(
     library: NativeLibrary | None = None,
     in_bytes: Mapping[str, Int8Weight] = MappingProxyType({}),
 ) -> None:
-    """Replace the decoder's layers by packed ones, the head too, and its gates.
+    """Replace the decoder's linear layers by packed ones, the head too, its norms and gates.
 
     float32 goes by the CPU `library`, bfloat16 where the processor has AMX; other bfloat16 goes by
     oneDNN. A head tied to the embedding takes its size once more, since rows of the embedding are
@@ -156,10 +160,7 @@ def pack_decoder(
     `in_bytes`: what takes the place of tensors that hold nothing, by their names.
     """
     calls = None if library is None else LinearCalls(library)
-    dtype = decoder.norm.weight.dtype
-    if calls is not None:
-        for layer in decoder.layers:
-            layer.gate = NativeGate(calls)
+    dtype = dtype_of(decoder)
     by_library = calls if calls is not None and _multiplies(calls, dtype) else None
     if by_library is not None and in_bytes:
         _pack_bytes(decoder, by_library, in_bytes)
@@ -167,8 +168,41 @@ def pack_decoder(
     if decoder.head is None:
         assert isinstance(decoder.embed, nn.Embedding), "a head in bytes is there by now"
         decoder.head = _packed(by_library, decoder.embed.weight, None)
+    if calls is not None:
+        _replace_norms(decoder, calls)
     form = "int8" if in_bytes else dtype
     log.info("linear layers of %s: %s", form, type(decoder.head).__name__)
+
+
+def dtype_of(decoder: Decoder) -> torch.dtype:
+    """What it computes in: that of its norms, which are never in bytes."""
+    weight = decoder.norm.weight
+    assert isinstance(weight, Tensor), "a norm has a weight"
+    return weight.dtype
+
+
+def _replace_norms(decoder: Decoder, calls: LinearCalls) -> None:
+    """Norms and gates by the library: where it can, in one call with the product behind them."""
+    for layer in decoder.layers:
+        assert isinstance(layer, Layer), "a decoder's layers are all of one class"
+        for name, linear in (("attention_norm", layer.qkv), ("mlp_norm", layer.gate_up)):
+            norm: nn.Module = _native_norm(getattr(layer, name), calls)
+            if isinstance(linear, NativeLinear):
+                linear.weight.put_norm_before(norm)
+                norm = nn.Identity()
+            setattr(layer, name, norm)
+        if isinstance(layer.down, NativeLinear):
+            layer.down.weight.put_gate_before()
+        layer.gate = nn.Identity() if isinstance(layer.down, NativeLinear) else NativeGate(calls)
+        for name in ("q_norm", "k_norm"):
+            if getattr(layer, name) is not None:
+                setattr(layer, name, _native_norm(getattr(layer, name), calls))
+    decoder.norm = _native_norm(decoder.norm, calls)
+
+
+def _native_norm(norm: nn.Module, calls: LinearCalls) -> NativeNorm:
+    assert isinstance(norm, RMSNorm), "it is replaced once"
+    return NativeNorm(calls, norm.weight, norm.eps)
 
 
 def _pack_bytes(decoder: Decoder, calls: LinearCalls, in_bytes: Mapping[str, Int8Weight]) -> None:

@@ -3,17 +3,26 @@
 import errno
 import logging
 import mmap
+from collections import Counter
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from legokv.checkpoint import load_weights, read_model_config
 from legokv.errors import LaunchRefused
 from legokv.kernels.build_cpu import build_native_library
-from legokv.kernels.linear import LinearCalls, NativeGate, NativeLinear, NativeWeight, PackedMemory
+from legokv.kernels.linear import (
+    LinearCalls,
+    NativeGate,
+    NativeLinear,
+    NativeNorm,
+    NativeWeight,
+    PackedMemory,
+)
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
-from legokv.model.decoder import Gate, decoder_from_weights
+from legokv.model.decoder import Gate, RMSNorm, decoder_from_weights
+from legokv.ops.int8_weight import int8_weight
 from legokv.runners.packed_weights import PackedLinear, pack_decoder
 
 # Rows, columns, products: a lone row, tiles that are not full, columns that end within a panel,
@@ -28,6 +37,7 @@ FORMS = [
     (InstructionSet.SOFTWARE_TILES, torch.bfloat16),
     (InstructionSet.AMX, torch.bfloat16),
 ]
+IN_BYTES = [(each, torch.int8) for each, dtype in FORMS if dtype == torch.bfloat16]
 GATES = [
     (each, dtype)
     for dtype in (torch.float32, torch.float16, torch.bfloat16)
@@ -124,12 +134,18 @@ def test_what_does_not_fit_is_refused(calls):
     with pytest.raises(LaunchRefused, match="dtype 1: only float32 and bfloat16"):
         calls.pack(weight[:, :64].half())
     fitting = NativeWeight(calls, weight[:, :64], None)
-    with pytest.raises(LaunchRefused, match=r"\[rows, 64\] of .*bfloat16, it is \[2, 80\]"):
+    with pytest.raises(LaunchRefused, match=r"\[2, 64\] of .*bfloat16, it is \[2, 80\]"):
         calls.multiply(x, fitting, InstructionSet.SOFTWARE_TILES)
     with pytest.raises(LaunchRefused, match="float32"):
         calls.multiply(x[:, :64].float(), fitting, InstructionSet.SOFTWARE_TILES)
     with pytest.raises(LaunchRefused, match="instruction set 3"):
         calls.multiply(x[:, :64], fitting, InstructionSet.AVX2)
+    with pytest.raises(LaunchRefused, match=r"residual must be \[2, 32\] .*, it is \[1, 32\]"):
+        calls.multiply(x[:, :64], fitting, InstructionSet.SOFTWARE_TILES, x[:1, :32])
+    with pytest.raises(LaunchRefused, match=r"weight must be \[80\] .*, it is \[64\]"):
+        calls.norm(x, weight[0, :64], 1e-5)
+    with pytest.raises(LaunchRefused, match=r"weight must be \[64\] .*, it is \[80\]"):
+        fitting.put_norm_before(NativeNorm(calls, weight[0], 1e-5))
 
 
 @pytest.mark.parametrize("num_columns", [1, 15, 64, 100])
@@ -155,8 +171,66 @@ def test_any_number_of_rows_gives_a_gate_s_row_the_same_bits(calls, dtype):
         assert torch.equal(calls.gate(x[first:end].clone()), whole[first:end])
 
 
+@pytest.mark.parametrize("num_columns", [1, 15, 64, 100, 1536])
+@pytest.mark.parametrize(("instruction_set", "dtype"), GATES)
+def test_a_native_norm_gives_the_definition_s_result(
+    calls, library, instruction_set, dtype, num_columns
+):
+    if not library.functions.legokv_cpu_has(instruction_set):
+        pytest.skip(f"this processor or compiler has no {instruction_set.name}")
+    norm, x = norm_case((3, 3, num_columns), dtype)
+    x[0, 0, 0] = torch.nan
+    found = calls.norm(x, norm.weight, norm.eps, instruction_set)
+    # A unit in the last place, twice rounded.
+    rtol = {torch.float32: 1e-6, torch.float16: 2**-9, torch.bfloat16: 2**-6}[dtype]
+    torch.testing.assert_close(found, norm(x), atol=1e-6, rtol=rtol, equal_nan=True)
+    assert found[0, 0].isnan().all()
+    assert not found[0, 1:].isnan().any()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("name", ["llama", "llama-untied"])
+def test_any_number_of_rows_gives_a_norm_s_row_the_same_bits(calls, dtype):
+    norm, x = norm_case((300, 173), dtype)
+    whole = calls.norm(x, norm.weight, norm.eps)
+    for first, end in ((0, 1), (7, 9), (100, 299)):
+        part = calls.norm(x[first:end].clone(), norm.weight, norm.eps)
+        assert torch.equal(part, whole[first:end])
+
+
+def norm_case(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[RMSNorm, Tensor]:
+    dice = torch.Generator().manual_seed(5)
+    norm = RMSNorm(shape[-1], 1e-5)
+    norm.weight = nn.Parameter(torch.randn(shape[-1:], generator=dice).to(dtype), False)
+    return norm, (3 * torch.randn(shape, generator=dice)).to(dtype)
+
+
+@pytest.mark.parametrize("num_rows", [1, 150])
+@pytest.mark.parametrize(("instruction_set", "weight_dtype"), [*FORMS, *IN_BYTES])
+def test_what_stands_before_and_behind_a_product_in_one_call_has_the_bits_of_several(
+    calls, instruction_set, weight_dtype, num_rows, torch_threads
+):
+    is_int8 = weight_dtype == torch.int8
+    dtype = torch.bfloat16 if is_int8 else weight_dtype
+    skip_if_missing(calls, instruction_set, dtype)
+    torch_threads(1 if num_rows == 1 else 2)
+    norm, x = norm_case((num_rows, 576), dtype)
+    gates = norm_case((num_rows, 2 * 576), dtype)[1]
+    _, weight, bias = case((num_rows, 100, 576), dtype)
+    residual = norm_case((num_rows, 100), dtype)[1]
+    of = int8_weight(weight, "a weight") if is_int8 else weight
+    plain, normed, gated = (NativeWeight(calls, of, bias) for _ in range(3))
+    normed.put_norm_before(NativeNorm(calls, norm.weight, norm.eps))
+    gated.put_gate_before()
+    rows = calls.norm(x, norm.weight, norm.eps, instruction_set)
+    expected = residual + calls.multiply(rows, plain, instruction_set)
+    assert torch.equal(calls.multiply(x, normed, instruction_set, residual), expected)
+    rows = calls.gate(gates, instruction_set)
+    expected = residual + calls.multiply(rows, plain, instruction_set)
+    assert torch.equal(calls.multiply(gates, gated, instruction_set, residual), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["llama", "llama-untied", "qwen3"])
 def test_a_decoder_is_packed_whole(library, calls, name, dtype, tiny_checkpoint):
     folder = tiny_checkpoint(name)
     config = read_model_config(folder)
@@ -167,8 +241,13 @@ def test_a_decoder_is_packed_whole(library, calls, name, dtype, tiny_checkpoint)
     has_best = dtype == torch.float32 or InstructionSet.AMX in calls.instruction_sets(dtype)
     for layer in layers:
         assert isinstance(layer, NativeLinear if has_best else PackedLinear)
-    assert not [each for each in decoder.modules() if isinstance(each, Gate)]
-    assert sum(isinstance(each, NativeGate) for each in decoder.modules()) == config.num_layers
+    assert not [each for each in decoder.modules() if isinstance(each, Gate | RMSNorm)]
+    # In one call with the product behind them, where the library multiplies.
+    num_apart = 0 if has_best else config.num_layers
+    num_head_norms = 2 * config.num_layers * config.qk_norm
+    counts = Counter(type(each) for each in decoder.modules())
+    assert counts[NativeGate] == num_apart
+    assert counts[NativeNorm] == 2 * num_apart + num_head_norms + 1
 
 
 def test_where_no_memory_can_be_mapped_weights_lie_in_ordinary_memory_and_the_log_says_it_once(

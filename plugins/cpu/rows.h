@@ -1,4 +1,4 @@
-// Gates of gated MLPs, rows shared among the threads.
+// What is done row by row between the products, rows shared among the threads.
 #pragma once
 
 #include "cpu/cpu_launchers.h"
@@ -7,5 +7,7 @@
 namespace legokv::cpu {
 
 Status gate_rows(const LegokvCpuGate& gate);
+
+Status norm_rows(const LegokvCpuNorm& norm);
 
 }  // namespace legokv::cpu
