@@ -37,6 +37,7 @@ from legokv.errors import (
     StepFailed,
 )
 from legokv.runners import Runner
+from legokv.step.batch import PageTables
 from legokv.step.sequence import CompiledPages, TokenSequence, chunk_sequence
 
 _FETCHING_SECONDS = 0.05
@@ -76,6 +77,7 @@ class Executor:
         self._cache = cache
         self._kept = KeptSequences(cache, max_kept_pages)
         self._transfer = Transfer(runner, cache, tiers)
+        self._tables = PageTables()
         self._max_step_tokens = max_step_tokens
         self._max_queue_requests = max_queue_requests
         # A job is in one of these, in this order: for pages, with pages but without all its
@@ -165,8 +167,9 @@ class Executor:
     def _compute(self) -> None:
         """Run the next step and hand out what it ended of the jobs' sequences."""
         try:
-            step = plan_step(self._running, self._max_step_tokens)
+            step = plan_step(self._running, self._max_step_tokens, self._tables)
         except Exception as error:
+            self._tables = PageTables()
             log.exception("a step could not be planned")
             self._end_those_without_plan(failure(error))
             return

@@ -10,7 +10,7 @@ from torch import Tensor
 from legokv.engine.jobs import Job
 from legokv.errors import OutOfMemory, StepFailed
 from legokv.runners import Runner
-from legokv.step.batch import StepBatch, step_batch
+from legokv.step.batch import PageTables, StepBatch, step_batch
 from legokv.step.sequence import TokenSequence
 
 log = logging.getLogger(__name__)
@@ -33,11 +33,12 @@ class Step:
     batch: StepBatch
 
 
-def plan_step(jobs: Sequence[Job], max_tokens: int) -> Step:
+def plan_step(jobs: Sequence[Job], max_tokens: int, tables: PageTables | None = None) -> Step:
     """The next step of at most `max_tokens` tokens for jobs that all have something to compute.
 
     Who has gone longest without a turn comes first. One sequence may have more than its share,
     where it cannot be cut: the tokens of a document that drifts. Others like it wait for the next.
+    `tables`: the step's before, which is over.
     """
     work = [(sequence, job) for job in jobs for sequence in job.sequences]
     # The sort is stable: of those who had their last turn together, the earlier job comes first.
@@ -49,7 +50,8 @@ def plan_step(jobs: Sequence[Job], max_tokens: int) -> Step:
         if number and (number <= tokens or may_pass):
             may_pass = may_pass and number <= tokens
             turns.append(Turn(job, sequence, number))
-    return Step(tuple(turns), step_batch([turn.sequence.next(turn.num_tokens) for turn in turns]))
+    pieces = [turn.sequence.next(turn.num_tokens) for turn in turns]
+    return Step(tuple(turns), step_batch(pieces, tables))
 
 
 def can_plan(job: Job) -> bool:
