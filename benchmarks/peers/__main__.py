@@ -1,7 +1,11 @@
 """python -m benchmarks.peers: the same prompts to legokv, vLLM, llama.cpp and transformers.
 
 One process a peer, loaded once, asked in turns, stopped in between. Stops at --minutes; the same
-command goes on where it stopped and writes peers.json each time.
+command goes on where it stopped and writes peers.json each time. A load that is mostly decoding,
+many askers over few documents in one order and in shuffled orders, beside vLLM with prefix caching:
+
+    python -m benchmarks.peers --peers legokv vllm --rounds 3 --minutes 40 \
+        --tasks '32 askers, one order' '32 askers, shuffled orders'
 """
 
 import argparse

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from benchmarks.peers.engines import Engine
 from benchmarks.peers.process import PeerFailed, PeerProcess
-from benchmarks.peers.tasks import DECODED_TOKENS, TASKS, Task, prompts
+from benchmarks.peers.tasks import DECODED_TOKENS, MANY_ASKERS, TASKS, Task, prompts
 from benchmarks.record.clock import TimeLimit
 from benchmarks.record.journal import Journal
 from benchmarks.record.results import Row
@@ -26,7 +26,7 @@ class Plan:
 
     def keys(self, name: str, number: int) -> dict[str, Task]:
         """Journal keys of one peer's turn in one round."""
-        asked = [task for task in self.tasks if name == OURS or not task.own]
+        asked = [task for task in self.tasks if task.is_for(name)]
         return {f"{task.name}/{name}/{number}": task for task in asked}
 
 
@@ -71,7 +71,11 @@ def turn(process: PeerProcess, plan: Plan, journal: Journal, number: int) -> Non
 
 
 def _seconds(process: PeerProcess, task: Task, asked: list[dict[str, object]]) -> float:
-    """Seconds to the first token; for a decode task seconds a step, the first token's taken off."""
+    """Seconds to the last of the answers' tokens, mostly the first and only one; for a decode task
+    seconds a step, the first token's taken off."""
+    if task.answer_tokens > 1:
+        process.seconds(asked[:1], 1, task.reuse)
+        return process.seconds(asked, task.answer_tokens, task.reuse)
     if not task.decode:
         return process.seconds(asked, 1, task.reuse)
     process.seconds(asked, 1, task.reuse)
@@ -84,7 +88,7 @@ def rows(journal: Journal) -> list[Row]:
     entries = journal.entries()
     names = [key.partition("/")[2] for key in entries if key.startswith("version/")]
     made: list[Row] = []
-    for task in TASKS:
+    for task in (*TASKS, *MANY_ASKERS):
         ours = _by_round(journal, task, OURS)
         for name in names:
             theirs = _by_round(journal, task, name)

@@ -1,7 +1,7 @@
 """What every peer is asked: the same seeded prompts, in an order that lets each reuse its own."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.record.names import UnknownName
 
@@ -15,7 +15,9 @@ FIRST_PLAIN_TOKEN, VOCABULARY = 17, 49152
 class Task:
     """One measurement. With `decode` it is the time a token, from answers of 1 and 1 + 32 tokens.
 
-    `reuse` is what may be reused; `own` tasks are legokv's alone.
+    `reuse` is what may be reused; tasks of `peers` are theirs alone. With `answer_tokens` it is the
+    time until all prompts are answered with so many, after one that is not timed, whose documents
+    are kept by who can; with `shuffled_order` each prompt has the documents in an order of its own.
     """
 
     name: str
@@ -23,14 +25,19 @@ class Task:
     reuse: str = "nothing"
     reversed_order: bool = False
     decode: bool = False
-    own: bool = False
+    peers: tuple[str, ...] = ()
     every_round_new: bool = True
+    answer_tokens: int = 1
+    shuffled_order: bool = False
+
+    def is_for(self, peer: str) -> bool:
+        return not self.peers or peer in self.peers
 
 
 TASKS = (
     Task("full prefill"),
     Task("whole prefix cached", reuse="prefix"),
-    Task("link, k = 0", reuse="documents-0", own=True),
+    Task("link, k = 0", reuse="documents-0", peers=("legokv",)),
     Task("decode, one sequence", reuse="documents", decode=True),
     Task("documents reordered", reuse="documents", reversed_order=True),
     Task(
@@ -43,11 +50,22 @@ TASKS = (
 )
 
 
+_MANY = Task(
+    "32 askers, one order",
+    num_prompts=32,
+    reuse="documents",
+    peers=("legokv", "vllm"),
+    answer_tokens=1 + 3 * DECODED_TOKENS,
+)
+MANY_ASKERS = (_MANY, replace(_MANY, name="32 askers, shuffled orders", shuffled_order=True))
+"""A load that is mostly decoding: many askers over the same few documents. Asked for by name."""
+
+
 def task(name: str) -> Task:
-    for each in TASKS:
-        if each.name == name:
-            return each
-    raise UnknownName(f"unknown task '{name}'; known are {', '.join(t.name for t in TASKS)}")
+    known = {each.name: each for each in (*TASKS, *MANY_ASKERS)}
+    if name in known:
+        return known[name]
+    raise UnknownName(f"unknown task '{name}'; known are {', '.join(known)}")
 
 
 def prompts(asked: Task, round_number: int, document_tokens: int) -> list[dict[str, object]]:
@@ -64,7 +82,16 @@ def prompts(asked: Task, round_number: int, document_tokens: int) -> list[dict[s
         _ids(f"question {asked.name} {number} {n}", QUESTION_TOKENS)
         for n in range(asked.num_prompts)
     ]
-    return [{"documents": documents, "question": question} for question in questions]
+    return [
+        {"documents": _ordered(documents, asked, f"{number} {n}"), "question": question}
+        for n, question in enumerate(questions)
+    ]
+
+
+def _ordered(documents: list[list[int]], asked: Task, seed: str) -> list[list[int]]:
+    if not asked.shuffled_order:
+        return documents
+    return random.Random(f"order {seed}").sample(documents, len(documents))
 
 
 def _ids(seed: str, length: int) -> list[int]:

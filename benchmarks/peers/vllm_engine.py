@@ -6,7 +6,7 @@ from vllm import LLM, SamplingParams
 from vllm import __version__ as vllm_version
 from worker import Place, Prompt, serve
 
-MAX_SEQUENCES = 8
+MAX_SEQUENCES = 32
 
 
 class Vllm:

@@ -2,13 +2,15 @@
 
 import json
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks.cost.cases import method
 from benchmarks.peers.engines import Engine, engine
-from benchmarks.peers.measure import Plan, run
-from benchmarks.peers.tasks import TASKS, prompts, task
+from benchmarks.peers.measure import Plan, run, turn
+from benchmarks.peers.tasks import MANY_ASKERS, TASKS, prompts, task
 from benchmarks.record import about as about_module
 from benchmarks.record import ending
 from benchmarks.record import journal as journal_module
@@ -90,6 +92,51 @@ def test_all_peers_get_the_same_prompts_and_each_round_new_documents():
     assert prompts(reordered, 0, 16)[0]["documents"] == first[::-1]
     assert first != prompts(full, 1, 16)[0]["documents"]
     assert len({json.dumps(p) for p in prompts(task("decode, eight sequences"), 0, 16)}) == 8
+
+
+def test_many_askers_have_the_same_documents_in_one_order_or_each_in_its_own():
+    same, shuffled = (
+        [prompt["documents"] for prompt in prompts(each, 0, 16)] for each in MANY_ASKERS
+    )
+    assert len(same) == len(shuffled) == 32
+    assert all(documents == same[0] for documents in same)
+    assert all(sorted(documents) == sorted(same[0]) for documents in shuffled)
+    orders = {json.dumps(documents) for documents in shuffled}
+    assert len(orders) == 32
+    assert shuffled == [prompt["documents"] for prompt in prompts(MANY_ASKERS[1], 0, 16)]
+    # Whoever keeps prefixes would find no more than the first document of most.
+    assert len({json.dumps(documents[:3]) for documents in shuffled}) > 24
+    questions = {json.dumps(p["question"]) for each in MANY_ASKERS for p in prompts(each, 0, 16)}
+    assert len(questions) == 64
+
+
+def test_many_askers_are_timed_to_their_last_token_after_one_that_is_not_timed():
+    asked = []
+
+    class Recorder:
+        engine = Engine("vllm", Path(sys.executable), "vllm")
+
+        def wake(self):
+            pass
+
+        def stop(self):
+            pass
+
+        def seconds(self, prompts, num_tokens, reuse):
+            asked.append((len(prompts), num_tokens))
+            return float(len(asked))
+
+    class Kept(dict):
+        add = dict.__setitem__
+
+    journal = Kept()
+    turn(Recorder(), Plan((*TASKS[2:3], *MANY_ASKERS), 1, 16, TimeLimit(1), {}), journal, 0)
+    assert asked == [(1, 1), (32, 97), (1, 1), (32, 97)]
+    assert journal == {
+        "32 askers, one order/vllm/0": 2.0,
+        "32 askers, shuffled orders/vllm/0": 4.0,
+    }
+    assert not MANY_ASKERS[0].is_for("llama_cpp")
 
 
 def test_a_journal_outlives_a_commit_that_changes_nothing_measured(tmp_path, monkeypatch):
