@@ -195,7 +195,7 @@ def main() -> None:
     for round_number in range(arguments.rounds + 1):
         for number in arguments.sequences:
             for name, calls in libraries.items():
-                attention._calls = calls
+                attention.calls = calls
                 with only(engine, jobs[:number]):
                     split = clock.step(engine)
                 if round_number:

@@ -90,7 +90,9 @@ class EngineSettings:
     runner: RunnerName = choice(get_args(RunnerName), "what computes")
     attention: AttentionName = choice(get_args(AttentionName), "of the CPU")
     gpu: int = setting(0, "number of the GPU that computes, where one does", 0)
-    num_threads: int = setting(0, "threads that compute; 0: as many as torch chooses", 0)
+    num_threads: int = setting(
+        0, "threads that compute; 0: torch's number or one fewer, as measured", 0
+    )
     max_step_tokens: int = setting(2048, "most tokens one step computes", 1)
     max_queue_requests: int = setting(
         1024, "most requests that wait, for the next step or for pages of the pool", 1

@@ -1,4 +1,4 @@
-"""Which build of the native attention is fastest on this processor: measured, not guessed.
+"""Which build of the native attention, and how many threads, are fastest: measured, not guessed.
 
 The figures lie beside the compiled library, for each processor and type. So they are measured once,
 and an answer keeps its bits over a restart.
@@ -11,13 +11,16 @@ import os
 import platform
 import tempfile
 import time
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from legokv.kernels.cpu import NativeCalls, StepShape
+from legokv.kernels.cpu import NativeCalls, NativeStep, StepShape
 from legokv.kernels.gpu import AttentionTables
 from legokv.kernels.native_library import InstructionSet
 
@@ -25,6 +28,8 @@ NUM_ROUNDS = 7
 # A piece of a prompt, and tokens that are decoded, over as many keys as a tile's part and more.
 PIECE_TOKENS, NUM_DECODED, NUM_KEYS, PAGE_SIZE = 192, 8, 704, 16
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE = 6, 2, 64
+NUM_LAYERS = 8
+THREADS_MARGIN = 0.05
 
 Milliseconds = dict[InstructionSet, float]
 
@@ -39,13 +44,48 @@ def measured_forms(calls: NativeCalls, dtype: torch.dtype) -> Milliseconds:
     candidates = _candidates(calls, dtype)
     if len(candidates) == 1:
         return {candidates[0]: 0.0}
+
+    def measure() -> dict[str, float]:
+        figures = _measured(calls, dtype, candidates)
+        return {each.name.lower(): value for each, value in figures.items()}
+
     place = calls.library.path.with_name(f"fastest-{_processor_digest()}-{str(dtype)[6:]}.json")
-    figures = _read(place, candidates)
-    if figures is None:
-        own = _measured(calls, dtype, candidates)
-        _keep(place, own)
-        figures = _read(place, candidates) or own
-    return dict(sorted(figures.items(), key=lambda item: item[1]))
+    figures = _measured_once(place, [each.name.lower() for each in candidates], measure)
+    ordered = sorted(figures.items(), key=lambda item: item[1])
+    return {InstructionSet[name.upper()]: value for name, value in ordered}
+
+
+def measured_threads(
+    calls: NativeCalls, dtype: torch.dtype, instruction_set: InstructionSet
+) -> dict[int, float]:
+    """What small layers take on all of torch's threads and on one fewer, the better first.
+
+    Milliseconds, as they were measured first on this processor with so many threads. One fewer is
+    better where the server's other processes keep a core busy: then each layer would wait for the
+    thread that shares it. It must show by more than the noise.
+    """
+    most = torch_threads()
+    if most == 1:
+        return {1: 0.0}
+
+    def measure() -> dict[str, float]:
+        counts = (most, most - 1)
+        seconds = _seconds_of_layers(calls, dtype, instruction_set, counts)
+        return {str(count): round(value * 1e3, 3) for count, value in seconds.items()}
+
+    name = f"threads-{_processor_digest()}-{str(dtype)[6:]}-{most}.json"
+    place = calls.library.path.with_name(name)
+    figures = _measured_once(place, [str(most), str(most - 1)], measure)
+    all_of_them, fewer = figures[str(most)], figures[str(most - 1)]
+    both = {most: all_of_them, most - 1: fewer}
+    is_better = fewer < (1 - THREADS_MARGIN) * all_of_them
+    return dict(sorted(both.items(), reverse=not is_better))
+
+
+@cache
+def torch_threads() -> int:
+    """Torch's number of threads before any was chosen here."""
+    return torch.get_num_threads()
 
 
 def able_forms(calls: NativeCalls, dtype: torch.dtype) -> list[InstructionSet]:
@@ -65,32 +105,75 @@ def _can_do(instruction_set: InstructionSet, dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 or not instruction_set.bfloat16_only
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A layer over a piece of a prompt and some decodes, numbers drawn."""
+
+    shape: StepShape
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    pool: Tensor
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> "_Layer":
+        dice = torch.Generator().manual_seed(0)
+        num_tokens, num_pages = PIECE_TOKENS + NUM_DECODED, NUM_KEYS // PAGE_SIZE
+        normal = partial(torch.randn, generator=dice)
+        return cls(
+            StepShape(num_pages, PAGE_SIZE, NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, dtype),
+            normal(num_tokens, NUM_HEADS, HEAD_SIZE).to(dtype),
+            normal(num_tokens, NUM_KV_HEADS, HEAD_SIZE).to(dtype),
+            normal(num_tokens, NUM_KV_HEADS, HEAD_SIZE).to(dtype),
+            normal(num_pages, 2, PAGE_SIZE, NUM_KV_HEADS, HEAD_SIZE).to(dtype),
+        )
+
+    def step(
+        self, calls: NativeCalls, instruction_set: InstructionSet, num_threads: int = 1
+    ) -> AbstractContextManager[NativeStep]:
+        return calls.step(
+            _tables(self.shape.num_pool_pages),
+            self.shape,
+            num_threads=num_threads,
+            instruction_set=instruction_set,
+        )
+
+    def seconds(self, step: NativeStep, clock: Callable[[], float], num_layers: int = 1) -> float:
+        started = clock()
+        for _ in range(num_layers):
+            step.attend(self.q, self.k, self.v, self.pool)
+        return clock() - started
+
+
 def _measured(
     calls: NativeCalls, dtype: torch.dtype, candidates: list[InstructionSet]
 ) -> Milliseconds:
     """The best of some rounds, interleaved, by the thread's own time: others may be at work."""
-    dice = torch.Generator().manual_seed(0)
-    num_tokens = PIECE_TOKENS + NUM_DECODED
-    normal = partial(torch.randn, generator=dice)
-    q = normal(num_tokens, NUM_HEADS, HEAD_SIZE).to(dtype)
-    k, v = (normal(num_tokens, NUM_KV_HEADS, HEAD_SIZE).to(dtype) for _ in range(2))
-    num_pages = NUM_KEYS // PAGE_SIZE
-    pool = normal(num_pages, 2, PAGE_SIZE, NUM_KV_HEADS, HEAD_SIZE).to(dtype)
-    shape = StepShape(num_pages, PAGE_SIZE, NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, dtype)
-    seconds = {each: float("inf") for each in candidates}
+    layer, seconds = _Layer.of(dtype), {each: float("inf") for each in candidates}
     with ExitStack() as stack:
-        begun = {
-            each: stack.enter_context(
-                calls.step(_tables(num_pages), shape, num_threads=1, instruction_set=each)
-            )
-            for each in candidates
-        }
+        begun = {each: stack.enter_context(layer.step(calls, each)) for each in candidates}
         for _ in range(NUM_ROUNDS):
             for each, step in begun.items():
-                started = time.thread_time()
-                step.attend(q, k, v, pool)
-                seconds[each] = min(seconds[each], time.thread_time() - started)
+                seconds[each] = min(seconds[each], layer.seconds(step, time.thread_time))
     return {each: round(value * 1e3, 3) for each, value in seconds.items()}
+
+
+def _seconds_of_layers(
+    calls: NativeCalls,
+    dtype: torch.dtype,
+    instruction_set: InstructionSet,
+    counts: Sequence[int],
+) -> dict[int, float]:
+    """The best of some rounds, interleaved, by the wall clock: who shares a core counts."""
+    layer, seconds = _Layer.of(dtype), {count: float("inf") for count in counts}
+    for _ in range(NUM_ROUNDS):
+        for count in counts:
+            with layer.step(calls, instruction_set, count) as step:
+                # OpenMP makes another team of threads first.
+                layer.seconds(step, time.perf_counter)
+                one = layer.seconds(step, time.perf_counter, NUM_LAYERS)
+            seconds[count] = min(seconds[count], one)
+    return seconds
 
 
 def _tables(num_pages: int) -> AttentionTables:
@@ -120,22 +203,33 @@ def _processor_digest() -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
 
 
-def _read(place: Path, candidates: list[InstructionSet]) -> Milliseconds | None:
-    """The figures kept there; None if there are none, or not of these builds."""
+def _measured_once(
+    place: Path, names: Sequence[str], measure: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """The figures kept at `place`, those that `measure` gives if there are none of these names."""
+    figures = _read(place, names)
+    if figures is None:
+        own = measure()
+        _keep(place, own)
+        figures = _read(place, names) or own
+    return figures
+
+
+def _read(place: Path, names: Sequence[str]) -> dict[str, float] | None:
+    """The figures kept there; None if there are none, or not of these names."""
     try:
         stored = json.loads(place.read_text())
-        figures = {InstructionSet[name.upper()]: float(value) for name, value in stored.items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        figures = {name: float(value) for name, value in stored.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
         return None
-    return figures if set(figures) == set(candidates) else None
+    return figures if set(figures) == set(names) else None
 
 
-def _keep(place: Path, figures: Milliseconds) -> None:
+def _keep(place: Path, figures: dict[str, float]) -> None:
     """Whole, unless another process was first; where nothing can be written, for this time only."""
-    text = json.dumps({each.name.lower(): value for each, value in figures.items()})
     try:
         with tempfile.NamedTemporaryFile("w", dir=place.parent, prefix=".fastest-") as file:
-            file.write(text)
+            file.write(json.dumps(figures))
             file.flush()
             if place.exists() and _read(place, list(figures)) is None:
                 place.unlink()  # of another library, or broken
@@ -143,4 +237,4 @@ def _keep(place: Path, figures: Milliseconds) -> None:
     except FileExistsError:
         return
     except OSError as error:
-        log.info("which attention is fastest is measured at each start, since %s", error)
+        log.info("what is fastest is measured at each start, since %s", error)

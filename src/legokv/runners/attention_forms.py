@@ -15,7 +15,7 @@ from legokv.built.settings import AttentionName, FormName
 from legokv.errors import InvalidRequest, NativeLibraryMissing
 from legokv.kernels.build_cpu import build_native_library, find_native_library
 from legokv.kernels.cpu import NativeCalls, NativeStep, StepShape
-from legokv.kernels.fastest import able_forms, measured_forms
+from legokv.kernels.fastest import able_forms, measured_forms, measured_threads
 from legokv.kernels.gpu import INDEX_TABLES, AttentionTables, Launchers, attention_arguments
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.model.config import ModelConfig
@@ -147,10 +147,10 @@ class NativeForm:
                 f"the native attention has no head size {config.head_size}, only multiples of 16: "
                 "choose attention 'torch'"
             )
-        self._instruction_set = instruction_set or calls.best(dtype)
-        self.description = f"native, {self._instruction_set.name.lower()}"
+        self.instruction_set = instruction_set or calls.best(dtype)
+        self.description = f"native, {self.instruction_set.name.lower()}"
         self.library: NativeLibrary | None = calls.library
-        self._calls = calls
+        self.calls = calls
         self._rotations = rotations_of(config)
         self._num_heads = config.num_heads
 
@@ -167,11 +167,11 @@ class NativeForm:
 
             def begin(rotation: Rotation) -> NativeStep:
                 tables = attention_tables(index, rotation)
-                step = self._calls.step(
+                step = self.calls.step(
                     tables,
                     shape,
                     num_threads=num_threads,
-                    instruction_set=self._instruction_set,
+                    instruction_set=self.instruction_set,
                     scoring=None if mass is None else mass.scoring,
                 )
                 return stack.enter_context(step)
@@ -190,10 +190,10 @@ class NativeForm:
             yield attend
 
     def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
-        self._calls.import_kv(pools, kv, pages, num_threads=torch.get_num_threads())
+        self.calls.import_kv(pools, kv, pages, num_threads=torch.get_num_threads())
 
     def drift(self, pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
-        self._calls.drift(pool, k, v, tables, self._instruction_set)
+        self.calls.drift(pool, k, v, tables, self.instruction_set)
 
 
 class KernelForm:
@@ -286,6 +286,15 @@ def attention_form(
         form = _named_form(requested, config, dtype)
     log.info("attention: %s, as asked", form.description)
     return form
+
+
+def set_threads(form: NativeForm, dtype: torch.dtype) -> None:
+    """Have torch and the library compute on as many threads as are fastest here, and log it."""
+    milliseconds = measured_threads(form.calls, dtype, form.instruction_set)
+    number = next(iter(milliseconds))
+    figures = ", ".join(f"on {count} {value}" for count, value in milliseconds.items())
+    log.info("threads: %d; milliseconds of small layers: %s", number, figures)
+    torch.set_num_threads(number)
 
 
 def _present_form(config: ModelConfig, dtype: torch.dtype) -> AttentionForm:

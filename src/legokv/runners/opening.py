@@ -22,7 +22,15 @@ from legokv.plan.backends import (
     this_machine,
     why_no_gpu,
 )
-from legokv.runners.attention_forms import CPU, AttentionForm, KernelForm, attention_form, importing
+from legokv.runners.attention_forms import (
+    CPU,
+    AttentionForm,
+    KernelForm,
+    NativeForm,
+    attention_form,
+    importing,
+    set_threads,
+)
 from legokv.runners.device_guard import DeviceGuard
 from legokv.runners.eager import EagerRunner
 from legokv.runners.page_store import Import, PageStore
@@ -121,7 +129,10 @@ def _eager_attention(
         device = _gpu(settings)
         return KernelForm(launchers, facts.model, device), device
     kv_dtype = getattr(torch, Dtypes.same(settings.dtype_or(facts.dtype)).kv)
-    return attention_form(settings.attention, facts.model, kv_dtype), CPU
+    form = attention_form(settings.attention, facts.model, kv_dtype)
+    if isinstance(form, NativeForm) and not settings.num_threads:
+        set_threads(form, kv_dtype)
+    return form, CPU
 
 
 def _plan_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> Runner:

@@ -10,7 +10,7 @@ import torch
 from legokv.kernels import fastest
 from legokv.kernels.build_cpu import build_native_library
 from legokv.kernels.cpu import NativeCalls
-from legokv.kernels.fastest import measured_forms
+from legokv.kernels.fastest import measured_forms, measured_threads
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 
 
@@ -99,5 +99,44 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(
     monkeypatch.setattr(fastest.os, "link", refused)
     with caplog.at_level(logging.INFO):
         assert measured_forms(several, torch.float32)
-    assert "measured at each start, since read-only" in caplog.text
+    assert "what is fastest is measured at each start, since read-only" in caplog.text
     assert not [*kept(tmp_path), *tmp_path.glob(".fastest-*")]
+
+
+@pytest.mark.parametrize("figures", [(1.0, 1.7, 4), (1.0, 0.97, 4), (1.0, 0.9, 3), (2.0, 0.9, 3)])
+def test_one_thread_fewer_is_taken_where_it_is_clearly_faster_and_then_kept(
+    calls: NativeCalls,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    figures: tuple[float, float, int],
+) -> None:
+    all_of_them, fewer, best = figures
+    monkeypatch.setattr(fastest, "torch_threads", lambda: 4)
+    monkeypatch.setattr(fastest, "_seconds_of_layers", lambda *_: {4: all_of_them, 3: fewer})
+    portable = InstructionSet.PORTABLE
+    found = measured_threads(calls, torch.float32, portable)
+    assert next(iter(found)) == best
+    assert found == {4: 1000 * all_of_them, 3: 1000 * fewer}
+    monkeypatch.setattr(fastest, "_seconds_of_layers", lambda *_: pytest.fail("measured again"))
+    assert list(measured_threads(calls, torch.float32, portable)) == list(found)
+    (file,) = tmp_path.glob("threads-*-float32-4.json")
+    file.write_text("{}")
+    monkeypatch.setattr(fastest, "_seconds_of_layers", lambda *_: {4: 3.0, 3: 1.0})
+    assert next(iter(measured_threads(calls, torch.float32, portable))) == 3
+
+
+def test_both_numbers_of_threads_are_measured_over_real_layers(
+    calls: NativeCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fastest, "torch_threads", lambda: 2)
+    found = measured_threads(calls, torch.float32, InstructionSet.PORTABLE)
+    assert set(found) == {1, 2}
+    assert all(value > 0 for value in found.values())
+
+
+def test_where_torch_has_one_thread_nothing_is_measured(
+    calls: NativeCalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fastest, "torch_threads", lambda: 1)
+    assert measured_threads(calls, torch.float32, InstructionSet.PORTABLE) == {1: 0.0}
+    assert not list(tmp_path.glob("threads-*"))

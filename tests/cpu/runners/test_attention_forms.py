@@ -12,6 +12,7 @@ import legokv.kernels.build_cpu
 from legokv import Engine, EngineSettings
 from legokv.errors import InvalidRequest, NativeBuildFailed, NativeLibraryMissing
 from legokv.kernels.build_cpu import NativeBuild, build_native_library, find_native_library
+from legokv.runners import attention_forms
 
 
 def random_ids(seed, length, vocabulary=384):
@@ -146,3 +147,18 @@ def test_a_changed_source_is_another_library_and_its_errors_are_shown(tmp_path):
         build_native_library(print, build)
     assert not build.library().exists()
     assert [path.name for path in build.library().parent.iterdir()] == []
+
+
+def test_an_engine_computes_on_as_many_threads_as_are_fastest_or_set(
+    tiny_engine_folder, monkeypatch, torch_threads, caplog
+):
+    torch_threads(2)
+    monkeypatch.setattr(attention_forms, "measured_threads", lambda *_: {1: 0.5, 2: 0.75})
+    build_native_library(print)
+    with caplog.at_level(logging.INFO):
+        Engine.open(tiny_engine_folder("llama"), settings=EngineSettings(pool_tokens=256))
+    assert torch.get_num_threads() == 1
+    assert "threads: 1; milliseconds of small layers: on 1 0.5, on 2 0.75" in caplog.text
+    settings = EngineSettings(pool_tokens=256, num_threads=2)
+    Engine.open(tiny_engine_folder("llama"), settings=settings)
+    assert torch.get_num_threads() == 2
