@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from debian_program import Program, debian_program
+from ports import free_port
 
 PACKAGES = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1", "libatomic1")
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 
 @dataclass
@@ -70,11 +71,8 @@ class RedisServer:
 @contextmanager
 def redis_running(folder: Path, *options: str) -> Iterator[RedisServer]:
     """A server on a free port, ended with the block; a skip where none can be had."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     program = debian_program(("valkey-server", "redis-server"), PACKAGES)
-    server = RedisServer(program, folder, port, options)
+    server = RedisServer(program, folder, free_port(), options)
     try:
         yield server
     finally:

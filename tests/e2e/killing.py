@@ -8,7 +8,7 @@ import time
 
 from legokv.serving.triton.processes import child_processes, model_of
 
-_SEEN_SECONDS = 20
+_SEEN_SECONDS = 120
 
 
 def kill_model(serve: int, model: str) -> int:

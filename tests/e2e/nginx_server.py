@@ -10,11 +10,12 @@ from pathlib import Path
 
 from debian_program import debian_program
 from paths import ROOT
+from ports import free_port
 from server import RunningServer
 
 EXAMPLE = ROOT / "examples" / "fleet" / "nginx.conf"
 PACKAGES = ("nginx", "nginx-common", "libpcre2-8-0")
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Balancer:
 def balancing(folder: Path, servers: Sequence[RunningServer]) -> Iterator[Balancer]:
     """nginx before the example's servers `one` and `other`, which are these two."""
     program = debian_program(("nginx",), PACKAGES)
-    http, grpc = _free_port(), _free_port()
+    http, grpc = free_port(), free_port()
     (folder / "nginx.conf").write_text(_configuration(folder, servers, http, grpc))
     foreground = f"daemon off; master_process off; pid {folder}/pid; error_log stderr;"
     process = subprocess.Popen(
@@ -58,12 +59,6 @@ def _configuration(folder: Path, servers: Sequence[RunningServer], http: int, gr
         assert text.count(old) == 1, f"the example has no single {old!r}"
         text = text.replace(old, new)
     return text
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def _wait_for(process: "subprocess.Popen[bytes]", port: int) -> None:

@@ -1,7 +1,6 @@
 """A real Prometheus with the example's configuration, asking a server of the tests."""
 
 import json
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -14,10 +13,11 @@ from typing import Any
 
 from debian_program import debian_program
 from paths import ROOT
+from ports import free_port
 from server import RunningServer
 
 EXAMPLE = ROOT / "examples" / "monitoring" / "prometheus.yml"
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ def asking(server: RunningServer, folder: Path) -> Iterator[Prometheus]:
     """Prometheus that asks the server every second, ended with the block."""
     program = debian_program(("prometheus",), ("prometheus",), "--version")
     (folder / "prometheus.yml").write_text(_configuration(server))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     process = subprocess.Popen(
         [
             program.path,

@@ -10,7 +10,7 @@ from server import RunningServer
 
 from legokv.serving.metrics import PUBLISH_SECONDS
 
-SETTLED_SECONDS = 10
+SETTLED_SECONDS = 60
 _LINE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -39,7 +39,7 @@ class Scrape:
 
 
 def scrape(server: RunningServer) -> Scrape:
-    with urllib.request.urlopen(server.metrics, timeout=10) as response:
+    with urllib.request.urlopen(server.metrics, timeout=60) as response:
         text = response.read().decode()
     found = (_LINE.fullmatch(line) for line in text.splitlines() if not line.startswith("#"))
     return Scrape(
@@ -52,16 +52,20 @@ def scrape(server: RunningServer) -> Scrape:
 
 
 def at_rest(server: RunningServer) -> Scrape:
-    """What is shown once all that happened is: ours do not change between two publications."""
-    before, now = None, scrape(server)
+    """What is shown once nothing runs: ours do not change between two publications any more."""
+    before, now = None, settled(server, is_idle)
     while before is None or before.ours() != now.ours():
         time.sleep(1.5 * PUBLISH_SECONDS)
         before, now = now, scrape(server)
     return now
 
 
+def is_idle(now: Scrape) -> bool:
+    return now("legokv_requests_running") == now("legokv_requests_waiting") == 0
+
+
 def settled(server: RunningServer, holds: Callable[[Scrape], bool]) -> Scrape:
-    """The first scrape that holds; the last one, if none does for ten seconds."""
+    """The first scrape that holds; the last one, if none does for a minute."""
     deadline = time.monotonic() + SETTLED_SECONDS
     now = scrape(server)
     while not holds(now) and time.monotonic() < deadline:

@@ -17,11 +17,12 @@ from typing import IO, Any
 import numpy as np
 import tritonclient.grpc as triton
 from faults import Faults
+from ports import free_port
 from tritonclient.utils import InferenceServerException
 
 from legokv.serving.triton.processes import child_processes
 
-STOP_SECONDS = 30
+STOP_SECONDS = 60
 ANSWER_SECONDS = 120
 TYPES = {
     "text_input": "BYTES",
@@ -161,7 +162,7 @@ def command(
 
     Ended requests' pages are kept only if they say so: tests count what is computed.
     """
-    ports = {f"{port}_port": "auto" for port in ("http", "grpc", "metrics", "api")}
+    ports = {f"{port}_port": free_port() for port in ("http", "grpc", "metrics", "api")}
     own = {"engine": engine, "cache_dir": cache_dir, "num_threads": 1, "kept_tokens": 0}
     given = {**own, **ports, **settings}
     flags = [
@@ -213,7 +214,7 @@ def check_failed_steps(server: RunningServer, *, by_faults: bool) -> None:
     A test may have ended the server or its engine: then there is nothing to look at.
     """
     try:
-        with urllib.request.urlopen(server.metrics, timeout=10) as response:
+        with urllib.request.urlopen(server.metrics, timeout=60) as response:
             shown = response.read().decode()
     except OSError:
         return

@@ -5,6 +5,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import anthropic
 import openai
 import pytest
 from browser import keep_screenshot, running_browser
-from clients import WAYS
+from clients import WAYS, Ask
 from conftest import TEXTS
 from playwright.sync_api import expect
 from server import RunningServer, serving
@@ -120,14 +121,26 @@ def test_a_key_s_documents_are_its_own_and_a_revoked_key_ends_at_once(keyed: Key
 
 
 def test_a_client_past_its_limit_tries_again_when_it_may_and_is_answered(keyed: Keyed) -> None:
-    key = keyed.keys["one a second"]
-    while status(f"{keyed.server.api}/v1/models", key) == 200:
-        """Until the minute's requests are used."""
+    api, key = keyed.server.api, keyed.keys["one a second"]
     for ask in WAYS:
-        assert ask(keyed.server.api, key, max_retries=3) >= 1, ask.__name__
+        # On a slow machine a second may go by before it asks: then again.
+        assert any(use_up(api, key) or ask(api, key, max_retries=9) for _ in range(20)), ask
     for ask in WAYS[::2]:
         with pytest.raises((openai.RateLimitError, anthropic.RateLimitError), match="in 1 s"):
-            ask(keyed.server.api, key, max_retries=0)
+            ask_until_refused(api, key, ask)
+
+
+def ask_until_refused(api: str, key: str, ask: Ask) -> None:
+    for _ in range(20):
+        use_up(api, key)
+        ask(api, key, max_retries=0)
+
+
+def use_up(api: str, key: str) -> None:
+    """Ask until the minute's requests are used: several at once, faster than they come back."""
+    with ThreadPoolExecutor(4) as threads:
+        while 429 not in threads.map(lambda _: status(f"{api}/v1/models", key), range(8)):
+            """Once more."""
 
 
 def test_the_page_asks_for_the_key_and_shows_a_real_answer(keyed: Keyed) -> None:

@@ -156,7 +156,7 @@ def test_a_chunk_is_counted_where_it_was_looked_for_compiled_read_and_left(
     assert now("legokv_failed_reads_total", reason="checksum") == 1
     assert now("legokv_compile_seconds_count") == 1
     assert now("legokv_kv_load_seconds_count", tier="disk") == num_chunks - 1
-    assert 0 < now("legokv_kv_load_seconds_sum", tier="disk") < 5
+    assert 0 < now("legokv_kv_load_seconds_sum", tier="disk") < 60
     assert lookups(now, "disk")[0] == num_chunks - 1
     for reason, number in (("damaged", 1), ("dropped", 1), ("budget", 0), ("quota", 0)):
         assert now("legokv_evictions_total", tier="disk", reason=reason) == number
@@ -181,7 +181,8 @@ def test_gauges_show_what_runs_and_return_to_their_start(fresh: RunningServer) -
     ids = fresh.register(*TEXTS)
     fresh.ask(text_input=QUESTION, document_ids=ids, max_tokens=1)
     start = at_rest(fresh)
-    fields = {"text_input": QUESTION, "document_ids": ids, "max_tokens": 900, "min_tokens": 900}
+    slow = {"return_log_probs": True, "num_top_log_probs": 20, "min_tokens": 900}
+    fields = {"text_input": QUESTION, "document_ids": ids, "max_tokens": 900, **slow}
     with closing(fresh.client()) as client, ThreadPoolExecutor(2) as threads:
         leaving = replies(client, stream=True, **fields)
         next(leaving)
@@ -205,9 +206,9 @@ def test_gauges_show_what_runs_and_return_to_their_start(fresh: RunningServer) -
 def test_a_request_that_waits_for_pages_is_shown_as_waiting(fresh: RunningServer) -> None:
     before = at_rest(fresh)
     with ThreadPoolExecutor(3) as threads:
-        fields = {"text_input": "Who?", "max_tokens": 1900}
+        fields = {"text_input": "Who?", "max_tokens": 1900, "min_tokens": 1900}
         answers = [threads.submit(fresh.ask, **fields) for _ in range(3)]
-        busy = settled(fresh, lambda now: now("legokv_requests_waiting") == 1)
+        busy = settled(fresh, lambda now: [now(name) for name in GAUGES[:2]] == [2, 1])
         waited = [answer.result()["queue_seconds"] for answer in answers]
     assert (busy("legokv_requests_running"), busy("legokv_requests_waiting")) == (2, 1)
     after = at_rest(fresh)

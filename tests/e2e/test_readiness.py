@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -10,6 +9,7 @@ import urllib.request
 from http import HTTPStatus
 from pathlib import Path
 
+from ports import free_port
 from server import RunningServer, command
 
 from legokv.built.folder import read_engine_folder
@@ -44,9 +44,7 @@ def test_a_server_over_an_engine_that_failed_is_never_ready_and_says_the_numbers
     facts = json.loads((folder / "engine.json").read_text())
     facts["gate"]["recomputed_difference"] = 1.75
     (folder / "engine.json").write_text(json.dumps(facts))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     given = command(folder, tmp_path / "cache", http_port=port)
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=log)

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 MARKED = "Heliotrope. The keeper of the oldest lighthouse is called Orrin. " * 4
 QUESTION = "Who keeps the heliotrope?"
-SETTLED_SECONDS = 10
+SETTLED_SECONDS = 60
 
 
 class Log:

@@ -69,7 +69,7 @@ def test_a_stage_past_its_limit_is_ended_with_what_it_started(
     started = time.monotonic()
     result = stages.run_stage(stage, tmp_path / "log", {}, left=100.0)
     assert (result.ended, result.detail) == ("timed out", "begun\n")
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50
 
 
 def test_a_stage_gets_no_more_than_what_is_left_of_the_whole(

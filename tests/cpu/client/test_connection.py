@@ -97,7 +97,7 @@ def test_a_silent_server_is_left_in_time_with_what_was_due(
 ) -> None:
     started = time.monotonic()
     result = run(words[0], "--url", silent, "--wait-seconds", "1", *words[1:])
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50
     said = f"error: {silent} said nothing for 1 s while {what} was due; --wait-seconds waits longer"
     assert (result.returncode, result.stderr.decode().strip()) == (1, said)
 

@@ -137,7 +137,7 @@ from legokv.stores.local.registry import Registry
 from legokv.serving.documents import DocumentService
 
 folder, text, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-limits = DocumentLimits(max_chunk_tokens=64, claim_seconds=1.5, wait_seconds=30)
+limits = DocumentLimits(max_chunk_tokens=64, claim_seconds=float(sys.argv[4]), wait_seconds=300)
 
 def compile_chunk(namespace, chunks):
     token_ids = chunks[-1].token_ids
@@ -153,9 +153,9 @@ print(json.dumps(service.reply({"operation": "create", "text": text})))
 """
 
 
-def server(folder, seconds):
+def server(folder, seconds, claim_seconds):
     return subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(folder), TEXT, str(seconds)],
+        [sys.executable, "-c", SERVER, str(folder), TEXT, str(seconds), str(claim_seconds)],
         env={**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS}/cpu"},
         stdout=subprocess.PIPE,
         text=True,
@@ -168,8 +168,8 @@ def compiled_by(folder):
 
 
 def test_two_processes_that_create_one_content_at_once_compile_it_once(tmp_path):
-    servers = [server(tmp_path, seconds=0.3) for _ in range(2)]
-    replies = [json.loads(process.communicate(timeout=60)[0]) for process in servers]
+    servers = [server(tmp_path, seconds=0.3, claim_seconds=60) for _ in range(2)]
+    replies = [json.loads(process.communicate(timeout=300)[0]) for process in servers]
     assert [reply["document"]["state"] for reply in replies] == ["ready", "ready"]
     assert sorted(reply["created"] for reply in replies) == [False, True]
     assert replies[0]["document"] == replies[1]["document"]
@@ -177,15 +177,15 @@ def test_two_processes_that_create_one_content_at_once_compile_it_once(tmp_path)
 
 
 def test_a_killed_process_is_taken_over_where_it_stood(tmp_path):
-    first = server(tmp_path, seconds=0.6)
+    first = server(tmp_path, seconds=0.6, claim_seconds=1.5)
     deadline = time.monotonic() + 60
     while len(compiled_by(tmp_path)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
-    first.communicate(timeout=60)
-    second = server(tmp_path, seconds=0)
-    reply = json.loads(second.communicate(timeout=60)[0])
+    first.communicate(timeout=300)
+    second = server(tmp_path, seconds=0, claim_seconds=60)
+    reply = json.loads(second.communicate(timeout=300)[0])
     assert reply["created"] is False
     assert (reply["document"]["state"], reply["document"]["compiled_chunks"]) == ("ready", 4)
     # The first chunk was recorded, the second died with its process.

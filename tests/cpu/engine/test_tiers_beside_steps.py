@@ -12,7 +12,7 @@ from tier_engines import tier
 from legokv import Engine, EngineSettings
 from legokv.built.folder import cache_root, registry_file
 from legokv.engine.request import GenerateRequest
-from legokv.stores.local.database import Database
+from legokv.stores.local.database import BUSY_SECONDS, Database
 from legokv.stores.local.files import ChunkFolder
 from legokv.stores.pins import LatestPins
 
@@ -106,7 +106,7 @@ def test_answers_go_on_while_another_process_writes_to_the_registry(opened, tmp_
     answer = engine.submit(GenerateRequest([[5, 6]], 30))
     compiling = engine.submit_compile(engine.chunk(random_ids(2)))
     longest, _ = finish(engine, answer, compiling)
-    assert longest < 2
+    assert longest < BUSY_SECONDS / 2
     other.execute("COMMIT")
     engine.tiers.flush()
     assert tier(engine, "disk").num_chunks == 1
@@ -119,16 +119,19 @@ def test_answers_go_on_while_a_disk_is_slow_to_read(opened, monkeypatch):
     engine = opened(host_bytes=0)
     real = ChunkFolder.read
 
+    answered = threading.Event()
+
     def slowly(self, chunk):
-        time.sleep(1.5)
+        assert answered.wait(60)
         return real(self, chunk)
 
     monkeypatch.setattr(ChunkFolder, "read", slowly)
     answer = engine.submit(GenerateRequest([[5, 6]], 40))
     engine.step()
     waiting = engine.submit(GenerateRequest([chunk, [7]], 2))
-    longest, (_, late) = finish(engine, answer, waiting)
-    assert longest < 1
+    finish(engine, answer)
+    answered.set()
+    _, (late,) = finish(engine, waiting)
     assert late[-1].usage.compiled_tokens == 0
 
 
@@ -142,7 +145,7 @@ def test_pins_are_known_without_asking_and_soon_after_they_change():
     latest = LatestPins(ask, seconds=0.01)
     assert latest() == {"a"}
     pins.add("b")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while latest() != {"a", "b"}:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -181,7 +181,7 @@ def test_a_document_that_another_compiles_is_warmed_here_when_it_is_ready(start)
 
     other.service._compiler._compile_chunk = slowly
     number = other.register(0)["document"]["num_chunks"]
-    warming.join(10)
+    warming.join(60)
     assert here.tier("pool").num_chunks == number
     assert here.engine.executor.counters.compiled_chunks == 0
 

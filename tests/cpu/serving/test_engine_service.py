@@ -122,8 +122,8 @@ def rest(events: Events) -> tuple[list[int], Finished]:
 
 
 def free_pages(engine: Engine, expected: int) -> int:
-    """Free pages once they are `expected`, or after five seconds."""
-    deadline = time.monotonic() + 5
+    """Free pages once they are `expected`, or after a minute."""
+    deadline = time.monotonic() + 60
     while engine.cache.pool.num_free != expected and time.monotonic() < deadline:
         time.sleep(0.01)
     return engine.cache.pool.num_free
@@ -187,7 +187,7 @@ def test_an_answer_that_waits_is_cancelled_as_soon_as_its_asker_is_gone(
         assert isinstance(mine.get(timeout=60), Token)
         assert engine.executor.num_waiting == 1
         asker.kill()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while engine.executor.num_waiting and time.monotonic() < deadline:
             time.sleep(0.01)
         assert (engine.executor.num_waiting, engine.executor.num_running) == (0, 1)

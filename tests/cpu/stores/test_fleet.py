@@ -19,7 +19,7 @@ from legokv.stores.fleet.connection import REPLY_SECONDS, RETRY_SECONDS
 from legokv.stores.opening import open_registry
 
 # Processes and clocks of a busy test machine are late by this much at times.
-LATE_SECONDS = 2.0
+LATE_SECONDS = 60.0
 
 
 class Server:
@@ -211,8 +211,8 @@ def test_a_redis_that_hangs_costs_one_wait_not_one_a_request(start, redis):
     for document, logits in zip(documents, expected, strict=True):
         assert torch.equal(other.answer(document).logits, logits)
     took = time.monotonic() - started
-    # One wait of the connection that asks for documents and one of the engine's.
-    assert took < 2 * REPLY_SECONDS + LATE_SECONDS
+    # One wait of the connection that asks for documents and one of the engine's; six else.
+    assert took < 5 * REPLY_SECONDS
     redis.thaw()
     wait_until(lambda: reachable(other), RETRY_SECONDS + LATE_SECONDS)
 

@@ -53,6 +53,9 @@ class Connection:
         self._url = url
         self._client = _client(url)
         self._lock = threading.Lock()
+        self._answered = threading.Condition(self._lock)
+        self._num_asking = 0
+        self._closed = False
         self._retry_at = 0.0
         self._answered_at = time.monotonic()
 
@@ -68,6 +71,10 @@ class Connection:
                 client.ping()
 
     def close(self) -> None:
+        """Refuse who asks from now on, and wait for those who do: none has it closed under it."""
+        with self._answered:
+            self._closed = True
+            self._answered.wait_for(lambda: not self._num_asking, timeout=2 * REPLY_SECONDS)
         self._client.close()
 
     def now(self) -> float:
@@ -104,11 +111,16 @@ class Connection:
     @contextmanager
     def asking(self) -> Iterator["redis.Redis"]:
         """The client for a block; what Redis cannot do now becomes CacheUnavailable."""
-        self._refuse_while_away()
-        with self._errors_said():
-            yield self._client
-        self._retry_at = 0.0
-        self._answered_at = time.monotonic()
+        self._begin_to_ask()
+        try:
+            with self._errors_said():
+                yield self._client
+            self._retry_at = 0.0
+            self._answered_at = time.monotonic()
+        finally:
+            with self._answered:
+                self._num_asking -= 1
+                self._answered.notify_all()
 
     @contextmanager
     def listening(self, channel: str, seconds: float) -> Iterator[Iterator[str | None]]:
@@ -144,8 +156,11 @@ class Connection:
             room = _NO_ROOM if "maxmemory" in str(error) else ""
             raise CacheUnavailable(f"{self.shown_url} refused: {error}{room}") from error
 
-    def _refuse_while_away(self) -> None:
+    def _begin_to_ask(self) -> None:
+        """StillUnavailable while Redis is left alone, CacheUnavailable once this is closed."""
         with self._lock:
+            if self._closed:
+                raise CacheUnavailable(f"the connection to {self.shown_url} is closed")
             now = time.monotonic()
             if now < self._retry_at:
                 raise StillUnavailable(
@@ -155,6 +170,7 @@ class Connection:
             if self._retry_at:
                 # This caller finds out whether it is back; the others go on without it meanwhile.
                 self._retry_at = now + RETRY_SECONDS
+            self._num_asking += 1
 
 
 def _messages(heard: Any, seconds: float) -> Iterator[str | None]:

@@ -3,12 +3,12 @@
 import gzip
 import json
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_triton import Running, running_front
+from processes import soon
 
 from legokv.errors import LegokvError
 from legokv.serving.body_bounds import BODIES_AT_ONCE
@@ -429,14 +429,12 @@ def test_what_bodies_hold_is_given_back_when_their_requests_end(front: Running) 
 
 def test_connections_past_the_bound_are_told_so(front: Running) -> None:
     held = [socket.create_connection(("127.0.0.1", front.port)) for _ in range(8)]
-    time.sleep(0.2)
     answer = front.ask(b"")
     assert b" 503 " in answer
     assert b"8 connections are open" in answer
     for connection in held:
         connection.close()
-    time.sleep(0.2)
-    assert front.post(GENERATE, ASKED)[0] == 200
+    soon(lambda: front.post(GENERATE, ASKED)[0] == 200)
 
 
 def test_a_head_or_body_that_does_not_come_ends_its_connection(
@@ -461,9 +459,7 @@ def test_a_client_that_leaves_ends_its_request_at_triton(front: Running) -> None
         leaving.sendall(head + ASKED)
         assert leaving.recv(100).startswith(b"HTTP/1.1 200 OK")
         assert front.triton.num_left == 0
-    deadline = time.monotonic() + 5
-    while not front.triton.num_left and time.monotonic() < deadline:
-        time.sleep(0.01)
+    soon(lambda: front.triton.num_left)
     assert front.triton.num_left == 1
 
 

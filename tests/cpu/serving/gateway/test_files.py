@@ -431,7 +431,7 @@ def test_a_page_that_takes_the_processor_is_given_up() -> None:
         input=hostile,
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=600,
     )
     assert ended.returncode == -signal.SIGXCPU
 
@@ -439,7 +439,9 @@ def test_a_page_that_takes_the_processor_is_given_up() -> None:
 _LIMITED = """
 from legokv.serving.gateway import extract
 extract.MAX_CPU_SECONDS = 2
-import sys
+import os, sys
+# Behind everybody, two seconds of a busy machine's processor may take minutes.
+os.nice = lambda by: 0
 sys.argv = ["extract", "html"]
 extract.main()
 """

@@ -1,6 +1,7 @@
 """A Redis that drops keys as if they were cache: each costs one document at most."""
 
 import random
+import threading
 import time
 import uuid
 from contextlib import closing, suppress
@@ -186,13 +187,39 @@ def test_what_was_deleted_while_nobody_listened_is_forgotten_when_somebody_does(
         assert server._recall.get("default", world.ids[1]) is not None
 
 
+def test_a_connection_is_closed_under_nobody_and_asks_no_more(redis_url, monkeypatch):
+    monkeypatch.setattr("legokv.stores.fleet.connection.REPLY_SECONDS", 60.0)
+    connection = Connection(redis_url, "closed")
+    asking, may_go_on, told = threading.Event(), threading.Event(), []
+
+    def ask():
+        with connection.asking() as client:
+            asking.set()
+            assert may_go_on.wait(60)
+            told.append(client.ping())
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    assert asking.wait(60)
+    closer = threading.Thread(target=connection.close)
+    closer.start()
+    wait_until(lambda: connection._closed)
+    with pytest.raises(CacheUnavailable, match=r"the connection to redis://.* is closed"):
+        connection.now()
+    assert closer.is_alive()
+    may_go_on.set()
+    asker.join()
+    closer.join()
+    assert told == [True]
+
+
 def listeners(world):
     with world.connection.asking() as client:
         ((_, number),) = client.pubsub_numsub(f"{world.connection.prefix}deleted")
         return number
 
 
-def wait_until(holds, seconds=5.0):
+def wait_until(holds, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"still not so after {seconds} s"

@@ -41,7 +41,7 @@ def test_a_reader_waits_for_no_writer_of_another_process_nor_for_one_that_waits(
     assert len(registry.chunks("default", document.id)) == 2
     assert registry.get("default", document.id) == document
     assert registry.pinned_chunk_keys() == frozenset()
-    assert time.monotonic() - started < BUSY_SECONDS / 10
+    assert time.monotonic() - started < BUSY_SECONDS / 2
     assert waiting.is_alive()
     other.execute("COMMIT")
     waiting.join()
@@ -56,7 +56,7 @@ def test_an_ended_pin_makes_no_reader_wait_for_a_writer(locked):
     started = time.monotonic()
     registry.sweep()
     assert registry.get("default", document.id).pinned
-    assert time.monotonic() - started < BUSY_SECONDS / 10
+    assert time.monotonic() - started < BUSY_SECONDS / 2
     other.execute("COMMIT")
     registry.sweep()
     assert not registry.get("default", document.id).pinned
@@ -66,7 +66,7 @@ def test_a_process_that_opens_the_registry_waits_for_no_writer(locked, tmp_path)
     started = time.monotonic()
     with Registry.open(tmp_path / "registry.sqlite") as beside:
         assert len(beside.page("default").documents) == 1
-    assert time.monotonic() - started < BUSY_SECONDS / 10
+    assert time.monotonic() - started < BUSY_SECONDS / 2
 
 
 def test_a_reader_sees_one_state_however_much_is_written_beside_it(tmp_path):
