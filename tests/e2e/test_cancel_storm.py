@@ -1,11 +1,15 @@
 """Clients that leave at any moment, many at once, beside clients that stay."""
 
 import random
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-from server import RunningServer, replies
+import grpc
+from scrape import at_rest
+from server import RunningServer, inputs, replies
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 QUESTION = "Who keeps the oldest lighthouse?"
 NUM_CLIENTS = 60
@@ -44,3 +48,40 @@ def test_clients_that_stay_get_every_token_while_others_leave_at_any_moment(
         for first in range(4)
     }
     assert answers == expected
+
+
+def test_clients_that_leave_with_several_requests_on_a_stream_end_nothing(
+    server: RunningServer,
+) -> None:
+    """Triton ends by itself where such a stream is cancelled."""
+    processes, before = server.processes(), at_rest(server)
+
+    def leave(number: int) -> None:
+        dice = random.Random(number)
+        asked = [question(max_tokens=dice.choice((2, 5, 300))) for _ in range(3)]
+        with grpc.insecure_channel(server.grpc) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            answers = stub.ModelStreamInfer(iter_and_wait(asked))
+            for _ in range(dice.randrange(6)):
+                next(answers)
+            answers.cancel()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(leave, range(100)))
+    grown = at_rest(server).since(before)
+    assert grown("legokv_generated_tokens_total") < 100 * 3 * 300 / 2
+    assert server.processes() == processes
+
+
+def question(**fields: object) -> service_pb2.ModelInferRequest:
+    request = service_pb2.ModelInferRequest(model_name="generate")
+    for made in inputs({"text_input": QUESTION, "stream": True, **fields}):
+        request.inputs.append(made._get_tensor())
+        request.raw_input_contents.append(made._get_content())
+    return request
+
+
+def iter_and_wait(asked: list[service_pb2.ModelInferRequest]) -> Iterator[object]:
+    """These messages, and no end of them: that is for whoever cancels."""
+    yield from asked
+    threading.Event().wait(60)

@@ -84,7 +84,8 @@ async def _run(settings: Settings, brief: Brief) -> None:
     upstream = Upstream(brief.http if shut else _exposed(settings, "http"))
     probe = Probe(upstream, state, brief.probe_id, settings.probe_seconds)
     models = models_in(Path(brief.models))
-    grpc_front = GrpcFront(_grpc_target(settings, brief), models, internals, state, limits)
+    target, folder = _grpc_target(settings, brief), Path(brief.sockets)
+    grpc_front = GrpcFront(target, models, internals, state, limits, folder)
     numbers = Upstream(brief.metrics if shut else _exposed(settings, "metrics"))
     metrics = MetricsFront(numbers, state)
     tasks = [asyncio.create_task(probe.run()), asyncio.create_task(_beat(probe, state))]

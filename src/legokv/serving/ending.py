@@ -1,12 +1,15 @@
 """What a server and its models tell each other by files in the server's folder.
 
 That answers under way end now: while Triton stops, it takes no requests, and a model is told last.
-And why a model did not start: Triton says it among lines of its own.
+That one request's client is gone, for Triton ends by itself of some cancellations. And why a model
+did not start: Triton says it among lines of its own.
 """
 
+import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from legokv.errors import LegokvError, sentence_of
@@ -15,6 +18,37 @@ from legokv.serving.event_stream import FOLDER_VARIABLE
 _NAME = "ending"
 _FAILED = "failed-"
 _LOOK_SECONDS = 0.1
+LEFT_VARIABLE = "_LEGOKV_LEFT"
+"""Names the environment's folder in which the front says that a client is gone; no setting."""
+LEFT_PARAMETER = "legokv_left"
+"""The parameter with which the front names a request."""
+_LEFT_NAME = re.compile("[0-9a-f]{32}")
+
+
+class Leaving:
+    """One request's client, who is there until `leave`. Its `name` tells the request to a model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = uuid.uuid4().hex
+        self._file = folder / self.name
+
+    def leave(self) -> None:
+        """Let the model know that nobody waits for the answer any more."""
+        with suppress(OSError):  # the server is being ended, and all answers with it
+            self._file.touch()
+
+    def forget(self) -> None:
+        """The request has ended."""
+        with suppress(OSError):
+            self._file.unlink()
+
+
+def client_left(name: object, environment: Mapping[str, str]) -> Callable[[], bool]:
+    """Asks whether the client of the request that the front calls so is gone."""
+    folder = environment.get(LEFT_VARIABLE)
+    if folder is None or not (isinstance(name, str) and _LEFT_NAME.fullmatch(name)):
+        return lambda: False
+    return Path(folder, name).exists
 
 
 @contextmanager

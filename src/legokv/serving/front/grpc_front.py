@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -61,6 +62,9 @@ _CHANNEL = (
 )
 
 Unary = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
+Write = Callable[[bytes], Awaitable[None]]
+STREAM_REQUESTS = 64
+"""So many of one stream's requests are under way at once; the next one waits."""
 _LAST_WRITE_SECONDS = 2.0
 """A client that does not read holds the end of its stream back for so long."""
 
@@ -75,7 +79,10 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         internals: Internals,
         state: State,
         limits: bounds.Bounds,
+        folder: Path,
     ) -> None:
+        """folder: where models look for clients that are gone."""
+        self._folder = folder
         self._channel = grpc.aio.insecure_channel(target, options=_CHANNEL)
         self._models = models
         self._internals = internals
@@ -127,8 +134,6 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                 return await _abort(context, error)
             except grpc.aio.AioRpcError as error:
                 return await self._abort_with(context, error)
-            except asyncio.InvalidStateError:  # Triton ended before the request was written
-                return await _abort(context, Busy(STARTING))
 
         return call
 
@@ -156,7 +161,9 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             if request.model_name == STREAMED:
                 return await self._infer_of_stream(body)
             # Shielded, for Triton is not to be cancelled: what is asked of documents is soon over.
-            return bytes(await asyncio.shield(asyncio.ensure_future(self._infer_whole(body))))
+            asked = asyncio.ensure_future(self._infer_whole(body))
+            asked.add_done_callback(_seen)
+            return bytes(await asyncio.shield(asked))
 
     async def _infer_whole(self, body: bytes) -> bytes:
         return bytes(await self._infer_upstream(body))
@@ -172,12 +179,10 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         except LegokvError as error:
             self._state.note_refusal(error)
             raise
-        call = TritonStream(self._stream_upstream(metadata=_ERRORS_AS_STATUS))
         over = False
         with self._state.one_open():
+            call = self._asked(request.SerializeToString(), metadata=_ERRORS_AS_STATUS)
             try:
-                await call.write(request.SerializeToString())
-                await call.done_writing()
                 async for reply in call:
                     answer = service_pb2.ModelStreamInferResponse.FromString(reply)
                     if answer.error_message:
@@ -190,11 +195,12 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                 if error.code() is grpc.StatusCode.UNAVAILABLE and not _from_triton(error):
                     raise Busy(STARTING) from None
                 raise self._as_error(error.code(), error.details() or "") from None
-            except asyncio.InvalidStateError:
-                raise Busy(STARTING) from None
             finally:
                 if not over:
                     call.leave()
+
+    def _asked(self, body: bytes, **options: Any) -> TritonStream:
+        return TritonStream(self._stream_upstream(**options), body, self._folder)
 
     def _as_error(self, code: grpc.StatusCode, sentence: str) -> LegokvError:
         """What Triton refused with, its sentence as clients get it."""
@@ -204,12 +210,10 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
 
     async def _infer_of_stream(self, body: bytes) -> bytes:
         """The one reply to a request that is streamed; InvalidRequest if there are more."""
-        call = TritonStream(self._stream_upstream(metadata=_ERRORS_AS_STATUS))
+        call = self._asked(body, metadata=_ERRORS_AS_STATUS)
         answer = None
         over = False
         try:
-            await call.write(body)
-            await call.done_writing()
             async for reply in call:
                 answer = service_pb2.ModelStreamInferResponse.FromString(self._checked(reply))
                 if answer.error_message:
@@ -228,7 +232,6 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> None:
         """One stream of requests and their replies; a refused request ends no other of it."""
-        upstream = TritonStream(self._stream_upstream())
         writing = asyncio.Lock()
         writes: set[asyncio.Task[None]] = set()
 
@@ -244,51 +247,52 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             task.add_done_callback(writes.discard)
             await asyncio.shield(task)
 
-        over = None
         try:
             async with asyncio.timeout(self._idle_seconds) as idle:
                 under_way = _UnderWay(self._state, idle, self._idle_seconds)
-                asking = asyncio.create_task(self._ask_all(requests, upstream, write, under_way))
                 try:
-                    async for reply in upstream:
-                        await write(self._checked(reply))
-                        if reply.startswith(_ERROR_TAG) or _is_last(reply):
-                            under_way.change(-1)
-                    over = await upstream.code(), await upstream.details()
+                    await self._ask_all(requests, write, under_way)
                 finally:
-                    asking.cancel()
-                    if over is None:
-                        upstream.leave()
+                    # Those that were ended before they began.
                     under_way.change(-under_way.number)
                     # A refusal it writes now, and the end below, are not for one moment.
-                    await asyncio.wait({asking, *writes}, timeout=_LAST_WRITE_SECONDS)
+                    if writes:
+                        await asyncio.wait(writes, timeout=_LAST_WRITE_SECONDS)
         except TimeoutError:
             self._state.note_refusal(error := _idle_error(self._idle_seconds))
             await _abort(context, error)
         except grpc.aio.AioRpcError as error:
             await self._abort_with(context, error)
-        if over is not None and over[0] is not grpc.StatusCode.OK:
-            await context.abort(*over)
 
     async def _ask_all(
-        self,
-        requests: AsyncIterator[bytes],
-        upstream: TritonStream,
-        write: Callable[[bytes], Awaitable[None]],
-        under_way: "_UnderWay",
+        self, requests: AsyncIterator[bytes], write: Write, under_way: "_UnderWay"
     ) -> None:
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # whoever reads tells
-            async for body in requests:
-                await self._ask(body, upstream, write, under_way)
-            await upstream.done_writing()
+        """Ask each request, on a stream of its own; AioRpcError if one of these ends with it."""
+        places = asyncio.Semaphore(STREAM_REQUESTS)
 
-    async def _ask(
-        self,
-        body: bytes,
-        upstream: TritonStream,
-        write: Callable[[bytes], Awaitable[None]],
-        under_way: "_UnderWay",
-    ) -> None:
+        async def answer(body: bytes) -> None:
+            try:
+                await self._pass_on(body, write)
+            finally:
+                under_way.change(-1)
+                places.release()
+
+        try:
+            async with asyncio.TaskGroup() as answers:
+                async for body in requests:
+                    refusal = self._refusal_of(body)
+                    if refusal is not None:
+                        under_way.change(0)
+                        await write(refusal)
+                        continue
+                    under_way.change(1)
+                    await places.acquire()
+                    answers.create_task(answer(body))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    def _refusal_of(self, body: bytes) -> bytes | None:
+        """The reply to a request of a stream that is not passed on."""
         request_id = ""
         try:
             request = parse_request(body)
@@ -297,11 +301,22 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             check_request(request, self._models)
         except LegokvError as error:
             self._state.note_refusal(error)
-            under_way.change(0)
-            await write(_stream_error(str(error), request_id))
-        else:
-            under_way.change(1)
-            await upstream.write(body)
+            return _stream_error(str(error), request_id)
+        return None
+
+    async def _pass_on(self, body: bytes, write: Write) -> None:
+        """Write all replies to one request, each as clients get it."""
+        upstream = self._asked(body)
+        over = False
+        try:
+            async for reply in upstream:
+                # What has ended is not to be cancelled.
+                over = over or reply.startswith(_ERROR_TAG) or _is_last(reply)
+                await write(self._checked(reply))
+            over = True
+        finally:
+            if not over:
+                upstream.leave()
 
     def _checked(self, reply: bytes) -> bytes:
         """A reply of a stream, its error as clients get it."""
@@ -391,8 +406,8 @@ def _closed(name: str) -> Unary:
     return refuse
 
 
-def _seen(task: "asyncio.Task[None]") -> None:
-    """Whoever waits for a write hears of its error; nobody need wait."""
+def _seen(task: "asyncio.Task[Any]") -> None:
+    """Whoever waits for it hears of its error; nobody need wait."""
     if not task.cancelled():
         task.exception()
 

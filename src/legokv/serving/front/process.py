@@ -16,6 +16,7 @@ from pathlib import Path
 
 from legokv.errors import ServerError
 from legokv.parent_death import end_with_parent
+from legokv.serving.ending import LEFT_VARIABLE
 from legokv.serving.error_codes import CODES_VARIABLE
 from legokv.serving.front.brief import Brief, http_socket
 from legokv.serving.log import tell
@@ -148,6 +149,8 @@ def running_front(settings: Settings, brief: Brief) -> Iterator[Front]:
 
 
 def model_environment(settings: Settings, brief: Brief) -> dict[str, str]:
-    """The variables by which models know the server's own questions, and that a front is there."""
+    """The variables by which models know the server's own questions, that a front is there, and
+    where it says which clients are gone.
+    """
     codes = {CODES_VARIABLE: "on"} if settings.expose_triton == "off" else {}
-    return {PROBE_VARIABLE: brief.probe_id, **codes}
+    return {PROBE_VARIABLE: brief.probe_id, LEFT_VARIABLE: brief.sockets, **codes}

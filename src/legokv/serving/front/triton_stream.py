@@ -1,51 +1,39 @@
-"""One stream to Triton, which may be left at any moment without harm to Triton.
+"""One request on a stream of its own to Triton, which may be left at any moment without harm to it.
 
-Triton 24.10 dies of a cancellation that meets its stream's end: it frees the stream twice, as
-CVE-2025-23322 says. So a stream that is left is ended by its client's side first, and cancelled
-only if what was asked goes on for long.
+Triton 24.10 ends by itself of a cancellation that meets its stream's end, and of one of a stream
+with several requests: it frees what it has freed, as CVE-2025-23322 says. So no stream is ever
+cancelled, nor who writes to it or reads it: the model is told that the client is gone.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
+from tritonclient.grpc import service_pb2
 
-PATIENCE_SECONDS = 0.2
-"""How long what was asked on a stream that is left may go on before it is cancelled."""
+from legokv.serving.ending import LEFT_PARAMETER, Leaving
 
 
 class TritonStream:
-    """A stream's requests and replies. Made, used and left in one event loop.
+    """A request and its replies. Made, used and left in one event loop.
 
-    A task of its own reads the replies: one that is cancelled while it reads cancels the stream.
+    A task of its own writes and reads: one that is cancelled meanwhile cancels the stream.
     """
 
-    _left: set["asyncio.Task[None]"] = set()  # noqa: RUF012 - asyncio holds tasks by weak references
+    _open: set["asyncio.Task[None]"] = set()  # noqa: RUF012 - asyncio holds tasks by weak references
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, body: bytes, folder: Path) -> None:
+        """body: a ModelInferRequest. folder: where the models look for who is gone."""
         self._call = call
+        self._leaving = Leaving(folder)
         # One waits at most: a client that does not read holds its own replies back.
         self._replies: asyncio.Queue[bytes | grpc.aio.AioRpcError | None] = asyncio.Queue(1)
-        self._is_left = False
-        self._reading = asyncio.create_task(self._read())
-
-    async def write(self, body: bytes) -> None:
-        """Send a request; AioRpcError or InvalidStateError for a stream that is over."""
-        with _over_or_not():
-            await self._call.write(body)
-
-    async def done_writing(self) -> None:
-        """Send no more; raises as `write` does."""
-        with _over_or_not():
-            await self._call.done_writing()
-
-    async def code(self) -> grpc.StatusCode:
-        return await self._call.code()
-
-    async def details(self) -> str:
-        return str(await self._call.details())
+        self._is_left = self._has_ended = False
+        task = asyncio.create_task(self._ask(body + _named(self._leaving.name)))
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
 
     def __aiter__(self) -> "TritonStream":
         return self
@@ -60,38 +48,33 @@ class TritonStream:
         return reply
 
     def leave(self) -> None:
-        """Take no more replies. The stream ends by itself, or is cancelled after a while."""
+        """Take no more replies, and have the request end soon."""
         self._is_left = True
+        if not self._has_ended:
+            self._leaving.leave()
         while not self._replies.empty():
             self._replies.get_nowait()
-        if not self._reading.done():
-            task = asyncio.create_task(self._end())
-            self._left.add(task)
-            task.add_done_callback(self._left.discard)
 
-    async def _read(self) -> None:
+    async def _ask(self, body: bytes) -> None:
         end: grpc.aio.AioRpcError | None = None
         try:
+            # Reading tells why a stream is over; of one being lost gRPC has errors of its own.
+            with suppress(grpc.aio.InternalError, asyncio.InvalidStateError):
+                await self._call.write(body)
+                await self._call.done_writing()
             async for reply in self._call:
                 if not self._is_left:
                     await self._replies.put(bytes(reply))
         except grpc.aio.AioRpcError as error:
             end = error
+        self._has_ended = True
+        self._leaving.forget()
         if not self._is_left:
             await self._replies.put(end)
 
-    async def _end(self) -> None:
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self.done_writing()
-        await asyncio.wait({self._reading}, timeout=PATIENCE_SECONDS)
-        if not self._reading.done():
-            self._call.cancel()
 
-
-@contextmanager
-def _over_or_not() -> Iterator[None]:
-    """gRPC has an error of its own for what is sent while a stream comes to its end."""
-    try:
-        yield
-    except grpc.aio.InternalError:
-        raise asyncio.InvalidStateError("the stream is over") from None
+def _named(name: str) -> bytes:
+    """What a request's bytes go on with, so that it has the parameter, whatever it had before."""
+    request = service_pb2.ModelInferRequest()
+    request.parameters[LEFT_PARAMETER].string_param = name
+    return bytes(request.SerializeToString())

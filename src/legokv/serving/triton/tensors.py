@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 from legokv.errors import InvalidRequest, LegokvError
 from legokv.serving.answering import Reply, new_fault
+from legokv.serving.ending import LEFT_PARAMETER, client_left
 from legokv.serving.error_codes import with_code
 from legokv.serving.fields import refuse_unknown
 
@@ -75,7 +77,7 @@ class Tensors:
         Over HTTP what is no input of the model comes so.
         """
         for name in parameters:
-            if name == _ID or name.startswith(_TRITONS):
+            if name in (_ID, LEFT_PARAMETER) or name.startswith(_TRITONS):
                 continue
             refuse_unknown((name,), self._inputs)
             raise InvalidRequest(f"{name!r} came as a parameter of the request: send it as input")
@@ -111,6 +113,14 @@ def _parameters(request: Any) -> dict[str, object]:
         raise InvalidRequest(f"the request's parameters cannot be read: {error}") from None
 
 
+def _left_name(request: Any) -> object:
+    """What the front calls the request; nothing where its parameters cannot be read."""
+    try:
+        return _parameters(request).get(LEFT_PARAMETER)
+    except InvalidRequest:
+        return None
+
+
 def _client_id(request: Any, parameters: Mapping[str, object]) -> str:
     try:
         return str(request.request_id() or parameters.get(_ID, ""))
@@ -128,11 +138,12 @@ class TensorResponder:
         self._tensors = tensors
         self._sender = request.get_response_sender()
         self._ended = False
+        self._left = client_left(_left_name(request), os.environ)
 
     def is_cancelled(self) -> bool:
         """Whether the client has gone away before the request ended."""
         # Triton 24.10 crashes when it is asked about a request that has ended.
-        return not self._ended and bool(self._sender.is_cancelled())
+        return not self._ended and (self._left() or bool(self._sender.is_cancelled()))
 
     def send(self, reply: Reply) -> None:
         self._send(self._tensors.response(reply.values), reply.final)

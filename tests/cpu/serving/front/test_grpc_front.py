@@ -12,7 +12,8 @@ import pytest
 from paths import ROOT
 from tritonclient.grpc import service_pb2
 
-from legokv.serving.front import bounds, triton_stream
+from legokv.serving.ending import LEFT_PARAMETER, LEFT_VARIABLE, client_left
+from legokv.serving.front import bounds, grpc_front
 from legokv.serving.front.bounds import Bounds
 from legokv.serving.front.grpc_front import SERVICE, GrpcFront, listening
 from legokv.serving.front.internals import Internals
@@ -25,11 +26,16 @@ LIMIT = 100_000
 
 @dataclass
 class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Answers each request with one reply of the same id, or with `error`."""
+    """Answers each request with one reply of the same id, or with `error`.
 
+    It goes on to the next one when it may, or when the front has said that the client is gone.
+    """
+
+    folder: Path
     error: str = ""
     heard: list[bytes] = field(default_factory=list)
     num_ended: int = 0
+    num_left: int = 0
     num_cancelled: int = 0
     num_replies: int = 1
     may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
@@ -45,14 +51,23 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
     async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         try:
             async for body in requests:
-                self.heard.append(body)
+                request = service_pb2.ModelInferRequest.FromString(body)
+                gone = client_left(
+                    request.parameters.pop(LEFT_PARAMETER).string_param,
+                    {LEFT_VARIABLE: str(self.folder)},
+                )
+                self.heard.append(request.SerializeToString())
                 reply = service_pb2.ModelStreamInferResponse(error_message=self.error)
-                reply.infer_response.id = service_pb2.ModelInferRequest.FromString(body).id
+                reply.infer_response.id = request.id
                 for number in range(self.num_replies):
                     last = number == self.num_replies - 1
                     reply.infer_response.parameters["triton_final_response"].bool_param = last
                     yield reply.SerializeToString()
-                    await self.may_go_on.wait()
+                    while not (self.may_go_on.is_set() or gone()):
+                        await asyncio.sleep(0.01)
+                    if gone():
+                        self.num_left += 1
+                        return
         except asyncio.CancelledError:
             self.num_cancelled += 1
             raise
@@ -90,14 +105,14 @@ def run(
     """The trial, with a front between it and a server that remembers."""
 
     async def main() -> None:
-        triton, state = FakeTriton(), State(answering=True)
+        triton, state = FakeTriton(folder), State(answering=True)
         behind = grpc.aio.server()
         behind.add_generic_rpc_handlers((triton,))
         behind.add_insecure_port(f"unix:{folder}/grpc")
         await behind.start()
         models = models_in(ROOT / "model_repo")
         limits = Bounds(LIMIT, 8, idle_seconds)
-        front = GrpcFront(f"unix:{folder}/grpc", models, Internals(()), state, limits)
+        front = GrpcFront(f"unix:{folder}/grpc", models, Internals(()), state, limits, folder)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         server = await listening(front, "127.0.0.1", port, limits)
@@ -126,7 +141,7 @@ def test_a_refused_request_ends_no_other_of_its_stream(tmp_path: Path) -> None:
         assert errors["a"] == errors["c"] == ""
         assert errors["b"] == "text_input has shape [2, 1], [1, 1] is taken (-1: any)"
         assert errors[""].startswith("not a ModelInferRequest")
-        assert front.triton.heard == [question("a"), question("c")]
+        assert sorted(front.triton.heard) == [question("a"), question("c")]
 
     run(tmp_path, trial)
 
@@ -177,22 +192,6 @@ def test_what_clients_need_passes_and_what_harms_does_not(tmp_path: Path) -> Non
     run(tmp_path, trial)
 
 
-def test_a_client_that_cancels_cancels_at_triton(tmp_path: Path) -> None:
-    async def trial(front: Running) -> None:
-        call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
-        await call.write(question())
-        await call.read()
-        assert front.triton.num_ended == 0
-        call.cancel()
-        for _ in range(500):
-            await asyncio.sleep(0.01)
-            if front.triton.num_ended:
-                break
-        assert front.triton.num_ended == 1
-
-    run(tmp_path, trial)
-
-
 def test_readiness_and_refusals_are_the_front_s(tmp_path: Path) -> None:
     async def trial(front: Running) -> None:
         for ready in (True, False):
@@ -210,7 +209,7 @@ def test_readiness_and_refusals_are_the_front_s(tmp_path: Path) -> None:
 def test_a_server_that_is_gone_is_told_as_something_to_try_later(tmp_path: Path) -> None:
     async def main() -> None:
         limits = Bounds(LIMIT, connections=8)
-        front = GrpcFront(f"unix:{tmp_path}/none", {}, Internals(()), State(), limits)
+        front = GrpcFront(f"unix:{tmp_path}/none", {}, Internals(()), State(), limits, tmp_path)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         server = await listening(front, "127.0.0.1", port, limits)
@@ -258,7 +257,7 @@ def test_an_id_that_spells_a_last_reply_is_none(tmp_path: Path) -> None:
 
 async def until_none_is_open(front: Running) -> None:
     """A client may have its reply before the front has counted it."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while front.state.num_open:
             await asyncio.sleep(0.01)
 
@@ -292,21 +291,21 @@ def test_a_stream_that_sends_nothing_ends_and_one_that_waits_for_its_answer_does
     async def trial(front: Running) -> None:
         call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
-        assert "sent nothing for 0.3 s (--stream-idle-seconds)" in await call.details()
+        assert "sent nothing for 1 s (--stream-idle-seconds)" in await call.details()
         assert front.state.num_refused["UNAVAILABLE"] == 1
         front.triton.may_go_on.clear()
         front.triton.num_replies = 2
         call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
         await call.write(question())
         await call.read()
-        await asyncio.sleep(0.9)
+        await asyncio.sleep(1.5)
         front.triton.may_go_on.set()
         last = service_pb2.ModelStreamInferResponse.FromString(await call.read())
         assert last.infer_response.parameters["triton_final_response"].bool_param
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
-        assert (front.state.num_open, front.triton.num_ended) == (0, 2)
+        assert (front.state.num_open, front.triton.num_ended) == (0, 1)
 
-    run(tmp_path, trial, idle_seconds=0.3)
+    run(tmp_path, trial, idle_seconds=1.0)
 
 
 def test_a_plain_call_whose_message_does_not_come_ends(
@@ -324,16 +323,15 @@ def test_a_plain_call_whose_message_does_not_come_ends(
 
 
 @pytest.mark.parametrize("name", ["ModelStreamInfer", "ModelInfer"])
-def test_an_answer_that_goes_on_for_long_is_cancelled_at_triton_when_its_client_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+def test_a_model_is_told_whose_client_left_and_triton_is_never_cancelled(
+    tmp_path: Path, name: str
 ) -> None:
-    monkeypatch.setattr(triton_stream, "PATIENCE_SECONDS", 0.1)
-
     async def trial(front: Running) -> None:
+        front.triton.num_replies = 2
         front.triton.may_go_on.clear()
         if name == "ModelInfer":
             asking = asyncio.ensure_future(front.call(name, question()))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not front.triton.heard:
                     await asyncio.sleep(0.01)
             asking.cancel()
@@ -344,12 +342,40 @@ def test_an_answer_that_goes_on_for_long_is_cancelled_at_triton_when_its_client_
             call.cancel()
         await until_none_is_open(front)
         await until_ended(front, 1)
-        assert front.triton.num_cancelled == 1
+        assert (front.triton.num_left, front.triton.num_cancelled) == (1, 0)
+        # Nothing is left of it but the socket.
+        async with asyncio.timeout(60):
+            while [file.name for file in tmp_path.iterdir()] != ["grpc"]:
+                await asyncio.sleep(0.01)
+
+    run(tmp_path, trial)
+
+
+def test_each_request_of_a_stream_is_on_one_of_its_own_at_triton(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or Triton ends by itself when the client of a few leaves."""
+    monkeypatch.setattr(grpc_front, "STREAM_REQUESTS", 3)
+
+    async def trial(front: Running) -> None:
+        front.triton.num_replies = 2
+        front.triton.may_go_on.clear()
+        call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+        for name in "abcde":
+            await call.write(question(name))
+        for _ in range(3):
+            await call.read()
+        # Those past the bound wait for one of these to end.
+        assert sorted(front.triton.heard) == [question(name) for name in "abc"]
+        call.cancel()
+        await until_none_is_open(front)
+        await until_ended(front, 3)
+        assert (front.triton.num_left, front.triton.num_cancelled) == (3, 0)
 
     run(tmp_path, trial)
 
 
 async def until_ended(front: Running, number: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while front.triton.num_ended < number:
             await asyncio.sleep(0.01)

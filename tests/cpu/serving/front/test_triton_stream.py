@@ -1,112 +1,130 @@
-"""A stream to Triton that is left is ended by its own side; only what goes on is cancelled."""
+"""A stream to Triton that is left ends when the model knows of it, and is never cancelled."""
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import grpc
 import pytest
+from tritonclient.grpc import service_pb2
 
-from legokv.serving.front import triton_stream
+from legokv.serving.ending import LEFT_PARAMETER, LEFT_VARIABLE, client_left
 from legokv.serving.front.triton_stream import TritonStream
+
+BODY = service_pb2.ModelInferRequest(id="a").SerializeToString()
 
 
 class Call:
-    """A call to Triton: replies, then its end once the client has done writing, if it `ends`."""
+    """A call to Triton: so many replies, then its end once the model knows of the client's."""
 
-    def __init__(self, *replies: bytes, ends: bool = True) -> None:
+    def __init__(self, folder: Path, *replies: bytes) -> None:
         self.said: list[str] = []
+        self.is_gone: Callable[[], bool] = lambda: False
+        self._folder = folder
         self._replies = replies
-        self._ends = ends
-        self._over = asyncio.Event()
+
+    async def write(self, body: bytes) -> None:
+        assert body.startswith(BODY)
+        request = service_pb2.ModelInferRequest.FromString(body)
+        name = request.parameters[LEFT_PARAMETER].string_param
+        self.is_gone = client_left(name, {LEFT_VARIABLE: str(self._folder)})
+
+    async def done_writing(self) -> None:
+        self.said.append("done writing")
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             for reply in self._replies:
                 yield reply
-            await self._over.wait()
+            while not self.is_gone():
+                await asyncio.sleep(0.005)
+            self.said.append("told")
         except asyncio.CancelledError:  # as gRPC's does
             self.cancel()
             raise
 
-    async def done_writing(self) -> None:
-        self.said.append("done writing")
-        if self._ends:
-            self._over.set()
-
     def cancel(self) -> None:
         self.said.append("cancelled")
-        self._over.set()
 
 
-@pytest.fixture(autouse=True)
-def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_stream, "PATIENCE_SECONDS", 0.1)
+def run(trial: Callable[[], Awaitable[list[str]]]) -> list[str]:
+    async def main() -> list[str]:
+        async with asyncio.timeout(60):
+            return await trial()
+
+    return asyncio.run(main())
 
 
-async def left(call: Call) -> list[str]:
-    """What the call was told when its stream was left by a reader who waits for more of it."""
-    stream = TritonStream(call)
-    assert await anext(stream) == b"a"
-
-    async def read_on() -> None:
-        async for _ in stream:
-            pass
-
-    reading = asyncio.create_task(read_on())
-    await asyncio.sleep(0.01)
-    reading.cancel()
-    await asyncio.wait({reading})
-    assert call.said == []
-    stream.leave()
-    await asyncio.sleep(0.3)
+async def until_forgotten(folder: Path, call: Call) -> list[str]:
+    """What the call was told by the time that nothing is known of it any more."""
+    while "told" not in call.said or list(folder.iterdir()):
+        await asyncio.sleep(0.005)
     return call.said
 
 
-def test_a_stream_that_ends_by_itself_is_never_cancelled() -> None:
+def test_a_stream_whose_reader_is_cancelled_ends_and_is_not(tmp_path: Path) -> None:
     async def trial() -> list[str]:
-        return await left(Call(b"a"))
+        call = Call(tmp_path, b"a")
+        stream = TritonStream(call, BODY, tmp_path)
+        assert await anext(stream) == b"a"
+        reading = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.01)
+        reading.cancel()
+        await asyncio.wait({reading})
+        assert call.said == ["done writing"]
+        stream.leave()
+        return await until_forgotten(tmp_path, call)
 
-    assert asyncio.run(trial()) == ["done writing"]
+    assert run(trial) == ["done writing", "told"]
 
 
-def test_replies_that_nobody_takes_any_more_hold_nothing_back() -> None:
+def test_replies_that_nobody_takes_any_more_hold_nothing_back(tmp_path: Path) -> None:
     async def trial() -> list[str]:
-        call = Call(*[b"a"] * 50)
-        stream = TritonStream(call)
+        call = Call(tmp_path, *[b"a"] * 50)
+        stream = TritonStream(call, BODY, tmp_path)
         await anext(stream)
         await asyncio.sleep(0.01)
         stream.leave()
-        await asyncio.sleep(0.3)
-        return call.said
+        return await until_forgotten(tmp_path, call)
 
-    assert asyncio.run(trial()) == ["done writing"]
+    assert run(trial) == ["done writing", "told"]
 
 
-def test_what_goes_on_is_cancelled_after_a_while() -> None:
+def test_a_stream_that_is_left_when_it_has_ended_leaves_nothing(tmp_path: Path) -> None:
+    class Ending(Call):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"a"
+            self.said.append("told")
+
     async def trial() -> list[str]:
-        return await left(Call(b"a", ends=False))
+        call = Ending(tmp_path)
+        stream = TritonStream(call, BODY, tmp_path)
+        assert [reply async for reply in stream] == [b"a"]
+        stream.leave()
+        return await until_forgotten(tmp_path, call)
 
-    assert asyncio.run(trial()) == ["done writing", "cancelled"]
+    assert run(trial) == ["done writing", "told"]
 
 
-def test_an_end_with_an_error_is_raised_to_who_reads() -> None:
+def test_an_end_with_an_error_is_raised_to_who_reads(tmp_path: Path) -> None:
     class Failing(Call):
         async def __aiter__(self) -> AsyncIterator[bytes]:
             yield b"a"
             metadata = grpc.aio.Metadata()
             raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, metadata, metadata, "gone")
 
-    async def trial() -> None:
-        stream = TritonStream(Failing())
+    async def trial() -> list[str]:
+        stream = TritonStream(Failing(tmp_path), BODY, tmp_path)
         assert await anext(stream) == b"a"
         with pytest.raises(grpc.aio.AioRpcError, match="gone"):
             await anext(stream)
+        return []
 
-    asyncio.run(trial())
+    assert run(trial) == []
 
 
-def test_a_stream_that_takes_no_end_any_more_is_cancelled_and_leaves_no_fault() -> None:
+def test_a_stream_that_takes_no_end_any_more_leaves_no_fault(tmp_path: Path) -> None:
     """As gRPC has it where Triton is lost in the midst of a stream."""
 
     class LostCall(Call):
@@ -117,12 +135,12 @@ def test_a_stream_that_takes_no_end_any_more_is_cancelled_and_leaves_no_fault() 
 
     async def trial() -> list[str]:
         asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
-        call = LostCall(b"a", ends=False)
-        said = await left(call)
-        with pytest.raises(asyncio.InvalidStateError, match="the stream is over"):
-            await TritonStream(call).done_writing()
-        return said
+        call = LostCall(tmp_path, b"a")
+        stream = TritonStream(call, BODY, tmp_path)
+        assert await anext(stream) == b"a"
+        stream.leave()
+        return await until_forgotten(tmp_path, call)
 
-    assert asyncio.run(trial()) == ["cancelled"]
+    assert run(trial) == ["told"]
     gc.collect()
     assert faults == []
