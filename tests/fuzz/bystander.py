@@ -21,7 +21,7 @@ _QUESTIONS: Sequence[dict[str, Any]] = (
 )  # fmt: skip
 _TIMES = ("_seconds", "request_id", "compiled_tokens")
 PAUSE_SECONDS = 0.2
-WAIT_SECONDS = 60
+WAIT_SECONDS = 300
 
 
 class Bystander(threading.Thread):

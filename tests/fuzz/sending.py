@@ -10,7 +10,7 @@ import grpc
 from fuzz.request import Grpc, Http, RawHttp, Request
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-WAIT_SECONDS = 40
+WAIT_SECONDS = 300
 
 
 @dataclass(frozen=True)

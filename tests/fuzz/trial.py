@@ -133,16 +133,28 @@ def run_trial(address: Address, pid: int, log: Path, trial: Trial) -> Report:
         report.kills = faults.seen
     bystander.stop()
     report.seconds = time.monotonic() - started
-    time.sleep(REST_SECONDS)
-    report.end = footprint(pid)
+    report.end = rested(pid, report.settled)
     report.bystander_answers = bystander.answers
     report.wrong_answers, report.failed_answers = bystander.wrong, bystander.failures
     report.log_lines = bad_lines(log)
     return report
 
 
-REST_SECONDS = 5
+REST_SECONDS = 60
 """In which connections that were left are given back."""
+_FEW_DESCRIPTORS = 4
+"""Of a process more than when it had settled: a log that turns, a probe under way."""
+
+
+def rested(pid: int, settled: Footprint) -> Footprint:
+    """As soon as processes hold no more descriptors than before, or after REST_SECONDS."""
+    deadline = time.monotonic() + REST_SECONDS
+    while True:
+        now, before = footprint(pid), settled.descriptors
+        more = [held - before.get(name, held) for name, held in now.descriptors.items()]
+        if max(more, default=0) <= _FEW_DESCRIPTORS or time.monotonic() > deadline:
+            return now
+        time.sleep(0.5)
 
 
 def keep(report: Report, folder: Path) -> list[Path]:
