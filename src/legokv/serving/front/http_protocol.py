@@ -6,6 +6,7 @@ with a refusal.
 
 import asyncio
 import json
+import re
 from typing import Any
 
 from uvicorn.config import Config
@@ -15,6 +16,10 @@ from uvicorn.server import ServerState
 from legokv.errors import HttpRefused
 from legokv.serving.front import bounds
 from legokv.serving.front.state import State
+
+# Java's client offers HTTP/2 so in its first request, curl when asked for it. Whoever does not take
+# it goes on in HTTP/1.1; httptools would leave the body out.
+_UPGRADE = re.compile(rb"(?i)\r\nupgrade[ \t]*:[^\r\n]*(?=\r\n)")
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -36,7 +41,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._head_bytes = self._num_headers = self._num_chunks = 0
         self._body_bytes = self._wire_bytes = 0
-        self._in_head = True
+        self._in_head = self._awaits_head = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -54,7 +59,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._wire_bytes += len(data)
-        super().data_received(data)
+        super().data_received(_without_upgrade(data) if self._awaits_head else data)
         if self._in_head and self._wire_bytes > bounds.MAX_HEAD_BYTES:
             self._refuse(_head_too_large())
         elif self._wire_bytes > 3 * self.max_body_bytes + bounds.MAX_HEAD_BYTES + len(data):
@@ -81,7 +86,7 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head = self._awaits_head = False
         self._set_deadline(bounds.BODY_SECONDS)
         super().on_headers_complete()
 
@@ -102,6 +107,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._clear_deadline()
+        self._awaits_head = True
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -147,6 +153,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._deadline = None
         what = "headers" if self._in_head else "body"
         self._refuse(HttpRefused(f"the request's {what} did not come within {seconds:g} s", 408))
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """What a head is part of, without its offer of another protocol."""
+    end = data.find(b"\r\n\r\n") + 2
+    head = data[:end] if end > 1 else data
+    return _UPGRADE.sub(b"", head) + data[len(head) :]
 
 
 def _head_too_large() -> HttpRefused:

@@ -427,6 +427,20 @@ def test_what_bodies_hold_is_given_back_when_their_requests_end(front: Running) 
         assert front.post(GENERATE, body)[0] == 200
 
 
+@pytest.mark.parametrize("offer", ["h2c", "websocket", "h2c\r\nupgrade:TLS/1.0"])
+def test_a_request_that_offers_another_protocol_is_answered_in_this_one(
+    front: Running, offer: str
+) -> None:
+    head = f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nConnection: close, Upgrade, HTTP2-Settings\r\n"
+    head += f"Upgrade: {offer}\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+    whole = b"Content-Length: %d\r\n\r\n%b" % (len(ASKED), ASKED)
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(ASKED), ASKED)
+    for ending in (whole, chunked):
+        answer = front.ask(head.encode() + ending)
+        assert b" 200 " in answer.splitlines()[0], answer
+        assert front.triton.heard[-1].endswith(ASKED)
+
+
 def test_connections_past_the_bound_are_told_so(front: Running) -> None:
     held = [socket.create_connection(("127.0.0.1", front.port)) for _ in range(8)]
     answer = front.ask(b"")
