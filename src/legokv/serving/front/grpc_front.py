@@ -1,6 +1,7 @@
 """Triton's gRPC as clients get it: raw messages, checked, bounded and passed on."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -423,10 +424,16 @@ def _stream_error(sentence: str, request_id: str) -> bytes:
     return bytes(reply.SerializeToString())
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """gRPC tells with a traceback of a call that its client or a bound ended before its handler."""
+    return "ExecuteBatchError raised in core" not in record.getMessage()
+
+
 async def listening(
     front: GrpcFront, host: str, port: int, limits: bounds.Bounds
 ) -> grpc.aio.Server:
     """A server on this port that answers by the front."""
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
     server = grpc.aio.server(
         options=(
             # Else a second server would share the port instead of being refused it.

@@ -1,6 +1,7 @@
 """What reaches Triton through the front over gRPC, and what comes back of it."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -190,6 +191,25 @@ def test_what_clients_need_passes_and_what_harms_does_not(tmp_path: Path) -> Non
         assert front.triton.heard == [named]
 
     run(tmp_path, trial)
+
+
+@pytest.mark.parametrize("packing", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+def test_a_message_past_the_bound_ends_its_stream_and_leaves_no_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, packing: grpc.Compression
+) -> None:
+    async def trial(front: Running) -> None:
+        for _ in range(5):
+            call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(compression=packing)
+            await call.write(b" " * 10 * LIMIT)
+            assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (front.state.num_open, front.triton.heard) == (0, [])
+        # As gRPC says it where the stream's end meets that of its handler, which is seldom.
+        log = logging.getLogger("grpc._cython.cygrpc")
+        log.error("ExecuteBatchError raised in core by servicer method [%s]", SERVICE)
+        log.error("Another error")
+
+    run(tmp_path, trial)
+    assert caplog.messages == ["Another error"]
 
 
 def test_readiness_and_refusals_are_the_front_s(tmp_path: Path) -> None:
