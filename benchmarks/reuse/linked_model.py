@@ -50,7 +50,7 @@ class WatchedForm:
 
     def __init__(self, form: AttentionForm) -> None:
         self.description, self.library = form.description, form.library
-        self.import_kv, self.drift = form.import_kv, form.drift
+        self.import_kv, self.copy_pages, self.drift = form.import_kv, form.copy_pages, form.drift
         self.watch: Watch | None = None
         self._form = form
 

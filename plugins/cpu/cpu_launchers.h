@@ -66,6 +66,18 @@ struct LegokvCpuLayer {
   int64_t v_stride;
 };
 
+// Whole pages that requests begin with as others have them, in all layers.
+struct LegokvCpuPageCopy {
+  void* pools;             // [L, N, 2, S, G, D]
+  const int32_t* sources;  // [M]
+  const int32_t* targets;  // [M]: none of them twice, and none a source
+  int64_t num_layers;
+  int64_t num_pool_pages;
+  int64_t page_bytes;
+  int32_t num_pages;  // M
+  int32_t num_threads;
+};
+
 // Documents that move as what is recomputed of them does on the mean; n documents, R of their
 // tokens are recomputed, they lie in M pages.
 struct LegokvCpuDrift {
@@ -78,7 +90,8 @@ struct LegokvCpuDrift {
   const int32_t* stored;    // [R]: where their stored KV lies, page * S + slot
   const int32_t* pages;     // [2, M]: stored pages, then the pages that they move to
   const float* row_turns;   // [R, D]: cosines and sines [D / 2] of their key positions
-  const float* page_turns;  // [M, S, D]
+  const float* page_turns;  // [M, D]: of the key positions of the pages' first slots
+  const float* slot_turns;  // [S, D]: of positions 0 to S - 1
   int64_t num_pool_pages;
   int64_t k_stride;
   int64_t v_stride;
@@ -155,6 +168,9 @@ void legokv_cpu_end(void* begun);
 
 // Puts M stored pages into the pool. Returns a LegokvStatus.
 int legokv_cpu_kv_import(const struct LegokvKvImport* import, int num_threads);
+
+// Copies M pages in each layer. A page outside the pool is refused. Returns a LegokvStatus.
+int legokv_cpu_copy_pages(const struct LegokvCpuPageCopy* copy);
 
 // Moves the documents by the mean of what their recomputed tokens moved, shrunk by its noise, keys
 // before rotation (legokv/ops/drift.py has the formula). Before legokv_cpu_attend writes the

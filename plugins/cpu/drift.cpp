@@ -45,21 +45,30 @@ bool is_sound(const LegokvCpuDrift& drift) {
   return true;
 }
 
+// So many numbers of a row are summed side by side.
+constexpr int kColumns = 16;
+
 // The mean of `rows` differences [D] that lie one after another, shrunk by its own noise.
 void shrunk_mean(const float* differences, int rows, int head_size, float* mean) {
   double noise = 0, square = 0;
-  for (int i = 0; i < head_size; ++i) {
-    double sum = 0;
-    for (int row = 0; row < rows; ++row) sum += differences[row * head_size + i];
-    const double middle = sum / rows;
-    double spread = 0;
+  for (int first = 0; first < head_size; first += kColumns) {
+    double middle[kColumns] = {}, spread[kColumns] = {};
     for (int row = 0; row < rows; ++row) {
-      const double off = differences[row * head_size + i] - middle;
-      spread += off * off;
+      const float* found = differences + row * head_size + first;
+      for (int i = 0; i < kColumns; ++i) middle[i] += found[i];
     }
-    noise += spread / (rows - 1) / rows;
-    square += middle * middle;
-    mean[i] = static_cast<float>(middle);
+    for (double& sum : middle) sum /= rows;
+    for (int row = 0; row < rows; ++row) {
+      const float* found = differences + row * head_size + first;
+      for (int i = 0; i < kColumns; ++i) {
+        spread[i] += (found[i] - middle[i]) * (found[i] - middle[i]);
+      }
+    }
+    for (int i = 0; i < kColumns; ++i) {
+      noise += spread[i] / (rows - 1) / rows;
+      square += middle[i] * middle[i];
+      mean[first + i] = static_cast<float>(middle[i]);
+    }
   }
   // What is not a number stays so.
   const double left = 1 - noise / (square > 1e-37 ? square : 1e-37);
@@ -123,7 +132,7 @@ class Moves {
 };
 
 void write_pages(const LegokvCpuDrift& drift, const Kernels& kernels, int64_t element_bytes,
-                 const float* key_moves, const float* value_moves) {
+                 const float* key_moves, const float* value_moves, float* scratch) {
   const int64_t page_bytes =
       element_bytes * 2 * drift.page_size * drift.num_kv_heads * drift.head_size;
   const int64_t moves_size = int64_t{drift.num_kv_heads} * drift.head_size;
@@ -132,13 +141,13 @@ void write_pages(const LegokvCpuDrift& drift, const Kernels& kernels, int64_t el
     document_of.insert(document_of.end(), documents_of(drift)[n].num_pages, n);
   }
   auto* pool = static_cast<char*>(drift.pool);
-  parallel_for(drift.num_pages, drift.num_threads, [&](int64_t page, int) {
+  parallel_for(drift.num_pages, drift.num_threads, [&](int64_t page, int thread) {
     const int64_t moves = document_of[page] * moves_size;
     kernels.drift_page({pool + drift.pages[page] * page_bytes,
                         pool + drift.pages[drift.num_pages + page] * page_bytes,
-                        drift.page_turns + page * drift.page_size * drift.head_size,
-                        key_moves + moves, value_moves + moves, drift.page_size, drift.num_kv_heads,
-                        drift.head_size});
+                        drift.page_turns + page * drift.head_size, drift.slot_turns,
+                        key_moves + moves, value_moves + moves, scratch + thread * moves_size,
+                        drift.page_size, drift.num_kv_heads, drift.head_size});
   });
 }
 
@@ -168,6 +177,7 @@ Status drift_documents(const LegokvCpuDrift& drift) {
   // Here, since nothing may be thrown out of a thread of the loop.
   const int64_t scratch_size = 2 * most_rows * drift.head_size;
   std::vector<float> scratch(static_cast<size_t>(scratch_size) * drift.num_threads);
+  std::vector<float> turned(static_cast<size_t>(heads) * drift.head_size * drift.num_threads);
   with_dtype(drift.dtype, [&](auto type) {
     using T = decltype(type);
     const int64_t num_items = int64_t{drift.num_documents} * heads;
@@ -177,7 +187,7 @@ Status drift_documents(const LegokvCpuDrift& drift) {
           .find(static_cast<int>(item % heads), scratch.data() + thread * scratch_size,
                 &key_moves[item * drift.head_size], &value_moves[item * drift.head_size]);
     });
-    write_pages(drift, *kernels, sizeof(T), key_moves.data(), value_moves.data());
+    write_pages(drift, *kernels, sizeof(T), key_moves.data(), value_moves.data(), turned.data());
   });
   return Status::kOk;
 }

@@ -1,4 +1,5 @@
-// kv_import on a CPU: runs of keys and values copied, converted where the types differ.
+// kv_import on a CPU: runs of keys and values copied, converted where the types differ. And pages
+// copied within the pools.
 #include "cpu/kv_import.h"
 
 #include <cstring>
@@ -51,6 +52,28 @@ Status import_pages(const LegokvKvImport& import, int num_threads) {
                                                      at / (halves / 2));
       });
     });
+  });
+  return Status::kOk;
+}
+
+Status copy_pages(const LegokvCpuPageCopy& copy) {
+  if (copy.num_threads < 1 || copy.page_bytes < 0) {
+    return invalid_argument("copy_pages: pages of %lld bytes, %d threads",
+                            static_cast<long long>(copy.page_bytes), copy.num_threads);
+  }
+  for (int i = 0; i < copy.num_pages; ++i) {
+    for (const int32_t page : {copy.sources[i], copy.targets[i]}) {
+      if (page >= 0 && page < copy.num_pool_pages) continue;
+      return invalid_argument("copy_pages: page %d, the pool has %lld", page,
+                              static_cast<long long>(copy.num_pool_pages));
+    }
+  }
+  auto* pools = static_cast<char*>(copy.pools);
+  parallel_for(copy.num_layers * copy.num_pages, copy.num_threads, [&](int64_t i, int) {
+    char* pool = pools + i / copy.num_pages * copy.num_pool_pages * copy.page_bytes;
+    std::memcpy(pool + copy.targets[i % copy.num_pages] * copy.page_bytes,
+                pool + copy.sources[i % copy.num_pages] * copy.page_bytes,
+                static_cast<size_t>(copy.page_bytes));
   });
   return Status::kOk;
 }

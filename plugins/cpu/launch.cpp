@@ -58,6 +58,10 @@ LEGOKV_EXPORT int legokv_cpu_kv_import(const LegokvKvImport* import, int num_thr
   return static_cast<int>(legokv::cpu::import_pages(*import, num_threads));
 }
 
+LEGOKV_EXPORT int legokv_cpu_copy_pages(const LegokvCpuPageCopy* copy) {
+  return static_cast<int>(legokv::cpu::copy_pages(*copy));
+}
+
 LEGOKV_EXPORT int legokv_cpu_drift(const LegokvCpuDrift* drift) {
   try {
     return static_cast<int>(legokv::cpu::drift_documents(*drift));

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from paths import PLUGINS
 
-from legokv.kernels.cpu import LayerArguments, StepArguments
+from legokv.kernels.cpu import (
+    DriftArguments,
+    LayerArguments,
+    PageCopyArguments,
+    StepArguments,
+)
 from legokv.kernels.gpu import AttentionArguments, KvImportArguments, Regime
 from legokv.kernels.linear import GateArguments, LinearArguments, NormArguments
 from legokv.kernels.native_library import InstructionSet
@@ -33,6 +38,8 @@ def fields_of(header: Path, name: str) -> list[tuple[str, type]]:
     [
         (CPU, "LegokvCpuStep", StepArguments),
         (CPU, "LegokvCpuLayer", LayerArguments),
+        (CPU, "LegokvCpuPageCopy", PageCopyArguments),
+        (CPU, "LegokvCpuDrift", DriftArguments),
         (CPU, "LegokvCpuLinear", LinearArguments),
         (CPU, "LegokvCpuGate", GateArguments),
         (CPU, "LegokvCpuNorm", NormArguments),

@@ -107,9 +107,11 @@ struct Shape {
 struct DriftPage {
   const void* stored;
   void* own;
-  const float* turns;        // of each slot, as in KeyGroup
+  const float* page_turn;    // of its first slot, as in KeyGroup
+  const float* slot_turns;   // of each slot from there
   const float* key_moves;    // [G, D], before rotation
   const float* value_moves;  // [G, D]
+  float* turned_moves;       // scratch of [G, D]
   int32_t page_size;
   int32_t num_kv_heads;
   int32_t head_size;

@@ -63,6 +63,21 @@ class LayerArguments(ctypes.Structure):
     )
 
 
+class PageCopyArguments(ctypes.Structure):
+    """LegokvCpuPageCopy of cpu_launchers.h."""
+
+    _fields_ = (
+        ("pools", ctypes.c_void_p),
+        ("sources", ctypes.c_void_p),
+        ("targets", ctypes.c_void_p),
+        ("num_layers", ctypes.c_int64),
+        ("num_pool_pages", ctypes.c_int64),
+        ("page_bytes", ctypes.c_int64),
+        ("num_pages", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    )
+
+
 class DriftArguments(ctypes.Structure):
     """LegokvCpuDrift of cpu_launchers.h."""
 
@@ -75,6 +90,7 @@ class DriftArguments(ctypes.Structure):
         ("pages", ctypes.c_void_p),
         ("row_turns", ctypes.c_void_p),
         ("page_turns", ctypes.c_void_p),
+        ("slot_turns", ctypes.c_void_p),
         ("num_pool_pages", ctypes.c_int64),
         ("k_stride", ctypes.c_int64),
         ("v_stride", ctypes.c_int64),
@@ -249,6 +265,34 @@ class NativeCalls:
             self._functions.legokv_cpu_kv_import(ctypes.byref(arguments), num_threads)
         )
 
+    def copy_pages(self, pools: Tensor, sources: Tensor, targets: Tensor) -> None:
+        """Copy pages int32 [M] in each of pools [L, N, 2, S, G, D], by one call.
+
+        No target is a source, or another's target. LaunchRefused for a page outside the pools.
+        """
+        for name, tensor, dtype in (
+            ("pools", pools, pools.dtype),
+            ("sources", sources, torch.int32),
+            ("targets", targets, torch.int32),
+        ):
+            if tensor.dtype != dtype or not tensor.is_contiguous():
+                raise LaunchRefused(
+                    f"{name} must be contiguous {dtype}, it is {tensor.dtype} with strides "
+                    f"{tensor.stride()}"
+                )
+        if sources.shape != targets.shape:
+            raise LaunchRefused(f"{len(sources)} pages cannot be copied to {len(targets)}")
+        arguments = PageCopyArguments(
+            pools.data_ptr(),
+            sources.data_ptr(),
+            targets.data_ptr(),
+            *pools.shape[:2],
+            pools[0, 0].nbytes,
+            len(sources),
+            torch.get_num_threads(),
+        )
+        self.library.check(self._functions.legokv_cpu_copy_pages(ctypes.byref(arguments)))
+
     def drift(
         self,
         pool: Tensor,
@@ -269,6 +313,7 @@ class NativeCalls:
             tables.pages.data_ptr(),
             tables.row_turns.data_ptr(),
             tables.page_turns.data_ptr(),
+            tables.slot_turns.data_ptr(),
             num_pages,
             k.stride(0),
             v.stride(0),
@@ -311,7 +356,8 @@ def _check_drift(pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> Non
         "stored": (tables.stored, (num_rows,), torch.int32),
         "pages": (tables.pages, (2, num_pages), torch.int32),
         "row_turns": (tables.row_turns, (num_rows, head_size), torch.float32),
-        "page_turns": (tables.page_turns, (num_pages, page_size, head_size), torch.float32),
+        "page_turns": (tables.page_turns, (num_pages, head_size), torch.float32),
+        "slot_turns": (tables.slot_turns, (page_size, head_size), torch.float32),
     }
     for name, (tensor, shape, dtype) in layouts.items():
         if tensor.shape != shape or tensor.dtype != dtype:

@@ -10,6 +10,18 @@ NO_MEMORY = "no memory left"
 """How the library's sentence begins where it is no fault of the request's."""
 
 
+_ONE_ADDRESS = (
+    "instruction_set",
+    "num_keys_read",
+    "end",
+    "multiply",
+    "gate",
+    "norm",
+    "drift",
+    "copy_pages",
+)
+
+
 class InstructionSet(IntEnum):
     """Which build of the kernels runs; BEST is the last this processor has for the dtype.
 
@@ -40,15 +52,7 @@ class NativeLibrary:
         self.functions.legokv_cpu_packed_elements.restype = ctypes.c_int64
         self.functions.legokv_cpu_int8_bytes.restype = ctypes.c_int64
         self.functions.legokv_cpu_num_keys_read.restype = ctypes.c_int64
-        for name in (
-            "instruction_set",
-            "num_keys_read",
-            "end",
-            "multiply",
-            "gate",
-            "norm",
-            "drift",
-        ):
+        for name in _ONE_ADDRESS:
             getattr(self.functions, f"legokv_cpu_{name}").argtypes = [ctypes.c_void_p]
         self.functions.legokv_cpu_attend.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self.functions.legokv_cpu_attend.restype = None

@@ -22,7 +22,8 @@ class DriftTables:
         the next.
     stored int32 [R]: where the tokens' stored KV lies, page * S + slot.
     pages int32 [2, M]: stored pages, and those that they move to.
-    row_turns, page_turns: cosines and sines of key positions, float32 [R, D] and [M, S, D].
+    row_turns, page_turns: cosines and sines of key positions, float32 [R, D] and [M, D], of a
+        page's first slot; slot_turns float32 [S, D]: of positions 0 to S - 1.
     """
 
     documents: Tensor
@@ -30,6 +31,7 @@ class DriftTables:
     pages: Tensor
     row_turns: Tensor
     page_turns: Tensor
+    slot_turns: Tensor
 
 
 def drift_in_place(pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
@@ -46,7 +48,8 @@ def drift_in_place(pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> N
         value_move = shrunk_mean(v[tokens].float() - stored[:, 1].float())
         source, own = tables.pages[:, pages].long()
         moved = pool[source].float()
-        moved[:, 0] += rotate(key_move, *tables.page_turns[pages, :, None].chunk(2, -1))
+        at_page = rotate(key_move, *tables.page_turns[pages, None, None].chunk(2, -1))
+        moved[:, 0] += rotate(at_page, *tables.slot_turns[:, None].chunk(2, -1))
         moved[:, 1] += value_move
         pool[own] = moved.to(pool.dtype)
         first_row += num_rows

@@ -1,4 +1,4 @@
-"""Putting stored pages into a layer's pool."""
+"""Putting stored pages into a layer's pool, and copying pages that lie there."""
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ def import_stored(pools: Tensor, kv: Tensor, pages: Tensor) -> None:
         last = pools[:, numbers[num_full]]
         last.zero_()
         last[:, :, :num_rest] = kv[:, :, num_full * size :]
+
+
+def copy_pages(pools: Tensor, sources: Tensor, targets: Tensor) -> None:
+    """Copy pages int32 [M] in each of pools [L, N, 2, S, G, D]; no target is a source."""
+    read, written = sources.long(), targets.long()
+    for pool in pools:
+        pool.index_copy_(0, written, pool.index_select(0, read))
 
 
 @torch.library.custom_op("legokv::kv_import", mutates_args=())

@@ -23,7 +23,7 @@ from legokv.model.decoder import Attention
 from legokv.model.rope import layer_frequencies, layer_scale
 from legokv.ops.attention_tiles import StepTables, step_tables
 from legokv.ops.drift import DriftTables, drift_in_place
-from legokv.ops.kv_import import import_stored
+from legokv.ops.kv_import import copy_pages, import_stored
 from legokv.ops.paged_attention import attend_in_place
 from legokv.runners.key_mass import KeyMass, scored_by_torch
 from legokv.runners.page_store import Import
@@ -54,6 +54,9 @@ class AttentionForm(Protocol):
 
     def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
         """Put stored kv [L, 2, n, G, D] over `pages` int32 [M] of `pools` [L, N, 2, S, G, D]."""
+
+    def copy_pages(self, pools: Tensor, sources: Tensor, targets: Tensor) -> None:
+        """Copy pages int32 [M] in each of pools [L, N, 2, S, G, D]; no target is a source."""
 
     def drift(self, pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
         """Move documents in `pool` by a step's k and v [T, G, D], which are not rotated."""
@@ -128,6 +131,9 @@ class TorchForm:
     def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
         import_stored(pools, kv, pages)
 
+    def copy_pages(self, pools: Tensor, sources: Tensor, targets: Tensor) -> None:
+        copy_pages(pools, sources, targets)
+
     def drift(self, pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
         drift_in_place(pool, k, v, tables)
 
@@ -192,6 +198,9 @@ class NativeForm:
     def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
         self.calls.import_kv(pools, kv, pages, num_threads=torch.get_num_threads())
 
+    def copy_pages(self, pools: Tensor, sources: Tensor, targets: Tensor) -> None:
+        self._calls.copy_pages(pools, sources, targets)
+
     def drift(self, pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
         self.calls.drift(pool, k, v, tables, self.instruction_set)
 
@@ -238,6 +247,9 @@ class KernelForm:
 
     def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
         self._launchers.import_kv(pools, kv, pages, stream_of(pools.device))
+
+    def copy_pages(self, pools: Tensor, sources: Tensor, targets: Tensor) -> None:
+        copy_pages(pools, sources, targets)
 
     def drift(self, pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
         drift_in_place(pool, k, v, tables)

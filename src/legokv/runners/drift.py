@@ -50,13 +50,13 @@ def drift_tables(
         first_page += len(drift.pages)
     pages = np.concatenate([drift.pages for drift in drifts]).T
     keys = [batch.key_positions[d.first_row : d.first_row + d.num_rows] for d in drifts]
-    places = pages[2, :, None] + np.arange(page_size, dtype=np.int32)
     return DriftTables(
         torch.tensor(documents, dtype=torch.int32),
         torch.from_numpy(np.concatenate([drift.stored for drift in drifts])).to(device),
         torch.from_numpy(np.ascontiguousarray(pages[:2])).to(device),
         _turns(torch.from_numpy(np.concatenate(keys)).to(device), rotation),
-        _turns(torch.from_numpy(places).to(device), rotation),
+        _turns(torch.from_numpy(pages[2]).to(device), rotation),
+        _turns(torch.arange(page_size, device=device), rotation),
     )
 
 

@@ -49,7 +49,7 @@ class EagerRunner:
             pack_decoder(self.decoder, library, in_bytes)
         dtypes = Dtypes.same(str(dtype_of(self.decoder)).removeprefix("torch."))
         graph = graph_shape(config, dtypes, page_size)
-        self._store = PageStore(graph, num_pages, device, attention.import_kv)
+        self._store = PageStore(graph, num_pages, device, attention.import_kv, attention.copy_pages)
         self._rotations = rotations_of(config, device)
 
     @property

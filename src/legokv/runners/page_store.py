@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from legokv.ops.kv_import import import_stored
+from legokv.ops.kv_import import copy_pages, import_stored
 from legokv.step.graph import GraphShape
 
 log = logging.getLogger(__name__)
@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 Import = Callable[[Tensor, Tensor, Tensor], None]
 """Puts stored kv [L, 2, n, G, D] over pages int32 [M] of pools [L, N, 2, S, G, D], all on one
 device; the last page's slots past n become zeros."""
+
+Copy = Callable[[Tensor, Tensor, Tensor], None]
+"""Copies pages int32 [M] to others in pools [L, N, 2, S, G, D], no target being a source."""
 
 
 class PageStore:
@@ -25,11 +28,12 @@ class PageStore:
         num_pages: int,
         device: torch.device,
         import_kv: Import = import_stored,
+        copy: Copy = copy_pages,
     ) -> None:
         self.dtype: torch.dtype = getattr(torch, graph.dtypes.kv)
         self.num_pages, self.page_size = num_pages, graph.page_size
         self.device = device
-        self._import = import_kv
+        self._import, self._copy = import_kv, copy
         self._pins = device.type == "cuda"
         # One tensor, so that one launch imports into all of them.
         self._all = torch.zeros(
@@ -40,14 +44,13 @@ class PageStore:
     @torch.inference_mode()
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """As the runner's."""
-        read, written = self._numbers(sources), self._numbers(targets)
-        for pool in self.pools:
-            pool[written] = pool[read]
+        if sources:
+            self._copy(self._all, self._numbers(sources), self._numbers(targets))
 
     @torch.inference_mode()
     def import_pages(self, pages: Sequence[int], kv: Tensor) -> None:
         """As the runner's."""
-        numbers = torch.tensor(pages, dtype=torch.int32, device=self.device)
+        numbers = self._numbers(pages)
         kv = kv.to(self.device, non_blocking=True).contiguous()
         self._import(self._all, kv, numbers)
 
@@ -79,7 +82,7 @@ class PageStore:
         return stored.copy_(kv)
 
     def _numbers(self, pages: Sequence[int]) -> Tensor:
-        return torch.tensor(pages, dtype=torch.int64, device=self.device)
+        return torch.tensor(pages, dtype=torch.int32, device=self.device)
 
 
 def page_blocks(kv: Tensor, num_pages: int, page_size: int) -> Tensor:

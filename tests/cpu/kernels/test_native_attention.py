@@ -17,7 +17,7 @@ from legokv.kernels.build_cpu import build_native_library
 from legokv.kernels.cpu import NativeCalls, StepShape
 from legokv.kernels.gpu import AttentionTables
 from legokv.kernels.native_library import NO_MEMORY, InstructionSet, NativeLibrary
-from legokv.ops.kv_import import import_stored, kv_import
+from legokv.ops.kv_import import copy_pages, import_stored, kv_import
 from legokv.ops.legolink_attention import legolink_attention
 
 # Absolute, for values of about 1. All sum in float32 and round the result once to its dtype. Pairs
@@ -345,6 +345,40 @@ def test_stored_kv_goes_to_the_pages_of_all_layers_at_once(calls, pool_dtype, kv
     calls.import_kv(pools, kv, pages, num_threads=2)
     assert torch.equal(pools, expected)
     assert torch.equal(by_torch, expected)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_pages_are_copied_in_all_layers_at_once_and_no_others_change(calls, dtype):
+    dice = np.random.default_rng(5)
+    pools = torch.from_numpy(dice.normal(size=(3, 7, 2, 4, 2, 16))).to(dtype)
+    sources, targets = (torch.tensor(pages, dtype=torch.int32) for pages in ([5, 0, 5], [2, 6, 1]))
+    expected = pools.clone()
+    for layer in range(3):
+        for source, target in ((5, 2), (0, 6), (5, 1)):
+            expected[layer, target] = pools[layer, source]
+    by_torch = pools.clone()
+    copy_pages(by_torch, sources, targets)
+    assert torch.equal(by_torch, expected)
+    calls.copy_pages(pools, sources, targets)
+    assert torch.equal(pools, expected)
+    calls.copy_pages(pools, sources[:0], targets[:0])
+    assert torch.equal(pools, expected)
+
+
+@pytest.mark.parametrize(
+    ("sources", "targets", "reason"),
+    [
+        ([7], [0], "copy_pages: page 7, the pool has 7"),
+        ([0], [-1], "copy_pages: page -1, the pool has 7"),
+        ([0, 1], [2], "2 pages cannot be copied to 1"),
+    ],
+)
+def test_pages_outside_the_pool_are_not_copied(calls, sources, targets, reason):
+    pools = torch.ones(2, 7, 2, 4, 2, 16)
+    with pytest.raises(LaunchRefused, match=reason):
+        calls.copy_pages(pools, *(torch.tensor(p, dtype=torch.int32) for p in (sources, targets)))
+    with pytest.raises(LaunchRefused, match=r"sources must be contiguous torch\.int32"):
+        calls.copy_pages(pools, torch.tensor([0]), torch.tensor([1], dtype=torch.int32))
 
 
 def test_a_step_that_memory_is_too_short_for_is_no_fault_of_the_request(
