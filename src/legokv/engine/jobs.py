@@ -210,7 +210,9 @@ class GenerateJob(Job):
         policy = request.policy if guide is None else guide.policy
         link = placement.first_pass() if policy.needs_scores else placement.link(policy)
         own_pages = num_own_pages(link, placement.page_size)
-        num_pages = placement.most_private_pages(policy) + (len(answers) - 1) * own_pages
+        # With scores, what is chosen is known only when the pages are held.
+        most = placement.most_private_pages if policy.needs_scores else link.num_private_pages
+        num_pages = most + (len(answers) - 1) * own_pages
         super().__init__(link.chunks, num_pages, events)
         # Without a guide, scores are there as soon as the chunks are.
         self._by_scores = policy if policy.needs_scores and guide is None else None

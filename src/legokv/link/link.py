@@ -6,6 +6,7 @@ neither: a link counts the pages it needs, `bind` fills the numbers in.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,14 +14,13 @@ from numpy.typing import ArrayLike
 from legokv.chunks.chunk import Chunk
 from legokv.errors import InvalidRequest, RankingMissing
 from legokv.link.drift import Drift, LinkDrift, drifting_documents
-from legokv.link.policy import Indices, PlacedChunk, Policy, Scores, everything, nothing
+from legokv.link.policy import Indices, PlacedChunk, Policy, Scores, nothing
 from legokv.model.dtypes import Int32
 
 Segment = Chunk | Sequence[int] | Int32
 
 
-@dataclass(frozen=True)
-class TablePage:
+class TablePage(NamedTuple):
     """One page a request sees: `page` of chunk number `chunk`, or private page number `private`.
 
     With both, the private page starts as a copy of the chunk's, since it is recomputed in part, or
@@ -176,12 +176,14 @@ class Placement:
         """What gives a policy its scores: all fresh tokens over the cached keys as they are."""
         return self.link(nothing)
 
-    def most_private_pages(self, policy: Policy) -> int:
-        """Pages that the link of `policy`, and its first pass, need at most, before it has chosen.
-
-        With scores any page of any chunk may be recomputed in part, and then is private.
+    @property
+    def most_private_pages(self) -> int:
+        """Pages that any link of it needs at most: any page of a chunk may be recomputed in part,
+        and then is private.
         """
-        return self.link(everything if policy.needs_scores else policy).num_private_pages
+        lengths = [len(segment.token_ids) for segment in self.segments]
+        lengths[-1] += self.reserve_tokens
+        return sum(-(-length // self.page_size) for length in lengths)
 
     def link(self, policy: Policy, scores: Scores | None = None) -> Link:
         """Recompute what `policy` chooses; it is given the first pass's scores if it needs them."""
@@ -280,31 +282,33 @@ class _Layout:
         """A chunk, `recompute` of it anew; the whole document `drifting`, if it has that number."""
         length, size = len(segment.token_ids), self._page_size
         base = segment.position - chunk.start
-        private_of = np.full(-(-length // size), -1, np.int64)
-        computed_in = np.bincount(recompute // size, minlength=len(private_of))
-        for page, num_computed in enumerate(computed_in):
+        num_pages = -(-length // size)
+        is_read = len(recompute) < length or drifting is not None
+        number = self._number_of(chunk) if is_read else None
+        computed_in = np.bincount(recompute // size, minlength=num_pages)
+        private: list[int] = []
+        for page, num_computed in enumerate(computed_in.tolist()):
             filled = min(size, length - page * size)
             owned = num_computed > 0 or drifting is not None
             shared = num_computed < filled or drifting is not None
-            if owned:
-                private_of[page] = self._take_private()
+            private.append(self._take_private() if owned else -1)
             self._pages.append(
                 TablePage(
                     base=base,
                     first_position=segment.position + page * size,
                     filled=filled,
-                    chunk=self._number_of(chunk) if shared else None,
+                    chunk=number if shared else None,
                     page=page if shared else None,
-                    private=int(private_of[page]) if owned else None,
+                    private=private[page] if owned else None,
                 )
             )
         if drifting is not None:
-            self._add_drift(drifting, chunk.start, recompute, len(private_of))
+            self._add_drift(drifting, chunk.start, recompute, num_pages)
         self._compute(
             segment.token_ids[recompute],
             segment.position + recompute,
             base,
-            private_of[recompute // size] * size + recompute % size,
+            np.array(private, np.int64)[recompute // size] * size + recompute % size,
         )
         self._counts[0] += length - len(recompute)
         self._counts[1] += len(recompute)

@@ -168,17 +168,17 @@ def test_a_first_pass_computes_the_fresh_tokens_and_reads_every_chunk():
     assert placement.question_tokens == 9
 
 
-def test_pages_are_bounded_before_scores_are_known_and_exact_without():
+def test_pages_are_bounded_before_scores_are_known():
     placement = place(SEGMENTS, S, reserve_tokens=20)
-    most = placement.most_private_pages(Above())
+    most = placement.most_private_pages
     dice = np.random.Generator(np.random.PCG64(1))
     for share in (0.0, 0.1, 0.5, 0.9):
         scores = (dice.random(154) < share).astype(np.float32)
         linked = placement.link(Above(), scores)
         assert placement.first_pass().num_private_pages <= linked.num_private_pages <= most
     assert placement.link(Above(), np.ones(154, np.float32)).num_private_pages == most
-    few = placement.most_private_pages(legolink(16))
-    assert few == placement.link(legolink(16)).num_private_pages < most
+    assert placement.link(everything).num_private_pages == most
+    assert placement.link(legolink(16)).num_private_pages < most
 
 
 def test_where_answers_go_on_and_what_they_take_does_not_depend_on_what_is_chosen():
