@@ -12,6 +12,7 @@ from legokv.built.folder import read_engine_folder
 from legokv.checkpoint import load_weights
 from legokv.kernels.build_gpu import PluginBuild, build_host_kernels
 from legokv.kernels.gpu import Launchers
+from legokv.model.config import scoring_layers
 from legokv.runners.attention_forms import CPU, KernelForm, TorchForm
 from legokv.runners.eager import EagerRunner
 from legokv.runners.packed_weights import PackedLinear
@@ -92,3 +93,13 @@ def test_bfloat16_layers_are_packed_on_a_cpu_only(
     packed = [layer for layer in runner.decoder.modules() if isinstance(layer, PackedLinear)]
     assert len(packed) == num_packed
     assert {pool.device.type for pool in runner.pools} == {device}
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "scoring"),
+    [(30, range(4, 8)), (16, range(2, 4)), (32, range(4, 8)), (4, range(1)), (1, range(1))],
+)
+def test_the_first_quarter_of_the_layers_is_asked_and_its_latter_half_scores(
+    num_layers: int, scoring: range
+) -> None:
+    assert scoring_layers(num_layers) == scoring
