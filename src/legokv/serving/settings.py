@@ -72,7 +72,7 @@ class Settings(EngineSettings):
     default_timeout_seconds: int = setting(600, "longest answering where one does not say", 1)
     system_text: str = setting(TEMPLATES_OWN, "system text of a request without one, or template")
     compile_behind: str = choice(("nothing", "head"), "what documents are compiled behind")
-    other_heads: str = choice(("link", "compile"), "what is done about a request's other head")
+    other_heads: str = choice(("compile", "link"), "what is done about a request's other head")
     other_heads_after: int = setting(8, "requests with such a head before it is compiled behind", 1)
     other_heads_bytes: int = setting(2**30, "most KV compiled behind such heads", 0)
     chat_template_kwargs: str = setting("{}", "variables of the chat template, a JSON object")
