@@ -199,7 +199,7 @@ class NativeForm:
         self.calls.import_kv(pools, kv, pages, num_threads=torch.get_num_threads())
 
     def copy_pages(self, pools: Tensor, sources: Tensor, targets: Tensor) -> None:
-        self._calls.copy_pages(pools, sources, targets)
+        self.calls.copy_pages(pools, sources, targets)
 
     def drift(self, pool: Tensor, k: Tensor, v: Tensor, tables: DriftTables) -> None:
         self.calls.drift(pool, k, v, tables, self.instruction_set)
