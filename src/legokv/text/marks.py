@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ IN_HTML = -1
 """A text beside what a template calls safe is escaped, as all that Jinja joins to such."""
 
 _MIN_ID_LEN = 9
+_DEPTH = 3
+"""So many letters of ids are looked at one by one: of 32,768 ids one goes on from there."""
 # What templates look for in a tool's definition. All other words of it are the request's own.
 _SCHEMA_WORDS = frozenset(
     (
@@ -104,7 +106,17 @@ class Marks:
     @property
     def _pattern(self) -> re.Pattern[str]:
         texts = rf'{re.escape(self.stem)}(?P<slashes>\\*)(?P<quote>"|&#34;)(?P<number>\d+)\.'
-        return re.compile("|".join((texts, *map(re.escape, self._ids.values()))))
+        return re.compile(f"{texts}|{_any_of(self._ids.values())}" if self._ids else texts)
+
+
+def _any_of(words: Iterable[str], depth: int = _DEPTH) -> str:
+    """A pattern of words that are longer than `depth`, those that begin alike together."""
+    if not depth:
+        return "|".join(words)
+    rests: dict[str, list[str]] = {}
+    for word in words:
+        rests.setdefault(word[0], []).append(word[1:])
+    return "|".join(f"{first}(?:{_any_of(ends, depth - 1)})" for first, ends in rests.items())
 
 
 def as_written(text: str, depth: int) -> str:
