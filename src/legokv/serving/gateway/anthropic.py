@@ -271,7 +271,8 @@ class _BlockTurns:
             for name in ("title", "context")
         )
         ttl = _ttl_seconds(where, block.get("cache_control"))
-        return await self._turns.text_document(titled(title, text, context), title, ttl)
+        whole = titled(title, text, context)
+        return await self._turns.text_document(f"{where}.source", whole, title, ttl)
 
     async def _text(self, where: str, kind: Any, source: Mapping[str, Any]) -> str:
         if kind == "text" and isinstance(source.get("data"), str):

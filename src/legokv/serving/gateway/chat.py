@@ -211,6 +211,8 @@ def _tool_fields(values: Mapping[str, Any], tools: Tools) -> dict[str, Any]:
 
 def _prompt(values: Mapping[str, Any]) -> dict[str, Any]:
     prompt = values.get("prompt")
+    if prompt is None:
+        raise ApiRefused("'prompt' is missing: one text", param="prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         (prompt,) = prompt
     if not isinstance(prompt, str):

@@ -113,9 +113,13 @@ class Turns:
         document_id = await self._world.library.ready(self._account.namespace(), file_id)
         return self._named(document_id)
 
-    async def text_document(self, text: str, name: str, ttl_seconds: float | None = None) -> Part:
+    async def text_document(
+        self, where: str, text: str, name: str, ttl_seconds: float | None = None
+    ) -> Part:
         """A part for a text that comes with the chat itself."""
         self._count()
+        if not text.strip():
+            raise ApiRefused(f"{where} is empty: there is nothing but blanks in it", param=where)
         document_id = await self._world.library.of_text(self._account, text, name, ttl_seconds)
         return self._named(document_id)
 
@@ -139,7 +143,7 @@ class Turns:
         name = shown_name(str(file.get("filename") or "file"))
         media_type, content = decoded(f"{where}.file_data", data)
         text, _ = await text_of(name if "." in name else f"{name}.txt", media_type, content)
-        return await self.text_document(text, name)
+        return await self.text_document(f"{where}.file_data", text, name)
 
     async def _inline(self, place: int, item: Any) -> Part:
         where = f"documents[{place}]"
@@ -148,7 +152,8 @@ class Turns:
                 f"{where} is an object with a 'text', and perhaps a 'title'", param=where
             )
         title = item.get("title") or ""
-        return await self.text_document(titled(_text(f"{where}.title", title), item["text"]), title)
+        text = titled(_text(f"{where}.title", title), item["text"])
+        return await self.text_document(f"{where}.text", text, title)
 
 
 def check_call_ids(turns: Sequence[Message]) -> None:

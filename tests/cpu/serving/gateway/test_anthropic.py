@@ -209,3 +209,35 @@ def test_a_call_whose_arguments_no_json_can_say_has_none(
     tools: Any = [{"name": "weather", "input_schema": {"type": "object"}}]
     (block,) = ask(client, tools=tools).content
     assert (block.type, block.name, block.input) == ("tool_use", "weather", {})
+
+
+@pytest.mark.parametrize(
+    ("written", "members"),
+    [
+        ('{"city": "Vellin", "days": 12', {"city": "Vellin"}),
+        ('{"city": "Vellin", "days": 12,', {"city": "Vellin", "days": 12}),
+        ('{"city": "Vel', {}),
+        ('{"at": {"x": [1]}, "city"', {"at": {"x": [1]}}),
+        ("{", {}),
+    ],
+)
+def test_a_call_that_the_answer_s_end_cuts_has_the_members_that_are_whole(
+    client: anthropic.Anthropic, gateway: RunningGateway, written: str, members: object
+) -> None:
+    gateway.models.pieces = [f'<tool_call>{{"name": "weather", "arguments": {written}']
+    gateway.models.finish_reason = "length"
+    tools: Any = [{"name": "weather", "input_schema": {"type": "object"}}]
+    answer = ask(client, tools=tools)
+    assert [(block.type, block.input) for block in answer.content] == [("tool_use", members)]
+    assert answer.stop_reason == "max_tokens"
+    choice = (
+        gateway.openai()
+        .chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "Who?"}],
+            tools=[{"type": "function", "function": {"name": "weather"}}],
+        )
+        .choices[0]
+    )
+    (call,) = choice.message.tool_calls or ()
+    assert (call.function.arguments, choice.finish_reason) == (written, "length")

@@ -240,6 +240,13 @@ WRONG = {
          "'stop_token_ids' is a list of whole numbers, one of them is null"),
         ({"stop": [[]]}, "'stop' is a list of texts, one of them is an array"),
         ({"seed": []}, "'seed' is a whole number, not an array"),
+        ({"documents": [{"text": " "}]},
+         "documents[0].text is empty: there is nothing but blanks in it"),
+    ],
+    "/v1/completions": [
+        ({"messages": None}, "'prompt' is missing: one text"),
+        ({"messages": None, "prompt": {}},
+         "'prompt' is one text: others go into requests of their own"),
     ],
     "/v1/messages": [
         ({"messages": [[]]}, "messages[0] is an object with a role and a content, not an array"),
@@ -250,6 +257,8 @@ WRONG = {
         (of_block(title=3), "messages[0].content[0].title is a text, not a whole number"),
         (of_block(source={"type": "file", "file_id": []}),
          "messages[0].content[0].source.file_id is a text, not an array"),
+        (of_block(source={"type": "text", "data": " "}),
+         "messages[0].content[0].source is empty: there is nothing but blanks in it"),
         ({"system": 3}, "system is a text or a list of blocks, not a whole number"),
         ({"tools": [{"name": "w"}], "tool_choice": {"type": "tool", "name": "v"}},
          "'tool_choice' of type tool names one of the tools, w, not 'v'"),
