@@ -61,6 +61,7 @@ class ExecutionContext:
         self.how = how
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+        self.told: list[str] = []
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         assert stream_handle == STREAM
@@ -69,12 +70,14 @@ class ExecutionContext:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert not self._device.capturing
         self.shapes[name] = tuple(shape)
+        self.told.append(name)
         return self._device.refuses != "shape"
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         assert not self._device.capturing
         assert memory, f"{name} has no address"
         self.addresses[name] = memory
+        self.told.append(name)
         return self._device.refuses != "address"
 
     def execute_async_v3(self, stream_handle: int) -> bool:

@@ -56,7 +56,7 @@ def test_a_tiny_model_becomes_a_plan_with_the_plugins_of_its_imports_in_every_la
     output, said = built(name, dtype, imports)
     summary = summary_of(said)
     num_layers, num_imports, *others = (int(number or 0) for number in summary.groups()[:4])
-    assert (num_imports, *others) == (3 if imports == "plugin" else 0, 3, 2)
+    assert (num_imports, *others) == (3 if imports == "plugin" else 0, 3, 3)
     assert num_layers > 100
     content = (output / PLAN).read_bytes()
     assert summary[5] == f"{len(content) / 2**20:.1f}"
@@ -80,8 +80,8 @@ def test_engine_json_records_the_plan_and_what_it_depends_on(
     assert (facts.backend, plan.flavour, plan.architecture) == ("tensorrt-rtx",) * 2 + ("any",)
     assert plan.library_sha256 == hashlib.sha256(plugin_library.read_bytes()).hexdigest()
     assert (output / plan.library_file).read_bytes() == plugin_library.read_bytes()
-    assert [profile.name for profile in plan.profiles] == ["prefill", "decode"]
-    assert [profile.ranges["B"].most for profile in plan.profiles] == [5, 5]
+    assert [profile.name for profile in plan.profiles] == ["prefill", "decode", "link"]
+    assert [profile.ranges["B"].most for profile in plan.profiles] == [5, 5, 5]
     assert {file.name: file.size_bytes for file in facts.produced} == {
         name: (output / name).stat().st_size
         for name in ("model.onnx", "model.onnx.data", PLAN, plan.library_file)
@@ -138,7 +138,7 @@ def test_smollm2_becomes_a_plan(
     record_property("fact", f"SmolLM2: model.onnx.data of {weight_bytes:,} bytes; {summary}")
     assert summary.plugins == {"KvImport": 30, "LegoLinkAttention": 30}
     assert summary.num_layers > 1000
-    assert summary.num_profiles == 2
+    assert summary.num_profiles == 3
     assert progress, f"a build of seconds said nothing of how far it was: {said}"
     assert all(count >= 30 for count in named_in(plan.read_bytes()).values())
     # 134.5 million parameters of two bytes, the tied embedding once.

@@ -1,4 +1,4 @@
-"""Which sizes a plan is built for: one profile to prefill and link, one to decode."""
+"""Which sizes a plan is built for: a profile each for any step, for decodes and for short links."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,8 +9,10 @@ from legokv.step.graph import SYMBOLS, Binding, GraphShape
 
 # TensorRT counts a tensor's elements in 31 bits in some of its layers.
 MAX_ELEMENTS = 2**31 - 1
-# The numbers of a plan's profiles.
-PREFILL, DECODE = 0, 1
+# The numbers of a plan's profiles. Plans of few tokens a step, and older ones, have no third.
+PREFILL, DECODE, LINK = 0, 1, 2
+# What a step of profile LINK holds; it is filled up to a multiple of the first.
+LINK_TOKENS, MOST_LINK_TOKENS = 64, 256
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Profile:
 class PlanLimits:
     """The most one step of a plan can hold; memory for it is set aside when the plan is opened."""
 
-    max_step_tokens: int = 2048
+    max_step_tokens: int = 8192
     max_sequences: int = 64
     max_import_pages: int = 64
 
@@ -85,9 +87,9 @@ def settled_limits(model: ModelConfig, graph: GraphShape, limits: PlanLimits) ->
 
 def plan_profiles(
     model: ModelConfig, graph: GraphShape, limits: PlanLimits
-) -> tuple[Profile, Profile]:
-    """The profile of prefill and link steps, which holds any step, then that of decode steps, as
-    PREFILL and DECODE number them.
+) -> tuple[Profile, ...]:
+    """The profile of prefill steps, which holds any step, then that of decode steps, then, where a
+    step may have as many tokens, that of short links: as PREFILL, DECODE and LINK number them.
 
     A table can have a page for each position, where chunks are one token long. InvalidRequest for
     limits that `settled_limits` refuses.
@@ -95,34 +97,47 @@ def plan_profiles(
     limits = settled_limits(model, graph, limits)
     sequences = limits.max_sequences
     usual_rows = max(1, model.context_len // (4 * graph.page_size))
-    both = {
+    all_steps = {
         "P": SizeRange(1, usual_rows, model.context_len),
         "N": _up_to(MAX_ELEMENTS // graph.page_elements, usual=2048),
     }
+    no_imports = {"M": SizeRange(0, 0, 0)}
     prefill = {
-        "T": _up_to(limits.max_step_tokens, usual=512),
+        "T": _up_to(limits.max_step_tokens, usual=2048),
         "B": _up_to(sequences, usual=1),
         "M": SizeRange(0, 1, limits.max_import_pages),
     }
-    decode = {
-        "T": _up_to(sequences, usual=8),
-        "B": _up_to(sequences, usual=8),
-        "M": SizeRange(0, 0, 0),
+    decode = {"T": _up_to(sequences, usual=8), "B": _up_to(sequences, usual=8)}
+    # 8 seams of 16 tokens and a question of 32 are 160: filled up, 192.
+    link = {
+        "T": SizeRange(LINK_TOKENS, 3 * LINK_TOKENS, MOST_LINK_TOKENS),
+        "B": _up_to(min(sequences, MOST_LINK_TOKENS), usual=1),
     }
-    return Profile("prefill", _ordered(both | prefill)), Profile("decode", _ordered(both | decode))
+    profiles = [("prefill", prefill), ("decode", decode | no_imports)]
+    if limits.max_step_tokens >= MOST_LINK_TOKENS:
+        profiles.append(("link", link | no_imports))
+    return tuple(Profile(name, _ordered(all_steps | ranges)) for name, ranges in profiles)
 
 
 def profile_number(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
-    """Which profile a step of these sizes runs under: decode if it can.
+    """Which profile a step of these sizes runs under: decode if it can, else link if it can.
 
-    InvalidRequest, naming the size and the range, if none holds it.
+    A step of few tokens is one of link, which fills it up. InvalidRequest, naming the size and the
+    range, if none holds it.
     """
-    excess = [profile.excess(sizes) for profile in profiles]
+    excess = [profile.excess(sizes) for profile in profiles[:LINK]]
     if sizes["T"] == sizes["B"] and excess[DECODE] is None:
         return DECODE
     if excess[PREFILL] is not None:
         raise InvalidRequest(f"the plan can't run this step: {excess[PREFILL]}; build it with more")
+    if profiles[LINK:] and profiles[LINK].excess({**sizes, "T": filled_up(sizes["T"])}) is None:
+        return LINK
     return PREFILL
+
+
+def filled_up(num_tokens: int) -> int:
+    """How many tokens a step of profile LINK has that computes so many."""
+    return -(-num_tokens // LINK_TOKENS) * LINK_TOKENS
 
 
 def _up_to(most: int, *, usual: int) -> SizeRange:

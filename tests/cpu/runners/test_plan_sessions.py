@@ -11,10 +11,10 @@ import pytest
 import torch
 from tensorrt_runtime_standin import Device, cuda_stream, llm_runtime, tensorrt_module
 
-from legokv.built.plan_limits import DECODE, PREFILL
+from legokv.built.plan_limits import DECODE, LINK, PREFILL
 from legokv.errors import EngineMismatch, StepFailed
 from legokv.runners.plan import contexts
-from legokv.runners.plan.session import PlanSession, addresses
+from legokv.runners.plan.contexts import PlanSession, addresses
 from legokv.runners.plan.sessions import LLMSession, TensorRTSession
 
 OPENED = ["0: created STATIC", "0: profile 0", "1: created ON_PROFILE_CHANGE", "1: profile 1"]
@@ -31,12 +31,15 @@ def stream(device: Device, monkeypatch: pytest.MonkeyPatch) -> Any:
     return cuda_stream(device, monkeypatch)
 
 
-def open_tensorrt(device: Device, stream: Any, *, rtx: bool = False) -> PlanSession:
-    return TensorRTSession(tensorrt_module(device, rtx=rtx), b"plan", stream)
+def open_tensorrt(
+    device: Device, stream: Any, *, rtx: bool = False, num_profiles: int = 2
+) -> PlanSession:
+    return TensorRTSession(tensorrt_module(device, rtx=rtx), b"plan", stream, num_profiles)
 
 
-def open_llm(device: Device, stream: Any) -> PlanSession:
-    return LLMSession(llm_runtime(device), tensorrt_module(device, rtx=False), b"plan", stream)
+def open_llm(device: Device, stream: Any, *, num_profiles: int = 2) -> PlanSession:
+    module = tensorrt_module(device, rtx=False)
+    return LLMSession(llm_runtime(device), module, b"plan", stream, num_profiles)
 
 
 IDS = torch.zeros(16, dtype=torch.int32)
@@ -47,10 +50,12 @@ def step(session: PlanSession, profile: int, num_tokens: int = 2) -> None:
     session.run(profile, inputs, {"pool_out_0": POOL})
 
 
-def calls_of(device: Device, session: PlanSession, num_tokens: int) -> list[str]:
-    """What one decode step calls between waiting for torch's stream and waiting for its end."""
+def calls_of(
+    device: Device, session: PlanSession, num_tokens: int, profile: int = DECODE
+) -> list[str]:
+    """What one step calls between waiting for torch's stream and waiting for its end."""
     before = len(device.calls)
-    step(session, DECODE, num_tokens)
+    step(session, profile, num_tokens)
     first, *made, last = device.calls[before:]
     assert (first, last) == ("wait", "synchronize")
     return made
@@ -98,6 +103,52 @@ def test_a_decode_step_of_the_last_ones_shape_is_captured_and_then_replayed(
     assert device.contexts[2].addresses["pool_out_0"] == POOL.data_ptr()
     for _ in range(2):
         assert calls_of(device, session, 2) == ["on the stream", "replay of [2]"]
+
+
+@pytest.mark.parametrize("opened", [open_tensorrt, open_llm])
+def test_links_have_graphs_of_their_own_beside_those_of_decodes(
+    device: Device, stream: Any, opened: Any
+) -> None:
+    session = opened(device, stream, num_profiles=3)
+    assert device.calls[-2:] == ["2: created ON_PROFILE_CHANGE", "2: profile 2"]
+    assert calls_of(device, session, 16, LINK) == ["2: execute"]
+    # Decodes between two links of a shape: these still come one after the other.
+    assert calls_of(device, session, 2) == ["1: execute"]
+    assert calls_of(device, session, 16, LINK) == [
+        "3: created ON_PROFILE_CHANGE",
+        "3: profile 2",
+        "3: execute",
+        "synchronize",
+        "capture",
+        "3: record",
+    ]
+    assert calls_of(device, session, 16, LINK) == ["on the stream", "replay of [3]"]
+    assert calls_of(device, session, 2)[0] == "4: created ON_PROFILE_CHANGE"
+
+
+def test_rtx_captures_links_itself(device: Device, stream: Any) -> None:
+    session = open_tensorrt(device, stream, rtx=True, num_profiles=3)
+    assert device.calls[4:] == ["2: created WHOLE_GRAPH_CAPTURE", "2: profile 2"]
+    assert calls_of(device, session, 16, LINK) == ["2: execute"]
+
+
+def test_a_context_is_told_of_its_pools_once_and_of_shapes_that_change(
+    device: Device, stream: Any
+) -> None:
+    session = open_tensorrt(device, stream)
+    context = device.contexts[PREFILL]
+    told = []
+    for num_tokens in (5, 5, 7):
+        context.told.clear()
+        step(session, PREFILL, num_tokens)
+        told.append(list(context.told))
+    names = ["input_ids", "pool_0", "import_block_0"]
+    assert told == [[*names, *names, "pool_out_0"], [], ["input_ids"]]
+    # What is refused is asked again.
+    device.refuses = "shape"
+    for _ in range(2):
+        with pytest.raises(StepFailed, match=r"refused the shape \(3,\) of input_ids"):
+            step(session, PREFILL, 3)
 
 
 def test_torch_s_own_capture_takes_what_the_stand_in_does() -> None:

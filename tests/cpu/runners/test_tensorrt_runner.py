@@ -16,13 +16,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from legokv.built.plan_limits import LINK, PlanLimits
 from legokv.built.settings import EngineSettings
 from legokv.engine.engine import Engine
 from legokv.errors import InvalidRequest
 from legokv.runners import Runner
 from legokv.runners.plan.buffers import StepBuffers
-from legokv.runners.plan.runner import TensorRTRunner, decode_sequences, split_batch
-from legokv.runners.plan.session import address_of
+from legokv.runners.plan.runner import (
+    TensorRTRunner,
+    padded_sequences,
+    split_batch,
+    with_idle_sequences,
+)
+from legokv.runners.plan.contexts import address_of
 from legokv.step.batch import Piece, StepBatch, step_batch
 
 NUM_PAGES, PAGE_SIZE = 32, 16
@@ -133,9 +139,55 @@ def test_decode_steps_come_in_few_shapes_and_idle_sequences_write_nothing(
         (8,),
     ]
     assert torch.equal(runner.export_pages([0], 16), before)
-    assert [decode_sequences(n) for n in (1, 2, 3, 8, 9, 24, 33, 49, 64)] == [
+    assert [padded_sequences(n) for n in (1, 2, 3, 8, 9, 24, 33, 49, 64)] == [
         *(1, 2, 4, 8, 16, 24, 48, 64, 64)
     ]
+
+
+@pytest.fixture
+def linking(session: GraphSession, tiny_engine_folder: Callable[[str], Path]) -> TensorRTRunner:
+    """A runner whose plan has the profile of short links."""
+    limits = PlanLimits(max_step_tokens=256, max_sequences=8, max_import_pages=4)
+    return graph_runner(tiny_engine_folder("llama"), "float32", session, NUM_PAGES, limits)
+
+
+def test_short_steps_are_filled_up_to_a_multiple_of_64_tokens_that_see_and_write_nothing(
+    linking: TensorRTRunner, session: GraphSession, eager: Runner
+) -> None:
+    before = stored_kv(3, 16)
+    for each in (linking, eager):
+        each.import_pages([0], before)
+        # With what arrives a step runs as a prefill.
+        each.run(step_batch([sequence(1, 1)]))
+    steps = [
+        [sequence(page, 3) for page in range(1, 4)],
+        [sequence(1, 1, 9), sequence(2, 5, 9), sequence(3, 1, 9)],
+        [sequence(page, 16) for page in range(1, 6)],
+        # As many sequences, filled up, as are tokens left.
+        [sequence(page, 12) for page in range(6, 11)],
+    ]
+    for step in steps:
+        assert_close(linking.run(step_batch(step)), eager.run(step_batch(step)))
+    runs = [(n, shapes["input_ids"], shapes["logit_rows"]) for n, shapes in session.runs[1:]]
+    assert runs == [
+        (LINK, (64,), (4,)),
+        (LINK, (64,), (4,)),
+        (LINK, (128,), (8,)),
+        (LINK, (64,), (8,)),
+    ]
+    written = linking.export_pages(range(11), 176)
+    assert_close(written, eager.export_pages(range(11), 176))
+    assert torch.equal(written[:, :, :16], before)
+
+
+def test_idle_sequences_have_a_token_each_as_far_as_there_are_tokens() -> None:
+    batch = step_batch([sequence(page, 2) for page in range(3)])
+    filled = with_idle_sequences(batch, num_tokens=8, num_sequences=6)
+    assert filled.query_start.tolist() == [0, 2, 4, 6, 7, 8, 8]
+    assert filled.slots.tolist()[6:] == [-1, -1]
+    assert filled.logit_rows.tolist() == [1, 3, 5, 0, 0, 0]
+    assert filled.query_start.dtype == filled.pages.dtype == np.int32
+    assert not filled.pages[3:].any()
 
 
 def test_more_pages_than_a_step_takes_are_imported_all_the_same(runner: TensorRTRunner) -> None:

@@ -12,6 +12,7 @@ from legokv.built.plan_limits import (
     MAX_ELEMENTS,
     PlanLimits,
     Profile,
+    SizeRange,
     plan_profiles,
     profile_number,
     settled_limits,
@@ -67,7 +68,7 @@ def batch(*lengths: int, table_rows: int = 3) -> StepBatch:
     return step_batch([piece(length) for length in lengths])
 
 
-def profiles(limits: PlanLimits = LIMITS) -> tuple[Profile, Profile]:
+def profiles(limits: PlanLimits = LIMITS) -> tuple[Profile, ...]:
     return plan_profiles(MODEL, GRAPH, limits)
 
 
@@ -109,7 +110,7 @@ def test_an_aliased_output_has_the_type_and_shape_of_its_input() -> None:
             assert (output.dtype, output.shape) == (pool.dtype, pool.shape)
 
 
-def test_every_symbol_of_a_shape_is_in_both_profiles() -> None:
+def test_every_symbol_of_a_shape_is_in_all_profiles() -> None:
     for profile in profiles():
         assert tuple(profile.ranges) == SYMBOLS
         for binding in (*GRAPH.inputs, *GRAPH.outputs):
@@ -129,18 +130,38 @@ def test_there_is_always_one_more_start_than_sequences() -> None:
         ((1, 1, 1), 0, 1),
         ((1,), 0, 1),
         ((1,) * 32, 0, 1),
-        ((40,), 0, 0),
-        ((1, 20), 0, 0),
+        ((40,), 0, 2),
+        ((1, 20), 0, 2),
+        ((256,), 0, 2),
+        ((257,), 0, 0),
         ((1, 1), 1, 0),
+        ((40,), 1, 0),
         ((512,), 8, 0),
     ],
 )
-def test_only_a_step_of_single_tokens_without_imports_is_decoded(
+def test_steps_of_single_tokens_are_decoded_and_short_ones_linked_where_nothing_arrives(
     lengths: tuple[int, ...], imports: int, number: int
 ) -> None:
     rows = max(lengths) // 16 + 1
     sizes = batch_sizes(batch(*lengths, table_rows=rows), imports, num_pages=100)
     assert profile_number(profiles(), sizes) == number
+
+
+def test_a_plan_has_a_profile_of_short_links_where_a_step_may_have_their_tokens() -> None:
+    most = {n: [p.name for p in profiles(PlanLimits(n))] for n in (255, 256, 8192)}
+    assert most == {
+        255: ["prefill", "decode"],
+        256: ["prefill", "decode", "link"],
+        8192: ["prefill", "decode", "link"],
+    }
+    tokens = [profile.ranges["T"] for profile in profiles(PlanLimits())]
+    assert tokens == [SizeRange(1, 2048, 8192), SizeRange(1, 8, 64), SizeRange(64, 192, 256)]
+
+
+def test_a_plan_of_two_profiles_as_older_builds_made_them_prefills_its_links() -> None:
+    two = profiles()[:2]
+    assert profile_number(two, {"T": 160, "B": 1, "P": 1, "N": 1, "M": 0}) == 0
+    assert profile_number(two, {"T": 1, "B": 1, "P": 1, "N": 1, "M": 0}) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,37 @@
-"""Steps in one execution context of TensorRT's, made for one profile."""
+"""Steps of an opened plan, over tensors that stay where they are: TensorRT's execution contexts."""
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from legokv.errors import EngineMismatch, StepFailed
-from legokv.runners.plan.session import Tensors, addresses
+
+Tensors = Mapping[str, Tensor]
+
+
+class PlanSession(Protocol):
+    """Runs steps one after another on one stream."""
+
+    def run(self, profile: int, inputs: Tensors, outputs: Tensors) -> None:
+        """Execute under profile number `profile`; done, or StepFailed, when it returns.
+
+        A name's tensor always begins at the same address; its shape is the step's.
+        """
+
+
+def address_of(tensor: Tensor) -> int:
+    """Where a tensor begins. An empty view has an address too: TensorRT takes no null for one."""
+    skipped = int(tensor.storage_offset()) * tensor.element_size()
+    return tensor.untyped_storage().data_ptr() + skipped
+
+
+def addresses(tensors: Tensors) -> dict[str, int]:
+    """Where each of them begins."""
+    return {name: address_of(tensor) for name, tensor in tensors.items()}
 
 
 def context_of(engine: Any, how: Any, profile: int, stream: Any) -> Any:
@@ -27,14 +50,32 @@ def context_of(engine: Any, how: Any, profile: int, stream: Any) -> Any:
     return context
 
 
-def bind(context: Any, inputs: Tensors, outputs: Tensors) -> None:
-    """Give the context a step's shapes and addresses; StepFailed, naming the tensor it refuses."""
-    for name, tensor in inputs.items():
-        if not context.set_input_shape(name, tuple(tensor.shape)):
-            raise StepFailed(f"TensorRT refused the shape {tuple(tensor.shape)} of {name}")
-    for name, address in (*addresses(inputs).items(), *addresses(outputs).items()):
-        if not context.set_tensor_address(name, address):
-            raise StepFailed(f"TensorRT refused the address of {name}")
+class Bindings:
+    """What a context has been told of its tensors: a step tells it what is new, and no more.
+
+    The pools' shapes and all addresses are the same in every step, so they are told once.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+
+    def bind(self, inputs: Tensors, outputs: Tensors) -> None:
+        """Give the context a step's shapes and addresses; StepFailed, naming what it refuses."""
+        for name, tensor in inputs.items():
+            shape = tuple(tensor.shape)
+            if self._shapes.get(name) == shape:
+                continue
+            if not self._context.set_input_shape(name, shape):
+                raise StepFailed(f"TensorRT refused the shape {shape} of {name}")
+            self._shapes[name] = shape
+        for name, address in (*addresses(inputs).items(), *addresses(outputs).items()):
+            if self._addresses.get(name) == address:
+                continue
+            if not self._context.set_tensor_address(name, address):
+                raise StepFailed(f"TensorRT refused the address of {name}")
+            self._addresses[name] = address
 
 
 def execute(context: Any, stream: Any) -> None:
@@ -48,16 +89,17 @@ class ContextSteps:
 
     def __init__(self, context: Any, stream: Any) -> None:
         self._context, self._stream = context, stream
+        self._bindings = Bindings(context)
 
     def run(self, inputs: Tensors, outputs: Tensors) -> None:
         """Put one step on the stream."""
-        bind(self._context, inputs, outputs)
+        self._bindings.bind(inputs, outputs)
         execute(self._context, self._stream)
 
 
-# Each keeps a context with a decode step's working memory.
+# Each keeps a context with its step's working memory.
 MAX_GRAPHS = 16
-# Decode steps until a capture is tried again after one failed; twice as many after each more.
+# Steps until a capture is tried again after one failed; twice as many after each more.
 RETRY_STEPS, MAX_RETRY_STEPS = 64, 65536
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -65,8 +107,8 @@ Shapes = tuple[tuple[int, ...], ...]
 log = logging.getLogger(__name__)
 
 
-class DecodeGraphs:
-    """Runs decode steps on `stream`: a shape that comes twice in a row is captured, then replayed.
+class StepGraphs:
+    """Runs steps of one profile on `stream`: a shape that comes twice in a row is captured, then replayed.
 
     Tensors of a name always begin at one address, as a `PlanSession` is promised. Of more than
     MAX_GRAPHS shapes the one unused for longest is captured anew when it is next wanted. A capture
@@ -102,7 +144,7 @@ class DecodeGraphs:
     def _capture(self, shapes: Shapes, inputs: Tensors, outputs: Tensors) -> None:
         """Run the step in a context of its own, which settles its shapes, then record the next."""
         context = self._make_context()
-        bind(context, inputs, outputs)
+        Bindings(context).bind(inputs, outputs)
         execute(context, self._stream)
         self._stream.synchronize()
         try:
@@ -111,7 +153,7 @@ class DecodeGraphs:
             # What torch raises, and what `execute` does. The step itself is done.
             self._retry_at = self._steps + self._pause
             log.warning(
-                "a decode step was not captured as a CUDA graph, and none is for %d steps: %s",
+                "a step was not captured as a CUDA graph, and none is for %d steps: %s",
                 self._pause,
                 error,
             )

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from legokv.built.plan_facts import PlanFacts
-from legokv.built.plan_limits import DECODE, PREFILL, profile_number
+from legokv.built.plan_limits import DECODE, LINK, PREFILL, filled_up, profile_number
 from legokv.errors import LegokvError
 from legokv.model.dtypes import Int32
 from legokv.runners.page_store import PageStore
 from legokv.runners.plan.buffers import ArrivingPages, StepBuffers, largest, view_of
-from legokv.runners.plan.session import PlanSession
+from legokv.runners.plan.contexts import PlanSession
 from legokv.step.batch import StepBatch
 from legokv.step.graph import GraphShape, batch_sizes, step_arrays
 
@@ -53,12 +53,13 @@ class TensorRTRunner:
         num_sequences = len(batch.logit_rows)
         sizes = batch_sizes(batch, self._arriving.num_pages, self.num_pages)
         number = profile_number(self._plan.profiles, sizes)
-        if number == DECODE:
-            # Few different shapes, so that a decode step finds the CUDA graph of an earlier one.
+        if number in (DECODE, LINK):
+            # Few different shapes, so that a step finds the CUDA graph of an earlier one.
             ranges = self._plan.profiles[number].ranges
             sizes["P"] = min(1 << (sizes["P"] - 1).bit_length(), ranges["P"].most)
-            sizes["B"] = sizes["T"] = min(decode_sequences(num_sequences), ranges["B"].most)
-            batch = with_idle_sequences(batch, sizes["B"])
+            sizes["B"] = min(padded_sequences(num_sequences), ranges["B"].most)
+            sizes["T"] = sizes["B"] if number == DECODE else filled_up(sizes["T"])
+            batch = with_idle_sequences(batch, sizes["T"], sizes["B"])
         inputs = {
             **self._buffers.load(step_arrays(batch), sizes),
             **self._pools,
@@ -89,31 +90,35 @@ class TensorRTRunner:
         return self._store.export_pages(pages, num_tokens)
 
 
-def decode_sequences(num_sequences: int) -> int:
-    """The next of 1, 2, 4, 8, 16, 24, 32, 48, 64, 80, …: what a decode step is filled up to."""
+def padded_sequences(num_sequences: int) -> int:
+    """The next of 1, 2, 4, 8, 16, 24, 32, 48, 64, 80, …: what a step is filled up to."""
     if num_sequences <= 8:
         return 1 << (num_sequences - 1).bit_length()
     step = 8 if num_sequences <= 32 else 16
     return -(-num_sequences // step) * step
 
 
-def with_idle_sequences(batch: StepBatch, num_sequences: int) -> StepBatch:
-    """A decode batch filled up with sequences of one token each that sees and writes nothing."""
-    num_idle = num_sequences - len(batch.logit_rows)
+def with_idle_sequences(batch: StepBatch, num_tokens: int, num_sequences: int) -> StepBatch:
+    """A batch filled up with tokens and sequences that see and write nothing.
 
-    def filled(array: Int32, value: int = 0) -> Int32:
+    Each idle sequence has one of the tokens as far as they go; others lie behind the last.
+    """
+    used, idle_tokens = len(batch.input_ids), num_tokens - len(batch.input_ids)
+    idle_sequences = num_sequences - len(batch.logit_rows)
+
+    def filled(array: Int32, num_idle: int, value: int = 0) -> Int32:
         widths = [(0, num_idle), *[(0, 0)] * (array.ndim - 1)]
         return np.pad(array, widths, constant_values=value)
 
-    rows = np.arange(num_sequences + 1, dtype=np.int32)
+    ends = used + np.arange(1, idle_sequences + 1, dtype=np.int32)
     return StepBatch(
-        input_ids=filled(batch.input_ids),
-        positions=filled(batch.positions),
-        key_positions=filled(batch.key_positions),
-        slots=filled(batch.slots, -1),
-        query_start=rows,
-        pages=filled(batch.pages),
-        logit_rows=rows[:-1],
+        input_ids=filled(batch.input_ids, idle_tokens),
+        positions=filled(batch.positions, idle_tokens),
+        key_positions=filled(batch.key_positions, idle_tokens),
+        slots=filled(batch.slots, idle_tokens, -1),
+        query_start=np.concatenate([batch.query_start, np.minimum(ends, num_tokens)]),
+        pages=filled(batch.pages, idle_sequences),
+        logit_rows=filled(batch.logit_rows, idle_sequences),
     )
 
 

@@ -9,11 +9,17 @@ from typing import Any
 import torch
 
 from legokv.built.plan_facts import PlanFacts
-from legokv.built.plan_limits import DECODE, PREFILL
+from legokv.built.plan_limits import PREFILL
 from legokv.errors import EngineMismatch, StepFailed
 from legokv.plan.backends import PLAN_BACKENDS
-from legokv.runners.plan.contexts import ContextSteps, DecodeGraphs, context_of
-from legokv.runners.plan.session import PlanSession, Tensors, addresses
+from legokv.runners.plan.contexts import (
+    ContextSteps,
+    PlanSession,
+    StepGraphs,
+    Tensors,
+    addresses,
+    context_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +33,8 @@ def open_plan(folder: Path, plan: PlanFacts) -> PlanSession:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     if plan.flavour == "tensorrt-llm":
         runtime = _imported("tensorrt_llm.runtime")
-        return LLMSession(runtime, trt, content, stream)
-    return TensorRTSession(trt, content, stream)
+        return LLMSession(runtime, trt, content, stream, len(plan.profiles))
+    return TensorRTSession(trt, content, stream, len(plan.profiles))
 
 
 def _imported(module: str) -> Any:
@@ -58,12 +64,12 @@ def plan_log(trt: Any) -> Any:
 
 
 class TensorRTSession:
-    """Prefill and link steps in one context; decode steps as CUDA graphs.
+    """Prefill steps in one context; those of the other profiles as CUDA graphs.
 
     TensorRT-RTX captures them itself when its context is asked to; TensorRT leaves it to us.
     """
 
-    def __init__(self, trt: Any, content: bytes, stream: Any) -> None:
+    def __init__(self, trt: Any, content: bytes, stream: Any, num_profiles: int) -> None:
         self._stream = stream
         # Kept: an engine must not outlive its runtime, nor a runtime its logger.
         self._logger = plan_log(trt)
@@ -74,40 +80,47 @@ class TensorRTSession:
             raise EngineMismatch(f"TensorRT could not open the plan: {reasons}")
         static = trt.ExecutionContextAllocationStrategy.STATIC
         self._prefill = ContextSteps(context_of(self._engine, static, PREFILL, stream), stream)
-        self._decode = self._decode_steps(trt)
+        self._graphs = {
+            number: self._graph_steps(trt, number) for number in range(PREFILL + 1, num_profiles)
+        }
 
-    def _decode_steps(self, trt: Any) -> ContextSteps | DecodeGraphs:
+    def _graph_steps(self, trt: Any, profile: int) -> ContextSteps | StepGraphs:
         if not hasattr(trt, "CudaGraphStrategy"):
-            return decode_graphs(trt, self._engine, self._stream)
+            return step_graphs(trt, self._engine, profile, self._stream)
         config = self._engine.create_runtime_config()
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        return ContextSteps(context_of(self._engine, config, DECODE, self._stream), self._stream)
+        return ContextSteps(context_of(self._engine, config, profile, self._stream), self._stream)
 
     def run(self, profile: int, inputs: Tensors, outputs: Tensors) -> None:
-        steps = self._decode if profile == DECODE else self._prefill
+        steps = self._graphs.get(profile, self._prefill)
         self._stream.wait_stream(torch.cuda.current_stream())
         steps.run(inputs, outputs)
         self._stream.synchronize()
 
 
-def decode_graphs(trt: Any, engine: Any, stream: Any) -> DecodeGraphs:
-    """The decode steps of an opened engine, each context with memory for that profile only."""
+def step_graphs(trt: Any, engine: Any, profile: int, stream: Any) -> StepGraphs:
+    """The steps of one profile, each context with memory for that profile only."""
     strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-    return DecodeGraphs(lambda: context_of(engine, strategy, DECODE, stream), stream)
+    return StepGraphs(lambda: context_of(engine, strategy, profile, stream), stream)
 
 
 class LLMSession:
     """`runtime` is `tensorrt_llm.runtime`, `trt` the `tensorrt` that it is built on."""
 
-    def __init__(self, runtime: Any, trt: Any, content: bytes, stream: Any) -> None:
+    def __init__(
+        self, runtime: Any, trt: Any, content: bytes, stream: Any, num_profiles: int
+    ) -> None:
         self._session = runtime.Session.from_serialized_engine(content)
         self._stream = stream
-        self._decode = decode_graphs(trt, self._session.engine, stream)
+        self._graphs = {
+            number: step_graphs(trt, self._session.engine, number, stream)
+            for number in range(PREFILL + 1, num_profiles)
+        }
 
     def run(self, profile: int, inputs: Tensors, outputs: Tensors) -> None:
         self._stream.wait_stream(torch.cuda.current_stream())
-        if profile == DECODE:
-            self._decode.run(inputs, outputs)
+        if profile in self._graphs:
+            self._graphs[profile].run(inputs, outputs)
         else:
             self._run_session(inputs, outputs)
         self._stream.synchronize()
