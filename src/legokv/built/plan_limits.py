@@ -85,9 +85,7 @@ def settled_limits(model: ModelConfig, graph: GraphShape, limits: PlanLimits) ->
     return replace(limits, max_sequences=min(limits.max_sequences, limits.max_step_tokens))
 
 
-def plan_profiles(
-    model: ModelConfig, graph: GraphShape, limits: PlanLimits
-) -> tuple[Profile, ...]:
+def plan_profiles(model: ModelConfig, graph: GraphShape, limits: PlanLimits) -> tuple[Profile, ...]:
     """The profile of prefill steps, which holds any step, then that of decode steps, then, where a
     step may have as many tokens, that of short links: as PREFILL, DECODE and LINK number them.
 

@@ -14,7 +14,7 @@ from legokv.runners.attention_forms import CPU, AttentionForm, rotations_of
 from legokv.runners.drift import drifting
 from legokv.runners.key_mass import KeyMass
 from legokv.runners.packed_weights import dtype_of, pack_decoder, parted_weights
-from legokv.runners.page_store import PageStore
+from legokv.runners.page_store import PageStore, import_stream
 from legokv.step.batch import StepBatch
 from legokv.step.graph import graph_shape
 
@@ -49,7 +49,14 @@ class EagerRunner:
             pack_decoder(self.decoder, library, in_bytes)
         dtypes = Dtypes.same(str(dtype_of(self.decoder)).removeprefix("torch."))
         graph = graph_shape(config, dtypes, page_size)
-        self._store = PageStore(graph, num_pages, device, attention.import_kv, attention.copy_pages)
+        self._store = PageStore(
+            graph,
+            num_pages,
+            device,
+            attention.import_kv,
+            attention.copy_pages,
+            import_stream(device),
+        )
         self._rotations = rotations_of(config, device)
 
     @property
@@ -62,7 +69,7 @@ class EagerRunner:
         config = self.decoder.config
         layers = scoring_layers(config.num_layers)
         mass = KeyMass(batch, num_rows, layers, self.page_size, self.device)
-        with self.attention.step(batch, self.pools, mass) as attend:
+        with self._store.step(batch), self.attention.step(batch, self.pools, mass) as attend:
             self.decoder.attend_first(
                 layers.stop, self._on_device(batch.input_ids), self.pools, attend
             )
@@ -72,7 +79,7 @@ class EagerRunner:
     def run(self, batch: StepBatch) -> Tensor:
         ids, rows = self._on_device(batch.input_ids), self._on_device(batch.logit_rows)
         pools = self._store.pools
-        with self.attention.step(batch, pools) as attend:
+        with self._store.step(batch), self.attention.step(batch, pools) as attend:
             drift = self.attention.drift
             moved = drifting(attend, drift, batch, self._rotations, self.page_size, self.device)
             logits: Tensor = self.decoder(ids, rows, pools, moved)[0]

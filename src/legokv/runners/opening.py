@@ -33,7 +33,7 @@ from legokv.runners.attention_forms import (
 )
 from legokv.runners.device_guard import DeviceGuard
 from legokv.runners.eager import EagerRunner
-from legokv.runners.page_store import Import, PageStore
+from legokv.runners.page_store import Import, PageStore, import_stream
 from legokv.runners.plan.runner import TensorRTRunner
 from legokv.runners.plan.sessions import open_plan
 from legokv.runners.protocol import Runner
@@ -149,7 +149,9 @@ def _plan_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> 
     device = _gpu(settings)
     with torch.cuda.device(device):
         session = open_plan(folder, plan)
-        store = PageStore(graph, num_pages, device, _plan_import(folder, plan))
+        # By nodes, pages arrive with a step: there is nothing to be beside.
+        beside = import_stream(device) if plan.import_by == "stream" else None
+        store = PageStore(graph, num_pages, device, _plan_import(folder, plan), beside=beside)
         return DeviceGuard(TensorRTRunner(session, plan, graph, store))
 
 

@@ -1,12 +1,17 @@
 """The pools of all layers as torch tensors on one device, and what moves whole pages in them."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from legokv.model.dtypes import Int32
 from legokv.ops.kv_import import copy_pages, import_stored
+from legokv.step.batch import StepBatch
 from legokv.step.graph import GraphShape
 
 log = logging.getLogger(__name__)
@@ -19,8 +24,70 @@ Copy = Callable[[Tensor, Tensor, Tensor], None]
 """Copies pages int32 [M] to others in pools [L, N, 2, S, G, D], no target being a source."""
 
 
+PagesOf = Callable[[], Int32]
+"""The pages that some work reads or writes; called only where it matters which they are."""
+
+
+class ImportStream:
+    """Imports on `stream`, beside the work on the device's own stream that has other pages.
+
+    An import waits for the work put there before it that may touch one of its pages, and work waits
+    for the imports before it that filled one of its own. Neither waits for anything else. Nothing
+    but imports is put on `stream`.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        # With the event of its end: imports that no work has waited for; work still under way.
+        self._imports: list[tuple[Any, PagesOf]] = []
+        self._works: list[tuple[Any, PagesOf]] = []
+
+    @contextmanager
+    def importing(self, pages: Sequence[int]) -> Iterator[None]:
+        """What is put on torch's current stream within fills `pages`."""
+        mine = np.array(pages, np.int32)
+        # The last one is behind all others on its stream.
+        for end, of in reversed(self._works):
+            if np.isin(of(), mine).any():
+                self._stream.wait_event(end)
+                break
+        with torch.cuda.stream(self._stream):
+            yield
+        self._imports.append((self._stream.record_event(), lambda: mine))
+
+    @contextmanager
+    def working(self, pages: PagesOf) -> Iterator[None]:
+        """What is put on torch's current stream within touches `pages`."""
+        own = torch.cuda.current_stream()
+        self._works, self._imports = (_under_way(each) for each in (self._works, self._imports))
+        for number in reversed(range(len(self._imports))):
+            end, of = self._imports[number]
+            if np.isin(pages(), of()).any():
+                own.wait_event(end)
+                del self._imports[: number + 1]
+                break
+        try:
+            yield
+        finally:
+            self._works.append((own.record_event(), pages))
+
+
+def _under_way(works: list[tuple[Any, PagesOf]]) -> list[tuple[Any, PagesOf]]:
+    return [(end, of) for end, of in works if not end.query()]
+
+
+def import_stream(device: torch.device) -> ImportStream | None:
+    """One of a GPU; None for a CPU, which has no streams."""
+    if device.type != "cuda":
+        return None
+    return ImportStream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+
 class PageStore:
-    """One pool [N, 2, S, G, D] for each layer, zeros at first, at one address for ever."""
+    """One pool [N, 2, S, G, D] for each layer, zeros at first, at one address for ever.
+
+    With `beside` imports go on that stream, and whoever computes does it within `step`.
+    """
 
     def __init__(
         self,
@@ -29,11 +96,12 @@ class PageStore:
         device: torch.device,
         import_kv: Import = import_stored,
         copy: Copy = copy_pages,
+        beside: ImportStream | None = None,
     ) -> None:
         self.dtype: torch.dtype = getattr(torch, graph.dtypes.kv)
         self.num_pages, self.page_size = num_pages, graph.page_size
         self.device = device
-        self._import, self._copy = import_kv, copy
+        self._import, self._copy, self._beside = import_kv, copy, beside
         self._pins = device.type == "cuda"
         # One tensor, so that one launch imports into all of them.
         self._all = torch.zeros(
@@ -41,28 +109,44 @@ class PageStore:
         )
         self.pools = list(self._all.unbind())
 
+    def step(self, batch: StepBatch) -> AbstractContextManager[None]:
+        """Around what puts a step that computes `batch` on the device's own stream."""
+
+        def pages() -> Int32:
+            rows = batch.pages[batch.pages[:, :, 3] > 0][:, 0]
+            moved = (drift.pages.ravel() for drift in batch.drifts)
+            return np.concatenate([rows, batch.slots // self.page_size, *moved])
+
+        return self._working(pages)
+
     @torch.inference_mode()
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """As the runner's."""
         if sources:
-            self._copy(self._all, self._numbers(sources), self._numbers(targets))
+            with self._working(lambda: np.array([*sources, *targets], np.int32)):
+                self._copy(self._all, self._numbers(sources), self._numbers(targets))
 
     @torch.inference_mode()
     def import_pages(self, pages: Sequence[int], kv: Tensor) -> None:
         """As the runner's."""
-        numbers = self._numbers(pages)
-        kv = kv.to(self.device, non_blocking=True).contiguous()
-        self._import(self._all, kv, numbers)
+        with self._beside.importing(pages) if self._beside else nullcontext():
+            numbers = torch.tensor(pages, dtype=torch.int32, device=self.device)
+            kv = kv.to(self.device, non_blocking=True).contiguous()
+            self._import(self._all, kv, numbers)
 
     @torch.inference_mode()
     def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
         """As the runner's."""
         numbers = self._numbers(pages)
-        layers = [
-            pool.index_select(0, numbers).transpose(0, 1).flatten(1, 2) for pool in self.pools
-        ]
-        kv = torch.stack(layers)[:, :, :num_tokens].contiguous()
-        return self._on_host(kv)
+        with self._working(lambda: np.array(pages, np.int32)):
+            layers = [
+                pool.index_select(0, numbers).transpose(0, 1).flatten(1, 2) for pool in self.pools
+            ]
+            kv = torch.stack(layers)[:, :, :num_tokens].contiguous()
+            return self._on_host(kv)
+
+    def _working(self, pages: PagesOf) -> AbstractContextManager[None]:
+        return self._beside.working(pages) if self._beside else nullcontext()
 
     def _on_host(self, kv: Tensor) -> Tensor:
         """Pinned, so that where it is kept it can come back at the bus's speed, if that can be."""

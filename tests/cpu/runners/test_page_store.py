@@ -1,15 +1,20 @@
-"""What leaves the pools: the same numbers, whether or not memory for them can be pinned."""
+"""What leaves the pools and what comes into them, and in which order on a GPU's two streams."""
 
+import inspect
 import logging
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from legokv.built.folder import read_engine_folder
-from legokv.runners.page_store import PageStore
+from legokv.runners.page_store import ImportStream, PageStore
+from legokv.step.batch import Piece, step_batch
 from legokv.step.graph import graph_shape
 
 EMPTY = torch.empty
@@ -42,3 +47,167 @@ def test_where_no_memory_can_be_pinned_chunks_leave_all_the_same_and_the_log_say
     (line,) = caplog.messages
     assert line.startswith(f"no {found[0].nbytes} bytes of memory can be pinned here (CUDA error:")
     assert "DSA" not in line
+
+
+class Event:
+    """`torch.cuda.Event`: what had been put on a stream when it was recorded."""
+
+    def __init__(self, device: "Device", behind: set[int]) -> None:
+        self._device, self.behind = device, behind
+
+    def query(self) -> bool:
+        return self.behind <= self._device.done
+
+
+class Stream:
+    """`torch.cuda.Stream`; `behind` is all work that what comes next on it is behind."""
+
+    def __init__(self, device: "Device") -> None:
+        self._device = device
+        self.behind: set[int] = set()
+
+    def record_event(self, event: None = None) -> Event:
+        return Event(self._device, set(self.behind))
+
+    def wait_event(self, event: Event) -> None:
+        self.behind |= event.behind
+
+
+class Device:
+    """Two streams, and what each piece of work on them touches and is behind."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.own, self.imports = Stream(self), Stream(self)
+        self.current = self.own
+        self.works: list[tuple[frozenset[int], set[int]]] = []
+        self.done: set[int] = set()
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: self.current)
+        monkeypatch.setattr(torch.cuda, "stream", self._on)
+
+    @contextmanager
+    def _on(self, stream: Stream):  # type: ignore[no-untyped-def]
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+    def put(self, pages: Sequence[int]) -> int:
+        """Work on the current stream; its number."""
+        self.works.append((frozenset(pages), set(self.current.behind)))
+        self.current.behind.add(len(self.works) - 1)
+        return len(self.works) - 1
+
+    def is_behind(self, later: int, earlier: int) -> bool:
+        return earlier in self.works[later][1] or earlier in self.done
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    return Device(monkeypatch)
+
+
+def imported(device: Device, stream: ImportStream, pages: Sequence[int]) -> int:
+    with stream.importing(pages):
+        assert device.current is device.imports
+        return device.put(pages)
+
+
+def worked(device: Device, stream: ImportStream, pages: Sequence[int]) -> int:
+    with stream.working(lambda: np.array(pages, np.int32)):
+        assert device.current is device.own
+        return device.put(pages)
+
+
+def test_the_streams_and_events_of_the_stand_in_are_called_as_torch_s() -> None:
+    for standin, real in ((Event, torch.cuda.Event), (Stream, torch.cuda.Stream)):
+        for name in ("query", "record_event", "wait_event"):
+            if name in vars(standin):
+                ours, theirs = (inspect.signature(getattr(c, name)) for c in (standin, real))
+                assert list(ours.parameters) == list(theirs.parameters), name
+
+
+def test_an_import_is_beside_a_step_of_other_pages_and_behind_one_of_its_own(
+    device: Device,
+) -> None:
+    stream = ImportStream(device.imports)
+    step = worked(device, stream, [1, 2, 3])
+    others, own = imported(device, stream, [4, 5]), imported(device, stream, [3])
+    assert not device.is_behind(others, step)
+    assert device.is_behind(own, step)
+
+
+def test_a_step_waits_for_the_imports_that_it_reads_and_for_no_later_one(device: Device) -> None:
+    stream = ImportStream(device.imports)
+    first, second, third = (imported(device, stream, [page]) for page in (1, 2, 3))
+    without = worked(device, stream, [7])
+    reader = worked(device, stream, [2, 7])
+    assert [device.is_behind(without, each) for each in (first, second, third)] == [False] * 3
+    assert [device.is_behind(reader, each) for each in (first, second, third)] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_whatever_touches_one_page_is_in_order_and_what_is_done_is_forgotten(
+    device: Device,
+) -> None:
+    chance = random.Random(18)
+    stream = ImportStream(device.imports)
+    beside = 0
+    for number in range(600):
+        pages = chance.sample(range(24), chance.randint(1, 4))
+        does = imported if chance.random() < 0.5 else worked
+        later = does(device, stream, pages)
+        assert later == number
+        for earlier in range(max(0, later - 40), later):
+            if device.works[earlier][0] & set(pages):
+                assert device.is_behind(later, earlier), (earlier, later, pages)
+            beside += not device.is_behind(later, earlier)
+        if chance.random() < 0.1:
+            device.done |= set(range(later - 3))
+    assert beside > 500, "nothing was beside anything"
+    device.done |= set(range(600))
+    worked(device, stream, [0])
+    assert (len(stream._imports), len(stream._works)) == (0, 1)
+
+
+def test_a_store_brings_pages_in_beside_the_steps_and_copies_and_gives_them_behind_imports(
+    device: Device, tiny_engine_folder: Callable[[str], Path]
+) -> None:
+    facts = read_engine_folder(tiny_engine_folder("llama"))
+    graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
+
+    def import_kv(pools: Tensor, kv: Tensor, pages: Tensor) -> None:
+        device.put(pages.tolist())
+
+    cpu = torch.device("cpu")
+    store = PageStore(graph, 8, cpu, import_kv, beside=ImportStream(device.imports))
+    size = facts.page_size
+    kv = torch.zeros(graph.num_layers, 2, size, graph.num_kv_heads, graph.head_size)
+
+    def piece(*seen: int) -> Piece:
+        """A token that sees so many pages, and is written to another, page 2."""
+        at = np.array([len(seen) * size], np.int32)
+        rows = [(page, 0, n * size, size) for n, page in enumerate(seen)]
+        return Piece(at, at, at, 2 * size + at % size, np.array(rows, np.int32))
+
+    def after_a_step(*pages: int) -> list[bool]:
+        """Whether each of the imports is behind the step before them."""
+        with store.step(step_batch([piece(5, 6), piece(5)])):
+            step = device.put([5, 6, 2])
+        behind = []
+        for page in pages:
+            store.import_pages([page], kv)
+            behind.append(device.is_behind(len(device.works) - 1, step))
+        return behind
+
+    # The second sequence's table is filled up with rows of page 0, which have no slots.
+    assert after_a_step(0, 2) == [False, True]
+    assert after_a_step(7, 6) == [False, True]
+    imports = [len(device.works) + 1, len(device.works) + 2]
+    assert after_a_step(6, 2) == [True, True]
+    store.copy_pages([6], [7])
+    copied = device.put([7])
+    assert [device.is_behind(copied, each) for each in imports] == [True, False]
+    store.export_pages([2], size)
+    assert device.is_behind(device.put([2]), imports[1])

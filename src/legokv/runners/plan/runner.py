@@ -69,7 +69,8 @@ class TensorRTRunner:
             b.name: self._pools[b.alias_of] if b.alias_of else view_of(self._logits, b.sized(sizes))
             for b in self._graph.outputs
         }
-        self._session.run(number, inputs, outputs)
+        with self._store.step(batch):
+            self._session.run(number, inputs, outputs)
         self._arriving.taken()
         # The next run writes to the same place.
         return outputs["logits"][:num_sequences].clone()
