@@ -10,6 +10,7 @@ from pathlib import Path
 
 from legokv.build.engine import BuildSettings, build_engine_folder
 from legokv.built.folder import read_engine_folder
+from legokv.built.plan_facts import PLAN_FLAGS
 from legokv.built.plan_limits import PlanLimits
 from legokv.checkpoint.source import PRESETS, checkpoint_folder
 from legokv.errors import InvalidRequest
@@ -23,6 +24,12 @@ LIMITS = {
     "max_step_tokens": "tokens one step computes at most",
     "max_sequences": "sequences in one step at most",
     "max_import_pages": "stored pages arriving in a step at most",
+}
+
+# As TensorRT's builder flags are called.
+FLAGS = {
+    "weight_streaming": "let the runtime keep a part of the weights on the host",
+    "refit": "let weights be exchanged in the built plan",
 }
 
 
@@ -90,17 +97,24 @@ def say(line: str) -> None:
 def _add_plan_arguments(group: "argparse._ArgumentGroup") -> None:
     usual = PlanLimits()
     for name, text in LIMITS.items():
-        option = f"--{name.replace('_', '-')}"
-        group.add_argument(option, type=int, metavar="N", help=f"{text}; {getattr(usual, name)}")
+        group.add_argument(
+            _option(name), type=int, metavar="N", help=f"{text}; {getattr(usual, name)}"
+        )
     group.add_argument(
         "--import",
         dest="imports",
         choices=IMPORTS,
         help="what puts stored pages into the pools: a launch before the step, or a node; stream",
     )
+    for flag, text in FLAGS.items():
+        group.add_argument(_option(flag), action="store_true", default=None, help=text)
     group.add_argument(
         "--plugin-library", type=Path, help="default: compiled from plugins/ as needed"
     )
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _refuse_bytes(option: str, path: Path | None) -> None:
@@ -109,7 +123,7 @@ def _refuse_bytes(option: str, path: Path | None) -> None:
         str(path and path.absolute()).encode()
     except UnicodeEncodeError:
         raise InvalidRequest(
-            f"--{option.replace('_', '-')} {str(path)!a} can't be read as "
+            f"{_option(option)} {str(path)!a} can't be read as "
             f"{sys.getfilesystemencoding()}: set PYTHONUTF8=1, or choose a path in UTF-8"
         ) from None
 
@@ -128,6 +142,7 @@ def _settings(arguments: argparse.Namespace, backend: str) -> BuildSettings:
         any_plan=arguments.backend == "auto",
         imports=arguments.imports or "stream",
         weights=arguments.weights,
+        flags=tuple(flag for flag in PLAN_FLAGS if getattr(arguments, flag)),
     )
 
 
@@ -154,10 +169,10 @@ def _plugin_library(arguments: argparse.Namespace, backend: str) -> Callable[[],
 
 
 def _refuse_plan_options(arguments: argparse.Namespace, backend: str) -> None:
-    for name in (*LIMITS, "plugin_library", "imports"):
+    for name in (*LIMITS, "plugin_library", "imports", *FLAGS):
         if getattr(arguments, name) is not None:
-            option = "import" if name == "imports" else name.replace("_", "-")
+            option = "--import" if name == "imports" else _option(name)
             raise InvalidRequest(
-                f"--{option} is of a plan, and backend {backend} builds none: "
+                f"{option} is of a plan, and backend {backend} builds none: "
                 "leave it out, or choose a --backend that does, as tensorrt-rtx"
             )

@@ -18,8 +18,8 @@ from legokv.export import export_onnx
 from legokv.model.decoder import decoder_from_weights
 from legokv.model.dtypes import Dtypes
 from legokv.runners.page_store import PageStore
-from legokv.runners.plan.runner import TensorRTRunner
 from legokv.runners.plan.contexts import PlanSession, addresses
+from legokv.runners.plan.runner import TensorRTRunner
 from legokv.step.graph import GraphShape, ImportBy, graph_shape
 
 LIMITS = PlanLimits(max_step_tokens=64, max_sequences=8, max_import_pages=4)

@@ -44,6 +44,7 @@ class Device:
 
     def __init__(self, *, opens: bool = True, refuses: str = "") -> None:
         self.opens, self.refuses = opens, refuses
+        self.streamable_bytes = 0
         self.calls: list[str] = []
         self.contexts: list[ExecutionContext] = []
         self.capturing = False
@@ -91,6 +92,15 @@ class ExecutionContext:
 class CudaEngine:
     def __init__(self, device: Device) -> None:
         self._device = device
+        self.streamable_weights_size = device.streamable_bytes
+
+    def get_weight_streaming_automatic_budget(self) -> int:
+        return self.streamable_weights_size // 2
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "weight_streaming_budget_v2":
+            self._device.note(f"{value} bytes of weights stay")
+        super().__setattr__(name, value)
 
     def create_execution_context(
         self, strategy: object = ExecutionContextAllocationStrategy.STATIC

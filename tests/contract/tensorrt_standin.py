@@ -18,6 +18,37 @@ class Logger:
         assert severity == self.WARNING
 
 
+class ILogger:
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+    def __init__(self) -> None:
+        self.is_made = True
+
+    def log(self, severity: int, msg: str) -> None:
+        raise NotImplementedError
+
+
+class BuilderFlag(IntEnum):
+    REFIT = 2
+    WEIGHT_STREAMING = 22
+
+
+class ProfilingVerbosity(IntEnum):
+    DETAILED = 1
+
+
+class LayerInformationFormat(IntEnum):
+    JSON = 1
+
+
+class TimingCache:
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def serialize(self) -> bytes:
+        return self.content + b"timed"
+
+
 class NetworkDefinitionCreationFlag(IntEnum):
     STRONGLY_TYPED = 1
 
@@ -58,6 +89,10 @@ class TensorRT:
     PluginCapabilityType = PluginCapabilityType
     IPluginV3Layer = IPluginV3Layer
     IProgressMonitor = IProgressMonitor
+    ILogger = ILogger
+    BuilderFlag = BuilderFlag
+    ProfilingVerbosity = ProfilingVerbosity
+    LayerInformationFormat = LayerInformationFormat
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -66,6 +101,10 @@ class TensorRT:
         self.serialized: bytes | None = b"plan"
         self.refused_profile = False
         self.config: Any = None
+        self.logger: Any = None
+        self.listed: str | None = None  # what the builder logs of its layers
+        self.inspected = '{"Layers": []}'
+        self.opens = True
 
     def note(self, call: str) -> None:
         self.calls.append(call)
@@ -73,15 +112,46 @@ class TensorRT:
     def get_plugin_registry(self) -> Any:
         return Registry(self)
 
-    def Builder(self, logger: Logger) -> Any:
-        assert isinstance(logger, Logger)
+    def Builder(self, logger: Logger | ILogger) -> Any:
+        assert isinstance(logger, Logger | ILogger)
         self.note("Builder")
+        self.logger = logger
         return Builder(self)
 
-    def OnnxParser(self, network: Any, logger: Logger) -> Any:
+    def OnnxParser(self, network: Any, logger: Logger | ILogger) -> Any:
         assert isinstance(network, Network)
-        assert isinstance(logger, Logger)
+        assert isinstance(logger, Logger | ILogger)
         return Parser(self, network)
+
+    def Runtime(self, logger: ILogger) -> Any:
+        assert logger is self.logger
+        return Runtime(self)
+
+
+class Runtime:
+    def __init__(self, trt: TensorRT) -> None:
+        self._trt = trt
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
+        assert serialized_engine == self._trt.serialized
+        return CudaEngine(self._trt) if self._trt.opens else None
+
+
+class CudaEngine:
+    def __init__(self, trt: TensorRT) -> None:
+        self._trt = trt
+
+    def create_engine_inspector(self) -> Any:
+        return EngineInspector(self._trt)
+
+
+class EngineInspector:
+    def __init__(self, trt: TensorRT) -> None:
+        self._trt = trt
+
+    def get_engine_information(self, format: LayerInformationFormat) -> str:
+        assert format == LayerInformationFormat.JSON
+        return self._trt.inspected
 
 
 class Registry:
@@ -123,6 +193,25 @@ class Config:
     def __init__(self, trt: TensorRT) -> None:
         self._trt = trt
         self.monitor: IProgressMonitor | None = None
+        self.profiling_verbosity: ProfilingVerbosity | None = None
+        self.timing_cache: TimingCache | None = None
+
+    def set_flag(self, flag: BuilderFlag) -> None:
+        self._trt.note(f"set_flag {flag.name}")
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache | None:
+        damaged = serialized_timing_cache == b"damaged"
+        return None if damaged else TimingCache(serialized_timing_cache)
+
+    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
+        assert ignore_mismatch is False, "timings of another GPU say nothing of this one"
+        if cache.content.startswith(b"another GPU"):
+            return False
+        self.timing_cache = cache
+        return True
+
+    def get_timing_cache(self) -> TimingCache | None:
+        return self.timing_cache
 
     def set_preview_feature(self, feature: PreviewFeature, enable: bool) -> None:
         assert feature == PreviewFeature.ALIASED_PLUGIN_IO_10_03
@@ -183,6 +272,9 @@ class Builder:
 
     def build(self, config: Config) -> bytes | None:
         self._trt.note("build")
+        assert config.profiling_verbosity == ProfilingVerbosity.DETAILED
+        if self._trt.listed is not None:
+            self._trt.logger.log(ILogger.VERBOSE, self._trt.listed)
         monitor: Any = config.monitor
         monitor.phase_start("Building", None, 2)
         assert monitor.step_complete("Building", 0) is True

@@ -1,8 +1,10 @@
 """Real TensorRT-RTX plans, built without a GPU by the build script, read back in its own words."""
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,20 +13,23 @@ from plan_builds import PLAN, settings_of
 
 from legokv.build.engine import build_engine_folder, facts_from_checkpoint, with_plan
 from legokv.built.folder import read_engine_folder
+from legokv.built.plan_facts import WEIGHT_STREAMING
 from legokv.built.plan_limits import PlanLimits, plan_profiles
 from legokv.checkpoint import load_weights
+from legokv.errors import PlanBuildFailed
 from legokv.export import export_scoring_onnx
 from legokv.model.decoder import decoder_from_weights
 from legokv.model.dtypes import Dtypes
 from legokv.plan.process import build_plan
-from legokv.plan.request import PlanFiles, plan_request
-from legokv.step.graph import ScoringShape, graph_shape
+from legokv.plan.request import PlanFiles, PlanRequest, plan_request
+from legokv.step.graph import IMPORTS, ImportBy, ScoringShape, graph_shape
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
 SUMMARY = re.compile(
     r"tensorrt-rtx \S+: (\d+) layers, of them (?:(\d+) KvImport, )?(\d+) LegoLinkAttention; "
     r"(\d+) profiles; (\S+) MiB"
 )
+LAYERS = "tensorrt-rtx.layers.json"
 Record = Callable[[str, object], None]
 Built = Callable[..., tuple[Path, str]]
 
@@ -84,8 +89,62 @@ def test_engine_json_records_the_plan_and_what_it_depends_on(
     assert [profile.ranges["B"].most for profile in plan.profiles] == [5, 5, 5]
     assert {file.name: file.size_bytes for file in facts.produced} == {
         name: (output / name).stat().st_size
-        for name in ("model.onnx", "model.onnx.data", PLAN, plan.library_file)
+        for name in ("model.onnx", "model.onnx.data", PLAN, LAYERS, plan.library_file)
     }
+
+
+@pytest.mark.parametrize("imports", IMPORTS)
+def test_a_build_lists_the_layers_of_its_plan_in_which_no_pool_is_copied(
+    built: Built, imports: ImportBy, record_property: Record
+) -> None:
+    output, said = built("llama-wide", "bfloat16" if imports == "stream" else "float16", imports)
+    listed = json.loads((output / LAYERS).read_text(encoding="utf-8"))
+    words = [line.strip() for line in said.splitlines() if line.startswith("  profile ")]
+    assert words == listed["profiles"]
+    assert [line.split(":")[0] for line in words] == [
+        "profile prefill",
+        "profile decode",
+        "profile link",
+    ]
+    nodes = "3 LegoLinkAttention" if imports == "stream" else "3 KvImport, 3 LegoLinkAttention"
+    for line in words:
+        assert line.split(": ")[1].startswith(f"{nodes}; between two attentions 2 times "), line
+        assert " kernels of 1 fused region (" in line
+        assert line.endswith("; no copy of a pool")
+    plugins = [layer["plugin"] for layer in listed["layers"] if layer["kind"] == "PluginV3"]
+    assert plugins.count("LegoLinkAttention") == 3 * 3
+    products = [layer for layer in listed["layers"] if layer["kind"] == "gemm"]
+    assert products
+    assert all("Row major" in tensor["format"] for each in products for tensor in each["inputs"])
+    record_property("fact", f"llama-wide, imports by {imports}: {words[0]}")
+
+
+def small_request(folder: Path, plan: Path, library: Path, flags: tuple[str, ...]) -> PlanRequest:
+    facts = read_engine_folder(folder)
+    assert facts.plan is not None
+    graph = graph_shape(facts.model, facts.dtypes, facts.page_size, facts.plan.import_by)
+    files = PlanFiles(folder / "model.onnx", plan, library)
+    return plan_request("tensorrt-rtx", graph, facts.plan.profiles[:1], files, flags)
+
+
+def test_weights_that_are_to_be_streamed_build_without_a_gpu(
+    built: Built, plugin_library: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / PLAN
+    asked = small_request(built()[0], plan, plugin_library, (WEIGHT_STREAMING,))
+    assert build_plan(asked, print).plan_bytes == plan.stat().st_size
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a build without a GPU says")
+def test_a_plan_to_be_refitted_is_refused_without_a_gpu_in_tensorrt_rtx_s_words(
+    built: Built, plugin_library: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / PLAN
+    asked = small_request(built()[0], plan, plugin_library, ("refit",))
+    with pytest.raises(PlanBuildFailed, match="built no plan, with refit; it had said:") as refused:
+        build_plan(asked, print)
+    assert "CUDA_SUCCESS" in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_plan_of_other_limits_is_another_and_one_of_the_same_is_kept(
@@ -95,12 +154,13 @@ def test_a_plan_of_other_limits_is_another_and_one_of_the_same_is_kept(
     checkpoint = tiny_checkpoint("llama-wide")
     same, other = (settings_of("llama-wide", plugin_library, max_sequences=n) for n in (5, 6))
     by_node = settings_of("llama-wide", plugin_library, imports="plugin")
+    streamed = replace(same, flags=(WEIGHT_STREAMING,))
     assert not build_engine_folder(checkpoint, output, same)
     facts = facts_from_checkpoint(checkpoint, same)
-    asked = (same, other, by_node)
+    asked = (same, other, by_node, streamed)
     plans = [with_plan(facts, settings, plugin_library).plan for settings in asked]
     assert plans[0] == read_engine_folder(output).plan
-    assert plans[1] != plans[0] != plans[2]
+    assert all(plan != plans[0] for plan in plans[1:])
 
 
 def test_the_scoring_pass_becomes_a_plan_of_its_own(

@@ -80,6 +80,19 @@ def test_an_engine_folder_has_the_plan_its_backend_serialized(
     assert (engine / plan.plan_file).read_bytes() == b"plan"
 
 
+def test_a_next_build_of_the_folder_takes_what_the_last_one_timed(
+    standins: None, plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    settings = BuildSettings("small", backend="tensorrt", plugin_library=lambda: plugin_library)
+    for builds in (1, 2):
+        checkpoint, folder = tiny_checkpoint("llama-wide"), tmp_path / "engine"
+        assert build_engine_folder(checkpoint, folder, settings, force=True)
+        assert (folder / "tensorrt.timings").read_bytes() == b"timed" * builds
+    recorded = {file.name for file in read_engine_folder(folder).produced}
+    assert {"tensorrt.timings", "tensorrt.layers.json"} <= recorded
+    assert not build_engine_folder(checkpoint, folder, settings)
+
+
 def test_tensorrt_llms_folder_has_the_config_it_reads_beside_the_engine(
     built: dict[str, tuple[Path, list[str]]], tiny_checkpoint: Callable[[str], Path]
 ) -> None:
@@ -105,6 +118,6 @@ def test_tensorrt_llms_folder_has_the_config_it_reads_beside_the_engine(
     # What BuildConfig.from_dict has no default for.
     assert {"max_input_len", "max_seq_len", "max_batch_size", "max_beam_width", "max_num_tokens",
             "opt_num_tokens"} <= set(limits)  # fmt: skip
-    assert (limits["max_num_tokens"], limits["max_batch_size"]) == (2048, 64)
+    assert (limits["max_num_tokens"], limits["max_batch_size"]) == (8192, 64)
     assert limits["max_seq_len"] == hugging_face["max_position_embeddings"]
-    assert limits["force_num_profiles"] == 2
+    assert limits["force_num_profiles"] == 3

@@ -11,6 +11,8 @@ import pytest
 import tensorrt_runtime_standin as runtime
 import tensorrt_standin as build
 
+from legokv.built.plan_facts import PLAN_FLAGS
+
 trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
 PAIRS = {
     build.Builder: trt.Builder,
@@ -19,6 +21,11 @@ PAIRS = {
     build.Parser: trt.OnnxParser,
     build.Profile: trt.IOptimizationProfile,
     build.Registry: trt.IPluginRegistry,
+    build.ILogger: trt.ILogger,
+    build.TimingCache: trt.ITimingCache,
+    build.Runtime: trt.Runtime,
+    build.CudaEngine: trt.ICudaEngine,
+    build.EngineInspector: trt.EngineInspector,
     runtime.ILogger: trt.ILogger,
     runtime.CudaEngine: trt.ICudaEngine,
     runtime.ExecutionContext: trt.IExecutionContext,
@@ -49,3 +56,12 @@ def test_what_only_tensorrt_rtx_has_is_where_the_choice_looks_for_it() -> None:
     assert isinstance(trt.IRuntimeConfig.cuda_graph_strategy, property)
     for name in runtime.ExecutionContextAllocationStrategy.__members__:
         assert name in trt.ExecutionContextAllocationStrategy.__members__
+
+
+def test_every_flag_that_a_plan_can_be_built_with_is_a_builder_flag_of_tensorrt() -> None:
+    assert {flag.upper() for flag in PLAN_FLAGS} <= set(trt.BuilderFlag.__members__)
+    assert {flag.upper() for flag in PLAN_FLAGS} == set(build.BuilderFlag.__members__)
+    for name in ("streamable_weights_size", "weight_streaming_budget_v2"):
+        assert isinstance(getattr(trt.ICudaEngine, name), property)
+    assert trt.ProfilingVerbosity.DETAILED
+    assert trt.LayerInformationFormat.JSON

@@ -1,6 +1,8 @@
 """The calls a plan is built by, on a stand-in for the TensorRT that can't be installed here."""
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -68,6 +70,96 @@ def test_tensorrt_llm_builds_the_same_network_by_its_own_build_engine(
     assert str(summary).startswith("tensorrt-llm 10.14.1.48: 3 layers, of them 1 KvImport")
 
 
+def test_flags_are_handed_to_the_builder_before_it_builds(trt: TensorRT, tmp_path: Path) -> None:
+    asked = replace(request(tmp_path), flags=("weight_streaming", "refit"))
+    plan_from_onnx(open_builder("tensorrt"), asked, ignore)
+    at = trt.calls.index("set_flag WEIGHT_STREAMING")
+    assert trt.calls[at + 1] == "set_flag REFIT"
+    assert at < trt.calls.index("build")
+    trt.serialized = None
+    with pytest.raises(PlanBuildFailed, match=r"built no plan, with weight_streaming, with refit$"):
+        plan_from_onnx(open_builder("tensorrt"), asked, ignore)
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        (None, b""),
+        (b"other build's, ", b"other build's, "),
+        (b"another GPU", b""),
+        (b"damaged", b""),
+    ],
+)
+def test_what_an_earlier_build_timed_on_this_gpu_is_not_timed_again(
+    trt: TensorRT, tmp_path: Path, before: bytes | None, kept: bytes
+) -> None:
+    timings = tmp_path / "older.timings"
+    if before is not None:
+        timings.write_bytes(before)
+    asked = replace(
+        request(tmp_path), timing_file=str(tmp_path / "a.timings"), timing_before=str(timings)
+    )
+    plan_from_onnx(open_builder("tensorrt"), asked, ignore)
+    assert (tmp_path / "a.timings").read_bytes() == kept + b"timed"
+
+
+LISTED = """Layers:
+Name: node_attention, LayerType: PluginV3, Inputs: [ { Name: q, Location: Device, Dimensions: \
+[-1,4,64], Datatype: BFloat16, Format: Row major }], Outputs: [ { Name: out, Location: Device, \
+Dimensions: [-1,4,64], Datatype: BFloat16, Format: Row major }], PluginType: LegoLinkAttention, \
+TacticValue: 0x0, StreamId: 0, Metadata: """.replace("\\\n", "")
+INSPECTED = {
+    "Layers": [
+        {
+            "Name": "node_attention",
+            "LayerType": "PluginV3",
+            "PluginType": "LegoLinkAttention",
+            "Inputs": [{"Name": "q", "Dimensions": [-1, 4, 64], "Format/Datatype": "Row major"}],
+            "Outputs": [],
+        },
+        "only a name",
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("listed", "opens", "source", "names"),
+    [
+        (LISTED, True, "the builder's log", ["node_attention"]),
+        (None, True, "the engine's inspector", ["node_attention", "only a name"]),
+        (None, False, "the engine's inspector", []),
+    ],
+)
+def test_a_plans_layers_are_those_of_the_log_or_of_the_inspector_where_it_opens(
+    trt: TensorRT, tmp_path: Path, listed: str | None, opens: bool, source: str, names: list[str]
+) -> None:
+    trt.listed, trt.opens, trt.inspected = listed, opens, json.dumps(INSPECTED)
+    file = tmp_path / "a.layers.json"
+    asked = replace(request(tmp_path), layers_file=str(file), profile_names=("prefill", "decode"))
+    summary = plan_from_onnx(open_builder("tensorrt"), asked, ignore)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert (content["source"], [layer["name"] for layer in content["layers"]]) == (source, names)
+    assert content["profiles"] == list(summary.layers)
+    assert [line.partition(";")[0] for line in summary.layers] == (
+        ["profile prefill: 1 LegoLinkAttention", "profile decode: "] if names else []
+    )
+
+
+def test_tensorrt_llm_lists_no_layers(trt: TensorRT, tmp_path: Path) -> None:
+    asked = replace(request(tmp_path, "tensorrt-llm"), layers_file=str(tmp_path / "a.layers.json"))
+    assert plan_from_onnx(open_llm_builder("bfloat16"), asked, ignore).layers == ()
+    assert not (tmp_path / "a.layers.json").exists()
+
+
+def test_what_the_builder_warns_of_is_printed(
+    trt: TensorRT, capfd: pytest.CaptureFixture[str]
+) -> None:
+    objects = open_builder("tensorrt")
+    objects.logger.log(trt.ILogger.WARNING, "a tactic was skipped")
+    objects.logger.log(trt.ILogger.VERBOSE, "a thousand details")
+    assert capfd.readouterr().err == "TensorRT: a tactic was skipped\n"
+
+
 def test_both_profiles_have_the_three_shapes_of_every_input(trt: TensorRT, tmp_path: Path) -> None:
     plan_from_onnx(open_builder("tensorrt"), request(tmp_path), ignore)
     pages = ((1, 4), (2, 4), (8, 4))
@@ -125,7 +217,8 @@ def test_a_plan_that_can_t_be_written_leaves_the_older_one(tmp_path: Path) -> No
 
 
 def test_a_request_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    assert request_from_json(request(tmp_path).to_json()) == request(tmp_path)
+    asked = replace(request(tmp_path), flags=("refit",), profile_names=("prefill", "decode"))
+    assert request_from_json(asked.to_json()) == asked
 
 
 def test_the_stand_in_has_no_name_that_tensorrt_rtx_lacks() -> None:
@@ -138,6 +231,7 @@ def test_the_stand_in_has_no_name_that_tensorrt_rtx_lacks() -> None:
         "Parser": (tensorrt_standin.Parser, real.OnnxParser),
         "Profile": (tensorrt_standin.Profile, real.IOptimizationProfile),
         "Registry": (tensorrt_standin.Registry, real.IPluginRegistry),
+        "Runtime": (tensorrt_standin.Runtime, real.Runtime),
     }
     own = {"note", "fill", "build"}  # the stand-in's own
     for where, (standin, module) in pairs.items():

@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from legokv.build.gate import check_linking
-from legokv.build.kept import is_up_to_date, kept_plan, replacement
+from legokv.build.kept import AskedPlan, is_up_to_date, kept_plan, replacement
 from legokv.build.products import Inputs, make_products, product_names
 from legokv.built.folder import (
     FORMAT_VERSION,
@@ -48,6 +48,7 @@ class BuildSettings:
     limits: the most that one step of a plan holds.
     any_plan: a plan that is there already will do, whichever backend built it.
     imports: what puts arriving pages into a plan's pools: "stream", or "plugin" as a graph's node.
+    flags: of `PLAN_FLAGS`, what a plan's builder is asked to do besides, in that order.
     weights: how they are kept, "model" in the type or "int8"; int8 is of bfloat16 without a plan.
 
     >>> from legokv.build.engine import BuildSettings
@@ -69,6 +70,7 @@ class BuildSettings:
     any_plan: bool = False
     imports: ImportBy = "stream"
     weights: str = "model"
+    flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or Path(self.name).name != self.name:
@@ -132,9 +134,7 @@ def build_engine_folder(
     facts = facts_from_checkpoint(checkpoint, settings)
     names = product_names(facts, with_onnx=settings.exports_onnx)
     if settings.any_plan and not force:
-        kept = kept_plan(
-            output, facts, names, settings.limits, settings.imports, keep_failed=keep_failed
-        )
+        kept = kept_plan(output, facts, names, _asked_of(settings), keep_failed=keep_failed)
         if kept is not None:
             say(f"{kept}, which auto keeps: a --backend by name, or --force, replaces it")
             return False
@@ -147,8 +147,7 @@ def build_engine_folder(
         say(f"Replacing {output}: {replacement(output, facts)}")
 
     def produce(folder: Path) -> Collection[str]:
-        make_products(facts, names, Inputs(checkpoint, library, say), folder)
-        return names
+        return make_products(facts, names, Inputs(checkpoint, library, output, say), folder)
 
     def judge(folder: Path) -> GateFacts:
         say("Checking linked against full logits")
@@ -156,6 +155,10 @@ def build_engine_folder(
 
     write_engine_folder(output, facts, checkpoint, produce, judge)
     return True
+
+
+def _asked_of(settings: BuildSettings) -> AskedPlan:
+    return AskedPlan(settings.limits, settings.imports, settings.flags)
 
 
 def _judged(gate: GateFacts, *, keep_failed: bool) -> GateFacts:
@@ -202,7 +205,7 @@ def with_plan(facts: EngineFacts, settings: BuildSettings, library: Path | None)
         return facts
     assert library is not None, "a plan is built with the plugin library"
     graph = graph_shape(facts.model, facts.dtypes, facts.page_size, settings.imports)
-    plan = engine_plan(facts.backend, facts.model, graph, library, settings.limits)
+    plan = engine_plan(facts.backend, facts.model, graph, library, settings.limits, settings.flags)
     return replace(facts, plan=plan)
 
 

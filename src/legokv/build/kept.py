@@ -1,7 +1,7 @@
 """Whether an engine folder already is what is asked for, and in words what a build replaces."""
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from legokv.built.folder import EngineFacts, read_engine_folder
@@ -13,6 +13,15 @@ from legokv.plan.backends import PLAN_BACKENDS, gpu_architecture
 from legokv.runners.opening import check_machine
 from legokv.step.graph import graph_shape
 from legokv.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class AskedPlan:
+    """What a build chooses of a plan besides its backend."""
+
+    limits: PlanLimits
+    imports: str
+    flags: tuple[str, ...]
 
 
 def is_up_to_date(
@@ -27,15 +36,14 @@ def kept_plan(
     folder: Path,
     facts: EngineFacts,
     names: Collection[str],
-    limits: PlanLimits,
-    imports: str,
+    asked: AskedPlan,
     *,
     keep_failed: bool,
 ) -> str | None:
     """The plan of `folder`, in words, if the folder is the engine of `facts` but for who built it.
 
-    None if there is no plan, or facts' own backend built it; if it was built for other limits or
-    imports (where that backend builds plans, too), or if there is a GPU that can't run it.
+    None if there is no plan, or facts' own backend built it; if it was built for others than are
+    `asked` (where that backend builds plans, too), or if there is a GPU that can't run it.
     """
     before = _found(folder)
     if before is None or before.plan is None or not _is_sound(before, names, keep_failed):
@@ -44,8 +52,7 @@ def kept_plan(
         return None  # what `is_up_to_date` judges, by the plugins of the present sources too
     if replace(_bare(before), plan=None, backend=facts.backend) != facts:
         return None
-    asked = facts.backend not in PLAN_BACKENDS or before.plan.imports == imports
-    if not (asked and _has_limits(before.plan, facts, limits) and _may_run(folder, before.plan)):
+    if not (_is_as(asked, before.plan, facts) and _may_run(folder, before.plan)):
         return None
     return f"{folder} has {_plan(before.plan)}"
 
@@ -80,7 +87,8 @@ def _plan(plan: PlanFacts) -> str:
     return (
         f"{plan.plan_file} ({plan.flavour} {plan.version}, architecture {plan.architecture}, at "
         f"most {limits.max_step_tokens} tokens, {limits.max_sequences} sequences and "
-        f"{limits.max_import_pages} arriving pages a step, imported by {plan.imports}, plugins "
+        f"{limits.max_import_pages} arriving pages a step, imported by {plan.imports}, "
+        f"{''.join(f'with {flag}, ' for flag in plan.flags)}plugins "
         f"{plan.library_sha256[:12]})"
     )
 
@@ -103,11 +111,12 @@ def _bare(facts: EngineFacts) -> EngineFacts:
     return replace(facts, produced=(), gate=None)
 
 
-def _has_limits(plan: PlanFacts, facts: EngineFacts, limits: PlanLimits) -> bool:
+def _is_as(asked: AskedPlan, plan: PlanFacts, facts: EngineFacts) -> bool:
     if facts.backend not in PLAN_BACKENDS:
         return True
     graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
-    return plan.limits == settled_limits(facts.model, graph, limits)
+    limits = settled_limits(facts.model, graph, asked.limits)
+    return (plan.limits, plan.imports, plan.flags) == (limits, asked.imports, asked.flags)
 
 
 def _may_run(folder: Path, plan: PlanFacts) -> bool:

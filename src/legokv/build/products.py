@@ -12,16 +12,20 @@ from legokv.checkpoint import load_weights
 from legokv.errors import BackendMissing
 from legokv.model.decoder import decoder_from_weights
 from legokv.plan.llm import CONFIG_FILE, FLAVOUR, write_llm_config
-from legokv.plan.write import write_plan
+from legokv.plan.write import files_beside, write_plan
 from legokv.step.graph import GraphShape, ImportBy, graph_shape
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What products are made from, and who is told how far they are."""
+    """What products are made from, and who is told how far they are.
+
+    before: the engine folder whose place the new one takes, where there is one.
+    """
 
     checkpoint: Path
     plugin_library: Path | None
+    before: Path
     say: Callable[[str], None]
 
 
@@ -34,15 +38,18 @@ def product_names(facts: EngineFacts, *, with_onnx: bool) -> frozenset[str]:
     return frozenset(names)
 
 
-def make_products(facts: EngineFacts, names: Collection[str], inputs: Inputs, folder: Path) -> None:
-    """Make the files of these `names` in `folder`."""
+def make_products(
+    facts: EngineFacts, names: Collection[str], inputs: Inputs, folder: Path
+) -> frozenset[str]:
+    """Make the files of these `names` in `folder`; these, and what came with them."""
     if MODEL_FILE in names:
         _export(facts, inputs, folder)
     if facts.plan is not None and inputs.plugin_library is not None:
         graph = _graph(facts)
-        write_plan(folder, facts.plan, graph, inputs.plugin_library, inputs.say)
+        write_plan(folder, facts.plan, graph, inputs.plugin_library, inputs.before, inputs.say)
     if CONFIG_FILE in names and facts.plan is not None:
         write_llm_config(folder, facts.model, facts.dtypes.compute, facts.plan)
+    return frozenset(names) | (files_beside(facts.plan) if facts.plan else frozenset())
 
 
 def _graph(facts: EngineFacts) -> GraphShape:

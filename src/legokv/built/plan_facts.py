@@ -6,6 +6,10 @@ from legokv.built.plan_limits import PlanLimits, Profile
 from legokv.errors import EngineMismatch
 from legokv.step.graph import IMPORTS, ImportBy
 
+WEIGHT_STREAMING = "weight_streaming"
+PLAN_FLAGS = (WEIGHT_STREAMING, "refit")
+"""What a plan's builder can be asked to do besides, as TensorRT's builder flags are called."""
+
 # TensorRT-RTX finishes compiling on the GPU it meets; its plans are bound to none.
 ANY_ARCHITECTURE = "any"
 
@@ -17,6 +21,7 @@ class PlanFacts:
     flavour: the backend that built it; version: of its TensorRT; architecture: "sm_90", or "any".
     plan_file and library_file lie in the engine folder; library_sha256 is the plugin library's.
     imports: what puts arriving pages into the pools; older engines, which don't say, have nodes.
+    flags: of `PLAN_FLAGS`, what its builder was asked to do besides.
     """
 
     flavour: str
@@ -28,6 +33,7 @@ class PlanFacts:
     limits: PlanLimits
     profiles: tuple[Profile, ...]
     imports: str = "plugin"
+    flags: tuple[str, ...] = ()
 
     @property
     def import_by(self) -> ImportBy:

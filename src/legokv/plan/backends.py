@@ -16,6 +16,7 @@ class PlanBackend:
     """A TensorRT: the modules it is made of (the one with its version last), how to get them.
 
     gpus: how the architectures begin that its support matrix lists; empty: all that we compile for.
+    times: whether its builder measures, and can be given what an earlier build measured.
     """
 
     name: str
@@ -24,6 +25,7 @@ class PlanBackend:
     needs_gpu: bool
     installed_by: str
     gpus: tuple[str, ...] = ()
+    times: bool = False
 
     def lists(self, gpu: str) -> bool:
         """Whether it says that it runs on a GPU of this architecture ("sm_90")."""
@@ -46,6 +48,7 @@ PLAN_BACKENDS = {
             plan_file="tensorrt.plan",
             needs_gpu=True,
             installed_by="pip install tensorrt, from the vendor's package index",
+            times=True,
         ),
         PlanBackend(
             "tensorrt-rtx",

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -11,13 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from legokv.errors import PlanBuildFailed
+from legokv.plan.layers import (
+    PlanLayer,
+    layers_from_inspector,
+    layers_from_log,
+    layers_report,
+    short_words,
+)
 from legokv.plan.request import InputRange, PlanRequest, PlanSummary
 
 
 @dataclass(frozen=True)
 class PlanBuilder:
     """`trt` is the module; builder, network and config are its IBuilder, INetworkDefinition,
-    IBuilderConfig. `serialize` builds the network: bytes-like, or None if it failed."""
+    IBuilderConfig. `serialize` builds the network: bytes-like, or None if it failed. `lists` is
+    where the logger puts what the builder says of layers; without one a plan has no report."""
 
     trt: Any
     logger: Any
@@ -25,11 +34,13 @@ class PlanBuilder:
     network: Any
     config: Any
     serialize: Callable[[], Any]
+    lists: list[str] | None = None
 
 
 def strongly_typed_builder(trt: Any) -> PlanBuilder:
     """The objects as TensorRT and TensorRT-RTX create them, for a network that keeps its types."""
-    logger = trt.Logger(trt.Logger.WARNING)
+    lists: list[str] = []
+    logger = build_log(trt, lists)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     config = builder.create_builder_config()
@@ -40,7 +51,25 @@ def strongly_typed_builder(trt: Any) -> PlanBuilder:
         network,
         config,
         serialize=lambda: builder.build_serialized_network(network, config),
+        lists=lists,
     )
+
+
+def build_log(trt: Any, lists: list[str]) -> Any:
+    """A logger that puts lists of layers into `lists`, and warnings and worse on standard error."""
+    loud = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING)
+
+    class BuildLog(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in loud:
+                print(f"TensorRT: {msg}", file=sys.stderr, flush=True)
+            elif msg.startswith("Layers:"):
+                lists.append(msg)
+
+    return BuildLog()
 
 
 Report = Callable[[str, int, int], None]
@@ -101,19 +130,29 @@ PLUGIN_NAMESPACE = "legokv"
 def plan_from_onnx(objects: PlanBuilder, request: PlanRequest, report: Report) -> PlanSummary:
     """Build `request.plan_file`, which appears whole or not at all; what the network has.
 
-    PlanBuildFailed, with TensorRT's words where it has any, at the first step that fails.
+    Beside it appear the list of its layers and TensorRT's timings, where the request names files
+    for them. PlanBuildFailed, with TensorRT's words where it has any, at the first step that fails.
     """
     _load_plugins(objects.trt, request.plugin_library)
     _parse(objects, request.model_file)
     # Lets a plugin write its pool in place: output and input are one address.
     objects.config.set_preview_feature(objects.trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
+    objects.config.profiling_verbosity = objects.trt.ProfilingVerbosity.DETAILED
+    for flag in request.flags:
+        objects.config.set_flag(getattr(objects.trt.BuilderFlag, flag.upper()))
     for ranges in request.profiles:
         _add_profile(objects, ranges)
+    if request.timing_file:
+        _take_timings(objects.config, Path(request.timing_before))
     monitor = progress_monitor(objects.trt, report)
     objects.config.progress_monitor = monitor
     serialized = objects.serialize()
     if serialized is None:
-        raise PlanBuildFailed("TensorRT built no plan")
+        flags = "".join(f", with {flag}" for flag in request.flags)
+        raise PlanBuildFailed(f"TensorRT built no plan{flags}")
+    if request.timing_file:
+        timings = objects.config.get_timing_cache().serialize()
+        write_whole(Path(request.timing_file), timings)
     return PlanSummary(
         backend=request.backend,
         version=objects.trt.__version__,
@@ -121,7 +160,41 @@ def plan_from_onnx(objects: PlanBuilder, request: PlanRequest, report: Report) -
         plugins=plugin_counts(objects.trt, objects.network),
         num_profiles=objects.config.num_optimization_profiles,
         plan_bytes=write_whole(Path(request.plan_file), serialized),
+        layers=_list_layers(objects, request, serialized),
     )
+
+
+def _take_timings(config: Any, before: Path) -> None:
+    """Time anew only what the build before has not timed on the same GPU."""
+    content = before.read_bytes() if before.is_file() else b""
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, False):
+        # Of another GPU or version, or damaged.
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _list_layers(objects: PlanBuilder, request: PlanRequest, plan: Any) -> tuple[str, ...]:
+    """Write the list of the plan's layers; the short words of it, none where nobody lists them."""
+    if objects.lists is None or not request.layers_file:
+        return ()
+    source, layers = "the builder's log", layers_from_log(objects.lists)
+    if not layers:
+        source, layers = "the engine's inspector", _inspected(objects, plan)
+    lines = short_words(layers, request.profile_names)
+    content = layers_report(source, lines, layers)
+    write_whole(Path(request.layers_file), content.encode())
+    return tuple(lines)
+
+
+def _inspected(objects: PlanBuilder, plan: Any) -> tuple[PlanLayer, ...]:
+    """What the inspector of the opened plan says, nothing where the plan does not open here."""
+    trt = objects.trt
+    runtime = trt.Runtime(objects.logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        return ()
+    inspector = engine.create_engine_inspector()
+    return layers_from_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def plugin_counts(trt: Any, network: Any) -> dict[str, int]:

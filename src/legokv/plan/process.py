@@ -42,7 +42,8 @@ def build_plan(request: PlanRequest, say: Say) -> PlanSummary:
         status = process.wait()
         output = last_lines()
     if "summary" in last:
-        return PlanSummary(**last["summary"])
+        summary = last["summary"]
+        return PlanSummary(**(summary | {"layers": tuple(summary["layers"])}))
     reason = last.get("error") or _death(status)
     words = "; it had said:" if output else "; it had said nothing"
     raise PlanBuildFailed("\n".join([f"{request.backend}: {reason}{words}", *output]))

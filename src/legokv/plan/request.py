@@ -24,7 +24,12 @@ class InputRange:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """`profiles` has, for each optimisation profile, the range of every input."""
+    """`profiles` has, for each optimisation profile, the range of every input.
+
+    flags: of `PLAN_FLAGS`, what the builder is asked to do besides.
+    layers_file: where the list of the plan's layers goes.
+    timing_file, timing_before: where TensorRT's timings go, and where an earlier build's are.
+    """
 
     backend: str
     model_file: str
@@ -32,6 +37,11 @@ class PlanRequest:
     plugin_library: str
     dtype: str
     profiles: tuple[tuple[InputRange, ...], ...]
+    profile_names: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    layers_file: str = ""
+    timing_file: str = ""
+    timing_before: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), allow_nan=False)
@@ -39,7 +49,10 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What the built network has: its layers, our plugins among them by name, and the file."""
+    """What the built network has: its layers, our plugins among them by name, and the file.
+
+    `layers` says in short what TensorRT made of them, a line for each profile.
+    """
 
     backend: str
     version: str
@@ -47,6 +60,7 @@ class PlanSummary:
     plugins: dict[str, int] = field(default_factory=dict)
     num_profiles: int = 0
     plan_bytes: int = 0
+    layers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         plugins = ", ".join(f"{count} {name}" for name, count in sorted(self.plugins.items()))
@@ -58,11 +72,23 @@ class PlanSummary:
 
 @dataclass(frozen=True)
 class PlanFiles:
-    """Where the build finds the model and the plugins, and where it puts the plan."""
+    """Where the build finds the model and the plugins, and where it puts the plan.
+
+    timings: where an earlier build of this backend left what it timed; None if it times nothing.
+    """
 
     model: Path
     plan: Path
     plugin_library: Path
+    timings: Path | None = None
+
+    @property
+    def layers(self) -> Path:
+        """The list of the plan's layers, beside it."""
+        return self.plan.with_suffix(LAYERS_SUFFIX)
+
+
+LAYERS_SUFFIX, TIMINGS_SUFFIX = ".layers.json", ".timings"
 
 
 def plan_request(
@@ -70,6 +96,7 @@ def plan_request(
     graph: GraphShape | ScoringShape,
     profiles: Sequence[Profile],
     files: PlanFiles,
+    flags: Sequence[str] = (),
 ) -> PlanRequest:
     """The request to build `files.plan` for `profiles` of the graph."""
     return PlanRequest(
@@ -82,6 +109,11 @@ def plan_request(
             tuple(InputRange(b.name, *profile.shapes(b)) for b in graph.inputs)
             for profile in profiles
         ),
+        profile_names=tuple(profile.name for profile in profiles),
+        flags=tuple(flags),
+        layers_file=str(files.layers),
+        timing_file=str(files.plan.with_suffix(TIMINGS_SUFFIX)) if files.timings else "",
+        timing_before=str(files.timings or ""),
     )
 
 
@@ -95,4 +127,5 @@ def request_from_json(text: str) -> PlanRequest:
         )
         for profile in data["profiles"]
     )
-    return PlanRequest(**(data | {"profiles": profiles}))
+    names = {name: tuple(data[name]) for name in ("profile_names", "flags")}
+    return PlanRequest(**(data | names | {"profiles": profiles}))

@@ -13,7 +13,7 @@ from legokv.kernels.gpu import Launchers
 from legokv.model.config import ModelConfig
 from legokv.plan.backends import PLAN_BACKENDS, backend_version, gpu_architecture
 from legokv.plan.process import build_plan
-from legokv.plan.request import PlanFiles, plan_request
+from legokv.plan.request import LAYERS_SUFFIX, TIMINGS_SUFFIX, PlanFiles, plan_request
 from legokv.step.graph import GraphShape
 
 # What the plugins have kernels for, to be known before they are compiled.
@@ -28,7 +28,12 @@ def check_sizes(model: ModelConfig, graph: GraphShape, limits: PlanLimits) -> No
 
 
 def engine_plan(
-    backend: str, model: ModelConfig, graph: GraphShape, library: Path, limits: PlanLimits
+    backend: str,
+    model: ModelConfig,
+    graph: GraphShape,
+    library: Path,
+    limits: PlanLimits,
+    flags: tuple[str, ...] = (),
 ) -> PlanFacts:
     """The facts of the plan that `backend` would build here.
 
@@ -46,7 +51,15 @@ def engine_plan(
         limits=settled_limits(model, graph, limits),
         profiles=plan_profiles(model, graph, limits),
         imports=graph.imports,
+        flags=flags,
     )
+
+
+def files_beside(plan: PlanFacts) -> frozenset[str]:
+    """What a build may leave beside a plan: the list of its layers, what its builder timed."""
+    file = Path(plan.plan_file)
+    suffixes = (LAYERS_SUFFIX, TIMINGS_SUFFIX)
+    return frozenset(file.with_suffix(suffix).as_posix() for suffix in suffixes)
 
 
 def write_plan(
@@ -54,15 +67,27 @@ def write_plan(
     plan: PlanFacts,
     graph: GraphShape,
     library: Path,
+    before: Path,
     say: Callable[[str], None],
 ) -> None:
-    """Build the plan of `folder`'s model.onnx beside it, and put the plugin library there too."""
+    """Build the plan of `folder`'s model.onnx beside it, and put the plugin library there too.
+
+    What the build of the engine folder `before` timed is not timed again.
+    """
     say(f"Building {plan.plan_file} with {plan.flavour} {plan.version}")
     shutil.copyfile(library, folder / plan.library_file)
-    files = PlanFiles(folder / MODEL_FILE, folder / plan.plan_file, folder / plan.library_file)
+    times = PLAN_BACKENDS[plan.flavour].times
+    files = PlanFiles(
+        folder / MODEL_FILE,
+        folder / plan.plan_file,
+        folder / plan.library_file,
+        (before / plan.plan_file).with_suffix(TIMINGS_SUFFIX) if times else None,
+    )
     files.plan.parent.mkdir(exist_ok=True)
-    summary = build_plan(plan_request(plan.flavour, graph, plan.profiles, files), say)
-    say(f"  {summary}")
+    request = plan_request(plan.flavour, graph, plan.profiles, files, plan.flags)
+    summary = build_plan(request, say)
+    for line in (str(summary), *summary.layers):
+        say(f"  {line}")
 
 
 def _check_kernels(info: Mapping[str, Sequence[int]], graph: GraphShape) -> None:

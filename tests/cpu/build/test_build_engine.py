@@ -95,12 +95,15 @@ def test_a_name_that_is_a_path_is_refused_before_anything_is_read(
         ("--max-sequences", "1"),
         ("--plugin-library", "1"),
         ("--import", "plugin"),
+        ("--weight-streaming", None),
+        ("--refit", None),
     ],
 )
 def test_options_of_a_plan_are_refused_where_none_is_built(
-    option: str, value: str, tmp_path: Path
+    option: str, value: str | None, tmp_path: Path
 ) -> None:
-    finished = build_engine(option, value, "--backend", "torch", "--output", tmp_path / "e")
+    given = [option] if value is None else [option, value]
+    finished = build_engine(*given, "--backend", "torch", "--output", tmp_path / "e")
     assert finished.returncode == 1
     assert f"{option} is of a plan, and backend torch builds none" in finished.stderr
     assert not (tmp_path / "e").exists()

@@ -126,6 +126,14 @@ def test_links_have_graphs_of_their_own_beside_those_of_decodes(
     assert calls_of(device, session, 2)[0] == "4: created ON_PROFILE_CHANGE"
 
 
+def test_how_many_weights_stay_on_the_gpu_is_settled_before_a_context_is_made(
+    device: Device, stream: Any
+) -> None:
+    device.streamable_bytes = 10
+    open_tensorrt(device, stream)
+    assert device.calls == ["5 bytes of weights stay", *OPENED]
+
+
 def test_rtx_captures_links_itself(device: Device, stream: Any) -> None:
     session = open_tensorrt(device, stream, rtx=True, num_profiles=3)
     assert device.calls[4:] == ["2: created WHOLE_GRAPH_CAPTURE", "2: profile 2"]

@@ -22,13 +22,13 @@ from legokv.engine.engine import Engine
 from legokv.errors import InvalidRequest
 from legokv.runners import Runner
 from legokv.runners.plan.buffers import StepBuffers
+from legokv.runners.plan.contexts import address_of
 from legokv.runners.plan.runner import (
     TensorRTRunner,
     padded_sequences,
     split_batch,
     with_idle_sequences,
 )
-from legokv.runners.plan.contexts import address_of
 from legokv.step.batch import Piece, StepBatch, step_batch
 
 NUM_PAGES, PAGE_SIZE = 32, 16

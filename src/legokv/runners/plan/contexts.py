@@ -108,7 +108,7 @@ log = logging.getLogger(__name__)
 
 
 class StepGraphs:
-    """Runs steps of one profile on `stream`: a shape that comes twice in a row is captured, then replayed.
+    """Runs steps of one profile on `stream`; a shape that comes twice in a row is captured.
 
     Tensors of a name always begin at one address, as a `PlanSession` is promised. Of more than
     MAX_GRAPHS shapes the one unused for longest is captured anew when it is next wanted. A capture

@@ -78,6 +78,8 @@ class TensorRTSession:
         if self._engine is None:
             reasons = "; ".join(self._logger.words) or "it gave no reason"
             raise EngineMismatch(f"TensorRT could not open the plan: {reasons}")
+        if self._engine.streamable_weights_size:
+            stream_weights(self._engine)
         static = trt.ExecutionContextAllocationStrategy.STATIC
         self._prefill = ContextSteps(context_of(self._engine, static, PREFILL, stream), stream)
         self._graphs = {
@@ -96,6 +98,17 @@ class TensorRTSession:
         self._stream.wait_stream(torch.cuda.current_stream())
         steps.run(inputs, outputs)
         self._stream.synchronize()
+
+
+def stream_weights(engine: Any) -> None:
+    """Keep as many weights on the GPU as TensorRT finds room for, before a context is made."""
+    budget = engine.get_weight_streaming_automatic_budget()
+    engine.weight_streaming_budget_v2 = budget
+    log.info(
+        "weights are streamed: %d of %d bytes stay on the GPU",
+        budget,
+        engine.streamable_weights_size,
+    )
 
 
 def step_graphs(trt: Any, engine: Any, profile: int, stream: Any) -> StepGraphs:
