@@ -47,8 +47,8 @@ class PlanLayer:
     def profile(self) -> int | None:
         """The number of its profile where a name tells: that of the layer, or of what it reads."""
         names = (self.name, *(tensor.name for tensor in (*self.inputs, *self.outputs)))
-        found = next((match for name in names if (match := _PROFILE.search(name))), None)
-        return int(found[1]) if found else 0 if self.plugin else None
+        match = next((match for name in names if (match := _PROFILE.search(name))), None)
+        return int(match[1]) if match else 0 if self.plugin else None
 
     @property
     def runs(self) -> bool:
@@ -58,14 +58,14 @@ class PlanLayer:
     @property
     def region(self) -> str:
         """The number of the fused region that it is a kernel of, "" where it is of none."""
-        found = _REGION.search(self.name)
-        return found[1] if found else ""
+        match = _REGION.search(self.name)
+        return match[1] if match else ""
 
     @property
     def word(self) -> str:
         """What it does in a word: a generated kernel's operations, else the layer's kind."""
-        found = _GENERATED.search(self.name)
-        return self.plugin or (found[1] if found else self.kind)
+        match = _GENERATED.search(self.name)
+        return self.plugin or (match[1] if match else self.kind)
 
     @property
     def copies_pool(self) -> bool:
@@ -78,7 +78,7 @@ def layers_from_log(messages: Iterable[str]) -> tuple[PlanLayer, ...]:
     """The layers of the one message that lists them, which a builder logs at its most verbose."""
     listed = next((text for text in messages if text.startswith("Layers:")), "")
     lines = listed.partition("\n\n")[0].splitlines()
-    return tuple(_layer(found) for line in lines if (found := _LAYER.match(line)))
+    return tuple(_layer(match) for line in lines if (match := _LAYER.match(line)))
 
 
 def layers_from_inspector(text: str) -> tuple[PlanLayer, ...]:
@@ -102,15 +102,15 @@ def layers_report(source: str, lines: Sequence[str], layers: Sequence[PlanLayer]
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def _layer(found: "re.Match[str]") -> PlanLayer:
-    rest = found["rest"]
+def _layer(match: "re.Match[str]") -> PlanLayer:
+    rest = match["rest"]
     inputs, _, after = rest.partition("Outputs: [")
     outputs, _, last = after.partition("}], ")
     plugin = re.search(r"PluginType: (\w+)", last)
     tactic = re.search(r"Tactic(?:Name|Value): ([^,]*)", last)
     return PlanLayer(
-        found["name"],
-        found["kind"],
+        match["name"],
+        match["kind"],
         plugin[1] if plugin else "",
         tactic[1] if tactic else "",
         # Constants are weights, not what the step moves.
@@ -120,8 +120,8 @@ def _layer(found: "re.Match[str]") -> PlanLayer:
 
 
 def _tensors(text: str) -> Iterator[LayerTensor]:
-    for found in _TENSOR.finditer(text):
-        yield LayerTensor(found["name"], found["shape"], found["dtype"], found["format"])
+    for match in _TENSOR.finditer(text):
+        yield LayerTensor(match["name"], match["shape"], match["dtype"], match["format"])
 
 
 def _inspected(layer: Any) -> PlanLayer:
