@@ -71,7 +71,10 @@ def open_backends(definition: Definition) -> Backends:
 def _opened(content: Json) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # noqa: BLE001 - tokenizers raises the bare class
+    except BaseException as error:
+        # tokenizers raises the bare class, or ends in a panic of its own language.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UnsupportedModel(
             f"tokenizer.json is no tokenizer that can be read: {str(error)[:200]}"
         ) from None

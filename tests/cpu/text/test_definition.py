@@ -224,3 +224,15 @@ def test_a_vocabulary_without_ids_takes_a_declared_token_at_its_end() -> None:
     with pytest.raises(UnsupportedModel, match=r"id 7; in .* comes out as 2"):
         Tokenizer(json.dumps(content), {"added_tokens_decoder": {"7": {"content": "<x>"}}}, None)
     assert read_definition(json.dumps(content), settings).added[0]["id"] == 2
+
+
+@pytest.mark.parametrize("prefix", ["longer than any part of a merge", "é"])
+def test_a_definition_at_which_the_library_itself_ends_is_refused_in_a_sentence(
+    folder: Path, prefix: str
+) -> None:
+    """tokenizers' BPE cuts the prefix off each merge's second part, whatever that begins with."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["continuing_subword_prefix"] = prefix
+    change(folder / "tokenizer.json", **content)
+    with pytest.raises(UnsupportedModel, match=r"tokenizer\.json is no tokenizer that can be read"):
+        Tokenizer.open(folder)
