@@ -227,6 +227,7 @@ def _with_tokenizer_end(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig
             f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model has "
             f"{model.vocab_size} embedding rows: they do not belong together"
         )
+    tokenizer.check_tokens_texts()
     ends = {*model.eos_token_ids, *tokenizer.eos_token_ids}
     for end in sorted(ends):
         if not 0 <= end < model.vocab_size:

@@ -71,10 +71,8 @@ def open_backends(definition: Definition) -> Backends:
 def _opened(content: Json) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
-    except BaseException as error:
-        # tokenizers raises the bare class, or ends in a panic of its own language.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
+    except BaseException as error:  # noqa: BLE001 - the next line
+        check_is_tokenizers(error)
         raise UnsupportedModel(
             f"tokenizer.json is no tokenizer that can be read: {str(error)[:200]}"
         ) from None
@@ -82,6 +80,12 @@ def _opened(content: Json) -> tokenizers.Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def check_is_tokenizers(error: BaseException) -> None:
+    """Raise what tokenizers does not: it has the bare class, and panics, which are no Exception."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def _added(token: Token) -> AddedToken:

@@ -8,7 +8,7 @@ from typing import Any
 import tokenizers
 
 from legokv.errors import InvalidRequest, UnsupportedModel
-from legokv.text.backends import open_backends
+from legokv.text.backends import check_is_tokenizers, open_backends
 from legokv.text.chat_template import Chat, ChatTemplate, Message
 from legokv.text.definition import read_definition, token_text
 from legokv.text.json_file import json_object, utf8_text
@@ -86,6 +86,11 @@ class Tokenizer:
                     "tokenizer anew, with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
                 )
 
+    def check_tokens_texts(self) -> None:
+        """UnsupportedModel if the decoder has no text for one of the tokens by itself."""
+        for token_id in range(self.vocab_size):
+            self.decode([token_id])
+
     @property
     def has_chat_template(self) -> bool:
         return self._chat_template is not None
@@ -129,7 +134,15 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`; incomplete UTF-8 shows as U+FFFD."""
-        return self._backends.whole.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        ids = list(token_ids)
+        try:
+            return self._backends.whole.decode(ids, skip_special_tokens=skip_special_tokens)
+        except BaseException as error:  # noqa: BLE001 - the next line
+            check_is_tokenizers(error)
+            raise UnsupportedModel(
+                f"tokenizer.json's decoder has no text for the tokens {ids[:4]} ({len(ids)} in "
+                f"all): {str(error)[:200]}; build the engine with another decoder"
+            ) from None
 
     def pieces(self) -> Pieces:
         """Text by single tokens, those without text in a decode left out."""
@@ -220,7 +233,8 @@ def _encoding(
     """
     try:
         return backend.encode(text, add_special_tokens=as_prompt)
-    except Exception as error:  # noqa: BLE001 - tokenizers raises no class of its own
+    except BaseException as error:  # noqa: BLE001 - the next line
+        check_is_tokenizers(error)
         raise InvalidRequest(
             f"the tokenizer has no tokens for a text of length {len(text)}: {error}"
         ) from None

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from legokv.build.engine import BuildSettings, facts_from_checkpoint
-from legokv.errors import UnsupportedModel
+from legokv.errors import LegokvError, UnsupportedModel
 from legokv.text.definition import read_definition
 from legokv.text.tokenizer import Tokenizer
 
@@ -235,4 +235,25 @@ def test_a_definition_at_which_the_library_itself_ends_is_refused_in_a_sentence(
     content["model"]["continuing_subword_prefix"] = prefix
     change(folder / "tokenizer.json", **content)
     with pytest.raises(UnsupportedModel, match=r"tokenizer\.json is no tokenizer that can be read"):
+        Tokenizer.open(folder)
+
+
+def test_a_decoder_at_which_the_library_ends_is_refused_at_the_build_and_where_it_is_met(
+    folder: Path,
+) -> None:
+    """tokenizers' Strip takes the one blank of a token from both its ends."""
+    strip = {"type": "Strip", "content": "Ġ", "start": 1, "stop": 1}
+    change(folder / "tokenizer.json", decoder=strip)
+    tokenizer = Tokenizer.open(folder)
+    (blank,) = tokenizer.encode(" ")
+    assert tokenizer.decode(tokenizer.encode("a")) == "a"
+    with pytest.raises(UnsupportedModel, match=rf"decoder has no text for the tokens \[{blank}\]"):
+        tokenizer.decode([blank])
+    with pytest.raises(UnsupportedModel, match="decoder has no text for the tokens"):
+        facts_from_checkpoint(folder, BuildSettings("x"))
+
+
+def test_a_splitter_at_which_the_library_ends_is_refused_in_a_sentence(folder: Path) -> None:
+    change(folder / "tokenizer.json", pre_tokenizer={"type": "FixedLength", "length": 0})
+    with pytest.raises(LegokvError, match="no tokens for a text of length 1: chunk size must be"):
         Tokenizer.open(folder)
