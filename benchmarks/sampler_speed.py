@@ -3,7 +3,8 @@
     out/venv/bin/python benchmarks/sampler_speed.py
 
 Interleaved, one thread unless told; medians of the process' own time, which others on the machine
-lengthen less. "before" is NumPy row by row, as tokens were drawn until they went in batches. The
+lengthen less. By the CPU library, by torch, which draws where there is no library, and "before":
+NumPy row by row, as tokens were drawn until they went in batches. The
 last lines are of masks: compiling a format, and its mask for a token.
 """
 
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 
 from legokv.engine.draw import draw_tokens
 from legokv.engine.sampling import Sampler, SamplingOptions, largest, token_log_probs
+from legokv.kernels.build_cpu import build_native_library
+from legokv.kernels.native_library import NativeLibrary
 from legokv.text.answer_format import read_format
 from legokv.text.grammar import Grammars
 from legokv.text.tokenizer import Tokenizer
@@ -89,15 +92,19 @@ def milliseconds(call: Callable[[], object]) -> float:
     return 1e3 * (time.process_time() - started)
 
 
-def calls(logits: torch.Tensor, options: SamplingOptions) -> dict[str, Callable[[], object]]:
-    """One row, all rows, and all rows by the code before."""
+def calls(
+    logits: torch.Tensor, options: SamplingOptions, library: NativeLibrary
+) -> dict[str, Callable[[], object]]:
+    """One row, all rows, both by torch, and some rows by the code before."""
     vocabulary, random = logits.shape[1], np.random.Generator(np.random.PCG64(2))
     prompt = random.integers(0, vocabulary, PROMPT_TOKENS).tolist()
     draws = [Sampler(options, prompt, row).draw(row) for row in range(len(logits))]
     rows = logits.numpy()
     return {
-        "row": lambda: draw_tokens(logits, draws[:1]),
-        "batch": lambda: draw_tokens(logits, draws),
+        "row": lambda: draw_tokens(logits, draws[:1], library),
+        "batch": lambda: draw_tokens(logits, draws, library),
+        "torch row": lambda: draw_tokens(logits, draws[:1]),
+        "torch batch": lambda: draw_tokens(logits, draws),
         "before": lambda: [before(row, options, 0.5) for row in rows[:4]],
     }
 
@@ -106,22 +113,25 @@ def print_draws(vocabulary: int, num_rows: int, rounds: int) -> None:
     random = np.random.Generator(np.random.PCG64(1))
     values = random.standard_normal((num_rows, vocabulary), dtype=np.float32) * SPREAD
     logits = torch.from_numpy(values)
+    library = NativeLibrary(build_native_library(print))
     made = {
-        name: calls(logits, SamplingOptions(seed=1, **options))  # type: ignore[arg-type]
+        name: calls(logits, SamplingOptions(seed=1, **options), library)  # type: ignore[arg-type]
         for name, options in OPTIONS.items()
     }
+    ways = ("row", "batch", "torch row", "torch batch", "before")
     times: dict[tuple[str, str], list[float]] = {}
     for _ in range(rounds):
-        for name, ways in made.items():
-            for way, call in ways.items():
+        for name, by_way in made.items():
+            for way, call in by_way.items():
                 times.setdefault((name, way), []).append(milliseconds(call))
-    print(f"{'':28} {'row':>8} {f'{num_rows} rows':>9} {'before, a row':>14} {'ratio':>6}")
+    many = f"{num_rows} rows"
+    print(f"{'':28} {'row':>8} {many:>9} {'torch':>9} {many:>9} {'before, a row':>14}")
     for name in made:
-        row, batch, old = (
-            statistics.median(times[name, way]) for way in ("row", "batch", "before")
+        row, batch, torch_row, torch_batch, old = (
+            statistics.median(times[name, way]) for way in ways
         )
         print(
-            f"{name:28} {row:8.3f} {batch:9.2f} {old / 4:14.3f} {old / 4 / (batch / num_rows):6.1f}"
+            f"{name:28} {row:8.3f} {batch:9.2f} {torch_row:9.3f} {torch_batch:9.2f} {old / 4:14.3f}"
         )
     seconds = [milliseconds(lambda: token_log_probs(values[0], 7, 5)) for _ in range(rounds)]
     print(f"{'log-probabilities, 5 likeliest':28} {statistics.median(seconds):6.3f}")

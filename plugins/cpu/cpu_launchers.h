@@ -150,6 +150,23 @@ struct LegokvCpuNorm {
   float eps;
 };
 
+// Tokens drawn of R rows of V logits: weights are those of softmax at the temperature, and tokens
+// stand in the order of their ids when the random number chooses.
+struct LegokvCpuDraw {
+  const void* values;         // [R, V], finite or -infinity, of each row one finite at least
+  const int64_t* top_k;       // [R]; 0: all
+  const double* temperature;  // [R]; 0: the first of the likeliest
+  const double* top_p;        // [R]
+  const double* min_p;        // [R]
+  const double* place;        // [R], from 0 to 1: the random number
+  int64_t* out;               // [R]
+  int64_t num_rows;
+  int32_t num_tokens;
+  int32_t is_double;  // not 0: values are double, else float
+  int32_t instruction_set;
+  int32_t num_threads;
+};
+
 // A step for the next three; null if it is refused. One thread at a time may use it.
 void* legokv_cpu_begin(const struct LegokvCpuStep* step);
 
@@ -200,6 +217,9 @@ int legokv_cpu_gate(const struct LegokvCpuGate* gate);
 
 // Returns a LegokvStatus.
 int legokv_cpu_norm(const struct LegokvCpuNorm* norm);
+
+// Returns a LegokvStatus.
+int legokv_cpu_draw(const struct LegokvCpuDraw* draw);
 
 // Whether this library and this processor multiply rows of a LegokvDtype by a LegokvInstructionSet.
 int legokv_cpu_multiplies(int instruction_set, int dtype);

@@ -3,6 +3,7 @@
 
 #include "cpu/check_step.h"
 #include "cpu/cpu_launchers.h"
+#include "cpu/draw.h"
 #include "cpu/drift.h"
 #include "cpu/kv_import.h"
 #include "cpu/linear.h"
@@ -101,6 +102,15 @@ LEGOKV_EXPORT int legokv_cpu_gate(const LegokvCpuGate* gate) {
 
 LEGOKV_EXPORT int legokv_cpu_norm(const LegokvCpuNorm* norm) {
   return static_cast<int>(legokv::cpu::norm_rows(*norm));
+}
+
+LEGOKV_EXPORT int legokv_cpu_draw(const LegokvCpuDraw* draw) {
+  try {
+    return static_cast<int>(legokv::cpu::draw_rows(*draw));
+  } catch (const std::bad_alloc&) {
+    return static_cast<int>(legokv::invalid_argument("no memory left to draw tokens of %lld rows",
+                                                     static_cast<long long>(draw->num_rows)));
+  }
 }
 
 LEGOKV_EXPORT int legokv_cpu_multiplies(int instruction_set, int dtype) {

@@ -16,7 +16,7 @@ from legokv.kernels.cpu import (
 )
 from legokv.kernels.gpu import AttentionArguments, KvImportArguments, Regime
 from legokv.kernels.linear import GateArguments, LinearArguments, NormArguments
-from legokv.kernels.native_library import InstructionSet
+from legokv.kernels.native_library import DrawArguments, InstructionSet
 
 CPU, CUDA = PLUGINS / "cpu" / "cpu_launchers.h", PLUGINS / "include" / "legokv" / "launchers.h"
 TYPES = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
@@ -43,6 +43,7 @@ def fields_of(header: Path, name: str) -> list[tuple[str, type]]:
         (CPU, "LegokvCpuLinear", LinearArguments),
         (CPU, "LegokvCpuGate", GateArguments),
         (CPU, "LegokvCpuNorm", NormArguments),
+        (CPU, "LegokvCpuDraw", DrawArguments),
         (CUDA, "LegokvKvImport", KvImportArguments),
         (CUDA, "LegokvLegolinkAttention", AttentionArguments),
     ],

@@ -5,6 +5,7 @@
 
 #include "cpu/kernels/attend_shared.h"
 #include "cpu/kernels/attend_tile.h"
+#include "cpu/kernels/draw_row.h"
 #include "cpu/kernels/drift_page.h"
 #include "cpu/kernels/float_panels.h"
 #include "cpu/kernels/gate_row.h"
@@ -60,6 +61,7 @@ constexpr Kernels kTable = {scratch_bytes<Operand, T>,
                             norm_row<T>,
                             add_row<T>,
                             drift_page<T>,
+                            draw_row,
                             std::is_same_v<T, float> ? multiply_floats : nullptr};
 
 }  // namespace

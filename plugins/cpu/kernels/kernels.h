@@ -117,6 +117,21 @@ struct DriftPage {
   int32_t head_size;
 };
 
+// How finely tokens are told apart by how likely they are, before any are sorted.
+constexpr int kDrawDistances = 4096;
+
+// A row of logits to draw a token from; temperature 0: the first of the likeliest. top_k 0: all.
+struct DrawRow {
+  const void* values;  // float or double
+  int32_t num_tokens;
+  bool is_double;
+  int64_t top_k;
+  double temperature;
+  double top_p;
+  double min_p;
+  double place;
+};
+
 struct Kernels {
   // Bytes that each of those who take scratch need for themselves, 64-aligned.
   int64_t (*scratch_bytes)(const Shape& shape);
@@ -143,6 +158,8 @@ struct Kernels {
   void (*add_row)(const void* row, int num_columns, void* out);
   // Writes all of `own`.
   void (*drift_page)(const DriftPage& page);
+  // The token's id. `memory`: as draw.cpp measures it, 64-aligned.
+  int64_t (*draw_row)(const DrawRow& row, void* memory);
   // Null for other types than float32.
   void (*multiply)(const LinearGroup<float>& group);
 };

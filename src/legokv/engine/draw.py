@@ -1,7 +1,8 @@
 """Tokens drawn of many rows of logits at once, on whatever device these lie.
 
 Only ids, and which rows are no numbers, come to the host. A row's token is the same alone and in
-any company: no sum runs over more than one row, nor in an order that the batch decides.
+any company: no sum runs over more than one row, nor in an order that the batch decides. Where the
+CPU library is at hand it draws from a CPU's rows; torch's form here is its reference.
 """
 
 import logging
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from legokv.engine.sampling import Draw
 from legokv.errors import NotFinite
+from legokv.kernels.native_library import DrawOptions, NativeLibrary, drawn_rows
+from legokv.runners import Runner
+from legokv.runners.eager import EagerRunner
 
 _BLOCK = 64
 """Tokens whose largest logit, or whose sum of weights, is looked at first."""
@@ -31,35 +35,46 @@ Drawn = int | Exception
 log = logging.getLogger(__name__)
 
 
-def draw_each(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
+def drawing_library(runner: Runner) -> NativeLibrary | None:
+    """The CPU library, where the runner has it."""
+    return runner.attention.library if isinstance(runner, EagerRunner) else None
+
+
+def draw_each(
+    logits: Tensor, draws: Sequence[Draw], library: NativeLibrary | None = None
+) -> list[Drawn]:
     """The tokens drawn together, or one by one if that fails: it is one's fault, not all's."""
     if not draws:
         return []
     try:
-        return draw_tokens(logits, draws)
+        return draw_tokens(logits, draws, library)
     except Exception:
         log.exception("tokens could not be drawn together")
-    return [_drawn_alone(logits, draw) for draw in draws]
+    return [_drawn_alone(logits, draw, library) for draw in draws]
 
 
-def _drawn_alone(logits: Tensor, draw: Draw) -> Drawn:
+def _drawn_alone(logits: Tensor, draw: Draw, library: NativeLibrary | None) -> Drawn:
     try:
-        return draw_tokens(logits, [draw])[0]
+        return draw_tokens(logits, [draw], library)[0]
     except Exception as error:
         log.exception("a token could not be drawn")
         return error
 
 
 @torch.inference_mode()
-def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
+def draw_tokens(
+    logits: Tensor, draws: Sequence[Draw], library: NativeLibrary | None = None
+) -> list[Drawn]:
     """A token for each of `draws`, from its row of `logits` float32 [R, V].
 
     NotFinite in its place, and nothing is drawn, if a logit of the row is NaN or infinite with
     what the draw changes of it, whatever its options are.
     """
     drawn: list[Drawn] = [0] * len(draws)
-    for places in _parts(logits, draws):
-        tokens = _draw_part(logits, [draws[place] for place in places])
+    if logits.device.type != "cpu":
+        library = None
+    for places in _parts(logits, draws, library is not None):
+        tokens = _draw_part(logits, [draws[place] for place in places], library)
         for place, token in zip(places, tokens, strict=True):
             drawn[place] = token
     return drawn
@@ -88,22 +103,24 @@ class _Kind:
     width: int
 
 
-def _kind(draw: Draw) -> _Kind:
+def _kind(draw: Draw, by_library: bool = False) -> _Kind:
     options = draw.options
+    is_restricted = bool(draw.banned) or draw.allowed is not None
+    if by_library:
+        return _Kind(bool(draw.changes), is_restricted, False, False, 0)
     is_greedy = not options.temperature
     has_top_p = options.top_p < 1 and not is_greedy
     count = options.top_k or (_WIDTHS[-1] if has_top_p else 0)
     width = next((few for few in _WIDTHS if 0 < count <= few), 0)
-    is_restricted = bool(draw.banned) or draw.allowed is not None
     return _Kind(bool(draw.changes), is_restricted, is_greedy, has_top_p, 0 if is_greedy else width)
 
 
-def _parts(logits: Tensor, draws: Sequence[Draw]) -> Iterator[list[int]]:
+def _parts(logits: Tensor, draws: Sequence[Draw], by_library: bool) -> Iterator[list[int]]:
     """Places of draws of one kind, as many as are computed together."""
     most = len(draws)
     if logits.device.type == "cpu":
         most = max(1, _PART_BYTES // (8 * logits.shape[1]))
-    kinds = [_kind(draw) for draw in draws]
+    kinds = [_kind(draw, by_library) for draw in draws]
     order = sorted(range(len(draws)), key=lambda place: (kinds[place], draws[place].row))
     for _, group in groupby(order, key=kinds.__getitem__):
         places = list(group)
@@ -111,7 +128,7 @@ def _parts(logits: Tensor, draws: Sequence[Draw]) -> Iterator[list[int]]:
             yield places[first : first + most]
 
 
-def _draw_part(logits: Tensor, part: Sequence[Draw]) -> list[Drawn]:
+def _draw_part(logits: Tensor, part: Sequence[Draw], library: NativeLibrary | None) -> list[Drawn]:
     """Tokens of draws of one kind."""
     values = _changed(logits, part)
     # A sum may be infinite also where no logit is.
@@ -125,7 +142,12 @@ def _draw_part(logits: Tensor, part: Sequence[Draw]) -> list[Drawn]:
         return [errors[place] for place in range(len(part))]
     if errors:
         values = values[good]
-    ids = iter(_draw_finite(values, [part[place] for place in good]).tolist())
+    draws = [part[place] for place in good]
+    if library is None:
+        drawn = _draw_finite(values, draws)
+    else:
+        drawn = _drawn_by_library(library, values, draws)
+    ids = iter(drawn.tolist())
     return [errors[place] if place in errors else next(ids) for place in range(len(part))]
 
 
@@ -162,6 +184,21 @@ def _changed(logits: Tensor, part: Sequence[Draw]) -> Tensor:
 
 def _joined(arrays: Sequence[NDArray[np.generic]], like: Tensor) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays)).to(like.device)
+
+
+def _drawn_by_library(library: NativeLibrary, values: Tensor, part: Sequence[Draw]) -> Tensor:
+    """Ids int64 [r] drawn from finite `values` [r, V]."""
+    if _kind(part[0]).is_restricted:
+        values = _restricted(values, part)
+    options = [draw.options for draw in part]
+    columns = DrawOptions(
+        temperature=[each.temperature for each in options],
+        top_k=[min(each.top_k, values.shape[1]) for each in options],
+        top_p=[each.top_p for each in options],
+        min_p=[each.min_p for each in options],
+        place=[draw.place for draw in part],
+    )
+    return drawn_rows(library, values, columns)
 
 
 def _draw_finite(values: Tensor, part: Sequence[Draw]) -> Tensor:

@@ -5,12 +5,31 @@ import numpy as np
 import pytest
 import torch
 
-from legokv.engine.draw import draw_tokens
+from legokv.engine import draw as draw_module
 from legokv.engine.sampling import MIN_TEMPERATURE, Draw, LogitChanges, Sampler, SamplingOptions
 from legokv.errors import InvalidRequest
+from legokv.kernels.build_cpu import build_native_library
+from legokv.kernels.native_library import NativeLibrary
 
 FIXED = json.loads((Path(__file__).parent / "drawn_tokens.json").read_text())
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
+
+
+@pytest.fixture(params=["torch", "library"], autouse=True)
+def drawing(request, torch_threads):
+    """All of these hold by both forms. On one thread, for rows are short here."""
+    torch_threads(1)
+    Form.library = None
+    if request.param == "library":
+        Form.library = NativeLibrary(build_native_library(print))
+
+
+class Form:
+    library: NativeLibrary | None = None
+
+
+def draw_tokens(logits, draws):
+    return draw_module.draw_tokens(logits, draws, Form.library)
 
 
 def next_token(sampler, logits, banned=()):
