@@ -39,6 +39,7 @@ from legokv.serving.gateway.turns import (
     check_call_ids,
     decoded,
     instead,
+    places_named,
     titled,
 )
 from legokv.serving.gateway.world import World
@@ -152,6 +153,7 @@ class AnthropicChats:
         async def ask() -> Asked:
             turns = _BlockTurns(Turns(self._world, account))
             messages = await turns.of(values.get("system"), values.get("messages", []))
+            names.update(places_named(turns.places))
             text = json_text(messages)
             return Asked({**chosen, "messages": text}, turns.document_ids, names)
 
@@ -163,6 +165,8 @@ class _BlockTurns:
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
+        self.places: list[str] = []
+        """What of the body each message is made of."""
 
     @property
     def document_ids(self) -> list[str]:
@@ -172,6 +176,7 @@ class _BlockTurns:
         made: list[Message] = []
         if system:
             made.append({"role": "system", "content": await self._parts("system", system)})
+            self.places.append("system")
         for place, message in enumerate(messages):
             where = f"messages[{place}]"
             if not isinstance(message, Mapping):
@@ -185,6 +190,7 @@ class _BlockTurns:
                     f"{where}.role is one of {', '.join(ROLES)}, not {shown(role)}", param=where
                 )
             made += await self._turn(where, message)
+            self.places += [where] * (len(made) - len(self.places))
         if not messages:
             raise ApiRefused("'messages' is empty: there is nothing to answer", param="messages")
         check_call_ids(made)

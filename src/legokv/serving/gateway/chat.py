@@ -17,7 +17,7 @@ from legokv.serving.gateway.refusals import Names, openai_error
 from legokv.serving.gateway.replies import Answer, Replies, listed
 from legokv.serving.gateway.streams import EventStream, event
 from legokv.serving.gateway.tool_calls import Tools, tools_of
-from legokv.serving.gateway.turns import Turns
+from legokv.serving.gateway.turns import Turns, places_named
 from legokv.serving.gateway.world import World
 
 
@@ -78,6 +78,7 @@ class Chats:
         async def ask() -> Asked:
             turns = Turns(self._world, account)
             messages = await turns.of(values.get("messages", []), values.get("documents", []))
+            names.update(places_named([f"messages[{n}]" for n in range(len(messages))]))
             text = json_text(messages)
             return Asked({**chosen, "messages": text}, turns.document_ids, names)
 

@@ -58,7 +58,9 @@ def renamed(error: LegokvError, names: Names) -> LegokvError:
     sentence += text[end:]
     if isinstance(error, InvalidRequest):
         # A word that is no name may be a field's by chance, unless it stands where names do.
-        sure = (m for m in matches if "_" in m[0] or not m.start() or text[m.start() - 1] == "'")
+        sure = (
+            m for m in matches if not m[0].isalpha() or not m.start() or text[m.start() - 1] == "'"
+        )
         param = next((names[match[0]] for match in sure), None)
         return ApiRefused(sentence, status_of(error), param, "invalid_value")
     error.args = (sentence,)

@@ -156,6 +156,12 @@ class Turns:
         return await self.text_document(f"{where}.text", text, title)
 
 
+def places_named(places: Sequence[str]) -> dict[str, str]:
+    """What the client calls each message of `generate`, by how errors of models name it."""
+    whole = {f"message {n} of {len(places)}": place for n, place in enumerate(places, 1)}
+    return whole | {f"message {n}": place for n, place in enumerate(places, 1)}
+
+
 def check_call_ids(turns: Sequence[Message]) -> None:
     """ApiRefused for a tool's result that names a call which nothing before it has."""
     calls: dict[str, None] = {}  # in their order

@@ -350,7 +350,7 @@ def test_a_completion_goes_on_with_the_text_as_it_is(
     stream = client.completions.create(model="tiny", prompt="The", stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == "Orrin keeps it."
     for prompt in (["a", "b"], [1, 2], None):
-        with pytest.raises(openai.BadRequestError, match="'prompt' is one text"):
+        with pytest.raises(openai.BadRequestError, match=r"'prompt' is .*one text"):
             client.post("/completions", body={"model": "tiny", "prompt": prompt}, cast_to=object)
 
 

@@ -53,6 +53,7 @@ def many_log_probs() -> None:
     check_reply_size(SimpleNamespace(answering=options, stream=False), 2000)  # type: ignore[arg-type]
 
 
+ASKED = [{"role": "user", "content": "Who?"}]
 CHAT: list[tuple[dict[str, Any], Refusal, str, str | None]] = [
     ({"n": 4, "temperature": 0}, asked_of_engine(num_return_sequences=4), "^n 4 needs a temp", "n"),
     ({"max_tokens": 3}, asked_of_engine(3, min_tokens=5), "above max_tokens 3", "max_tokens"),
@@ -90,6 +91,13 @@ COMPLETION: list[tuple[dict[str, Any], Refusal, str, str | None]] = [
     ({}, saying("this model has no chat template: ask with 'text_input'"), "with 'prompt'",
      "prompt"),
 ]  # fmt: skip
+CHAT += [
+    ({"messages": [*ASKED, {"role": "assistant", "content": ""}]}, None,
+     r"^messages\[1\] is empty: nothing is asked", "messages[1]"),
+    ({}, saying("message 1 of 1 has 9 tokens"), r"^messages\[0\] has 9 tokens", "messages[0]"),
+    ({}, saying("the chat template does not write what message 1 (role user) says"),
+     r"write what messages\[0\] \(role user\)", "messages[0]"),
+]  # fmt: skip
 ANTHROPIC: list[tuple[dict[str, Any], Refusal, str]] = [
     ({"stop_sequences": ["a" * 5000]}, None, "stop_sequences has 5000 bytes together"),
     ({"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}, saying(REFUSED),
@@ -99,6 +107,8 @@ ANTHROPIC: list[tuple[dict[str, Any], Refusal, str]] = [
     ({"tools": [{"name": "weather", "input_schema": SCHEMA}], "tool_choice": {"type": "any"}},
      saying(REFUSED), "the JSON schema of tools is refused"),
     ({}, saying(TIMED_OUT, TimedOut), "within the server's default_timeout_seconds 5"),
+    ({"system": "Be kind.", "messages": [*ASKED, {"role": "user", "content": " "}]}, None,
+     r"^messages\[1\] is empty: nothing is asked"),
 ]  # fmt: skip
 
 
@@ -136,7 +146,7 @@ def test_an_openai_client_reads_its_own_names(  # noqa: PLR0913 - a row of the t
     client = gateway.openai()
     asked: dict[str, Any] = {"model": "tiny", "stream": stream, "timeout": 60, **sent}
     ask: Any = client.chat.completions.create if path == "chat" else client.completions.create
-    said = {"messages": [{"role": "user", "content": "Who?"}]}
+    said = {"messages": ASKED}
     with pytest.raises(openai.APIStatusError) as refused:
         ask(**{**(said if path == "chat" else {"prompt": "Who?"}), **asked})
     message = str(refused.value.body["message"])  # type: ignore[index]
@@ -150,9 +160,9 @@ def test_an_anthropic_client_reads_its_own_names(
 ) -> None:
     refuse(gateway, refusal)
     client = anthropic.Anthropic(base_url=gateway.url, api_key="none", max_retries=0)
-    said: Any = [{"role": "user", "content": "Who?"}]
+    asked: Any = {"model": "tiny", "max_tokens": 9, "messages": ASKED, **sent}
     with pytest.raises(anthropic.APIStatusError) as refused:
-        client.messages.create(model="tiny", max_tokens=9, messages=said, **sent)
+        client.messages.create(**asked)
     assert_named(refused.value.body["error"]["message"], sentence)  # type: ignore[index]
 
 
