@@ -150,8 +150,19 @@ class Drawing:
         if dice.random() < 0.02:
             tensors.clear()
         version = dice.choice(("1", "7", "x")) if dice.random() < 0.05 else ""
-        return Grpc("generate", tuple(tensors), self._parameters(), request_id, version=version,
-                    streams=dice.random() < 0.9, leaves=dice.random() < 0.05)  # fmt: skip
+        parameters, streams = self._parameters(), dice.random() < 0.9
+        leaves = dice.random() < 0.05
+        return Grpc(
+            "generate",
+            tuple(tensors),
+            parameters,
+            request_id,
+            streams,
+            leaves,
+            version,
+            # Triton ends by itself where a client leaves a stream with several.
+            times=3 if leaves else 1,
+        )
 
     def engine(self) -> Request:
         """What only the two other models may send."""

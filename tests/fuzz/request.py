@@ -47,6 +47,8 @@ class Grpc:
     streams: bool = True
     leaves: bool = False
     version: str = ""
+    times: int = 1
+    """How often it is sent, on one stream."""
 
 
 Request = Http | RawHttp | Grpc

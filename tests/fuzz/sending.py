@@ -3,6 +3,7 @@
 import http.client
 import queue
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,7 @@ class Sender:
                 return Outcome(
                     "OK", stub.ModelInfer(message, timeout=WAIT_SECONDS).SerializeToString()
                 )
-            return _stream(stub, message, leaves=request.leaves)
+            return _stream(stub, [message] * request.times, leaves=request.leaves)
         except grpc.RpcError as error:
             status = error.code().name
             return Outcome(
@@ -97,12 +98,12 @@ class Sender:
             )
 
 
-def _stream(stub: Any, message: Any, *, leaves: bool) -> Outcome:
-    """One request on a stream of its own, kept open until the answer has ended."""
+def _stream(stub: Any, requests: Sequence[Any], *, leaves: bool) -> Outcome:
+    """Requests on a stream of their own, kept open until an answer has ended."""
     ended: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def messages() -> Any:
-        yield message
+        yield from requests
         ended.get()
 
     call = stub.ModelStreamInfer(messages(), timeout=WAIT_SECONDS)
