@@ -59,12 +59,14 @@ def test_clients_that_leave_with_several_requests_on_a_stream_end_nothing(
     def leave(number: int) -> None:
         dice = random.Random(number)
         asked = [question(max_tokens=dice.choice((2, 5, 300))) for _ in range(3)]
+        over = threading.Event()
         with grpc.insecure_channel(server.grpc) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            answers = stub.ModelStreamInfer(iter_and_wait(asked))
+            answers = stub.ModelStreamInfer(and_no_end(asked, over))
             for _ in range(dice.randrange(6)):
                 next(answers)
             answers.cancel()
+        over.set()
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(leave, range(100)))
@@ -81,7 +83,9 @@ def question(**fields: object) -> service_pb2.ModelInferRequest:
     return request
 
 
-def iter_and_wait(asked: list[service_pb2.ModelInferRequest]) -> Iterator[object]:
-    """These messages, and no end of them: that is for whoever cancels."""
+def and_no_end(
+    asked: list[service_pb2.ModelInferRequest], over: threading.Event
+) -> Iterator[object]:
+    """These messages, and no end of them while the client is there."""
     yield from asked
-    threading.Event().wait(60)
+    over.wait()
