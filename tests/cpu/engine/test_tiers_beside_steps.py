@@ -86,6 +86,23 @@ def test_whoever_steps_asks_no_file_and_no_database(opened, asked_by, host_bytes
     assert engine.executor.counters.compiled_chunks == 4
 
 
+@pytest.mark.parametrize("submit", [Engine.submit_compile, Engine.submit_rank])
+def test_whoever_compiles_or_ranks_what_is_kept_asks_no_file_and_no_database(
+    opened, asked_by, submit
+):
+    engine = opened(host_bytes=0)
+    here = threading.current_thread().name
+    for _ in range(2):  # compiled or ranked, and again, in an engine that finds it kept
+        chunk = engine.chunk(random_ids(1))
+        job = submit(engine, chunk)
+        asked_by.clear()
+        finish(engine, job)
+        assert [what for thread, what in asked_by if thread == here] == []
+        engine.tiers.flush()
+        assert tier(engine, "disk").num_chunks == 1
+        engine = opened(host_bytes=0)
+
+
 @pytest.mark.parametrize("host_bytes", [2**30, 0])
 def test_a_stored_chunk_gives_the_same_answer_and_is_not_compiled_again(opened, host_bytes):
     first = opened(host_bytes=host_bytes)
