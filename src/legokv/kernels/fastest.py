@@ -61,21 +61,25 @@ def measured_threads(
     """What small layers take on all of torch's threads and on one fewer, the better first.
 
     Milliseconds, as they were measured first on this processor with so many threads. One fewer is
-    better where the server's other processes keep a core busy: then each layer would wait for the
-    thread that shares it. It must show by more than the noise.
+    better where a core is not all the process': then each layer would wait for the thread there.
+    It must show by more than the noise. On a machine that is busy for the moment nothing is judged
+    or kept: all threads are taken.
     """
     most = torch_threads()
     if most == 1:
         return {1: 0.0}
+    name = f"num_threads-{_processor_digest()}-{str(dtype)[6:]}-{most}.json"
+    place = calls.library.path.with_name(name)
+    names = [str(most), str(most - 1)]
+    if _read(place, names) is None and os.getloadavg()[0] >= most:
+        return {most: 0.0}
 
     def measure() -> dict[str, float]:
         counts = (most, most - 1)
         seconds = _seconds_of_layers(calls, dtype, instruction_set, counts)
         return {str(count): round(value * 1e3, 3) for count, value in seconds.items()}
 
-    name = f"threads-{_processor_digest()}-{str(dtype)[6:]}-{most}.json"
-    place = calls.library.path.with_name(name)
-    figures = _measured_once(place, [str(most), str(most - 1)], measure)
+    figures = _measured_once(place, names, measure)
     all_of_them, fewer = figures[str(most)], figures[str(most - 1)]
     both = {most: all_of_them, most - 1: fewer}
     is_better = fewer < (1 - THREADS_MARGIN) * all_of_them

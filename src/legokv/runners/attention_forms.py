@@ -305,6 +305,8 @@ def set_threads(form: NativeForm, dtype: torch.dtype) -> None:
     milliseconds = measured_threads(form.calls, dtype, form.instruction_set)
     number = next(iter(milliseconds))
     figures = ", ".join(f"on {count} {value}" for count, value in milliseconds.items())
+    if len(milliseconds) == 1:
+        figures = "not measured, as there is one thread or the machine is busy"
     log.info("threads: %d; milliseconds of small layers: %s", number, figures)
     torch.set_num_threads(number)
 

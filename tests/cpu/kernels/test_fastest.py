@@ -112,6 +112,7 @@ def test_one_thread_fewer_is_taken_where_it_is_clearly_faster_and_then_kept(
 ) -> None:
     all_of_them, fewer, best = figures
     monkeypatch.setattr(fastest, "torch_threads", lambda: 4)
+    monkeypatch.setattr(fastest.os, "getloadavg", lambda: (3.9, 8.0, 8.0))
     monkeypatch.setattr(fastest, "_seconds_of_layers", lambda *_: {4: all_of_them, 3: fewer})
     portable = InstructionSet.PORTABLE
     found = measured_threads(calls, torch.float32, portable)
@@ -119,7 +120,7 @@ def test_one_thread_fewer_is_taken_where_it_is_clearly_faster_and_then_kept(
     assert found == {4: 1000 * all_of_them, 3: 1000 * fewer}
     monkeypatch.setattr(fastest, "_seconds_of_layers", lambda *_: pytest.fail("measured again"))
     assert list(measured_threads(calls, torch.float32, portable)) == list(found)
-    (file,) = tmp_path.glob("threads-*-float32-4.json")
+    (file,) = tmp_path.glob("num_threads-*-float32-4.json")
     file.write_text("{}")
     monkeypatch.setattr(fastest, "_seconds_of_layers", lambda *_: {4: 3.0, 3: 1.0})
     assert next(iter(measured_threads(calls, torch.float32, portable))) == 3
@@ -129,6 +130,7 @@ def test_both_numbers_of_threads_are_measured_over_real_layers(
     calls: NativeCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fastest, "torch_threads", lambda: 2)
+    monkeypatch.setattr(fastest.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     found = measured_threads(calls, torch.float32, InstructionSet.PORTABLE)
     assert set(found) == {1, 2}
     assert all(value > 0 for value in found.values())
@@ -139,4 +141,14 @@ def test_where_torch_has_one_thread_nothing_is_measured(
 ) -> None:
     monkeypatch.setattr(fastest, "torch_threads", lambda: 1)
     assert measured_threads(calls, torch.float32, InstructionSet.PORTABLE) == {1: 0.0}
-    assert not list(tmp_path.glob("threads-*"))
+    assert not list(tmp_path.glob("num_threads-*"))
+
+
+def test_a_busy_machine_judges_nothing_keeps_nothing_and_computes_on_all_threads(
+    calls: NativeCalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fastest, "torch_threads", lambda: 4)
+    monkeypatch.setattr(fastest.os, "getloadavg", lambda: (4.0, 0.0, 0.0))
+    monkeypatch.setattr(fastest, "_seconds_of_layers", lambda *_: pytest.fail("it was measured"))
+    assert measured_threads(calls, torch.float32, InstructionSet.PORTABLE) == {4: 0.0}
+    assert not list(tmp_path.glob("num_threads-*"))
