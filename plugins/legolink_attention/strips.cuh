@@ -10,7 +10,7 @@ constexpr int kWarpLanes = 32;
 constexpr float kLog2e = 1.4426950408889634f;
 
 // All lanes of a warp walk together: they look at 32 strips at once and take the seen ones in
-// order.
+// order. After one run of strips comes another.
 struct StripWalk {
   const PageRow* rows;
   int64_t num_pool_pages;
@@ -18,6 +18,8 @@ struct StripWalk {
   int query_position;  // the last position that is to see
   int next;            // first strip not looked at
   int end;
+  int next_run;  // the run after that; none if it ends where it begins
+  int end_run;
   int window = 0;
   uint32_t seen = 0;  // of the 32 strips from `window`
 
@@ -29,6 +31,7 @@ struct StripWalk {
       seen = device::ballot(mine < end && strip_of(mine).num_keys > 0);
       window = next;
       next += kWarpLanes;
+      if (next >= end) begin_next_run();
     }
     if (seen == 0) {
       *strip = KeyStrip{};
@@ -39,6 +42,11 @@ struct StripWalk {
     return true;
   }
 
+  LEGOKV_DEVICE void begin_next_run() {
+    next = next_run;
+    end = next_run = end_run;
+  }
+
   LEGOKV_DEVICE KeyStrip strip_of(int index) const {
     KeyStrip strip = strip_at(rows, num_pool_pages, strips_per_page, index);
     strip.num_keys = num_seen_keys(strip, query_position);
@@ -46,18 +54,26 @@ struct StripWalk {
   }
 };
 
-// The walk over part `part` of `num_parts` of a sequence's table.
+// The walk over part `part` of `num_parts` of a sequence's table. Each gets as many of the strips
+// that are seen, and then of the rest: a table that is filled up with rows without a page, or that
+// goes on past the query, leaves no part without work.
 LEGOKV_DEVICE StripWalk walk_strips(const LegokvLegolinkAttention& a, int sequence, int position,
                                     int part, int num_parts) {
   const TableRows table = table_rows(a, sequence);
   const int strips_per_page = a.page_size / kStripKeys;
   const int strips = table.num_rows * strips_per_page;
-  return {table.rows,
-          a.num_pool_pages,
-          strips_per_page,
-          position,
-          part_begin(strips, part, num_parts),
-          part_begin(strips, part + 1, num_parts)};
+  const int seen = num_leading_rows(table.rows, table.num_rows, position) * strips_per_page;
+  const int rest = strips - seen;
+  StripWalk walk = {table.rows,
+                    a.num_pool_pages,
+                    strips_per_page,
+                    position,
+                    part_begin(seen, part, num_parts),
+                    part_begin(seen, part + 1, num_parts),
+                    seen + part_begin(rest, part, num_parts),
+                    seen + part_begin(rest, part + 1, num_parts)};
+  if (walk.next == walk.end) walk.begin_next_run();
+  return walk;
 }
 
 // Keys or values of one strip in shared memory. The odd number of 16-byte units between rows keeps

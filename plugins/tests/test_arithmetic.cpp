@@ -93,6 +93,20 @@ void a_strip_is_seen_up_to_the_query() {
   EXPECT_EQUAL(num_seen_keys(KeyStrip{}, 40), 0);
 }
 
+void rows_that_are_seen_are_counted_up_to_the_first_that_is_not() {
+  const PageRow rows[] = {{0, 0, 0, 16}, {1, 0, 16, 16}, {2, 0, 32, 3}, {0, 0, 0, 0}, {}};
+  EXPECT_EQUAL(num_leading_rows(rows, 5, 100), 3);
+  EXPECT_EQUAL(num_leading_rows(rows, 5, 32), 3);
+  EXPECT_EQUAL(num_leading_rows(rows, 5, 31), 2);
+  EXPECT_EQUAL(num_leading_rows(rows, 5, 0), 1);
+  EXPECT_EQUAL(num_leading_rows(rows, 5, -1), 0);
+  EXPECT_EQUAL(num_leading_rows(rows, 3, 100), 3);
+  EXPECT_EQUAL(num_leading_rows(rows, 0, 100), 0);
+  const PageRow holes[] = {{}, {1, 0, 0, 1}, {}, {1, 0, 0, 1}, {-7, 0, 0, -3}};
+  const int number = num_leading_rows(holes, 5, 9);
+  EXPECT_EQUAL(number >= 0 && number <= 5, true);
+}
+
 void parts_of_a_table_meet_without_gap_or_overlap() {
   for (const int total : {0, 1, 5, 31, 64, 2000000000}) {
     for (const int parts : {1, 3, 32, 128}) {
@@ -258,6 +272,7 @@ int main() {
   RUN(strips_cover_the_filled_slots_and_no_others);
   RUN(tables_of_nonsense_lead_nowhere);
   RUN(a_strip_is_seen_up_to_the_query);
+  RUN(rows_that_are_seen_are_counted_up_to_the_first_that_is_not);
   RUN(parts_of_a_table_meet_without_gap_or_overlap);
   RUN(every_token_finds_its_own_sequence_among_empty_ones);
   RUN(tiles_cover_every_query_row_once);

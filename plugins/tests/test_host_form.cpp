@@ -2,8 +2,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
+#include <vector>
 
 #include "check.h"
 #include "legokv/device.h"
@@ -127,11 +129,13 @@ void a_copy_arrives_when_it_is_waited_for_and_not_before() {
 
 struct Walk {
   LegokvLegolinkAttention arguments;
-  int* taken;  // strips by their number in the table, then -1
+  int part;
+  int num_parts;
+  int* taken;  // strips by their page, then -1
 };
 
 void walk_part(Walk walk) {
-  StripWalk strips = walk_strips(walk.arguments, 0, 1000, 1, 2);
+  StripWalk strips = walk_strips(walk.arguments, 0, 1000, walk.part, walk.num_parts);
   KeyStrip strip;
   while (strips.take(&strip)) {
     if (device::thread_index() == 0) *walk.taken++ = strip.page;
@@ -139,26 +143,53 @@ void walk_part(Walk walk) {
   if (device::thread_index() == 0) *walk.taken = -1;
 }
 
-// 200 one-strip pages, the second half walked: more than two windows of 32, one of them unseen. The
-// last 10 lie outside the pool.
-void a_walk_takes_every_seen_strip_of_its_part_in_order() {
-  PageRow rows[200];
-  for (int i = 0; i < 200; ++i) rows[i] = {i, 0, i % 3 == 1 ? 1001 : 1000, i % 3 == 2 ? 0 : 1};
-  for (int i = 132; i < 164; ++i) rows[i].filled = 0;
+// The pages of one-strip rows that a query at position 1000 comes to in one part of `rows`.
+std::vector<int> pages_of_part(const std::vector<PageRow>& rows, int part, int num_parts) {
   LegokvLegolinkAttention arguments = {};
-  arguments.pages = reinterpret_cast<const int32_t*>(rows);
+  arguments.pages = reinterpret_cast<const int32_t*>(rows.data());
   arguments.num_sequences = 1;
-  arguments.num_table_rows = 200;
+  arguments.num_table_rows = static_cast<int>(rows.size());
   arguments.num_pool_pages = 190;
   arguments.page_size = kStripKeys;
-  int taken[201];
-  EXPECT_EQUAL(device::launch(walk_part, kOneWarp, nullptr, Walk{arguments, taken}) == Status::kOk,
-               true);
-  const int* next = taken;
-  for (int i = 100; i < 190; ++i) {
-    if (i % 3 == 0 && (i < 132 || i >= 164)) EXPECT_EQUAL(*next++, i);
+  std::vector<int> taken(rows.size() + 1);
+  const Walk walk = {arguments, part, num_parts, taken.data()};
+  EXPECT_EQUAL(device::launch(walk_part, kOneWarp, nullptr, walk) == Status::kOk, true);
+  taken.resize(std::find(taken.begin(), taken.end(), -1) - taken.begin());
+  return taken;
+}
+
+// 200 rows, seen and unseen in turn, 32 in a row unseen, the last 10 outside the pool.
+void the_parts_of_a_walk_take_every_seen_strip_once_and_each_in_order() {
+  std::vector<PageRow> rows(200);
+  for (int i = 0; i < 200; ++i) rows[i] = {i, 0, i % 3 == 1 ? 1001 : 1000, i % 3 == 2 ? 0 : 1};
+  for (int i = 132; i < 164; ++i) rows[i].filled = 0;
+  for (const int num_parts : {1, 2, 7, 190}) {
+    std::vector<int> taken;
+    for (int part = 0; part < num_parts; ++part) {
+      const std::vector<int> pages = pages_of_part(rows, part, num_parts);
+      EXPECT_EQUAL(std::is_sorted(pages.begin(), pages.end()), true);
+      taken.insert(taken.end(), pages.begin(), pages.end());
+    }
+    std::sort(taken.begin(), taken.end());
+    auto next = taken.begin();
+    for (int i = 0; i < 190; ++i) {
+      if (i % 3 == 0 && (i < 132 || i >= 164)) EXPECT_EQUAL(*next++, i);
+    }
+    EXPECT_EQUAL(next == taken.end(), true);
   }
-  EXPECT_EQUAL(*next, -1);
+}
+
+// Rows without a page behind, as a plan's padded tables have them, or rows past the query, as the
+// first tiles of a chunk have them.
+void each_part_of_a_walk_has_its_share_of_what_is_seen() {
+  for (const PageRow behind : {PageRow{0, 0, 0, 0}, PageRow{150, 0, 1001, 16}}) {
+    std::vector<PageRow> rows(128, behind);
+    for (int i = 0; i < 66; ++i) rows[i] = {i, 0, i, 1};
+    for (int part = 0; part < 8; ++part) {
+      const std::vector<int> pages = pages_of_part(rows, part, 8);
+      EXPECT_EQUAL(pages.size() == 8 || pages.size() == 9, true);
+    }
+  }
 }
 
 // Faults a GPU would hang on or answer with nonsense.
@@ -197,6 +228,7 @@ int main() {
   RUN(shuffles_and_ballots_see_all_lanes);
   RUN(a_tensor_core_product_is_the_matrix_product);
   RUN(a_copy_arrives_when_it_is_waited_for_and_not_before);
-  RUN(a_walk_takes_every_seen_strip_of_its_part_in_order);
+  RUN(the_parts_of_a_walk_take_every_seen_strip_once_and_each_in_order);
+  RUN(each_part_of_a_walk_has_its_share_of_what_is_seen);
   RUN(a_fault_ends_the_process);
 }

@@ -55,6 +55,22 @@ LEGOKV_HOST_DEVICE int num_seen_keys(const KeyStrip& strip, int query_position) 
   return until_query < strip.num_keys ? until_query : strip.num_keys;
 }
 
+// How many rows stand before the first that the query sees nothing of, if all that it sees stand
+// before all others, as in the tables of steps. In other tables it is some number of rows.
+LEGOKV_HOST_DEVICE int num_leading_rows(const PageRow* rows, int num_rows, int query_position) {
+  int low = 0, high = num_rows;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    const PageRow row = rows[middle];
+    if (row.filled > 0 && sees(query_position, row.first_position)) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
 // Where part `part` of `num_parts` begins when `total` items are dealt out evenly.
 LEGOKV_HOST_DEVICE int part_begin(int total, int part, int num_parts) {
   return static_cast<int>(int64_t{total} * part / num_parts);
