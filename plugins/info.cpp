@@ -85,6 +85,9 @@ std::string attention_layout() {
   LEGOKV_PLACE(Attention, q);
   LEGOKV_PLACE(Attention, k);
   LEGOKV_PLACE(Attention, v);
+  LEGOKV_PLACE(Attention, q_stride);
+  LEGOKV_PLACE(Attention, k_stride);
+  LEGOKV_PLACE(Attention, v_stride);
   LEGOKV_PLACE(Attention, pool);
   LEGOKV_PLACE(Attention, out);
   LEGOKV_PLACE(Attention, positions);

@@ -35,7 +35,10 @@ attend_reference_kernel(LEGOKV_PARAMETER LegokvLegolinkAttention a) {
   const int kv_head = static_cast<int>(row % a.num_heads) / heads_per_kv_head(a);
   const TableRows table = table_rows(a, sequence_of_token(sequences(a), token));
   Pair query[kMaxPairs], rotated[kMaxPairs], key[kMaxPairs], value[kMaxPairs];
-  load_pairs(query, static_cast<const T*>(a.q) + row * a.head_size, half);
+  load_pairs(
+      query,
+      static_cast<const T*>(a.q) + query_offset(a, token, static_cast<int>(row % a.num_heads)),
+      half);
 
   OnlineSoftmax softmax;
   for (int i = 0; i < table.num_rows; ++i) {

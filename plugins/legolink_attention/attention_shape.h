@@ -17,6 +17,11 @@ LEGOKV_HOST_DEVICE Sequences sequences(const LegokvLegolinkAttention& a) {
   return {a.query_start, a.num_sequences, a.num_tokens};
 }
 
+// Where a token's query of one head begins in q.
+LEGOKV_HOST_DEVICE int64_t query_offset(const LegokvLegolinkAttention& a, int64_t token, int head) {
+  return token * a.q_stride + int64_t{head} * a.head_size;
+}
+
 // Query heads that share a KV head.
 LEGOKV_HOST_DEVICE int heads_per_kv_head(const LegokvLegolinkAttention& a) {
   return a.num_heads / a.num_kv_heads;

@@ -13,6 +13,11 @@ Status check_memory(const LegokvLegolinkAttention& a) {
     return invalid_argument(
         "legolink_attention: k, v, pool, pages, out, workspace must be 16-byte aligned");
   }
+  if (a.k_stride % 8 != 0 || a.v_stride % 8 != 0) {
+    return invalid_argument(
+        "legolink_attention: k's and v's tokens are multiples of 8 elements apart, not %lld, %lld",
+        static_cast<long long>(a.k_stride), static_cast<long long>(a.v_stride));
+  }
   const int64_t need = workspace_bytes(a);
   if (need > 0 && (a.workspace == nullptr || a.workspace_bytes < need)) {
     return invalid_argument("legolink_attention: %lld bytes of workspace are too few, %lld needed",

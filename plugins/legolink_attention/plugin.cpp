@@ -70,6 +70,8 @@ LegokvLegolinkAttention sizes(DimsOf dims_of, DataType type, float scale) {
   attention.num_heads = extent(q, 1);
   attention.num_sequences = extent(pages, 0);
   attention.num_table_rows = extent(pages, 1);
+  attention.q_stride = int64_t{attention.num_heads} * attention.head_size;
+  attention.k_stride = attention.v_stride = int64_t{attention.num_kv_heads} * attention.head_size;
   attention.dtype = dtype_of(type);
   attention.scale = scale;
   return attention;

@@ -97,7 +97,8 @@ struct WarpAttention {
       for (int row = 0; row < kRows; ++row) {
         Pair turned = {0, 0};
         if (row < rows.num_heads) {
-          const T* q = static_cast<const T*>(a.q) + result_row(a, rows, row) * kHeadSize + pair;
+          const T* q = static_cast<const T*>(a.q) +
+                       query_offset(a, rows.token, rows.first_head + row) + pair;
           turned = rotate(rotation, {to_float(q[0]), to_float(q[kPairs])});
         }
         memory.query[row][pair] = turned.first;

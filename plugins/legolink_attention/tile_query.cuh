@@ -22,10 +22,12 @@ struct TileRows {
   LEGOKV_DEVICE int token(int row) const {
     return tile.token + (tile.first_row + row) / heads_per_kv_head;
   }
-  // In q and out seen as [T * H, D].
+  LEGOKV_DEVICE int head(int row) const {
+    return kv_head * heads_per_kv_head + (tile.first_row + row) % heads_per_kv_head;
+  }
+  // In out seen as [T * H, D].
   LEGOKV_DEVICE int64_t result_row(int row, int num_heads) const {
-    return int64_t{token(row)} * num_heads + kv_head * heads_per_kv_head +
-           (tile.first_row + row) % heads_per_kv_head;
+    return int64_t{token(row)} * num_heads + head(row);
   }
 };
 
@@ -50,8 +52,8 @@ LEGOKV_DEVICE_CALL void rotate_rows(const LegokvLegolinkAttention& a, const Tile
   const int heads = rows.heads_per_kv_head;
   const int first_token = rows.token(first_row);
   const int first_head = (rows.tile.first_row + first_row) % heads;
-  const int64_t to_next_token = int64_t{a.num_heads - heads} * kHeadSize;
-  const T* first = static_cast<const T*>(a.q) + rows.result_row(first_row, a.num_heads) * kHeadSize;
+  const int64_t to_next_token = a.q_stride - int64_t{heads} * kHeadSize;
+  const T* first = static_cast<const T*>(a.q) + query_offset(a, first_token, rows.head(first_row));
   for (int pair = device::thread_index() % kWarpLanes; pair < kPairs; pair += kWarpLanes) {
     const T* q = first + pair;
     int token = first_token, head = first_head;

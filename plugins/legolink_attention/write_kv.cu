@@ -27,9 +27,9 @@ write_kv_kernel(LEGOKV_PARAMETER LegokvLegolinkAttention a) {
   const SlotPlace place = slot_place(layout, a.slots[token]);
   if (a.slots[token] < 0 || place.page >= a.num_pool_pages) return;
 
-  const int64_t source = head_of_token * a.head_size + first;
-  const T* k = static_cast<const T*>(a.k) + source;
-  const T* v = static_cast<const T*>(a.v) + source;
+  const int64_t place_in_token = int64_t{head} * a.head_size + first;
+  const T* k = static_cast<const T*>(a.k) + token * a.k_stride + place_in_token;
+  const T* v = static_cast<const T*>(a.v) + token * a.v_stride + place_in_token;
   T* key = static_cast<T*>(a.pool) + key_offset(layout, place.page, place.slot, head) + first;
   T* value = key + value_distance(layout);
   Vector<T> low = *reinterpret_cast<const Vector<T>*>(k);

@@ -19,7 +19,10 @@ norm_rows_kernel(LEGOKV_PARAMETER ScoringCall call) {
   if (sequence >= a.num_sequences || token < scoring_tokens(call, sequence).first) return;
   const TableRows table = table_rows(a, sequence);
   Pair query[kMaxPairs], rotated[kMaxPairs], key[kMaxPairs];
-  load_pairs(query, static_cast<const T*>(a.q) + row * a.head_size, half);
+  load_pairs(
+      query,
+      static_cast<const T*>(a.q) + query_offset(a, token, static_cast<int>(row % a.num_heads)),
+      half);
 
   float max = -INFINITY, sum = 0;
   for (int i = 0; i < table.num_rows; ++i) {

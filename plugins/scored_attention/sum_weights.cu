@@ -15,7 +15,7 @@ LEGOKV_DEVICE void add_row(const ScoringCall& call, const PageRow& page, int fir
   const int64_t row = int64_t{token} * a.num_heads + head;
   const RowNorm norm = call.norms[row];
   Pair query[kMaxPairs], rotated[kMaxPairs], key[kMaxPairs];
-  load_pairs(query, static_cast<const T*>(a.q) + row * a.head_size, half);
+  load_pairs(query, static_cast<const T*>(a.q) + query_offset(a, token, head), half);
   rotate_pairs(rotated, query, a.inv_freq, half, a.positions[token] - page.base);
   for (int lane = 0; lane < kLanes && first_slot + lane < page.filled; ++lane) {
     const int slot = first_slot + lane;

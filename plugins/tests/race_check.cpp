@@ -77,6 +77,8 @@ LegokvLegolinkAttention arguments_of(Step& step, int regime) {
   a.num_kv_heads = kKvHeads;
   a.head_size = kHeadSize;
   a.page_size = kPageSize;
+  a.q_stride = kHeads * kHeadSize;
+  a.k_stride = a.v_stride = kKvHeads * kHeadSize;
   a.dtype = LEGOKV_BFLOAT16;
   a.regime = regime;
   a.scale = 0.125f;

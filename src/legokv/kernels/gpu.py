@@ -5,7 +5,7 @@ The same functions exist in the kernels' host form, where addresses are a CPU's.
 
 import ctypes
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -58,6 +58,9 @@ class AttentionArguments(ctypes.Structure):
         ("q", ctypes.c_void_p),
         ("k", ctypes.c_void_p),
         ("v", ctypes.c_void_p),
+        ("q_stride", ctypes.c_int64),
+        ("k_stride", ctypes.c_int64),
+        ("v_stride", ctypes.c_int64),
         ("pool", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("positions", ctypes.c_void_p),
@@ -135,15 +138,20 @@ def attention_arguments(
 ) -> AttentionArguments:
     """Addresses and sizes of one call; the tensors must stay alive until it has run.
 
-    LaunchRefused if a tensor is not contiguous or of another dtype than q's.
+    q, k and v may be parts of one product: only each token's heads lie one behind the other.
+    LaunchRefused if they do not, the pool is not contiguous, or one is of another dtype than q's.
     """
-    for name, tensor in (("q", q), ("k", k), ("v", v), ("pool", pool)):
-        _check(name, tensor, q.dtype)
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        _check(name, tensor[:1], q.dtype)
+    _check("pool", pool, q.dtype)
     num_pages, _, page_size, num_kv_heads, head_size = pool.shape
     return AttentionArguments(
         q=q.data_ptr(),
         k=k.data_ptr(),
         v=v.data_ptr(),
+        q_stride=q.stride(0),
+        k_stride=k.stride(0),
+        v_stride=v.stride(0),
         pool=pool.data_ptr(),
         num_pool_pages=num_pages,
         num_tokens=q.shape[0],
@@ -216,17 +224,21 @@ class Launchers:
     """The functions of one loaded library. Everything is enqueued on `stream`, a CUDA stream's
     handle, and happens in place; the host form has happened when the call returns.
 
+    structs: whose arguments are given to it; others it may take as it likes, as one of an older
+    engine does whose imports alone are launched.
+
     EngineMismatch, with both sizes, for a library that lays its arguments out otherwise.
     """
 
-    def __init__(self, library: Path) -> None:
+    def __init__(self, library: Path, structs: Collection[str] = tuple(STRUCTS)) -> None:
         self.library = ctypes.CDLL(str(library))
         self.library.legokv_last_error.restype = ctypes.c_char_p
         self.library.legokv_library_info.restype = ctypes.c_char_p
         # Before any other function is named: an older library has fewer of them.
-        _check_layouts(library, self.info()["structs"])
-        self.library.legokv_legolink_attention_workspace.restype = ctypes.c_int64
-        self.library.legokv_scored_attention_workspace.restype = ctypes.c_int64
+        _check_layouts(library, self.info()["structs"], structs)
+        if "LegokvLegolinkAttention" in structs:
+            self.library.legokv_legolink_attention_workspace.restype = ctypes.c_int64
+            self.library.legokv_scored_attention_workspace.restype = ctypes.c_int64
 
     def info(self) -> dict[str, Any]:
         """What the library says of itself: version, form, sizes, dtypes, layouts."""
@@ -309,9 +321,11 @@ class Launchers:
         return message.decode()
 
 
-def _check_layouts(library: Path, structs: Mapping[str, Layout]) -> None:
-    for name, structure in STRUCTS.items():
-        ours, theirs = layout_of(structure), structs.get(name, {})
+def _check_layouts(
+    library: Path, theirs_of: Mapping[str, Layout], structs: Collection[str]
+) -> None:
+    for name in structs:
+        ours, theirs = layout_of(STRUCTS[name]), theirs_of.get(name, {})
         if theirs == ours:
             continue
         fields = sorted(field for field in {*ours, *theirs} if ours.get(field) != theirs.get(field))

@@ -228,9 +228,9 @@ class KernelForm:
         def attend(
             layer: int, q: Tensor, k: Tensor, v: Tensor, pool: Tensor
         ) -> tuple[Tensor, Tensor]:
-            q, k, v = (tensor.contiguous() for tensor in (q, k, v))
             arguments = attention_arguments(q, k, v, pool, tables[layer])
-            out = torch.empty_like(q)
+            # Contiguous, whatever q is a part of.
+            out = q.new_empty(q.shape)
             if mass is not None and layer in mass.layers:
                 workspace = self._workspace_of(self._launchers.scored_workspace_bytes(arguments))
                 one = mass.one

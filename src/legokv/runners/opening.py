@@ -125,7 +125,7 @@ def _eager_attention(
 ) -> tuple[AttentionForm, torch.device]:
     """What "torch" and "cuda" differ in: the form of attention and where it runs."""
     if chosen == "cuda":
-        launchers = Launchers(_kernels(folder))
+        launchers = _launchers(folder)
         device = _gpu(settings)
         return KernelForm(launchers, facts.model, device), device
     kv_dtype = getattr(torch, Dtypes.same(settings.dtype_or(facts.dtype)).kv)
@@ -161,7 +161,7 @@ def _plan_import(folder: Path, plan: PlanFacts) -> Import:
     """
     if plan.import_by == "plugin":
         return import_stored
-    return importing(Launchers(folder / plan.library_file))
+    return importing(Launchers(folder / plan.library_file, ("LegokvKvImport",)))
 
 
 def _check_settings(plan: PlanFacts, facts: EngineFacts, settings: EngineSettings) -> None:
@@ -195,6 +195,20 @@ def _kernels(folder: Path) -> Path:
             f"{BUILT_LIBRARY} is there: run build/build_plugins.py"
         )
     return library
+
+
+def _launchers(folder: Path) -> Launchers:
+    """Those of the library that runner "cuda" calls; an older engine's own takes other arguments,
+    and then this checkout's are called. EngineMismatch if neither can be.
+    """
+    library = _kernels(folder)
+    try:
+        return Launchers(library)
+    except EngineMismatch as error:
+        if library == BUILT_LIBRARY or not BUILT_LIBRARY.is_file():
+            raise
+        log.warning("%s is called in its place: %s", BUILT_LIBRARY, error)
+    return Launchers(BUILT_LIBRARY)
 
 
 def _library(folder: Path) -> Path | None:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def run(launchers: Launchers, inputs: Inputs, regime: Regime) -> tuple[Tensor, T
     arguments = attention_arguments(inputs.q, inputs.k, inputs.v, pool, inputs.tables)
     arguments.regime = regime
     workspace = torch.full((launchers.workspace_bytes(arguments) // 4,), torch.nan)
-    out = torch.full_like(inputs.q, torch.nan)
+    out = inputs.q.new_full(inputs.q.shape, torch.nan)
     launchers.legolink_attention(arguments, out, workspace)
     return out, pool
 
@@ -259,6 +260,30 @@ def test_an_import_of_no_page_or_outside_the_pool_writes_nothing(launchers: Laun
     block = torch.ones((2, 2, 16, 1, 64))
     launchers.kv_import(pool, block, torch.tensor([-1, 3], dtype=torch.int32))
     assert torch.equal(pool, before)
+
+
+@pytest.mark.parametrize("regime", REGIMES, ids=lambda regime: regime.name.lower())
+def test_q_k_and_v_may_be_parts_of_one_product(launchers: Launchers, regime: Regime) -> None:
+    """What is beside them is never read."""
+    inputs = make_inputs(Step(RAGGED, dtype=torch.bfloat16, seed=18))
+    heads = [part.shape[1] for part in (inputs.q, inputs.k, inputs.v)]
+    rest = torch.full_like(inputs.k[:, :1], torch.nan)
+    product = torch.cat([rest, inputs.q, rest, inputs.k, inputs.v], dim=1)
+    _, q, _, k, v = product.split([1, heads[0], 1, heads[1], heads[2]], dim=1)
+    assert not any(part.is_contiguous() for part in (q, k, v))
+    found = run(launchers, replace(inputs, q=q, k=k, v=v), regime)
+    meant = run(launchers, inputs, regime)
+    for ours, theirs in zip(found, meant, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def test_tokens_whose_keys_are_no_whole_vectors_apart_are_refused(launchers: Launchers) -> None:
+    inputs = make_inputs(Step((decoded(3),)))
+    for name in ("k_stride", "v_stride"):
+        arguments = attention_arguments(inputs.q, inputs.k, inputs.v, inputs.pool, inputs.tables)
+        setattr(arguments, name, 132)
+        with pytest.raises(LaunchRefused, match="multiples of 8 elements apart, not "):
+            launchers.legolink_attention(arguments, torch.empty_like(inputs.q))
 
 
 def test_what_no_kernel_does_is_refused_with_the_numbers(launchers: Launchers) -> None:

@@ -40,10 +40,19 @@ def test_a_library_of_before_num_splits_is_refused_with_both_sizes(tmp_path: Pat
     attention["scale"] = attention.pop("num_splits")
     with pytest.raises(
         EngineMismatch,
-        match=r"takes LegokvLegolinkAttention of 152 bytes, this legokv gives 156, and num_splits, "
+        match=r"takes LegokvLegolinkAttention of 176 bytes, this legokv gives 180, and num_splits, "
         r"scale lie elsewhere: build the engine again",
     ):
         Launchers(library_of(tmp_path, structs))
+
+
+def test_a_library_of_before_strides_imports_for_a_plan_of_its_engine(tmp_path: Path) -> None:
+    structs = present()
+    del structs["LegokvLegolinkAttention"]["q_stride"]
+    library = library_of(tmp_path, structs)
+    assert Launchers(library, ("LegokvKvImport",)).info() == {"structs": structs}
+    with pytest.raises(EngineMismatch, match="and q_stride lie elsewhere"):
+        Launchers(library)
 
 
 def test_a_library_of_before_imports_of_all_layers_is_refused_by_its_name(tmp_path: Path) -> None:
