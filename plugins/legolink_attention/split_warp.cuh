@@ -92,13 +92,13 @@ struct WarpAttention {
 
   // All rows are of one token, so one angle serves them all.
   LEGOKV_DEVICE void rotate_query(int base) {
+    const T* first = static_cast<const T*>(a.q) + query_offset(a, rows.token, rows.first_head);
     for (int pair = lane; pair < kPairs; pair += kWarpLanes) {
       const Rotation rotation = rotation_by(rows.position - base, a.inv_freq[pair]);
       for (int row = 0; row < kRows; ++row) {
         Pair turned = {0, 0};
         if (row < rows.num_heads) {
-          const T* q = static_cast<const T*>(a.q) +
-                       query_offset(a, rows.token, rows.first_head + row) + pair;
+          const T* q = first + (row * kHeadSize + pair);
           turned = rotate(rotation, {to_float(q[0]), to_float(q[kPairs])});
         }
         memory.query[row][pair] = turned.first;
