@@ -93,14 +93,14 @@ def test_on_a_gpu_auto_goes_on_without_a_plan_that_does_not_open_and_says_why(
 def test_a_plan_that_imports_by_its_nodes_leaves_its_library_alone(
     planned: EngineFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be of older code, and take other arguments; a plan of "stream" is of newer."""
+    """It may be of older code, and take other arguments, as attention's may for a "stream"."""
     opened = []
-    monkeypatch.setattr(opening, "Launchers", opened.append)
+    monkeypatch.setattr(opening, "Launchers", lambda *of: opened.append(of))
     assert planned.plan is not None
     assert opening._plan_import(tmp_path, replace(planned.plan, imports="plugin")) is import_stored
     assert opened == []
     opening._plan_import(tmp_path, replace(planned.plan, imports="stream"))
-    assert opened == [tmp_path / planned.plan.library_file]
+    assert opened == [(tmp_path / planned.plan.library_file, ("LegokvKvImport",))]
 
 
 def test_an_unknown_runner_is_refused_with_those_there_are(folder: Path) -> None:
@@ -190,3 +190,24 @@ def test_a_plan_without_a_gpu_is_refused_with_what_to_choose(
     plan = replace(planned.plan, version=rtx.__version__, library_sha256=digest)
     with pytest.raises(EngineMismatch, match="torch sees none here: choose runner 'torch'"):
         check_machine(tmp_path, plan)
+
+
+def test_where_an_engine_s_own_library_is_older_this_checkout_s_is_called(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, checkouts = tmp_path / "own.so", tmp_path / "checkouts.so"
+    checkouts.touch()
+
+    def launchers(library: Path) -> Path:
+        if library == own:
+            raise EngineMismatch("own.so is of other code")
+        return library
+
+    monkeypatch.setattr(opening, "Launchers", launchers)
+    monkeypatch.setattr(opening, "_kernels", lambda folder: own)
+    monkeypatch.setattr(opening, "BUILT_LIBRARY", checkouts)
+    assert opening._launchers(tmp_path) == checkouts  # type: ignore[comparison-overlap]
+    assert "checkouts.so is called in its place: own.so is of other code" in caplog.text
+    checkouts.unlink()
+    with pytest.raises(EngineMismatch, match=r"own\.so is of other code"):
+        opening._launchers(tmp_path)
