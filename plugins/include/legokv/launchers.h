@@ -1,7 +1,8 @@
 // The library's plain C interface: what a program without TensorRT calls, with device pointers.
 //
 // Legend of shapes: T tokens, B sequences, P rows of a page table, N pool pages, S page size,
-// H query heads, G KV heads, D head size, M imported pages. All tensors are contiguous.
+// H query heads, G KV heads, D head size, M imported pages. Tensors are contiguous, but for what
+// the strides say.
 #pragma once
 
 #include <stdint.h>
