@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from legokv.errors import EngineMismatch
+from legokv.errors import EngineMismatch, exact
 
 # By the engine's type, in standard deviations of the full logits; docs/compiling.md has what
 # sound models measured. What is broken is off by about 1.
@@ -38,10 +38,14 @@ class GateFacts:
         return all(value is not None and value <= self.tolerance for value in differences)
 
     def __str__(self) -> str:
+        recomputed, one_chunk = (
+            _beside(self.tolerance, value)
+            for value in (self.recomputed_difference, self.one_chunk_difference)
+        )
         return (
-            f"with all chunks recomputed logits differ by {_shown(self.recomputed_difference)}, "
-            f"with one chunk by {_shown(self.one_chunk_difference)} standard deviations; "
-            f"{self.tolerance:g} is allowed{self._computed_by}"
+            f"with all chunks recomputed logits differ by {recomputed}, with one chunk by "
+            f"{one_chunk} standard deviations; {exact(self.tolerance)} is allowed"
+            f"{self._computed_by}"
         )
 
     @property
@@ -70,6 +74,14 @@ def check_gate(gate: GateFacts | None, engine: str) -> None:
         raise EngineMismatch(
             f"{engine} failed the check of linked against full logits and is not served: {gate}"
         )
+
+
+def _beside(tolerance: float, difference: float | None) -> str:
+    """In few digits, unless these hide that it is past the tolerance."""
+    short = _shown(difference)
+    if difference is not None and difference > tolerance >= float(short):
+        return exact(difference)
+    return short
 
 
 def _shown(difference: float | None) -> str:

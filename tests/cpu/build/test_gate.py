@@ -299,3 +299,10 @@ def test_a_folder_of_an_older_format_says_the_command_that_builds_it_again(
     # A build does not take the older folder for one that is up to date.
     assert build_engine_folder(tiny_checkpoint("qwen3"), tmp_path / "other", made)
     assert read_engine_folder(tmp_path / "other") == wanted
+
+
+def test_a_difference_just_past_the_tolerance_is_not_shown_as_the_tolerance() -> None:
+    gate = GateFacts(0.05, 0.0500001, 0.012345678, None, None)
+    assert not gate.passed
+    assert str(gate).startswith("with all chunks recomputed logits differ by 0.0500001, with one")
+    assert "chunk by 0.01235 standard deviations; 0.05 is allowed" in str(gate)
