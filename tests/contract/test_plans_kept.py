@@ -11,7 +11,7 @@ from plan_builds import PLAN, settings_of
 
 from legokv.build import kept
 from legokv.build.engine import BuildSettings, build_engine_folder, facts_from_checkpoint, with_plan
-from legokv.build.kept import is_up_to_date, kept_plan
+from legokv.build.kept import AskedPlan, is_up_to_date, kept_plan
 from legokv.runners import opening
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
@@ -43,7 +43,7 @@ def test_auto_keeps_a_plan_that_is_there_and_torch_by_name_replaces_it_and_says_
     assert not (again / PLAN).exists()
 
 
-def test_with_a_gpu_auto_keeps_a_plan_only_if_it_runs_there_and_has_the_limits(
+def test_with_a_gpu_auto_keeps_a_plan_only_if_it_runs_there_and_is_as_asked(
     built: Built,
     plugin_library: Path,
     tiny_checkpoint: Callable[[str], Path],
@@ -54,14 +54,16 @@ def test_with_a_gpu_auto_keeps_a_plan_only_if_it_runs_there_and_has_the_limits(
     own = facts_from_checkpoint(tiny_checkpoint("llama-wide"), asked)
     facts = replace(own, backend="tensorrt")
     keep = partial(kept_plan, output, facts, [PLAN], keep_failed=False)
-    assert keep(asked.limits, "stream")
-    assert keep(asked.limits, "plugin") is None
-    assert keep(replace(asked.limits, max_sequences=6), "stream") is None
+    plan = AskedPlan(asked.limits, "stream", ())
+    assert keep(plan)
+    assert keep(replace(plan, imports="plugin")) is None
+    assert keep(replace(plan, flags=("refit",))) is None
+    assert keep(replace(plan, limits=replace(asked.limits, max_sequences=6))) is None
     for module in (kept, opening):
         monkeypatch.setattr(module, "gpu_architecture", lambda *number: "sm_90")
-    assert keep(asked.limits, "stream")
+    assert keep(plan)
     monkeypatch.setattr(opening, "backend_version", lambda name: "0.0")
-    assert keep(asked.limits, "stream") is None
+    assert keep(plan) is None
 
 
 def test_a_plan_of_autos_own_backend_is_kept_only_with_the_plugins_of_the_present_sources(
@@ -75,5 +77,6 @@ def test_a_plan_of_autos_own_backend_is_kept_only_with_the_plugins_of_the_presen
         file.write(b"another build's bytes")
     facts = facts_from_checkpoint(checkpoint, auto)
     planned = with_plan(facts, auto, changed)
-    assert kept_plan(engine, facts, [PLAN], auto.limits, "stream", keep_failed=False) is None
+    asked = AskedPlan(auto.limits, "stream", ())
+    assert kept_plan(engine, facts, [PLAN], asked, keep_failed=False) is None
     assert not is_up_to_date(engine, planned, [PLAN], keep_failed=False)
