@@ -14,8 +14,10 @@ from legokv.build.engine import BuildSettings, build_engine_folder
 
 CORPUS = sorted((Path(__file__).parents[1] / "fuzz" / "corpus").glob("*.json"))
 TRIAL = Trial(seed=1, num_requests=2000)
-MOST_GROWTH = 48 * 2**20
-"""Of a process in that trial, in bytes: caches of Python and Triton are not full before."""
+MOST_GROWTH = 128 * 2**20
+"""Of a process in that trial, in bytes: caches of Python and Triton are not full before. A front
+that holds long bodies has grown by 38 MiB in three times as many; `make soak` looks for less.
+"""
 MOST_DESCRIPTORS = 8
 
 
