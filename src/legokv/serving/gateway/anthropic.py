@@ -1,7 +1,6 @@
 """`/v1/messages`: Anthropic's requests over the same code, and answers in its shapes and events."""
 
 import json
-import re
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -26,6 +25,7 @@ from legokv.serving.gateway.chat import (
     required_model,
 )
 from legokv.serving.gateway.extract import text_of
+from legokv.serving.gateway.incoming import is_object, whole_members
 from legokv.serving.gateway.models import Values, json_text
 from legokv.serving.gateway.refusals import anthropic_error
 from legokv.serving.gateway.replies import Answer
@@ -93,7 +93,6 @@ ROLES = ("user", "assistant", "system")
 BLOCKS = ("text", "document", "tool_use", "tool_result")
 _TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 _STOPS = {"stop": "end_turn", "length": "max_tokens", "timeout": "max_tokens"}
-_BETWEEN_VALUES = re.compile(r"[\s,:]*")
 _TEXT_SOURCES = ("text/plain", "text/markdown", "text/html", "application/pdf", "")
 
 
@@ -444,34 +443,10 @@ def _tool_use(call: ToolCall, arguments: str = "{}") -> dict[str, Any]:
 
 def _input_of(arguments: str) -> dict[str, Any]:
     """The arguments as an object; of those that break off, the members that are whole."""
-    try:
-        value = json.loads(arguments or "{}")
-        json_text(value).encode()
-    except (ValueError, RecursionError):
-        return _whole_members(arguments)
-    return value if isinstance(value, dict) else {}
-
-
-def _whole_members(text: str) -> dict[str, Any]:
-    members: dict[str, Any] = {}
-    decoder, place = json.JSONDecoder(), 1
-    while text[:1] == "{":
-        try:
-            name, end = decoder.raw_decode(text, _past(text, place))
-            value, place = decoder.raw_decode(text, _past(text, end))
-            json_text([name, value]).encode()
-        except (ValueError, RecursionError):
-            break
-        # A number that ends with the text may have had more digits.
-        if place < len(text) or not isinstance(value, int | float):
-            members[name] = value
-    return members
-
-
-def _past(text: str, place: int) -> int:
-    """Where the next name or value begins."""
-    match = _BETWEEN_VALUES.match(text, place)
-    return place if match is None else match.end()
+    arguments = arguments or "{}"
+    if not is_object(arguments):
+        return whole_members(arguments)
+    return dict(json.loads(arguments))
 
 
 def _blocks_of(items: Sequence[Item]) -> list[dict[str, Any]]:

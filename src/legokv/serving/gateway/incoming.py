@@ -8,10 +8,11 @@ import json
 import math
 import re
 from collections.abc import Collection, Generator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from legokv.serving.body_bounds import MAX_DEPTH
 from legokv.serving.fields import MAX_DIGITS
+from legokv.serving.gateway.models import json_text
 
 _T = TypeVar("_T")
 Wait = Generator[None, None, _T]
@@ -24,6 +25,7 @@ _LONGEST_ESCAPE = 12
 _SCALAR = re.compile(rf"[-+.\w]{{0,{MAX_DIGITS + 1}}}")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _CONSTANTS = ("true", "false", "null")
+_BETWEEN_VALUES = re.compile(r"[\s,:]*")
 
 
 class Incoming:
@@ -57,6 +59,10 @@ class Incoming:
         if self._keeps:
             self._kept.append(part)
         return part
+
+    def put_back(self, text: str) -> None:
+        """Have what was just read be read again."""
+        self.text, self.place = text + self.text[self.place :], 0
 
     def keep(self, before: str = "") -> None:
         """Remember what is read from here on, behind a text that was read already."""
@@ -182,3 +188,51 @@ class Incoming:
             raw.append(self.read(len(word)))
             return True
         return False
+
+
+def is_object(text: str) -> bool:
+    """Whether the text is an object as JSON, and nothing else."""
+    return _read_alone(text) == (True, True)
+
+
+def is_begun_object(text: str) -> bool:
+    """Whether the text is an object that breaks off: more could make it whole."""
+    return _read_alone(text) == (False, True)
+
+
+def _read_alone(text: str) -> tuple[bool, bool]:
+    """Whether an object is whole here, and whether there is nothing but it."""
+    source = Incoming()
+    source.add(text.strip(" \t\r\n"))
+    source.is_over = True
+    reading = source.value([])
+    try:
+        next(reading)
+    except StopIteration as ended:
+        return bool(ended.value), source.text.startswith("{") and not source.num_unread
+    raise AssertionError("a reader waits for more though nothing comes")
+
+
+def whole_members(text: str) -> dict[str, Any]:
+    """The members that are whole of an object that breaks off."""
+    members: dict[str, Any] = {}
+    decoder, place = json.JSONDecoder(), 1
+    while text[:1] == "{":
+        try:
+            name, end = decoder.raw_decode(text, _past(text, place))
+            value, place = decoder.raw_decode(text, _past(text, end))
+            json_text([name, value]).encode()
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(name, str):
+            break
+        # A number that ends with the text may have had more digits.
+        if place < len(text) or not isinstance(value, int | float):
+            members[name] = value
+    return members
+
+
+def _past(text: str, place: int) -> int:
+    """Where the next name or value begins."""
+    match = _BETWEEN_VALUES.match(text, place)
+    return place if match is None else match.end()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
-from legokv.serving.gateway.incoming import JSON_BLANKS, Incoming, Wait
+from legokv.serving.gateway.incoming import JSON_BLANKS, Incoming, Wait, is_object
 from legokv.serving.gateway.models import json_text
 
 
@@ -68,11 +68,11 @@ class _CallInJson:
 class ToolReader:
     """Splits one answer into text and calls, piece by piece.
 
-    A call begins when its name is known and its arguments have begun; until then what may be one is
-    held back, and what turns out to be none is text. From then on it is a call: its arguments are
-    what the model writes, as far as that is JSON, and what follows is text. Arguments that break
-    off, as the answer does, or with what no JSON has, are given so far. How an answer is cut into
-    pieces changes nothing.
+    A call begins when its name is known, a tool's that was offered, and its arguments have begun;
+    until then what may be one is held back, and what turns out to be none is text. From then on it
+    is a call: its arguments are what the model writes, as far as that is JSON, and what follows is
+    text. Arguments that break off, as the answer does, or with what no JSON has, are given so far.
+    How an answer is cut into pieces changes nothing.
 
     Arguments come whole where only their end says what they are: those before the call's name,
     those that are a text with JSON in it, and in tags a parameter that may be JSON or not.
@@ -159,9 +159,13 @@ class ToolReader:
             yield from source.skip(_WORD)
         yield from source.word(_ARGS)
         yield from source.skip(_BLANKS)
-        if (yield from source.next()) != "{":
+        opening = [(yield from source.word("{"))]
+        yield from source.skip(JSON_BLANKS, opening)
+        # A brace alone stands in prose and formulas, too.
+        if not opening[0] or (yield from source.next()) not in ('"', "}"):
             return False
         yield from self._begin(name)
+        source.put_back("".join(opening))
         yield from self._arguments()
         return True
 
@@ -226,7 +230,7 @@ class ToolReader:
         """A member's value; False if the object is no call with it, or breaks off."""
         if key == "name" and call.name is None:
             call.name = yield from self._source.text_value()
-            is_read = call.name is not None
+            is_read = call.name in self._names
         elif key in _ARGUMENT_KEYS and call.arguments is None and not call.has_begun:
             first = yield from self._source.next()
             if first == "{" and call.name is not None:
@@ -236,7 +240,7 @@ class ToolReader:
             is_read = yield from self._whole_arguments(first, call)
         else:
             return (yield from self._source.value([]))
-        if call.name is not None and call.arguments is not None:
+        if is_read and call.name is not None and call.arguments is not None:
             call.has_begun = True
             yield from self._begin(call.name)
             yield Arguments(call.arguments)
@@ -245,7 +249,8 @@ class ToolReader:
 
     def _whole_arguments(self, first: str, call: _CallInJson) -> Run[bool]:
         if first == '"':
-            call.arguments = yield from self._source.text_value()
+            text = yield from self._source.text_value()
+            call.arguments = text if text is not None and is_object(text) else None
             return call.arguments is not None
         raw: list[str] = []
         is_read = first == "{" and (yield from self._source.value(raw))
@@ -260,8 +265,12 @@ class ToolReader:
     def _tagged_call(self) -> Run[bool]:
         """A call in tags, as Qwen3-Coder writes it: a parameter that is no text is JSON."""
         name = yield from self._tag(_FUNCTION)
+        return name in self._names and (yield from self._tagged_arguments(name))
+
+    def _tagged_arguments(self, name: str) -> Run[bool]:
+        """The parameters and the end of a call; False if it is no call."""
         num_shown = 0
-        while name:
+        while True:
             yield from self._source.skip(_BLANKS)
             key = yield from self._tag(_PARAMETER)
             if not key:
@@ -279,7 +288,7 @@ class ToolReader:
                 yield Arguments(json_text(_value_of(value)))
             elif not (yield from self._parameter_text()):
                 return True
-        if not name or not (yield from self._is_end_of_tags()):
+        if not (yield from self._is_end_of_tags()):
             return bool(num_shown)
         if not num_shown:
             yield from self._begin(name)

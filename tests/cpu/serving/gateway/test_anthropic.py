@@ -201,14 +201,23 @@ def test_every_field_of_anthropic_s_client_has_a_place() -> None:
     assert set(counted.__annotations__) - {"user_profile_id", "workspace_id"} <= known
 
 
-def test_a_call_whose_arguments_no_json_can_say_has_none(
-    client: anthropic.Anthropic, gateway: RunningGateway
+@pytest.mark.parametrize(
+    "arguments", ['{"city": 1e999}', "{[1]: 2, ", "{1: 2, }", "not json", "[1]"]
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_whose_arguments_are_a_text_but_no_json_object_is_text(
+    client: anthropic.Anthropic, gateway: RunningGateway, arguments: str, stream: bool
 ) -> None:
-    call = {"name": "weather", "arguments": '{"city": 1e999}'}
-    gateway.models.pieces = [f"<tool_call>{json.dumps(call)}</tool_call>"]
-    tools: Any = [{"name": "weather", "input_schema": {"type": "object"}}]
-    (block,) = ask(client, tools=tools).content
-    assert (block.type, block.name, block.input) == ("tool_use", "weather", {})
+    call = {"name": "weather", "arguments": arguments}
+    written = f"<tool_call>{json.dumps(call)}</tool_call>"
+    gateway.models.pieces = [written]
+    asked: Any = {"model": "tiny", "max_tokens": 9, "messages": ASKED, "tools": [WEATHER]}
+    if stream:
+        with client.messages.stream(**asked) as events:
+            (block,) = events.get_final_message().content
+    else:
+        (block,) = client.messages.create(**asked).content
+    assert (block.type, block.text) == ("text", written)
 
 
 @pytest.mark.parametrize(

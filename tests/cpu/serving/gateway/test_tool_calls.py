@@ -28,6 +28,9 @@ NAMES = ("weather", "clock")
 HERMES = '<tool_call>\n{"name": "weather", "arguments": {"city": "Vellin"}}\n</tool_call>'
 LLAMA = '{"name": "weather", "parameters": {"city": "Vellin"}}'
 MISTRAL = '[{"name": "weather", "arguments": {"city": "Vellin"}}]'
+BOB = '{"name": "Bob", "parameters": {"a": 1}}'
+BOB_BEHIND = '{"parameters": {"a": 1}, "name": "Bob"}'
+BOB_IN_TAGS = "<tool_call><function=Bob><parameter=a>1</parameter></function></tool_call>"
 WRITTEN = [
     (ToolForm.HERMES, HERMES, "", [CALL]),
     (ToolForm.HERMES, f"I look.\n{HERMES}\n{HERMES}", "I look.", [CALL, CALL]),
@@ -39,6 +42,16 @@ WRITTEN = [
     (ToolForm.LLAMA3, f"<|python_tag|>{LLAMA}; {LLAMA}", "", [CALL, CALL]),
     (ToolForm.LLAMA3, '{"name": 7}', '{"name": 7}', []),
     (ToolForm.LLAMA3, f"It is {LLAMA}", f"It is {LLAMA}", []),
+    (ToolForm.LLAMA3, f"{BOB} is the record.", f"{BOB} is the record.", []),
+    (ToolForm.LLAMA3, BOB_BEHIND, BOB_BEHIND, []),
+    (ToolForm.HERMES, f"<tool_call>{BOB}</tool_call>", f"<tool_call>{BOB}</tool_call>", []),
+    (ToolForm.HERMES, BOB_IN_TAGS, BOB_IN_TAGS, []),
+    (ToolForm.MISTRAL, f"[{BOB}]", f"[{BOB}]", []),
+    (ToolForm.MISTRAL, "clock{x} is a set.", "clock{x} is a set.", []),
+    (ToolForm.MISTRAL, "clock {", "clock {", []),
+    (ToolForm.MISTRAL, "clock{ 1: 2 }", "clock{ 1: 2 }", []),
+    (ToolForm.MISTRAL, 'clock { "at": 7 }', "", [("clock", {"at": 7})]),
+    (ToolForm.MISTRAL, "clock{ \n}", "", [("clock", {})]),
     (ToolForm.MISTRAL, f"[TOOL_CALLS]{MISTRAL}", "", [CALL]),
     (ToolForm.MISTRAL, MISTRAL, "", [CALL]),
     (ToolForm.MISTRAL, '[TOOL_CALLS]weather[ARGS]{"city": "Vellin"}', "", [CALL]),
@@ -257,6 +270,12 @@ def test_arguments_end_where_no_json_goes_on_and_the_rest_is_text(
         '<tool_call>{"name": "weather", "days": 01, "arguments": {}}</tool_call>',
         '<tool_call>{"name": "weather"}</tool_call>',
         '<tool_call>{"name": "weather", "arguments": "{}',
+        '<tool_call>{"name": "weather", "arguments": "not json"}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": "{[1]: 2, "}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": "{1: 2, }"}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": "[1]"}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": ""}</tool_call>',
+        r'<tool_call>{"name": "weather", "arguments": "{\"a\": NaN}"}</tool_call>',
         "<tool_call>  ",
     ],
 )
