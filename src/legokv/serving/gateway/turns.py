@@ -10,6 +10,7 @@ from legokv.errors import ApiRefused, kind_of, shown
 from legokv.serving.body_bounds import check_json
 from legokv.serving.gateway.accounts import Account
 from legokv.serving.gateway.extract import text_of
+from legokv.serving.gateway.incoming import is_begun_object, whole_members
 from legokv.serving.gateway.library import shown_name
 from legokv.serving.gateway.world import World
 
@@ -236,12 +237,23 @@ def _tool_call(where: str, call: Any) -> dict[str, Any]:
     arguments = function.get("arguments", "{}")
     if isinstance(arguments, str):
         check_json(_text(f"{where}.function.arguments", arguments).encode())
-        try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError:
-            raise ApiRefused(f"{where}.function.arguments is not JSON", param=where) from None
+        arguments = _value_of(f"{where}.function.arguments", arguments or "{}")
     return {
         "id": _text(f"{where}.id", call.get("id", "")),
         "type": "function",
         "function": {"name": _text(where, function["name"]), "arguments": arguments},
     }
+
+
+def _value_of(where: str, arguments: str) -> Any:
+    """What the arguments say; of those that an answer's end cut, the members that are whole."""
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        if is_begun_object(arguments):
+            return whole_members(arguments)
+    raise ApiRefused(
+        f"{where} is neither JSON nor the beginning of an object that an answer's end cut: send "
+        "what the answer had",
+        param=where,
+    )

@@ -189,6 +189,24 @@ def test_calls_come_of_what_the_model_writes_and_go_back_into_its_prompt(world: 
     assert "&" not in behind
 
 
+def test_a_call_that_was_cut_goes_back_with_the_members_that_are_whole(world: World) -> None:
+    client = world.gateway.openai()
+    written = world.family.written
+    world.gateway.models.pieces = [written[: written.index("Vellin") + 9]]
+    world.gateway.models.finish_reason = "length"
+    choice = client.chat.completions.create(model="tiny", messages=ASKED, tools=TOOLS).choices[0]
+    (call,) = choice.message.tool_calls
+    with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+        json.loads(call.function.arguments)
+    result = {"role": "tool", "tool_call_id": call.id, "content": "The call was cut."}
+    turns: Any = [*ASKED, choice.message.model_dump(exclude_none=True), result]
+    client.chat.completions.create(model="tiny", messages=turns, tools=TOOLS)
+    assert "The call was cut." in world.prompt()
+    (sent,) = json.loads(world.gateway.models.asked[-1]["messages"])[len(ASKED)]["tool_calls"]
+    assert sent["function"]["name"] == "weather"
+    assert sent["function"]["arguments"].items() <= FIRST.items()
+
+
 def cut(text: str, size: int) -> list[str]:
     return [text[place : place + size] for place in range(0, len(text), size)]
 
@@ -292,9 +310,10 @@ def test_what_is_no_call_stays_text_and_what_nothing_called_is_refused(world: Wo
     result = {"role": "tool", "tool_call_id": "abcdefghi", "content": "Rain."}
     with pytest.raises(openai.BadRequestError, match=r"result of a call 'abcdefghi'.*: none"):
         client.chat.completions.create(model="tiny", messages=[*ASKED, result], tools=TOOLS)
-    call = {"id": "abcdefghi", "type": "function", "function": {"name": "w", "arguments": "{"}}
+    function = {"name": "w", "arguments": '{"a" 1}'}
+    call = {"id": "abcdefghi", "type": "function", "function": function}
     turns: Any = [*ASKED, {"role": "assistant", "tool_calls": [call]}, result]
-    with pytest.raises(openai.BadRequestError, match=r"tool_calls\[0\].function.arguments is not"):
+    with pytest.raises(openai.BadRequestError, match=r"tool_calls\[0\].function.arguments is nei"):
         client.chat.completions.create(model="tiny", messages=turns, tools=TOOLS)
     other = anthropic.Anthropic(base_url=world.gateway.url, api_key="none", max_retries=0)
     block = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "Rain."}
