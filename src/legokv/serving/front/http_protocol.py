@@ -6,9 +6,9 @@ with a refusal.
 
 import asyncio
 import json
-import re
 from typing import Any
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -16,10 +16,6 @@ from uvicorn.server import ServerState
 from legokv.errors import HttpRefused
 from legokv.serving.front import bounds
 from legokv.serving.front.state import State
-
-# Java's client offers HTTP/2 so in its first request, curl when asked for it. Whoever does not take
-# it goes on in HTTP/1.1; httptools would leave the body out.
-_UPGRADE = re.compile(rb"(?i)\r\nupgrade[ \t]*:[^\r\n]*(?=\r\n)")
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -41,7 +37,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._head_bytes = self._num_headers = self._num_chunks = 0
         self._body_bytes = self._wire_bytes = 0
-        self._in_head = self._awaits_head = True
+        self._in_head = True
+        self._head_again = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -59,7 +56,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._wire_bytes += len(data)
-        super().data_received(_without_upgrade(data) if self._awaits_head else data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._in_head and self._wire_bytes > bounds.MAX_HEAD_BYTES:
             self._refuse(_head_too_large())
         elif self._wire_bytes > 3 * self.max_body_bytes + bounds.MAX_HEAD_BYTES + len(data):
@@ -86,7 +84,10 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_head = self._awaits_head = False
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._head_again = self._head_without_offer()
+            return
+        self._in_head = False
         self._set_deadline(bounds.BODY_SECONDS)
         super().on_headers_complete()
 
@@ -106,12 +107,37 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._head_again:
+            return
         self._clear_deadline()
-        self._awaits_head = True
         super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(self._refusal)
+    def _parse(self, data: bytes) -> None:
+        """Have all of it parsed; a head that offers another protocol a second time, without that.
+
+        Java's client offers HTTP/2 so in its first request, curl when asked for it. Whoever does
+        not take it goes on in HTTP/1.1; httptools leaves the body out.
+        """
+        pieces = [memoryview(data)]
+        while pieces:
+            piece = pieces.pop()
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserError:
+                self._refuse(self._refusal)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                if self._head_again:
+                    pieces += [piece[offer.args[0] :], memoryview(self._head_again)]
+                    self._head_again = b""
+                    # The one that was offered it holds the request for whole.
+                    self.parser = httptools.HttpRequestParser(self)
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _head_without_offer(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = [b"%b: %b" % line for line in self.headers if line[0] != b"upgrade"]
+        return b"\r\n".join([b"%b %b HTTP/%b" % (method, self.url, version), *lines, b"", b""])
 
     def _count_head(self, num_bytes: int) -> None:
         self._head_bytes += num_bytes
@@ -153,13 +179,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self._deadline = None
         what = "headers" if self._in_head else "body"
         self._refuse(HttpRefused(f"the request's {what} did not come within {seconds:g} s", 408))
-
-
-def _without_upgrade(data: bytes) -> bytes:
-    """What a head is part of, without its offer of another protocol."""
-    end = data.find(b"\r\n\r\n") + 2
-    head = data[:end] if end > 1 else data
-    return _UPGRADE.sub(b"", head) + data[len(head) :]
 
 
 def _head_too_large() -> HttpRefused:
