@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,9 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
 
         async def call(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
             try:
-                return await answer(body)
+                answering = answer(body)
+                del body
+                return await answering
             except LegokvError as error:
                 self._state.note_refusal(error)
                 return await _abort(context, error)
@@ -158,9 +161,13 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         self._state.check_taking()
         request = parse_request(body)
         check_request(request, self._models)
+        is_streamed = request.model_name == STREAMED
+        del request
         with self._state.one_open():
-            if request.model_name == STREAMED:
-                return await self._infer_of_stream(body)
+            if is_streamed:
+                answering = self._infer_of_stream(body)
+                del body
+                return await answering
             # Shielded, for Triton is not to be cancelled: what is asked of documents is soon over.
             asked = asyncio.ensure_future(self._infer_whole(body))
             asked.add_done_callback(_seen)
@@ -183,12 +190,13 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         over = False
         with self._state.one_open():
             call = self._asked(request.SerializeToString(), metadata=_ERRORS_AS_STATUS)
+            del request
             try:
                 async for reply in call:
                     answer = service_pb2.ModelStreamInferResponse.FromString(reply)
                     if answer.error_message:
                         raise self._as_error(grpc.StatusCode.INTERNAL, answer.error_message)
-                    # As below: what has ended is not to be cancelled.
+                    # As below: nobody need be told.
                     over = _is_last(reply)
                     yield answer.infer_response
                 over = True
@@ -212,6 +220,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
     async def _infer_of_stream(self, body: bytes) -> bytes:
         """The one reply to a request that is streamed; InvalidRequest if there are more."""
         call = self._asked(body, metadata=_ERRORS_AS_STATUS)
+        del body
         answer = None
         over = False
         try:
@@ -270,30 +279,39 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
     ) -> None:
         """Ask each request, on a stream of its own; AioRpcError if one of these ends with it."""
         places = asyncio.Semaphore(STREAM_REQUESTS)
+        # A model answers in threads, so only an answer tells that a change has been made.
+        in_turn = {name: asyncio.Semaphore(1) for name in self._models if name != STREAMED}
 
-        async def answer(body: bytes) -> None:
+        async def answer(upstream: TritonStream, *held: asyncio.Semaphore) -> None:
             try:
-                await self._pass_on(body, write)
+                await self._pass_on(upstream, write)
             finally:
                 under_way.change(-1)
-                places.release()
+                for bound in held:
+                    bound.release()
 
         try:
             async with asyncio.TaskGroup() as answers:
                 async for body in requests:
-                    refusal = self._refusal_of(body)
+                    model, refusal = self._read(body)
                     if refusal is not None:
                         under_way.change(0)
                         await write(refusal)
                         continue
                     under_way.change(1)
-                    await places.acquire()
-                    answers.create_task(answer(body))
+                    held = [places, in_turn[model]] if model in in_turn else [places]
+                    for bound in held:
+                        await bound.acquire()
+                    # From here on nobody holds the body but who writes it.
+                    upstream = self._asked(body)
+                    del body
+                    task = answers.create_task(answer(upstream, *held))
+                    task.add_done_callback(partial(_leave_if_cancelled, upstream))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
-    def _refusal_of(self, body: bytes) -> bytes | None:
-        """The reply to a request of a stream that is not passed on."""
+    def _read(self, body: bytes) -> tuple[str, bytes | None]:
+        """A request's model, and the reply to one of a stream that is not passed on."""
         request_id = ""
         try:
             request = parse_request(body)
@@ -302,16 +320,15 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             check_request(request, self._models)
         except LegokvError as error:
             self._state.note_refusal(error)
-            return _stream_error(str(error), request_id)
-        return None
+            return "", _stream_error(str(error), request_id)
+        return request.model_name, None
 
-    async def _pass_on(self, body: bytes, write: Write) -> None:
+    async def _pass_on(self, upstream: TritonStream, write: Write) -> None:
         """Write all replies to one request, each as clients get it."""
-        upstream = self._asked(body)
         over = False
         try:
             async for reply in upstream:
-                # What has ended is not to be cancelled.
+                # A model that has given its last reply need not be told of a client that leaves.
                 over = over or reply.startswith(_ERROR_TAG) or _is_last(reply)
                 await write(self._checked(reply))
             over = True
@@ -394,7 +411,9 @@ def _unary(call: Unary) -> Any:
             return await _abort(
                 context, Busy(f"the call's message did not come within {bounds.BODY_SECONDS:g} s")
             )
-        return await call(body, context)
+        answering = call(body, context)
+        del body
+        return await answering
 
     return grpc.stream_unary_rpc_method_handler(with_message)
 
@@ -405,6 +424,12 @@ def _closed(name: str) -> Unary:
         raise AssertionError("abort raises")
 
     return refuse
+
+
+def _leave_if_cancelled(upstream: TritonStream, task: "asyncio.Task[Any]") -> None:
+    """One that was cancelled before it began has not left its stream."""
+    if task.cancelled():
+        upstream.leave()
 
 
 def _seen(task: "asyncio.Task[Any]") -> None:

@@ -28,8 +28,9 @@ class TritonStream:
         """body: a ModelInferRequest. folder: where the models look for who is gone."""
         self._call = call
         self._leaving = Leaving(folder)
+        self._replies: asyncio.Queue[bytes | grpc.aio.AioRpcError | None] = asyncio.Queue()
         # One waits at most: a client that does not read holds its own replies back.
-        self._replies: asyncio.Queue[bytes | grpc.aio.AioRpcError | None] = asyncio.Queue(1)
+        self._room = asyncio.Semaphore(1)
         self._is_left = self._has_ended = False
         task = asyncio.create_task(self._ask(body + _named(self._leaving.name)))
         self._open.add(task)
@@ -39,8 +40,9 @@ class TritonStream:
         return self
 
     async def __anext__(self) -> bytes:
-        """The next reply; AioRpcError for a stream that ended with one."""
+        """The next reply; AioRpcError for a stream that ended with one, or that was lost."""
         reply = await self._replies.get()
+        self._room.release()
         if reply is None:
             raise StopAsyncIteration
         if isinstance(reply, grpc.aio.AioRpcError):
@@ -52,25 +54,35 @@ class TritonStream:
         self._is_left = True
         if not self._has_ended:
             self._leaving.leave()
-        while not self._replies.empty():
-            self._replies.get_nowait()
+        self._room.release()
 
     async def _ask(self, body: bytes) -> None:
-        end: grpc.aio.AioRpcError | None = None
+        end: grpc.aio.AioRpcError | None = _lost()
         try:
             # Reading tells why a stream is over; of one being lost gRPC has errors of its own.
             with suppress(grpc.aio.InternalError, asyncio.InvalidStateError):
                 await self._call.write(body)
+                # An answer may take minutes, and a body has up to 17 MiB.
+                del body
                 await self._call.done_writing()
             async for reply in self._call:
                 if not self._is_left:
-                    await self._replies.put(bytes(reply))
+                    await self._room.acquire()
+                    self._replies.put_nowait(bytes(reply))
+            end = None
         except grpc.aio.AioRpcError as error:
             end = error
-        self._has_ended = True
-        self._leaving.forget()
-        if not self._is_left:
-            await self._replies.put(end)
+        finally:
+            # However it ends: of a channel that closes gRPC tells as of a task that is cancelled.
+            self._has_ended = True
+            self._leaving.forget()
+            self._replies.put_nowait(end)
+
+
+def _lost() -> grpc.aio.AioRpcError:
+    """As gRPC says it where the connection to a server breaks off."""
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, "Socket closed")
 
 
 def _named(name: str) -> bytes:

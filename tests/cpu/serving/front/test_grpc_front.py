@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from legokv.serving.front.tensor_check import models_in
 
 LEAK = "Failed to increase the shared memory pool size for key 'legokv_1_a'"
 LIMIT = 100_000
+LARGE = 50_000
 
 
 @dataclass
@@ -305,27 +307,34 @@ def test_requests_are_counted_while_they_are_under_way(tmp_path: Path) -> None:
     run(tmp_path, trial)
 
 
-def test_a_stream_that_sends_nothing_ends_and_one_that_waits_for_its_answer_does_not(
-    tmp_path: Path,
-) -> None:
+def test_a_stream_that_sends_nothing_ends(tmp_path: Path) -> None:
     async def trial(front: Running) -> None:
         call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
         assert "sent nothing for 1 s (--stream-idle-seconds)" in await call.details()
         assert front.state.num_refused["UNAVAILABLE"] == 1
+
+    run(tmp_path, trial, idle_seconds=1.0)
+
+
+def test_a_stream_that_waits_for_its_answer_does_not_end_before_it(tmp_path: Path) -> None:
+    """However long that takes: the time of idleness begins anew with the last reply."""
+    idle_seconds = 3.0
+
+    async def trial(front: Running) -> None:
         front.triton.may_go_on.clear()
         front.triton.num_replies = 2
         call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
         await call.write(question())
         await call.read()
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.2 * idle_seconds)
         front.triton.may_go_on.set()
         last = service_pb2.ModelStreamInferResponse.FromString(await call.read())
         assert last.infer_response.parameters["triton_final_response"].bool_param
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
         assert (front.state.num_open, front.triton.num_ended) == (0, 1)
 
-    run(tmp_path, trial, idle_seconds=1.0)
+    run(tmp_path, trial, idle_seconds)
 
 
 def test_a_plain_call_whose_message_does_not_come_ends(
@@ -399,3 +408,72 @@ async def until_ended(front: Running, number: int) -> None:
     async with asyncio.timeout(60):
         while front.triton.num_ended < number:
             await asyncio.sleep(0.01)
+
+
+def change(request_id: str) -> bytes:
+    made = service_pb2.ModelInferRequest(model_name="documents", id=request_id)
+    made.inputs.add(name="request", datatype="BYTES", shape=(1,))
+    made.raw_input_contents.append(b"\2\0\0\0{}")
+    return bytes(made.SerializeToString())
+
+
+def test_changes_of_documents_on_one_stream_are_made_in_its_order(tmp_path: Path) -> None:
+    """Each is asked when the one before it has been answered; questions wait for none."""
+
+    async def trial(front: Running) -> None:
+        front.triton.num_replies = 2
+        front.triton.may_go_on.clear()
+        call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+        for body in (question("a"), question("b"), change("c"), change("d")):
+            await call.write(body)
+        await call.done_writing()
+        for _ in "abc":
+            await call.read()
+        assert sorted(front.triton.heard) == sorted([question("a"), question("b"), change("c")])
+        front.triton.may_go_on.set()
+        rest = [
+            service_pb2.ModelStreamInferResponse.FromString(await call.read()) for _ in range(5)
+        ]
+        ids = [reply.infer_response.id for reply in rest]
+        assert [name for name in ids if name in "cd"] == ["c", "d", "d"]
+        assert front.triton.heard[-1] == change("d")
+        await until_none_is_open(front)
+
+    run(tmp_path, trial)
+
+
+@dataclass
+class Silent:
+    """A stream to Triton that gives one reply, keeps nothing, and ends when it is left."""
+
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"\x12\0"
+        await self.left.wait()
+
+    def leave(self) -> None:
+        self.left.set()
+
+
+def test_bodies_are_not_held_while_their_answers_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_front, "TritonStream", lambda *_: Silent())
+
+    async def trial(front: Running) -> None:
+        call = front.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+        for _ in range(8):
+            await call.write(question("a" * LARGE))
+            await call.read()
+        held = [trace for trace in tracemalloc.take_snapshot().traces if trace.size >= LARGE]
+        # Either side of gRPC may have the last one still.
+        assert (front.state.num_open, len(held) <= 2) == (8, True)
+        call.cancel()
+        await until_none_is_open(front)
+
+    tracemalloc.start()
+    try:
+        run(tmp_path, trial)
+    finally:
+        tracemalloc.stop()

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -144,3 +145,67 @@ def test_a_stream_that_takes_no_end_any_more_leaves_no_fault(tmp_path: Path) -> 
     assert run(trial) == ["told"]
     gc.collect()
     assert faults == []
+
+
+def test_a_stream_that_is_lost_in_any_way_is_told_as_one_that_triton_broke_off(
+    tmp_path: Path,
+) -> None:
+    """As of a channel that closes: gRPC then cancels who reads."""
+
+    async def trial(lost: BaseException, num_replies: int) -> None:
+        class Closing(Call):
+            async def __aiter__(self) -> AsyncIterator[bytes]:
+                for _ in range(num_replies):
+                    yield b"a"
+                raise lost
+
+        stream = TritonStream(Closing(tmp_path), BODY, tmp_path)
+        for _ in range(num_replies):
+            assert await anext(stream) == b"a"
+        with pytest.raises(grpc.aio.AioRpcError, match="Socket closed") as raised:
+            await anext(stream)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        stream.leave()
+        assert list(tmp_path.iterdir()) == []
+
+    async def trials() -> list[str]:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        for lost in (asyncio.CancelledError(), asyncio.InvalidStateError(), RuntimeError("a")):
+            for num_replies in (0, 2):
+                await trial(lost, num_replies)
+        return []
+
+    assert run(trials) == []
+
+
+def test_a_body_is_held_until_it_is_written_and_no_longer(tmp_path: Path) -> None:
+    size = 8 * 2**20
+
+    class Measuring(Call):
+        async def write(self, body: bytes) -> None:
+            sizes.append(_held())
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            sizes.append(_held())
+            yield b"a"
+
+    sizes: list[int] = []
+
+    async def trial() -> list[str]:
+        large = service_pb2.ModelInferRequest(id="a" * size).SerializeToString()
+        stream = TritonStream(Measuring(tmp_path), large, tmp_path)
+        del large
+        assert [reply async for reply in stream] == [b"a"]
+        return []
+
+    tracemalloc.start()
+    try:
+        run(trial)
+    finally:
+        tracemalloc.stop()
+    while_written, afterwards = sizes
+    assert while_written > size > 8 * afterwards
+
+
+def _held() -> int:
+    return tracemalloc.get_traced_memory()[0]
