@@ -6,6 +6,7 @@ time of one reply, not every caller every time.
 
 import importlib.resources
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from redis.retry import Retry
 from legokv.errors import CacheUnavailable, InvalidRequest, StillUnavailable
 from legokv.stores.fleet.address import check_redis_url, shown_redis_url
 
+_log = logging.getLogger(__name__)
 REPLY_SECONDS = 2.0
 RETRY_SECONDS = 5.0
 CONFIRM_SECONDS = 10.0
@@ -71,10 +73,15 @@ class Connection:
                 client.ping()
 
     def close(self) -> None:
-        """Refuse who asks from now on, and wait for those who do: none has it closed under it."""
+        """Refuse who asks from now on, and wait for those who do, 2 x REPLY_SECONDS at most."""
         with self._answered:
             self._closed = True
-            self._answered.wait_for(lambda: not self._num_asking, timeout=2 * REPLY_SECONDS)
+            seconds = 2 * REPLY_SECONDS
+            if not self._answered.wait_for(lambda: not self._num_asking, timeout=seconds):
+                _log.warning(
+                    "the connection to %s is closed under %d who asked for more than %g s",
+                    *(self.shown_url, self._num_asking, seconds),
+                )
         self._client.close()
 
     def now(self) -> float:

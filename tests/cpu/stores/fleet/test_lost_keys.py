@@ -213,6 +213,18 @@ def test_a_connection_is_closed_under_nobody_and_asks_no_more(redis_url, monkeyp
     assert told == [True]
 
 
+def test_one_who_asks_for_too_long_has_the_connection_closed_under_it(
+    redis_url, monkeypatch, caplog
+):
+    monkeypatch.setattr("legokv.stores.fleet.connection.REPLY_SECONDS", 0.05)
+    connection = Connection(redis_url, "closed")
+    with connection.asking():
+        connection.close()
+    (line,) = caplog.messages
+    assert line.startswith("the connection to redis://")
+    assert line.endswith("is closed under 1 who asked for more than 0.1 s")
+
+
 def listeners(world):
     with world.connection.asking() as client:
         ((_, number),) = client.pubsub_numsub(f"{world.connection.prefix}deleted")
