@@ -145,6 +145,19 @@ def test_a_plans_layers_are_those_of_the_log_or_of_the_inspector_where_it_opens(
     )
 
 
+@pytest.mark.parametrize("inspected", ["no JSON", '{"Layers": [{"Inputs": ["a name"]}]}'])
+def test_a_list_of_layers_that_cannot_be_read_is_said_and_the_plan_is_built(
+    trt: TensorRT, tmp_path: Path, capfd: pytest.CaptureFixture[str], inspected: str
+) -> None:
+    trt.listed, trt.opens, trt.inspected = None, True, inspected
+    file = tmp_path / "a.layers.json"
+    asked = replace(request(tmp_path), layers_file=str(file), profile_names=("prefill",))
+    summary = plan_from_onnx(open_builder("tensorrt"), asked, ignore)
+    assert (summary.layers, summary.plan_bytes > 0) == ((), True)
+    assert json.loads(file.read_text(encoding="utf-8"))["layers"] == []
+    assert "the plan's layers are not listed: " in capfd.readouterr().err
+
+
 def test_tensorrt_llm_lists_no_layers(trt: TensorRT, tmp_path: Path) -> None:
     asked = replace(request(tmp_path, "tensorrt-llm"), layers_file=str(tmp_path / "a.layers.json"))
     assert plan_from_onnx(open_llm_builder("bfloat16"), asked, ignore).layers == ()

@@ -17,6 +17,7 @@ from legokv.built.folder import (
     write_engine_folder,
 )
 from legokv.built.gate_facts import GateFacts
+from legokv.built.plan_facts import NO_STREAMING, WEIGHT_STREAMING
 from legokv.built.plan_limits import PlanLimits
 from legokv.checkpoint.fingerprint import model_fingerprint
 from legokv.checkpoint.hf_config import read_model_config
@@ -81,6 +82,8 @@ class BuildSettings:
         if self.dtype not in DTYPES:
             raise InvalidRequest(f"dtype '{self.dtype}' is none of {', '.join(DTYPES)}")
         self._check_weights()
+        if self.backend == "tensorrt-llm" and WEIGHT_STREAMING in self.flags:
+            raise InvalidRequest(f"weights can't be streamed there: {NO_STREAMING}")
         if self.page_size < 1:
             raise InvalidRequest(f"a page must hold at least 1 token, not {self.page_size}")
 

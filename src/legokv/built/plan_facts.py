@@ -10,6 +10,11 @@ WEIGHT_STREAMING = "weight_streaming"
 PLAN_FLAGS = (WEIGHT_STREAMING, "refit")
 """What a plan's builder can be asked to do besides, as TensorRT's builder flags are called."""
 
+NO_STREAMING = (
+    "nothing tells a session of tensorrt-llm how many of them stay on the GPU: build without "
+    "--weight-streaming, or with another --backend"
+)
+
 # TensorRT-RTX finishes compiling on the GPU it meets; its plans are bound to none.
 ANY_ARCHITECTURE = "any"
 

@@ -174,13 +174,22 @@ def _take_timings(config: Any, before: Path) -> None:
 
 
 def _list_layers(objects: PlanBuilder, request: PlanRequest, plan: Any) -> tuple[str, ...]:
-    """Write the list of the plan's layers; the short words of it, none where nobody lists them."""
+    """Write the list of the plan's layers; the short words of it, none where nobody lists them.
+
+    What can't be listed is said and left out: the plan is good without.
+    """
     if objects.lists is None or not request.layers_file:
         return ()
     source, layers = "the builder's log", layers_from_log(objects.lists)
-    if not layers:
-        source, layers = "the engine's inspector", _inspected(objects, plan)
-    lines = short_words(layers, request.profile_names)
+    lines: list[str] = []
+    try:
+        if not layers:
+            source, layers = "the engine's inspector", _inspected(objects, plan)
+        lines = short_words(layers, request.profile_names)
+    except Exception as error:  # noqa: BLE001 - TensorRT may name anything anew
+        layers = ()
+        said = f"{type(error).__name__}: {error}"
+        print(f"the plan's layers are not listed: {said}", file=sys.stderr, flush=True)
     content = layers_report(source, lines, layers)
     write_whole(Path(request.layers_file), content.encode())
     return tuple(lines)

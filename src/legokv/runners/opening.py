@@ -148,10 +148,11 @@ def _plan_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> 
     num_pages = settings.num_pages(facts.page_size)
     device = _gpu(settings)
     with torch.cuda.device(device):
-        session = open_plan(folder, plan)
         # By nodes, pages arrive with a step: there is nothing to be beside.
         beside = import_stream(device) if plan.import_by == "stream" else None
+        # First of all: streamed weights get what the pool leaves.
         store = PageStore(graph, num_pages, device, _plan_import(folder, plan), beside=beside)
+        session = open_plan(folder, plan)
         return DeviceGuard(TensorRTRunner(session, plan, graph, store))
 
 

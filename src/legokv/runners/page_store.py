@@ -24,10 +24,6 @@ Copy = Callable[[Tensor, Tensor, Tensor], None]
 """Copies pages int32 [M] to others in pools [L, N, 2, S, G, D], no target being a source."""
 
 
-PagesOf = Callable[[], Int32]
-"""The pages that some work reads or writes; called only where it matters which they are."""
-
-
 class ImportStream:
     """Imports on `stream`, beside the work on the device's own stream that has other pages.
 
@@ -38,31 +34,37 @@ class ImportStream:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        # With the event of its end: imports that no work has waited for; work still under way.
-        self._imports: list[tuple[Any, PagesOf]] = []
-        self._works: list[tuple[Any, PagesOf]] = []
+        # The event of its end, its pages: imports that no work has waited for; work under way.
+        self._imports: list[tuple[Any, Int32]] = []
+        self._works: list[tuple[Any, Int32]] = []
+
+    def follow(self) -> None:
+        """Put all imports behind what is on torch's current stream now."""
+        self._stream.wait_stream(torch.cuda.current_stream())
 
     @contextmanager
     def importing(self, pages: Sequence[int]) -> Iterator[None]:
         """What is put on torch's current stream within fills `pages`."""
         mine = np.array(pages, np.int32)
         # The last one is behind all others on its stream.
-        for end, of in reversed(self._works):
-            if np.isin(of(), mine).any():
+        for end, theirs in reversed(self._works):
+            if np.isin(theirs, mine).any():
                 self._stream.wait_event(end)
                 break
-        with torch.cuda.stream(self._stream):
-            yield
-        self._imports.append((self._stream.record_event(), lambda: mine))
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            self._imports.append((self._stream.record_event(), mine))
 
     @contextmanager
-    def working(self, pages: PagesOf) -> Iterator[None]:
-        """What is put on torch's current stream within touches `pages`."""
+    def working(self, pages: Int32) -> Iterator[None]:
+        """What is put on torch's current stream within touches `pages`, an array of its own."""
         own = torch.cuda.current_stream()
         self._works, self._imports = (_under_way(each) for each in (self._works, self._imports))
         for number in reversed(range(len(self._imports))):
-            end, of = self._imports[number]
-            if np.isin(pages(), of()).any():
+            end, theirs = self._imports[number]
+            if np.isin(pages, theirs).any():
                 own.wait_event(end)
                 del self._imports[: number + 1]
                 break
@@ -72,8 +74,8 @@ class ImportStream:
             self._works.append((own.record_event(), pages))
 
 
-def _under_way(works: list[tuple[Any, PagesOf]]) -> list[tuple[Any, PagesOf]]:
-    return [(end, of) for end, of in works if not end.query()]
+def _under_way(works: list[tuple[Any, Int32]]) -> list[tuple[Any, Int32]]:
+    return [(end, pages) for end, pages in works if not end.query()]
 
 
 def import_stream(device: torch.device) -> ImportStream | None:
@@ -108,22 +110,24 @@ class PageStore:
             (graph.num_layers, num_pages, *graph.page), dtype=self.dtype, device=device
         )
         self.pools = list(self._all.unbind())
+        if beside:
+            beside.follow()
 
     def step(self, batch: StepBatch) -> AbstractContextManager[None]:
         """Around what puts a step that computes `batch` on the device's own stream."""
-
-        def pages() -> Int32:
-            rows = batch.pages[batch.pages[:, :, 3] > 0][:, 0]
-            moved = (drift.pages.ravel() for drift in batch.drifts)
-            return np.concatenate([rows, batch.slots // self.page_size, *moved])
-
-        return self._working(pages)
+        if not self._beside:
+            return nullcontext()
+        rows = batch.pages[batch.pages[:, :, 3] > 0][:, 0]
+        moved = (drift.pages[:, :2].ravel() for drift in batch.drifts)
+        # Copied now: the next step's tables are written over these while this one still runs.
+        pages = np.concatenate([rows, batch.slots // self.page_size, *moved])
+        return self._beside.working(pages)
 
     @torch.inference_mode()
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """As the runner's."""
         if sources:
-            with self._working(lambda: np.array([*sources, *targets], np.int32)):
+            with self._working([*sources, *targets]):
                 self._copy(self._all, self._numbers(sources), self._numbers(targets))
 
     @torch.inference_mode()
@@ -138,15 +142,16 @@ class PageStore:
     def export_pages(self, pages: Sequence[int], num_tokens: int) -> Tensor:
         """As the runner's."""
         numbers = self._numbers(pages)
-        with self._working(lambda: np.array(pages, np.int32)):
+        with self._working(pages):
             layers = [
                 pool.index_select(0, numbers).transpose(0, 1).flatten(1, 2) for pool in self.pools
             ]
             kv = torch.stack(layers)[:, :, :num_tokens].contiguous()
             return self._on_host(kv)
 
-    def _working(self, pages: PagesOf) -> AbstractContextManager[None]:
-        return self._beside.working(pages) if self._beside else nullcontext()
+    def _working(self, pages: Sequence[int]) -> AbstractContextManager[None]:
+        numbers = np.array(pages, np.int32)
+        return self._beside.working(numbers) if self._beside else nullcontext()
 
     def _on_host(self, kv: Tensor) -> Tensor:
         """Pinned, so that where it is kept it can come back at the bus's speed, if that can be."""

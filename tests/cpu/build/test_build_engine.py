@@ -12,8 +12,10 @@ import pytest
 from build_command import build_engine
 from paths import ROOT
 
+from legokv.build.engine import BuildSettings
 from legokv.built.folder import read_engine_folder
 from legokv.built.plan_limits import PlanLimits
+from legokv.errors import InvalidRequest
 
 SCRIPT = ROOT / "build" / "build_engine.py"
 
@@ -76,6 +78,12 @@ def test_a_backend_that_does_not_exist_is_refused_with_those_that_do() -> None:
     assert finished.returncode == 2
     assert "'tensorflow'" in finished.stderr
     assert "torch" in finished.stderr
+
+
+def test_weights_are_not_streamed_by_tensorrt_llm() -> None:
+    with pytest.raises(InvalidRequest, match="without --weight-streaming, or with another"):
+        BuildSettings("tiny", backend="tensorrt-llm", flags=("weight_streaming",))
+    BuildSettings("tiny", backend="tensorrt", flags=("weight_streaming",))
 
 
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "..", ""])

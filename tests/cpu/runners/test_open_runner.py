@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from graph_session import plan_of
 
 from legokv.built.folder import EngineFacts, read_engine_folder
@@ -101,6 +103,21 @@ def test_a_plan_that_imports_by_its_nodes_leaves_its_library_alone(
     assert opened == []
     opening._plan_import(tmp_path, replace(planned.plan, imports="stream"))
     assert opened == [(tmp_path / planned.plan.library_file, ("LegokvKvImport",))]
+
+
+def test_a_plan_s_pool_has_its_memory_before_weights_get_what_is_left(
+    planned: EngineFacts, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(opening, "check_machine", lambda *of: None)
+    monkeypatch.setattr(opening, "_gpu", lambda settings: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(opening, "PageStore", lambda *of, **named: order.append("pool"))
+    monkeypatch.setattr(opening, "open_plan", lambda *of: order.append("plan"))
+    monkeypatch.setattr(opening, "TensorRTRunner", lambda *of: of)
+    monkeypatch.setattr(opening, "DeviceGuard", lambda runner: runner)
+    open_runner(folder, planned, replace(SETTINGS, runner="plan"))
+    assert order == ["pool", "plan"]
 
 
 def test_an_unknown_runner_is_refused_with_those_there_are(folder: Path) -> None:

@@ -5,6 +5,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from legokv.built.folder import read_engine_folder
+from legokv.link.drift import Drift
 from legokv.runners.page_store import ImportStream, PageStore
-from legokv.step.batch import Piece, step_batch
+from legokv.step.batch import PageTables, Piece, StepBatch, step_batch
 from legokv.step.graph import graph_shape
 
 EMPTY = torch.empty
@@ -72,6 +74,9 @@ class Stream:
     def wait_event(self, event: Event) -> None:
         self.behind |= event.behind
 
+    def wait_stream(self, stream: "Stream") -> None:
+        self.behind |= stream.behind
+
 
 class Device:
     """Two streams, and what each piece of work on them touches and is behind."""
@@ -87,8 +92,10 @@ class Device:
     @contextmanager
     def _on(self, stream: Stream):  # type: ignore[no-untyped-def]
         before, self.current = self.current, stream
-        yield
-        self.current = before
+        try:
+            yield
+        finally:
+            self.current = before
 
     def put(self, pages: Sequence[int]) -> int:
         """Work on the current stream; its number."""
@@ -112,14 +119,14 @@ def imported(device: Device, stream: ImportStream, pages: Sequence[int]) -> int:
 
 
 def worked(device: Device, stream: ImportStream, pages: Sequence[int]) -> int:
-    with stream.working(lambda: np.array(pages, np.int32)):
+    with stream.working(np.array(pages, np.int32)):
         assert device.current is device.own
         return device.put(pages)
 
 
 def test_the_streams_and_events_of_the_stand_in_are_called_as_torch_s() -> None:
     for standin, real in ((Event, torch.cuda.Event), (Stream, torch.cuda.Stream)):
-        for name in ("query", "record_event", "wait_event"):
+        for name in ("query", "record_event", "wait_event", "wait_stream"):
             if name in vars(standin):
                 ours, theirs = (inspect.signature(getattr(c, name)) for c in (standin, real))
                 assert list(ours.parameters) == list(theirs.parameters), name
@@ -171,35 +178,110 @@ def test_whatever_touches_one_page_is_in_order_and_what_is_done_is_forgotten(
     assert (len(stream._imports), len(stream._works)) == (0, 1)
 
 
-def test_a_store_brings_pages_in_beside_the_steps_and_copies_and_gives_them_behind_imports(
-    device: Device, tiny_engine_folder: Callable[[str], Path]
-) -> None:
-    facts = read_engine_folder(tiny_engine_folder("llama"))
-    graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
+def test_a_step_waits_for_an_import_that_failed_after_its_launch(device: Device) -> None:
+    stream = ImportStream(device.imports)
 
-    def import_kv(pools: Tensor, kv: Tensor, pages: Tensor) -> None:
-        device.put(pages.tolist())
+    def launch_and_fail() -> None:
+        with stream.importing([1]):
+            device.put([1])
+            raise MemoryError
 
-    cpu = torch.device("cpu")
-    store = PageStore(graph, 8, cpu, import_kv, beside=ImportStream(device.imports))
-    size = facts.page_size
-    kv = torch.zeros(graph.num_layers, 2, size, graph.num_kv_heads, graph.head_size)
+    with pytest.raises(MemoryError):
+        launch_and_fail()
+    assert device.current is device.own
+    assert device.is_behind(worked(device, stream, [1]), 0)
 
-    def piece(*seen: int) -> Piece:
+
+@dataclass(frozen=True)
+class Opened:
+    """A store beside whose steps pages of zeros come in."""
+
+    device: Device
+    store: PageStore
+    kv: Tensor
+
+    @classmethod
+    def of(cls, device: Device, folder: Path) -> "Opened":
+        facts = read_engine_folder(folder)
+        graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
+
+        def import_kv(pools: Tensor, kv: Tensor, pages: Tensor) -> None:
+            device.put(pages.tolist())
+
+        beside = ImportStream(device.imports)
+        store = PageStore(graph, 8, torch.device("cpu"), import_kv, beside=beside)
+        size = facts.page_size
+        return cls(
+            device,
+            store,
+            torch.zeros(graph.num_layers, 2, size, graph.num_kv_heads, graph.head_size),
+        )
+
+    def piece(self, *seen: int, drifts: tuple[Drift, ...] = ()) -> Piece:
         """A token that sees so many pages, and is written to another, page 2."""
+        size = self.store.page_size
         at = np.array([len(seen) * size], np.int32)
         rows = [(page, 0, n * size, size) for n, page in enumerate(seen)]
-        return Piece(at, at, at, 2 * size + at % size, np.array(rows, np.int32))
+        return Piece(at, at, at, 2 * size + at % size, np.array(rows, np.int32), drifts)
+
+    def step(self, batch: StepBatch) -> int:
+        with self.store.step(batch):
+            return self.device.put([])
+
+    def imported(self, page: int) -> int:
+        self.store.import_pages([page], self.kv)
+        return len(self.device.works) - 1
+
+
+@pytest.fixture
+def opened(device: Device, tiny_engine_folder: Callable[[str], Path]) -> Opened:
+    return Opened.of(device, tiny_engine_folder("llama"))
+
+
+def test_imports_are_behind_the_zeros_that_the_pools_begin_with(
+    device: Device, tiny_engine_folder: Callable[[str], Path]
+) -> None:
+    zeros = device.put(range(8))
+    opened = Opened.of(device, tiny_engine_folder("llama"))
+    assert device.is_behind(opened.imported(4), zeros)
+
+
+def test_an_import_is_behind_a_step_whose_tables_were_written_over_for_the_next(
+    opened: Opened,
+) -> None:
+    tables = PageTables()
+    first = step_batch([opened.piece(5, 6)], tables)
+    one = opened.step(first)
+    second = step_batch([opened.piece(1, 7)], tables)
+    assert second.pages is first.pages
+    another = opened.step(second)
+    assert not opened.device.is_behind(opened.imported(4), another)
+    own = opened.imported(6)
+    assert opened.device.is_behind(own, one)
+    assert not opened.device.is_behind(own, another)
+
+
+def test_a_drift_s_key_positions_are_no_pages(opened: Opened) -> None:
+    drift = Drift(0, np.array([0], np.int32), np.array([(5, 6, 7)], np.int32))
+    step = opened.step(step_batch([opened.piece(1, drifts=(drift,))]))
+    assert [opened.device.is_behind(opened.imported(page), step) for page in (7, 4, 5)] == [
+        False,
+        False,
+        True,
+    ]
+    another = opened.step(step_batch([opened.piece(1, drifts=(drift,))]))
+    assert opened.device.is_behind(opened.imported(6), another)
+
+
+def test_a_store_brings_pages_in_beside_the_steps_and_copies_and_gives_them_behind_imports(
+    opened: Opened,
+) -> None:
+    device, store = opened.device, opened.store
 
     def after_a_step(*pages: int) -> list[bool]:
         """Whether each of the imports is behind the step before them."""
-        with store.step(step_batch([piece(5, 6), piece(5)])):
-            step = device.put([5, 6, 2])
-        behind = []
-        for page in pages:
-            store.import_pages([page], kv)
-            behind.append(device.is_behind(len(device.works) - 1, step))
-        return behind
+        step = opened.step(step_batch([opened.piece(5, 6), opened.piece(5)]))
+        return [device.is_behind(opened.imported(page), step) for page in pages]
 
     # The second sequence's table is filled up with rows of page 0, which have no slots.
     assert after_a_step(0, 2) == [False, True]
@@ -209,5 +291,5 @@ def test_a_store_brings_pages_in_beside_the_steps_and_copies_and_gives_them_behi
     store.copy_pages([6], [7])
     copied = device.put([7])
     assert [device.is_behind(copied, each) for each in imports] == [True, False]
-    store.export_pages([2], size)
+    store.export_pages([2], store.page_size)
     assert device.is_behind(device.put([2]), imports[1])

@@ -206,6 +206,26 @@ def test_where_a_capture_fails_decoding_goes_on_and_it_is_tried_again_later(
     assert calls_of(device, session, 2) == ["on the stream", "replay of [4]"]
 
 
+@pytest.mark.parametrize("opened", [open_tensorrt, open_llm])
+def test_without_memory_for_another_context_steps_go_on_without_a_graph(
+    device: Device, stream: Any, caplog: pytest.LogCaptureFixture, opened: Any
+) -> None:
+    session = opened(device, stream)
+    step(session, DECODE)
+    device.refuses = "created"
+    assert calls_of(device, session, 2) == ["2: created ON_PROFILE_CHANGE", "1: execute"]
+    assert calls_of(device, session, 2) == ["1: execute"]
+    assert "none is for 64 steps: TensorRT made no execution context" in caplog.text
+
+
+def test_a_plan_of_tensorrt_llm_that_streams_weights_is_refused(
+    device: Device, stream: Any
+) -> None:
+    device.streamable_bytes = 10
+    with pytest.raises(EngineMismatch, match=r"streams weights.*build without --weight-streaming"):
+        open_llm(device, stream)
+
+
 def test_tensorrt_llm_prefills_by_its_own_session_and_decodes_under_the_second_profile(
     device: Device, stream: Any
 ) -> None:

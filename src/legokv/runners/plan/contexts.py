@@ -143,7 +143,12 @@ class StepGraphs:
 
     def _capture(self, shapes: Shapes, inputs: Tensors, outputs: Tensors) -> None:
         """Run the step in a context of its own, which settles its shapes, then record the next."""
-        context = self._make_context()
+        try:
+            context = self._make_context()
+        except (RuntimeError, EngineMismatch) as error:
+            self._pause_captures(error)
+            self._plain.run(inputs, outputs)
+            return
         Bindings(context).bind(inputs, outputs)
         execute(context, self._stream)
         self._stream.synchronize()
@@ -151,17 +156,20 @@ class StepGraphs:
             self._graphs[shapes] = self._recorded(context), context
         except (RuntimeError, StepFailed) as error:
             # What torch raises, and what `execute` does. The step itself is done.
-            self._retry_at = self._steps + self._pause
-            log.warning(
-                "a step was not captured as a CUDA graph, and none is for %d steps: %s",
-                self._pause,
-                error,
-            )
-            self._pause = min(2 * self._pause, MAX_RETRY_STEPS)
+            self._pause_captures(error)
         else:
             self._pause = RETRY_STEPS
         if len(self._graphs) > MAX_GRAPHS:
             self._graphs.popitem(last=False)
+
+    def _pause_captures(self, error: Exception) -> None:
+        self._retry_at = self._steps + self._pause
+        log.warning(
+            "a step was not captured as a CUDA graph, and none is for %d steps: %s",
+            self._pause,
+            error,
+        )
+        self._pause = min(2 * self._pause, MAX_RETRY_STEPS)
 
     def _recorded(self, context: Any) -> Any:
         graph = torch.cuda.CUDAGraph()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from legokv.built.plan_facts import PlanFacts
+from legokv.built.plan_facts import NO_STREAMING, PlanFacts
 from legokv.built.plan_limits import PREFILL
 from legokv.errors import EngineMismatch, StepFailed
 from legokv.plan.backends import PLAN_BACKENDS
@@ -124,6 +124,8 @@ class LLMSession:
         self, runtime: Any, trt: Any, content: bytes, stream: Any, num_profiles: int
     ) -> None:
         self._session = runtime.Session.from_serialized_engine(content)
+        if self._session.engine.streamable_weights_size:
+            raise EngineMismatch(f"the plan streams weights, and {NO_STREAMING}")
         self._stream = stream
         self._graphs = {
             number: step_graphs(trt, self._session.engine, number, stream)
