@@ -188,8 +188,8 @@ def _list_layers(objects: PlanBuilder, request: PlanRequest, plan: Any) -> tuple
         lines = short_words(layers, request.profile_names)
     except Exception as error:  # noqa: BLE001 - TensorRT may name anything anew
         layers = ()
-        said = f"{type(error).__name__}: {error}"
-        print(f"the plan's layers are not listed: {said}", file=sys.stderr, flush=True)
+        words = f"{type(error).__name__}: {error}"
+        print(f"the plan's layers are not listed: {words}", file=sys.stderr, flush=True)
     content = layers_report(source, lines, layers)
     write_whole(Path(request.layers_file), content.encode())
     return tuple(lines)
