@@ -18,8 +18,6 @@ from fuzz.sending import Address, Sender
 from fuzz.watching import Footprint, bad_lines, footprint, runs
 
 NUM_CLIENTS = 3
-SETTLED_SHARE = 0.2
-"""Of a trial: after it, what Python and Triton allocate once is allocated."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,8 @@ class Trial:
     seconds: float = math.inf
     num_requests: float = math.inf
     """Of each client. The same trial then sends the same requests, however fast the machine is."""
+    settled_share: float = 0.2
+    """After so much of it, what Python and Triton allocate once is allocated."""
     with_kills: bool = False
     """What fails while a process starts anew is no fault then; a wrong answer always is."""
 
@@ -41,7 +41,7 @@ class Trial:
             for sent in count():
                 seconds = time.monotonic() - started
                 share = max(seconds / self.seconds, sent / self.num_requests)
-                if share >= SETTLED_SHARE:
+                if share >= self.settled_share:
                     settled.set()
                 if share >= 1:
                     return
