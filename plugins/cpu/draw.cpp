@@ -6,15 +6,6 @@
 #include "legokv/dtype.h"
 
 namespace legokv::cpu {
-namespace {
-
-// Weights, members and their distances; three numbers a block; a mass and a count a distance.
-int64_t scratch_bytes(int64_t num_tokens) {
-  const int64_t blocks = (num_tokens + 63) / 64;
-  return blocks * 64 * (8 + 2 * 4 + 2) + blocks * 3 * 8 + kDrawDistances * (8 + 4);
-}
-
-}  // namespace
 
 Status draw_rows(const LegokvCpuDraw& draw) {
   const Kernels* kernels = choose_kernels(draw.instruction_set, LEGOKV_FLOAT32).kernels;
@@ -23,7 +14,7 @@ Status draw_rows(const LegokvCpuDraw& draw) {
                             static_cast<long long>(draw.num_rows), draw.num_tokens,
                             instruction_set_name(draw.instruction_set), draw.num_threads);
   }
-  const int64_t bytes = (scratch_bytes(draw.num_tokens) + 63) / 64 * 64;
+  const int64_t bytes = draw_scratch_bytes(draw.num_tokens);
   const auto memory = uninitialised<char>(bytes * draw.num_threads);
   const int64_t row_bytes = int64_t{draw.num_tokens} * (draw.is_double != 0 ? 8 : 4);
   parallel_for(draw.num_rows, draw.num_threads, [&](int64_t row, int thread) {

@@ -19,7 +19,6 @@ typedef double Doubles __attribute__((vector_size(kDrawLanes * 8)));
 typedef int64_t Longs __attribute__((vector_size(kDrawLanes * 8)));
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr int kDrawBlock = 64;
 // Below, a weight is nothing beside the likeliest's 1.
 constexpr double kLeastExponent = -708;
 
@@ -64,7 +63,7 @@ class RowDraw {
   RowDraw(const DrawRow& row, void* memory)
       : row_(row),
         values_(static_cast<const T*>(row.values)),
-        num_blocks_((row.num_tokens + kDrawBlock - 1) / kDrawBlock),
+        num_blocks_(draw_blocks(row.num_tokens)),
         weights_(static_cast<double*>(memory)),
         peaks_(weights_ + int64_t{num_blocks_} * kDrawBlock),
         sums_(peaks_ + num_blocks_),

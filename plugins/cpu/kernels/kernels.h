@@ -119,6 +119,19 @@ struct DriftPage {
 
 // How finely tokens are told apart by how likely they are, before any are sorted.
 constexpr int kDrawDistances = 4096;
+// So many tokens have a peak and a sum of weights of their own.
+constexpr int kDrawBlock = 64;
+
+constexpr int draw_blocks(int num_tokens) { return (num_tokens + kDrawBlock - 1) / kDrawBlock; }
+
+// What draw_row needs, whole cache lines: of each token its weight, twice its id and its distance;
+// three numbers a block; a mass and a count a distance.
+constexpr int64_t draw_scratch_bytes(int num_tokens) {
+  const int64_t blocks = draw_blocks(num_tokens);
+  const int64_t bytes =
+      blocks * kDrawBlock * (8 + 2 * 4 + 2) + blocks * 3 * 8 + kDrawDistances * (8 + 4);
+  return (bytes + 63) / 64 * 64;
+}
 
 // A row of logits to draw a token from; temperature 0: the first of the likeliest. top_k 0: all.
 struct DrawRow {
@@ -158,7 +171,7 @@ struct Kernels {
   void (*add_row)(const void* row, int num_columns, void* out);
   // Writes all of `own`.
   void (*drift_page)(const DriftPage& page);
-  // The token's id. `memory`: as draw.cpp measures it, 64-aligned.
+  // The token's id. `memory`: draw_scratch_bytes, 64-aligned.
   int64_t (*draw_row)(const DrawRow& row, void* memory);
   // Null for other types than float32.
   void (*multiply)(const LinearGroup<float>& group);

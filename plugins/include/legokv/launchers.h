@@ -52,7 +52,7 @@ struct LegokvLegolinkAttention {
   const void* k;     // [T, G, D], not rotated
   const void* v;     // [T, G, D]
   int64_t q_stride;  // in elements: from a token's heads to the next token's
-  int64_t k_stride;  // the same; like v's a multiple of 16 bytes
+  int64_t k_stride;  // the same; like v's a multiple of 8
   int64_t v_stride;
   void* pool;                    // [N, 2, S, G, D]
   void* out;                     // [T, H, D]

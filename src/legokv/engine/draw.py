@@ -2,7 +2,7 @@
 
 Only ids, and which rows are no numbers, come to the host. A row's token is the same alone and in
 any company: no sum runs over more than one row, nor in an order that the batch decides. Where the
-CPU library is at hand it draws from a CPU's rows; torch's form here is its reference.
+CPU library is at hand it draws the tokens on CPUs; torch's form here is its reference.
 """
 
 import logging

@@ -19,7 +19,7 @@ from legokv.chunks.stored_kv import StoredKv
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.chunk_jobs import FillJob
 from legokv.engine.draw import draw_each, drawing_library
-from legokv.engine.jobs import FOR_A_TIER, FOR_PAGES, IN_A_STEP, IN_LINE, Job, JobEvent, granted
+from legokv.engine.jobs import Job, JobEvent, Wait, granted
 from legokv.engine.kept import KeptSequences
 from legokv.engine.metrics import EngineMetrics
 from legokv.engine.passing import passers
@@ -253,21 +253,21 @@ class Executor:
     def _note_line(self) -> None:
         """Those that nobody has looked at yet stand behind one that must wait."""
         for job in list(self._waiting)[1:]:
-            if job.waits_for == IN_A_STEP:
-                job.waits_for = IN_LINE
+            if job.waits_for == Wait.IN_A_STEP:
+                job.waits_for = Wait.IN_LINE
 
     def _admitted(self, job: Job) -> bool:
         """Give a job its pages, or end it; False if it must wait."""
         started = time.monotonic()
         if not self._is_fetched(job):
-            job.waits_for = FOR_A_TIER
+            job.waits_for = Wait.FOR_A_TIER
             return False
         job.asked_chunks = self._chunks_for(job)
         try:
             grant = granted(job, job.asked_chunks, self._cache, self._kept)
         except PoolFull as error:
             if self._granted or self._running:
-                job.waits_for = FOR_PAGES
+                job.waits_for = Wait.FOR_PAGES
                 return False
             self._end(job)
             self._tell(job, error)

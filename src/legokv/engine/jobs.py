@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from torch import Tensor
@@ -57,11 +58,14 @@ class Prefill:
 
 JobEvent = Token | Prefill | Finished | LegokvError
 
-IN_A_STEP = "a step of other requests was under way"
-IN_LINE = "it waited in line behind others"
-FOR_PAGES = "it waited for pages"
-FOR_A_TIER = "its documents were read from disk or network"
-"""What a job without pages waits for, as the executor notes it."""
+
+class Wait(StrEnum):
+    """What a job without pages waits for, as the executor notes it."""
+
+    IN_A_STEP = "a step of other requests was under way"
+    IN_LINE = "it waited in line behind others"
+    FOR_PAGES = "it waited for pages"
+    FOR_A_TIER = "its documents were read from disk or network"
 
 
 class EventSink(Protocol):
@@ -107,7 +111,7 @@ class Job:
         self.num_pages = 0
         self.asked_chunks = chunks
         self.has_passed = False
-        self.waits_for = IN_A_STEP
+        self.waits_for = Wait.IN_A_STEP
         self.sequences: Sequence[TokenSequence] = ()
 
     @property

@@ -13,6 +13,7 @@ from legokv.chunks.pool import ChunkCache, PagePool
 from legokv.chunks.stored_kv import KvForm
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.executor import Executor
+from legokv.kernels.fastest import torch_threads
 from legokv.runners import Runner
 from legokv.runners.opening import open_runner
 from legokv.stores.fleet.address import shared_cache
@@ -55,6 +56,8 @@ def open_parts(
     if unrounded:
         built = replace(built, weights="model")
     num_pages = settings.num_pages(built.page_size)
+    # Before another number is set: it is what a later engine without one chooses from.
+    torch_threads()
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     runner = open_runner(folder, built, settings)

@@ -78,7 +78,7 @@ def scoring_layers(num_layers: int) -> range:
     """The layers whose attention is looked at; those after them need not be computed.
 
     The latter half of the first quarter. On SmolLM2 these choose as well as deeper ones do, within
-    what the cases tell apart (docs/log.md, 2026-11-30), at a fifth of all layers' price.
+    what the cases tell apart (docs/log.md, 2026-11-30), at less than a third of all layers' price.
     """
     end = math.ceil(num_layers / 4)
     return range(end // 2, end)

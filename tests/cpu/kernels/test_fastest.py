@@ -2,11 +2,14 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from legokv.built.settings import EngineSettings
+from legokv.engine.engine import Engine
 from legokv.kernels import fastest
 from legokv.kernels.build_cpu import build_native_library
 from legokv.kernels.cpu import NativeCalls
@@ -112,7 +115,8 @@ def test_one_thread_fewer_is_taken_where_it_is_clearly_faster_and_then_kept(
 ) -> None:
     all_of_them, fewer, best = figures
     monkeypatch.setattr(fastest, "torch_threads", lambda: 4)
-    monkeypatch.setattr(fastest.os, "getloadavg", lambda: (3.9, 8.0, 8.0))
+    monkeypatch.setattr(fastest.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(fastest.os, "getloadavg", lambda: (63.9, 99.0, 99.0))
     monkeypatch.setattr(fastest, "_seconds_of_layers", lambda *_: {4: all_of_them, 3: fewer})
     portable = InstructionSet.PORTABLE
     found = measured_threads(calls, torch.float32, portable)
@@ -124,6 +128,32 @@ def test_one_thread_fewer_is_taken_where_it_is_clearly_faster_and_then_kept(
     file.write_text("{}")
     monkeypatch.setattr(fastest, "_seconds_of_layers", lambda *_: {4: 3.0, 3: 1.0})
     assert next(iter(measured_threads(calls, torch.float32, portable))) == 3
+
+
+def test_two_measurements_that_disagree_leave_all_threads(
+    calls: NativeCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fastest, "torch_threads", lambda: 4)
+    monkeypatch.setattr(fastest.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    seconds = iter([{4: 2.0, 3: 1.0}, {4: 1.0, 3: 1.0}])
+    monkeypatch.setattr(fastest, "_seconds_of_layers", lambda *_: next(seconds))
+    for _ in range(2):
+        found = measured_threads(calls, torch.float32, InstructionSet.PORTABLE)
+        assert next(iter(found)) == 4
+
+
+def test_an_engine_of_one_thread_leaves_a_later_one_its_choice(
+    tiny_engine_folder: Callable[[str], Path],
+    torch_threads: Callable[[int], None],
+) -> None:
+    torch_threads(2)
+    fastest.torch_threads.cache_clear()
+    settings = EngineSettings(
+        runner="torch", attention="torch", pool_tokens=64, max_step_tokens=64, num_threads=1
+    )
+    Engine.open(tiny_engine_folder("llama"), settings=settings)
+    assert fastest.torch_threads() == 2
+    fastest.torch_threads.cache_clear()
 
 
 def test_both_numbers_of_threads_are_measured_over_real_layers(
@@ -148,7 +178,8 @@ def test_a_busy_machine_judges_nothing_keeps_nothing_and_computes_on_all_threads
     calls: NativeCalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fastest, "torch_threads", lambda: 4)
-    monkeypatch.setattr(fastest.os, "getloadavg", lambda: (4.0, 0.0, 0.0))
+    monkeypatch.setattr(fastest.os, "getloadavg", lambda: (8.0, 0.0, 0.0))
+    monkeypatch.setattr(fastest.os, "cpu_count", lambda: 8)
     monkeypatch.setattr(fastest, "_seconds_of_layers", lambda *_: pytest.fail("it was measured"))
     assert measured_threads(calls, torch.float32, InstructionSet.PORTABLE) == {4: 0.0}
     assert not list(tmp_path.glob("num_threads-*"))

@@ -51,6 +51,25 @@ def test_each_build_of_the_library_draws_what_the_reference_draws(
         assert found == draw_module.draw_tokens(logits, draws), (vocab, spread, options)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_row_s_token_is_the_same_alone_and_in_company_on_any_number_of_threads(
+    torch_threads, num_threads
+):
+    library = NativeLibrary(build_native_library(print))
+    # Of 469 blocks: the search for the likeliest goes on to another number of them.
+    logits = torch.from_numpy(np.concatenate([rounded_logits(30001, 1, n) for n in range(6)]))
+    places = np.random.Generator(np.random.PCG64(7)).random(len(logits))
+    for top_k, top_p, min_p in ((0, 1, 0), (450, 0.9, 0), (0, 0.95, 0.01), (7, 1, 0)):
+        options = SamplingOptions(temperature=0.9, top_k=top_k, top_p=top_p, min_p=min_p)
+        changes = LogitChanges(options, [])
+        draws = [Draw(row, options, changes, place, []) for row, place in enumerate(places)]
+        torch_threads(num_threads)
+        found = draw_module.draw_tokens(logits, draws, library)
+        torch_threads(1)
+        alone = [draw_module.draw_tokens(logits, [draw], library)[0] for draw in draws]
+        assert found == alone == draw_module.draw_tokens(logits, draws), (top_k, top_p, min_p)
+
+
 def test_rows_and_options_that_do_not_fit_are_refused():
     library = NativeLibrary(build_native_library(print))
     one = DrawOptions([1.0], [0], [1.0], [0.0], [0.5])
