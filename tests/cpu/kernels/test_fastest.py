@@ -146,12 +146,13 @@ def test_an_engine_of_one_thread_leaves_a_later_one_its_choice(
     tiny_engine_folder: Callable[[str], Path],
     torch_threads: Callable[[int], None],
 ) -> None:
+    folder = tiny_engine_folder("llama")
     torch_threads(2)
     fastest.torch_threads.cache_clear()
     settings = EngineSettings(
         runner="torch", attention="torch", pool_tokens=64, max_step_tokens=64, num_threads=1
     )
-    Engine.open(tiny_engine_folder("llama"), settings=settings)
+    Engine.open(folder, settings=settings)
     assert fastest.torch_threads() == 2
     fastest.torch_threads.cache_clear()
 
