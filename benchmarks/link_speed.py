@@ -1,8 +1,7 @@
 """How much faster a link is than full prefill, and how far from the price of its tokens alone.
 
 Eight chunks of 512 tokens and 32 fresh ones; methods interleaved in one process, medians printed,
-and each one's ratio to the link, round by round. The modes that ask the question first run over the
-same texts compiled behind a head of 32 tokens, ranked, with as many tokens recomputed in all.
+and each one's ratio to the link, round by round.
 """
 
 import argparse
@@ -10,7 +9,6 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -19,9 +17,7 @@ import torch
 
 from legokv import Chunk, Engine, EngineSettings
 from legokv.built.settings import AttentionName
-from legokv.engine.request import MODES_BY_ATTENTION
 
-HEAD_TOKENS = 32
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -63,23 +59,11 @@ def methods(engine: Engine, arguments: argparse.Namespace) -> dict[str, Callable
     segments = [*chunks, random_ids(arguments.fresh_tokens)]
     computed = arguments.link_tokens * (arguments.chunks - 1) + arguments.fresh_tokens
     plain = random_ids(computed)
-    head = engine.compile(random_ids(HEAD_TOKENS))
-    texts = [chunk.token_ids for chunk in chunks]
-    behind = [engine.compile(ids, behind=head.token_ids, rank=True) for ids in texts]
-    question = segments[-1]
-    # The first stands as it was compiled, as it does without a head.
-    guided = {
-        mode: partial(
-            engine.prefill, [head, *behind, question], mode=mode, link_tokens=arguments.link_tokens
-        )
-        for mode in MODES_BY_ATTENTION
-    }
     return {
         "full": lambda: engine.prefill(segments, mode="full"),
         "link": lambda: engine.prefill(segments, link_tokens=arguments.link_tokens),
         "link k=0": lambda: engine.prefill(segments, link_tokens=0),
         f"{computed} plain tokens": lambda: engine.prefill([plain]),
-        **guided,
     }
 
 

@@ -43,6 +43,7 @@ def figures(results: Results, scheme: Scheme) -> dict[str, Figure]:
 
 _PLOTS: dict[str, tuple[tuple[str, ...], Callable[..., Figure | None]]] = {
     "accuracy_ttft": (("fidelity", "cost"), front.accuracy_ttft),
+    "modes_ttft": (("heads", "modes"), front.accuracy_ttft),
     "ttft_length": (("cost",), panels.ttft_length),
     "throughput_latency": (("serving",), panels.throughput_latency),
     "error_by_position": (("kv_error",), panels.error_by_position),

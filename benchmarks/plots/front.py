@@ -41,9 +41,12 @@ def near(point: Point, best: Sequence[Point]) -> bool:
     return point.low <= min(p.mean for p in best if p.seconds <= point.seconds)
 
 
-def accuracy_ttft(scheme: Scheme, fidelity: list[Row], cost: list[Row]) -> Figure | None:
+TIMES = ("every method", "modes")
+
+
+def accuracy_ttft(scheme: Scheme, distances: list[Row], times: list[Row]) -> Figure | None:
     """KL over time to first token; None if no method has both."""
-    sets = _points(fidelity, cost)
+    sets = _points(distances, times)
     if not sets:
         return None
     size = (7.5, 0.8 + 3.4 * len(sets))
@@ -59,13 +62,13 @@ def accuracy_ttft(scheme: Scheme, fidelity: list[Row], cost: list[Row]) -> Figur
     return figure
 
 
-def _points(fidelity: list[Row], cost: list[Row]) -> dict[str, list[Point]]:
-    times = {r["method"]: r["median"] for r in cost if r["experiment"] == "every method"}
+def _points(distances: list[Row], times: list[Row]) -> dict[str, list[Point]]:
+    seconds = {r["method"]: r["median"] for r in times if r["experiment"] in TIMES}
     sets: dict[str, list[Point]] = {}
-    for row in sorted(fidelity, key=lambda row: row["set"]):
-        if row["metric"] == "kl" and row["method"] in times:
+    for row in sorted(distances, key=lambda row: row["set"]):
+        if row["metric"] == "kl" and row["method"] in seconds:
             numbers = (row[field] for field in ("mean", "low", "high", "num_cases"))
-            point = Point(row["method"], times[row["method"]], *numbers)
+            point = Point(row["method"], seconds[row["method"]], *numbers)
             sets.setdefault(row["set"], []).append(point)
     return sets
 

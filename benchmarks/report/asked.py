@@ -11,7 +11,12 @@ Results = dict[str, dict[str, Any] | None]
 def asked_table(results: Results) -> str:
     """A row a demand; one that lacks a measurement says so."""
     rows = {name: (found or {"rows": []})["rows"] for name, found in results.items()}
-    lines = [*_link(rows["cost"]), *_peers(rows["peers"]), *_serving(rows["serving"])]
+    lines = [
+        *_link(rows["cost"]),
+        _guided(rows["modes"]),
+        *_peers(rows["peers"]),
+        *_serving(rows["serving"]),
+    ]
     return table(("asked", "measured", "holds"), lines)
 
 
@@ -52,6 +57,12 @@ def _link(rows: list[Row]) -> list[list[str]]:
         ),
         _line("that link / as many plain tokens", price, 1.8, at_most=True),
     ]
+
+
+def _guided(rows: list[Row]) -> list[str]:
+    guided = one(rows, experiment="modes", method="guided-16")
+    over = None if guided is None else guided["over"]
+    return _line("`guided` / LegoLink-16, as many tokens recomputed", over, 1.35, at_most=True)
 
 
 def _peers(rows: list[Row]) -> list[list[str]]:

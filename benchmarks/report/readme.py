@@ -28,8 +28,13 @@ MODES = {
     "legolink-16": ("alone", "`legolink`, 16 tokens"),
     "behind-head": ("behind the head", "nothing"),
     "behind-head+guided-ranked-10": ("behind the head", "`guided-ranked`, 10 %"),
+    "behind-head+guided-ranked-drift-8": ("behind the head", "`guided-ranked-drift`, 8 tokens"),
     "behind-head+guided-ranked-drift-16": ("behind the head", "`guided-ranked-drift`, 16 tokens"),
     "behind-chat-head": ("behind another head", "nothing"),
+    "behind-chat-head+guided-ranked-drift-8": (
+        "behind another head",
+        "`guided-ranked-drift`, 8 tokens",
+    ),
     "behind-chat-head+guided-ranked-drift-16": (
         "behind another head",
         "`guided-ranked-drift`, 16 tokens",
@@ -48,7 +53,7 @@ def with_numbers(text: str, results: Results) -> str:
         "cost": _on(results["cost"], _cost(rows["cost"])),
         "serving": _on(results["serving"], _serving(rows["serving"])),
         "peers": _on(results["peers"], _peers(rows["peers"])),
-        "heads": _on(results["heads"], _heads(rows["heads"])),
+        "heads": _on(results["heads"], _heads(rows["heads"], rows["modes"])),
         "reuse": _on(results["fidelity"], _reuse(rows["fidelity"], rows["quality"])),
     }
     return _BLOCK.sub(lambda found: found[1] + blocks[found[2]] + found[4], text)
@@ -164,21 +169,23 @@ def _reuse(fidelity: list[Row], quality: list[Row]) -> str:
     return table(("", *heads), lines)
 
 
-def _heads(rows: list[Row]) -> str:
-    """A row a method: what part of naive reuse's distance to full recompute it takes away."""
+def _heads(rows: list[Row], times: list[Row]) -> str:
+    """A row a method: its time, and what part of naive reuse's distance to full it takes away."""
     gaps = of(rows, metric="gap_closed")
     lines = []
     for method, (compiled, recomputed) in MODES.items():
         hotpotqa, essays = (one(gaps, method=method, set=name) for name in ("hotpotqa", "essays"))
         if hotpotqa is not None:
             essay = "" if compiled == "behind the head" else _percent(essays)
-            lines.append((compiled, recomputed, _percent(hotpotqa), essay))
+            timed = one(times, method=method)
+            time = "" if timed is None else f"{timed['over']:.2f}"
+            lines.append((compiled, recomputed, time, _percent(hotpotqa), essay))
     if not lines:
         return NOT_MEASURED
     counts = [one(gaps, method="naive", set=name) for name in ("hotpotqa", "essays")]
     cases = [0 if row is None else row["num_cases"] for row in counts]
     heads = (f"HotpotQA ({cases[0]})", f"essays ({cases[1]})")
-    return table(("documents are compiled", "recomputed", *heads), lines)
+    return table(("documents are compiled", "recomputed", "time", *heads), lines)
 
 
 def _percent(row: Row | None) -> str:

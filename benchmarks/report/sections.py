@@ -32,6 +32,16 @@ def cost(rows: list[Row]) -> str:
     return "\n\n".join(parts)
 
 
+def modes(rows: list[Row]) -> str:
+    """Times, and times LegoLink-16's of the same round."""
+    lines = []
+    for row in rows:
+        over = f"{row['over']:.2f} ({row['over_low']:.2f} to {row['over_high']:.2f})"
+        lines.append((row["method"], f"{row['recomputed_tokens']:,}", milliseconds(row), over))
+    columns = ("method", "recomputed tokens", "ms, median (range)", "over legolink-16 (range)")
+    return table(columns, lines)
+
+
 def _prefills(rows: list[Row]) -> str:
     columns = ("method", "prompt", "computed", "ms, median (range)", "limit, ms", "over limit")
     return table(
@@ -120,6 +130,7 @@ def stored_forms(rows: list[Row]) -> str:
 BODIES: dict[str, Callable[[list[Row]], str]] = {
     "fidelity": ByMethod(FIDELITY, compared="kl", lower_is_better=True),
     "heads": ByMethod(LONG, compared="kl", lower_is_better=True),
+    "modes": modes,
     "long_documents": ByMethod(LONG, compared="kl", lower_is_better=True),
     "quality": ByMethod(QUALITY, compared="f1", lower_is_better=False),
     "kv_error": by_place.errors,

@@ -74,6 +74,14 @@ SECTIONS = {
         "The same model of 135 M parameters. Nor does it show what answers are right: KL says how "
         "far they are from full recompute's.",
     ),
+    "modes": Section(
+        "What does each mode take to the first token?",
+        "The product's own calls: a head of 32 tokens, eight documents of 512 and a question of "
+        "32, all random and in the pool. Modes take turns in one process, and each is compared "
+        "with LegoLink-16 of its own round. `guided-16` recomputes as many tokens as LegoLink-16; "
+        "behind the prompt's own head the first document is exact, and none of it is computed.",
+        "One prompt, one request at a time. Compiling behind a head and ranking are paid before.",
+    ),
     "long_documents": Section(
         "What do long documents lose?",
         "One to four documents of 1,500 to 4,000 tokens behind the chat template's head, in chunks "
@@ -147,6 +155,7 @@ SECTIONS = {
 }
 PLOTS = {
     "fidelity": {"accuracy_ttft": "KL from full recompute over time to first token, by method"},
+    "heads": {"modes_ttft": "KL from full recompute over time to first token, by mode"},
     "kv_error": {
         "error_by_position": "error of keys and values over the token's place in its chunk",
         "error_by_layer": "error of keys and values over layers",

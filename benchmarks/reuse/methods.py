@@ -132,7 +132,7 @@ OTHERS = (
         )
         for r in (5, 10)
     ),
-    *(_drifted(budget) for budget in (16, Share(10))),
+    *(_drifted(budget) for budget in (8, 16, Share(10))),
     *(
         _drifted(budget, where)
         for where in ("behind-head", "behind-chat-head", "behind-sentence")
@@ -141,7 +141,7 @@ OTHERS = (
     *(
         _drifted(budget, where, ranking=True)
         for where in ("behind-head", "behind-chat-head", "behind-sentence")
-        for budget in (16, Share(5), Share(10))
+        for budget in (8, 16, Share(5), Share(10))
     ),
     Method("behind-chat-head+guided-10", ByScores(Share(10)), behind_head.behind_chat_head),
     Method("behind-sentence", nothing, behind_head.behind_sentence),
@@ -159,12 +159,12 @@ HEAD_METHODS = tuple(
         "naive",
         "legolink-16",
         "guided-10",
+        "guided-drift-8",
         *(f"behind-head{way}" for way in ("", "+guided-10", "+guided-ranked-10")),
-        "behind-head+guided-ranked-drift-16",
-        "behind-head+guided-ranked-drift-10%",
+        *(f"behind-head+guided-ranked-drift-{budget}" for budget in ("8", "16", "10%")),
         *(f"behind-{head}" for head in ("chat-head", "sentence")),
         *(f"behind-{head}+guided-drift-16" for head in ("chat-head", "sentence")),
-        "behind-chat-head+guided-ranked-drift-16",
+        *(f"behind-chat-head+guided-ranked-drift-{budget}" for budget in (8, 16)),
     )
 )
 

@@ -44,7 +44,9 @@ def results() -> dict[str, Any]:
         {"experiment": "every method", "method": method, "median": seconds, "count": 4}
         for method, seconds in times.items()
     ]
-    rows = {"fidelity": fidelity, "cost": cost, "serving": serving}
+    modes = [{**row, "experiment": "modes"} for row in cost[:14]]
+    heads = [row for row in fidelity if row["method"] in METHODS[:14]]
+    rows = {"fidelity": fidelity, "cost": cost, "serving": serving, "heads": heads, "modes": modes}
     return {name: {"rows": found} for name, found in rows.items()}
 
 
@@ -75,7 +77,7 @@ def test_near_the_front_is_what_an_interval_does_not_tell_from_it():
 
 
 def test_names_lie_apart_within_their_panel_and_on_no_point(drawn: dict[str, Figure]):
-    for axes in drawn["accuracy_ttft"].axes:
+    for axes in (*drawn["accuracy_ttft"].axes, *drawn["modes_ttft"].axes):
         # Of the text alone: the stroke to its point may pass under another name.
         boxes = [Text.get_window_extent(text) for text in axes.texts]
         assert len(boxes) > 5
@@ -115,15 +117,14 @@ def test_a_panel_is_of_one_set_and_says_how_many_cases(drawn: dict[str, Figure])
 
 def test_each_plot_is_drawn_for_a_light_page_and_a_dark_one(tmp_path: Path):
     found = {**results(), "kv_error": None}
-    assert all_plots(found, tmp_path) == {"accuracy_ttft", "throughput_latency"}
+    plots = {"accuracy_ttft", "modes_ttft", "throughput_latency"}
+    assert all_plots(found, tmp_path) == plots
     light = (tmp_path / "accuracy_ttft.svg").read_text()
     dark = (tmp_path / "accuracy_ttft-dark.svg").read_text()
     assert (LIGHT.ink in light, DARK.ink in light) == (True, False)
     assert (LIGHT.ink in dark, DARK.ink in dark) == (False, True)
     assert {file.name for file in tmp_path.iterdir()} == {
-        f"{plot}{scheme.suffix}.svg"
-        for plot in ("accuracy_ttft", "throughput_latency")
-        for scheme in (LIGHT, DARK)
+        f"{plot}{scheme.suffix}.svg" for plot in plots for scheme in (LIGHT, DARK)
     }
 
 

@@ -59,6 +59,31 @@ def test_a_demand_holds_only_if_its_number_does():
     assert all("not measured" in line for line in lines[4:])
 
 
+def test_a_mode_s_time_stands_beside_what_it_keeps_and_what_was_asked_of_it():
+    over = {"over_low": 1.2, "over_high": 1.5, "recomputed_tokens": 128, "experiment": "modes"}
+    times = {"median": 0.1, "low": 0.09, "high": 0.2, "count": 5}
+    modes = [
+        {**over, **times, "method": name, "over": ratio}
+        for name, ratio in (("legolink-16", 1.0), ("guided-16", 1.36), ("naive", 0.4))
+    ]
+    gap = {"metric": "gap_closed", "low": 0.4, "high": 0.6, "num_cases": 200}
+    heads = [
+        {**gap, "set": name, "method": method, "mean": 0.5}
+        for name in ("hotpotqa", "essays")
+        for method in ("naive", "legolink-16")
+    ]
+    results = {
+        **NOTHING,
+        "modes": {"about": ABOUT, "rows": modes},
+        "heads": {"about": ABOUT, "rows": heads},
+    }
+    assert "at most 1.35 | 1.36 | no |" in asked_table(results)
+    shown = readme.with_numbers("<!-- measured: heads -->\n\n-\n\n<!-- end -->", results)
+    assert "| alone | `legolink`, 16 tokens | 1.00 | 50% (40 to 60) |" in shown
+    text = report({**results, "heads": None}, lambda c: False, set())
+    assert "| guided-16 | 128 | 100.0 (90.0–200.0) | 1.36 (1.20 to 1.50) |" in text  # noqa: RUF001
+
+
 def test_int8_is_shown_with_what_it_saves_and_how_far_it_is_off():
     times = {"median": 0.02, "low": 0.01, "high": 0.03, "count": 5}
     form = {"experiment": "cost", "bytes_a_token": 11880.0, "store": times, "load": times}
