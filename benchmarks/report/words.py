@@ -33,6 +33,7 @@ that stands first is exact as it was compiled, and only `full` computes it.
 | `behind-head` | behind the prompt's own first segment, kept apart from its KV | nothing |
 | `behind-head+X` | so | as X |
 | `behind-chat-head` | behind the chat template's head, which is not in the prompt | nothing |
+| `behind-paragraph` | behind some 100 tokens of plain text, not in the prompt | nothing |
 | `behind-sentence` | behind one plain sentence, which is not in the prompt | nothing |
 | `guided-drift-K` | alone | K of each, 4 evenly, as `guided`; others [drift](linking.md#drift) |
 | `guided-ranked-drift-K` | alone | the same as `guided-ranked` |
@@ -67,10 +68,10 @@ SECTIONS = {
     "heads": Section(
         "What do a head, a choice and drift keep?",
         "The same sets and numbers, for documents compiled behind a head: the prompt's own, the "
-        "chat template's, or one plain sentence. An essay's prompt has no head: its first chunk "
-        "stands alone at its beginning, and `behind-head` is behind that chunk. Gap closed is what "
-        "part of naive reuse's KL a method takes away. `X-16` recomputes as many tokens as "
-        "legolink-16 where its documents are longer.",
+        "chat template's, a paragraph or one plain sentence. An essay's prompt has no head: its "
+        "first chunk stands alone at its beginning, and `behind-head` is behind that chunk. Gap "
+        "closed is what part of naive reuse's KL a method takes away. `X-16` recomputes as many "
+        "tokens as legolink-16 where its documents are longer.",
         "The same model of 135 M parameters. Nor does it show what answers are right: KL says how "
         "far they are from full recompute's.",
     ),

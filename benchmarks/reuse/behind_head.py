@@ -42,6 +42,19 @@ def behind_sentence(model: LinkedModel, prompt: Prompt) -> list[Chunk]:
     return _behind(model, prompt, tuple(model.tokenizer.encode(SENTENCE)))
 
 
+PARAGRAPH = """The harbour office opens at seven, an hour before the first ferry. Whoever wants to
+cross with a cart signs the list at the door, and the list is read aloud at half past. Foot
+passengers walk on last. In winter the boats wait for the mail, which comes over the hill by sledge
+and may be late; then tea is served in the shed, and the children of the island feed the gulls from
+the steps. Nobody has been left behind since the year of the long fog, when two were.
+"""
+
+
+def behind_paragraph(model: LinkedModel, prompt: Prompt) -> list[Chunk]:
+    """Each but the first behind a paragraph of plain text."""
+    return _behind(model, prompt, tuple(model.tokenizer.encode(PARAGRAPH)))
+
+
 def as_one_document(model: LinkedModel, prompt: Prompt) -> list[Chunk]:
     """Each behind all that stand before it, as a document's own chunks are."""
     chunks: list[Chunk] = []

@@ -79,6 +79,7 @@ WHERE = {
     "behind-head": BEHIND_HEAD,
     "behind-chat-head": behind_head.behind_chat_head,
     "behind-sentence": behind_head.behind_sentence,
+    "behind-paragraph": behind_head.behind_paragraph,
 }
 
 
@@ -133,18 +134,16 @@ OTHERS = (
         for r in (5, 10)
     ),
     *(_drifted(budget) for budget in (8, 16, Share(10))),
-    *(
-        _drifted(budget, where)
-        for where in ("behind-head", "behind-chat-head", "behind-sentence")
-        for budget in (16, Share(5), Share(10))
-    ),
+    *(_drifted(budget, where) for where in WHERE if where for budget in (16, Share(5), Share(10))),
     *(
         _drifted(budget, where, ranking=True)
-        for where in ("behind-head", "behind-chat-head", "behind-sentence")
+        for where in WHERE
+        if where
         for budget in (8, 16, Share(5), Share(10))
     ),
     Method("behind-chat-head+guided-10", ByScores(Share(10)), behind_head.behind_chat_head),
     Method("behind-sentence", nothing, behind_head.behind_sentence),
+    Method("behind-paragraph", nothing, behind_head.behind_paragraph),
     Method("behind-sentence+guided-10", ByScores(Share(10)), behind_head.behind_sentence),
     Method("one-document", nothing, behind_head.as_one_document),
     Method("prefix", selections.prefix),
@@ -162,8 +161,8 @@ HEAD_METHODS = tuple(
         "guided-drift-8",
         *(f"behind-head{way}" for way in ("", "+guided-10", "+guided-ranked-10")),
         *(f"behind-head+guided-ranked-drift-{budget}" for budget in ("8", "16", "10%")),
-        *(f"behind-{head}" for head in ("chat-head", "sentence")),
-        *(f"behind-{head}+guided-drift-16" for head in ("chat-head", "sentence")),
+        *(f"behind-{head}" for head in ("chat-head", "paragraph", "sentence")),
+        *(f"behind-{head}+guided-drift-16" for head in ("chat-head", "paragraph", "sentence")),
         *(f"behind-chat-head+guided-ranked-drift-{budget}" for budget in (8, 16)),
     )
 )
