@@ -31,13 +31,13 @@ from legokv.engine.naming import ChunkNaming
 from legokv.errors import CacheUnavailable, InvalidRequest, NotFound
 from legokv.serving import fields
 from legokv.serving.answering import Reply
-from legokv.serving.asking import AskEngine, ask_by_keys
 from legokv.serving.background import Background
 from legokv.serving.fields import Request
 from legokv.serving.heads import own_head
 from legokv.serving.log import RequestLine
 from legokv.serving.messages import (
     WARM_TIERS,
+    AskEngine,
     Compile,
     Compiled,
     Drop,
@@ -46,6 +46,7 @@ from legokv.serving.messages import (
     PromptSegment,
     Rank,
     Warm,
+    ask_by_keys,
 )
 from legokv.serving.pieces import segments_as_registered
 from legokv.serving.settings import Settings

@@ -19,14 +19,22 @@ from legokv.errors import Cancelled, InvalidRequest, RankingMissing
 from legokv.metrics import Family, Histogram, Sample
 from legokv.serving.answering import Reply
 from legokv.serving.answers import AnswersSoFar
-from legokv.serving.asking import AskEngine, ask_by_keys
 from legokv.serving.background import Background
 from legokv.serving.drawn import CountedPrompts, DrawnAnswers
 from legokv.serving.event_stream import EventInbox, Events
 from legokv.serving.heads import OtherHeads
 from legokv.serving.linking import HeadWord, Linked, Linking
 from legokv.serving.log import RequestLine
-from legokv.serving.messages import Cancel, Event, Failed, Generate, Probe, error_of
+from legokv.serving.messages import (
+    AskEngine,
+    Cancel,
+    Event,
+    Failed,
+    Generate,
+    Probe,
+    ask_by_keys,
+    error_of,
+)
 from legokv.serving.pieces import by_document
 from legokv.serving.question import Question, check_reply_size, question_from_fields
 from legokv.serving.settings import Settings

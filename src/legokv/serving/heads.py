@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from legokv.documents.document import TokenSpan
 from legokv.errors import LegokvError
-from legokv.serving.asking import AskEngine, ask_by_keys
-from legokv.serving.messages import Drop, PromptSegment, Warm
+from legokv.serving.messages import AskEngine, Drop, PromptSegment, Warm, ask_by_keys
 from legokv.serving.settings import Settings
 from legokv.text.formats import PromptFormats
 from legokv.text.prompt import head_ids

@@ -245,3 +245,19 @@ _EVENTS: dict[str, Callable[[dict[str, Any]], Event]] = {
     "Done": lambda fields: Done(**fields),
     "Failed": lambda fields: Failed(**{**fields, "keys": tuple(fields.get("keys", ()))}),
 }
+
+
+AskEngine = Callable[[Command], tuple[Event, ...]]
+"""Gives the events that answer a command and raises the error among them."""
+
+
+def ask_by_keys(ask_engine: AskEngine, command: WithSegments, unknown: set[str]) -> Event:
+    """The one event that answers a command, which has the ids of all its chunks.
+
+    Ids go along only of chunks that the engine does not know. `unknown`: their keys, as believed.
+    """
+    (event,) = ask_engine(with_ids_of(command, unknown))
+    while isinstance(event, Unknown):
+        unknown |= set(event.keys)
+        (event,) = ask_engine(with_ids_of(command, unknown))
+    return event

@@ -19,6 +19,7 @@ from legokv.serving import fields as readers
 from legokv.serving.fields import MAX_UINT64, Reader
 from legokv.serving.gateway import (
     anthropic,
+    anthropic_turns,
     facts,
     fields,
     files,
@@ -264,7 +265,9 @@ _READ: Mapping[Any, Callable[[Bounds], Schema]] = {
     fields.documents: lambda _: _list(_TITLED),
     fields.tools: lambda _: _list(_NAMED),
     fields.tool_choice: lambda _: {"anyOf": [{"enum": list(tool_calls.CHOICES)}, _NAMED]},
-    anthropic.messages: lambda _: _list(_message(anthropic.ROLES, anthropic.BLOCKS), minItems=1),
+    anthropic.messages: lambda _: _list(
+        _message(anthropic_turns.ROLES, anthropic_turns.BLOCKS), minItems=1
+    ),
     anthropic.tools: lambda _: _list(_OBJECT),
     anthropic.tool_choice: lambda _: _typed(anthropic.CHOICES),
     files.upload: lambda _: {**_TEXT, "format": "binary"},
