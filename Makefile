@@ -81,6 +81,7 @@ bench: $(VENV)/ready $(TEXTS)
 	$(BENCH).stored_forms --cases 4 --minutes 0.5
 	$(BENCH).reuse fidelity --cases 20 --minutes 1.5
 	$(BENCH).reuse heads --cases 20 --minutes 1.5
+	$(BENCH).reuse answers --cases 20 --minutes 1.5
 	$(BENCH).mode_times --rounds 5 --minutes 1
 	$(BENCH).reuse quality --cases 20 --minutes 1.5
 	$(BENCH).reuse long --cases 8 --minutes 1.5
@@ -94,6 +95,7 @@ bench-full: $(VENV)/ready $(TEXTS)
 	$(BENCH).stored_forms --cases 200 --minutes 30
 	$(BENCH).reuse fidelity --cases 200 --minutes 120
 	$(BENCH).reuse heads --cases 200 --minutes 90
+	$(BENCH).reuse answers --cases 200 --minutes 90
 	$(BENCH).mode_times --rounds 21 --minutes 10
 	$(BENCH).reuse quality --cases 200 --minutes 120
 	$(BENCH).reuse long --cases 50 --minutes 120

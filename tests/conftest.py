@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,6 @@ from tiny_checkpoints import make_tiny_checkpoint
 
 from legokv.build.engine import BuildSettings, build_engine_folder
 from legokv.engine.metrics import EngineMetrics, FailedStepReason
-
-if find_spec("triton") is None:
-    # Or torch takes tests/cpu/serving/triton for it, once pytest has that folder on the path.
-    sys.modules["triton"] = None  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session")

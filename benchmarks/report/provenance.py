@@ -8,6 +8,7 @@ Changed = Callable[[str], bool | None]
 COMMANDS = {
     "fidelity": "python -m benchmarks.reuse fidelity",
     "heads": "python -m benchmarks.reuse heads",
+    "answers": "python -m benchmarks.reuse answers",
     "modes": "python -m benchmarks.mode_times",
     "long_documents": "python -m benchmarks.reuse long",
     "quality": "python -m benchmarks.reuse quality",

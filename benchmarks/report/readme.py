@@ -53,7 +53,7 @@ def with_numbers(text: str, results: Results) -> str:
         "cost": _on(results["cost"], _cost(rows["cost"])),
         "serving": _on(results["serving"], _serving(rows["serving"])),
         "peers": _on(results["peers"], _peers(rows["peers"])),
-        "heads": _on(results["heads"], _heads(rows["heads"], rows["modes"])),
+        "heads": _on(results["heads"], _heads(rows["heads"], rows["modes"], rows["answers"])),
         "reuse": _on(results["fidelity"], _reuse(rows["fidelity"], rows["quality"])),
     }
     return _BLOCK.sub(lambda found: found[1] + blocks[found[2]] + found[4], text)
@@ -169,8 +169,10 @@ def _reuse(fidelity: list[Row], quality: list[Row]) -> str:
     return table(("", *heads), lines)
 
 
-def _heads(rows: list[Row], times: list[Row]) -> str:
-    """A row a method: its time, and what part of naive reuse's distance to full it takes away."""
+def _heads(rows: list[Row], times: list[Row], answers: list[Row]) -> str:
+    """A row a method: its time, what part of naive reuse's distance to full it takes away, and how
+    many facts come out.
+    """
     gaps = of(rows, metric="gap_closed")
     lines = []
     for method, (compiled, recomputed) in MODES.items():
@@ -179,12 +181,16 @@ def _heads(rows: list[Row], times: list[Row]) -> str:
             essay = "" if compiled == "behind the head" else _percent(essays)
             timed = one(times, method=method)
             time = "" if timed is None else f"{timed['over']:.2f}"
-            lines.append((compiled, recomputed, time, _percent(hotpotqa), essay))
+            right = one(answers, set="facts", metric="exact_match", method=method)
+            facts = _percent(right)
+            lines.append((compiled, recomputed, time, _percent(hotpotqa), essay, facts))
     if not lines:
         return NOT_MEASURED
     counts = [one(gaps, method="naive", set=name) for name in ("hotpotqa", "essays")]
     cases = [0 if row is None else row["num_cases"] for row in counts]
-    heads = (f"HotpotQA ({cases[0]})", f"essays ({cases[1]})")
+    judged = one(answers, set="facts", metric="exact_match", method="naive")
+    cases.append(0 if judged is None else judged["num_cases"])
+    heads = (f"HotpotQA ({cases[0]})", f"essays ({cases[1]})", f"facts, exact ({cases[2]})")
     return table(("documents are compiled", "recomputed", "time", *heads), lines)
 
 

@@ -130,6 +130,7 @@ def stored_forms(rows: list[Row]) -> str:
 BODIES: dict[str, Callable[[list[Row]], str]] = {
     "fidelity": ByMethod(FIDELITY, compared="kl", lower_is_better=True),
     "heads": ByMethod(LONG, compared="kl", lower_is_better=True),
+    "answers": ByMethod(QUALITY, compared="f1", lower_is_better=False),
     "modes": modes,
     "long_documents": ByMethod(LONG, compared="kl", lower_is_better=True),
     "quality": ByMethod(QUALITY, compared="f1", lower_is_better=False),

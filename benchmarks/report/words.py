@@ -75,6 +75,12 @@ SECTIONS = {
         "The same model of 135 M parameters. Nor does it show what answers are right: KL says how "
         "far they are from full recompute's.",
     ),
+    "answers": Section(
+        "Are answers over documents behind a head still right?",
+        "`facts` and `two-chunk` as among all methods' answers below, behind the prompt's own "
+        "head: the template's, which every passage is compiled behind here.",
+        "Heads that are not the prompt's. Easy facts and a small model.",
+    ),
     "modes": Section(
         "What does each mode take to the first token?",
         "The product's own calls: a head of 32 tokens, eight documents of 512 and a question of "

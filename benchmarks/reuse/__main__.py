@@ -1,4 +1,4 @@
-"""python -m benchmarks.reuse fidelity|quality|heads|long: what reuse does to a model's answers.
+"""python -m benchmarks.reuse fidelity|quality|heads|answers|long: what reuse does to answers.
 
 Stops at --minutes or Ctrl-C; the same command goes on where it stopped. Results are written at the
 end of each call, with --summarise from what there is.
@@ -21,6 +21,7 @@ from benchmarks.record.results import Row, write_results
 from benchmarks.reuse import entries, fidelity, quality, tables
 from benchmarks.reuse.linked_model import LinkedModel
 from benchmarks.reuse.methods import (
+    ANSWER_METHODS,
     HEAD_METHODS,
     LONG_METHODS,
     MAIN,
@@ -59,6 +60,9 @@ KINDS = {
     "fidelity": Kind(FIDELITY, fidelity.measure, _ROUNDS),
     "quality": Kind(QUALITY, quality.measure, _ROUNDS),
     "heads": Kind(FIDELITY, fidelity.measure, (HEAD_METHODS,)),
+    "answers": Kind(
+        sets_by_name(QUALITY, ("facts", "two-chunk")), quality.measure, (ANSWER_METHODS,)
+    ),
     "long": Kind(LONG, fidelity.measure, (LONG_METHODS,), 40_960),
 }
 
@@ -166,7 +170,7 @@ def _tables(kind: str, found: tables.ByMethod) -> dict[str, list[Row]]:
     made: dict[str, list[Row]] = {}
     for name in KINDS[kind].sets:
         part = tables.of_set(found, name)
-        if kind == "quality":
+        if kind in ("quality", "answers"):
             made.setdefault(kind, []).extend(tables.metric_rows(part, name, quality.METRICS))
             continue
         made.setdefault(kind, []).extend(tables.metric_rows(part, name, fidelity.METRICS))

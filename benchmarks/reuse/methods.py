@@ -167,6 +167,19 @@ HEAD_METHODS = tuple(
     )
 )
 
+# Of these, those whose answers are judged.
+ANSWER_METHODS = tuple(
+    METHODS[name]
+    for name in (
+        "full",
+        "naive",
+        "legolink-16",
+        "behind-head",
+        "behind-head+guided-ranked-10",
+        "behind-head+guided-ranked-drift-16",
+    )
+)
+
 # Of long documents.
 WHOLE = (
     Method("whole", nothing, whole.alone),

@@ -72,15 +72,19 @@ def test_a_mode_s_time_stands_beside_what_it_keeps_and_what_was_asked_of_it():
         for name in ("hotpotqa", "essays")
         for method in ("naive", "legolink-16")
     ]
+    right = {"metric": "exact_match", "low": 0.2, "high": 0.4, "mean": 0.3, "num_cases": 100}
+    answers = [{**right, "set": "facts", "method": m} for m in ("naive", "legolink-16")]
     results = {
         **NOTHING,
+        "answers": {"about": ABOUT, "rows": answers},
         "modes": {"about": ABOUT, "rows": modes},
         "heads": {"about": ABOUT, "rows": heads},
     }
     assert "at most 1.35 | 1.36 | no |" in asked_table(results)
     shown = readme.with_numbers("<!-- measured: heads -->\n\n-\n\n<!-- end -->", results)
-    assert "| alone | `legolink`, 16 tokens | 1.00 | 50% (40 to 60) |" in shown
-    text = report({**results, "heads": None}, lambda c: False, set())
+    kept = "50% (40 to 60) | 50% (40 to 60) | 30% (20 to 40)"
+    assert f"| alone | `legolink`, 16 tokens | 1.00 | {kept} |" in shown
+    text = report({**results, "heads": None, "answers": None}, lambda c: False, set())
     assert "| guided-16 | 128 | 100.0 (90.0–200.0) | 1.36 (1.20 to 1.50) |" in text  # noqa: RUF001
 
 

@@ -258,7 +258,7 @@ def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
 
 DAMAGED = {
     "cut": (b"{", r"config\.json is not JSON"),
-    "a list": (b"[]", "holds a JSON list, not an object"),
+    "a list": (b"[]", "holds an? (array|list), not a JSON object"),
     "nested": (b"[" * 200_000, "is nested too deep"),
     "latin": ('{"name": "Grün"}'.encode("latin-1"), r"config\.json is not UTF-8 at byte 12"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\nsize 5\n", "is a Git LFS pointer"),

@@ -169,7 +169,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     ),
     "empty": (b"", "is not a safetensors file"),
     "nested": ((400_000).to_bytes(8, "little") + b"[" * 400_000, "nested too deep"),
-    "list": (header([1, 2]), "holds a JSON list, not an object"),
+    "list": (header([1, 2]), "holds an? (array|list), not a JSON object"),
     "length": ((2**63).to_bytes(8, "little") + b"{}", "is not a safetensors file"),
     "backwards": (
         header({"a": {"dtype": "I8", "shape": [1], "data_offsets": [5, 2]}}),
