@@ -77,8 +77,8 @@ SECTIONS = {
     ),
     "answers": Section(
         "Are answers over documents behind a head still right?",
-        "`facts` and `two-chunk` as among all methods' answers below, behind the prompt's own "
-        "head: the template's, which every passage is compiled behind here.",
+        "`facts` and `two-chunk` as in the next but one section. The head that passages are "
+        "compiled behind is the prompt's own, two worked questions.",
         "Heads that are not the prompt's. Easy facts and a small model.",
     ),
     "modes": Section(
