@@ -12,6 +12,7 @@ from legokv.serving.gateway.turns import (
     check_call_ids,
     decoded,
     instead,
+    num_documents,
     titled,
 )
 
@@ -34,6 +35,7 @@ class BlockTurns:
         return self._turns.document_ids
 
     async def of(self, system: Any, messages: Sequence[Any]) -> list[Message]:
+        self._turns.check_number(num_documents(system) + num_documents(messages))
         made: list[Message] = []
         if system:
             made.append({"role": "system", "content": await self._parts("system", system)})

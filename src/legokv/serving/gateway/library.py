@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Library:
         self._models = models
         self._clock = clock
         self._known: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._registering: set[asyncio.Task[None]] = set()
 
     async def ready(self, namespace: str, file_id: str) -> str:
         """The id of a file's document, which is compiled.
@@ -110,20 +111,28 @@ class Library:
         document_id = content_id(namespace, normalise_text(text))
         if self._is_known(namespace, document_id):
             return document_id
-        reply = await self._models.documents(
-            "create", namespace=namespace, namespace_bytes=account.stored_bytes, text=text
-        )
+        new = {"namespace": namespace, "namespace_bytes": account.stored_bytes, "text": text}
+        changes = {
+            "name": INLINE + shown_title(name, MAX_NAME_LEN - len(INLINE)),
+            "ttl_seconds": ttl_seconds or INLINE_TTL_SECONDS,
+        }
+        # Whole even if the client leaves: a text that has no name and end yet is kept for ever.
+        registering = asyncio.create_task(self._register(new, changes))
+        self._registering.add(registering)
+        registering.add_done_callback(self._registering.discard)
+        await asyncio.shield(registering)
+        document = (await self._models.documents("create", **new))["document"]
+        self._note(namespace, document)
+        return str(document["id"])
+
+    async def _register(self, new: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+        """Register a text, not waiting for its KV. A document that has another name keeps it."""
+        reply = await self._models.documents("create", **new, wait=False)
         document = reply["document"]
         if reply["created"] or (document["name"] or "").startswith(INLINE):
-            changes = {
-                "name": INLINE + shown_title(name, MAX_NAME_LEN - len(INLINE)),
-                "ttl_seconds": ttl_seconds or INLINE_TTL_SECONDS,
-            }
-            reply = await self._models.documents(
-                "update", namespace=namespace, id=document["id"], **changes
+            await self._models.documents(
+                "update", namespace=document["namespace"], id=document["id"], **changes
             )
-        self._note(namespace, reply["document"])
-        return str(document["id"])
 
     def check_not_over(self, document: dict[str, Any]) -> None:
         """NotFound if the document's time is over."""

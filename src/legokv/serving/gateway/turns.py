@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from legokv.errors import ApiRefused, kind_of, shown
@@ -30,6 +30,16 @@ Message = dict[str, Any]
 Part = dict[str, Any]
 
 
+def num_documents(content: Any) -> int:
+    """How many files and texts of documents are in a message's content, or in all messages."""
+    if isinstance(content, list):
+        return sum(map(num_documents, content))
+    if not isinstance(content, Mapping):
+        return 0
+    is_one = content.get("type") in ("file", "document")
+    return is_one + num_documents(content.get("content"))
+
+
 class Turns:
     """Reads one chat's messages for one account, and counts its documents."""
 
@@ -42,6 +52,7 @@ class Turns:
         """The messages; `documents` come first in the first one of a user."""
         if not messages:
             raise ApiRefused("'messages' is empty: there is nothing to answer", param="messages")
+        self.check_number(len(documents) + num_documents(messages))
         turns = [await self._turn(place, message) for place, message in enumerate(messages)]
         check_call_ids(turns)
         parts = [await self._inline(place, item) for place, item in enumerate(documents)]
@@ -110,7 +121,6 @@ class Turns:
 
     async def document(self, file_id: str) -> Part:
         """A file's part; it is compiled when this returns."""
-        self._count()
         document_id = await self._world.library.ready(self._account.namespace(), file_id)
         return self._named(document_id)
 
@@ -118,18 +128,16 @@ class Turns:
         self, where: str, text: str, name: str, ttl_seconds: float | None = None
     ) -> Part:
         """A part for a text that comes with the chat itself."""
-        self._count()
         if not text.strip():
             raise ApiRefused(f"{where} is empty: there is nothing but blanks in it", param=where)
         document_id = await self._world.library.of_text(self._account, text, name, ttl_seconds)
         return self._named(document_id)
 
-    def _count(self) -> None:
+    def check_number(self, number: int) -> None:
+        """ApiRefused for more files and texts than a chat may have, before any is registered."""
         most = self._world.settings.max_documents
-        if len(self.document_ids) >= most:
-            raise ApiRefused(
-                f"more than {most} files are in the messages, at most {most} are taken"
-            )
+        if number > most:
+            raise ApiRefused(f"{number} files are in the messages, at most {most} are taken")
 
     def _named(self, document_id: str) -> Part:
         self.document_ids.append(document_id)

@@ -285,12 +285,51 @@ def test_a_text_that_was_deleted_meanwhile_is_registered_again(
     assert gateway.models.service.reply({"operation": "get", "id": part["id"]})
 
 
-def test_an_unknown_file_and_too_many_of_them_are_told(client: openai.OpenAI) -> None:
+def test_a_text_whose_client_left_meanwhile_has_its_name_and_its_end_all_the_same(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+    reply = gateway.models.service.reply
+
+    def held(body: Any) -> Any:
+        begun.set()
+        may_go_on.wait(60)
+        return reply(body)
+
+    monkeypatch.setattr(gateway.models.service, "reply", held)
+    account: Any = SimpleNamespace(namespace=lambda: "default", stored_bytes=0)
+
+    async def left() -> None:
+        texts = library.Library(gateway.world.models)
+        asking = asyncio.create_task(texts.of_text(account, "Left alone.", "a.txt"))
+        await asyncio.to_thread(begun.wait, 60)
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
+        may_go_on.set()
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
+
+    asyncio.run(left())
+    (document,) = reply({"operation": "list"})["documents"]
+    assert document["name"] == "inline/a.txt"
+    assert document["expires_at"] is not None
+
+
+def test_an_unknown_file_and_too_many_of_them_are_told(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
     part = {"type": "file", "file": {"file_id": "file-" + "0" * 24}}
     with pytest.raises(openai.NotFoundError, match="no file 'file-000000000000000000000000'"):
         chat(client, messages=[{"role": "user", "content": [part]}])
-    with pytest.raises(openai.BadRequestError, match="more than 3 files"):
-        chat(client, extra_body={"documents": [{"text": str(n)} for n in range(4)]})
+    documents = [{"text": str(n)} for n in range(4)]
+    with pytest.raises(openai.BadRequestError, match="4 files are in the messages, at most 3"):
+        chat(client, extra_body={"documents": documents})
+    parts = [{"type": "file", "file": {"file_data": "data:text/plain,a"}}] * 3
+    asked: Any = [{"role": "user", "content": parts[:2]}, {"role": "user", "content": parts[2:]}]
+    with pytest.raises(openai.BadRequestError, match="4 files are in the messages, at most 3"):
+        chat(client, messages=asked, extra_body={"documents": documents[:1]})
+    assert gateway.models.service.reply({"operation": "list"})["documents"] == []
 
 
 def test_a_file_that_failed_to_compile_is_a_conflict(
