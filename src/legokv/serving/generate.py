@@ -46,7 +46,7 @@ from legokv.text.prompt import build_prompt
 from legokv.text.tokenizer import Tokenizer
 
 MAX_DRAWN_TOKENS = 1 << 22
-"""Tokens of answers to conversations that are remembered as they were drawn: 36 MB of lists."""
+"""Tokens of answers to conversations that are remembered as they were drawn: 36 MB."""
 MAX_COUNTED_TOKENS = 1 << 20
 """Tokens of prompts that were counted and not asked yet."""
 PROMPTS_BY_HEAD = Family(
@@ -178,8 +178,10 @@ class GenerateService:
 
     def _counted(self, question: Question, line: RequestLine) -> Reply:
         """How long the prompt is; the engine is not asked."""
+        # The day may end while it is laid out.
+        key = self._counted_prompts.key_of(question)
         prompt, documents = self._prompt_and_documents(question)
-        self._counted_prompts.put(question, prompt)
+        self._counted_prompts.put(key, prompt)
         num_tokens = len(prompt.head_ids)
         for part in prompt.rest:
             pieces = documents[part] if isinstance(part, int) else ()
@@ -272,7 +274,8 @@ class GenerateService:
     ) -> tuple[ConversationPrompt, list[Sequence[StoredChunk]]]:
         asked = question.document_ids
         chunks = self._registry.chunks(question.namespace, *asked) if asked else ()
-        prompt = self._counted_prompts.take(question)
+        # One that is counted again is as old as this count.
+        prompt = None if question.count_only else self._counted_prompts.take(question)
         if prompt is None:
             self._check_length(question)
             prompt = self._prompt(question, chunks)
