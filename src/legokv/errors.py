@@ -192,14 +192,14 @@ _KINDS = {
     bool: "true or false",
     int: "a whole number",
     float: "a fraction",
-    list: "an array",
+    list: "a list",
     dict: "an object",
     type(None): "null",
 }
 
 
 def kind_of(value: object) -> str:
-    """What a JSON value is, in JSON's words."""
+    """What a JSON value is, in plain words."""
     return _KINDS.get(type(value), type(value).__name__)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 from legokv.chunks.budget import Budget
 from legokv.chunks.header import StoredDtype
-from legokv.errors import InvalidRequest
+from legokv.errors import InvalidRequest, kind_of
 from legokv.model.dtypes import DTYPES
 from legokv.stores.fleet.address import NO_REDIS, check_redis_url
 
@@ -46,7 +46,7 @@ def check_settings(record: Any) -> None:
             raise InvalidRequest(f"{item.name} is one of {', '.join(choices)}, not '{value}'")
         if least is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise InvalidRequest(
-                f"{item.name} is a whole number, not {type(value).__name__} {str(value)[:80]!r}"
+                f"{item.name} is a whole number, not {kind_of(value)} {value!r:.80}"
             )
         if least is not None and value < least:
             raise InvalidRequest(f"{item.name} is {least} or more, not {value}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from legokv.chunks.chunk import MAX_TOKEN_ID
-from legokv.errors import InvalidRequest
+from legokv.errors import InvalidRequest, kind_of
 from legokv.whole_files import private_opener
 
 FORMAT_VERSION = 1
@@ -345,14 +345,14 @@ def _document(fields: dict[str, Any]) -> ArchivedDocument:
 def _text(fields: Mapping[str, Any], name: str) -> str:
     value = fields[name]
     if not isinstance(value, str):
-        raise TypeError(f"'{name}' is a text, not {type(value).__name__}")
+        raise TypeError(f"'{name}' is a text, not {kind_of(value)}")
     value.encode()  # half a surrogate pair is a ValueError
     return value
 
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"'ttl_seconds' is a number, not {type(value).__name__}")
+        raise TypeError(f"'ttl_seconds' is a number, not {kind_of(value)}")
     return float(value)
 
 

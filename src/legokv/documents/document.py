@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypedDict
 
-from legokv.errors import InvalidRequest
+from legokv.errors import InvalidRequest, kind_of
 
 TokenSpan = tuple[int, ...]
 
@@ -198,7 +198,7 @@ def document_id(namespace: str, text: str) -> str:
 def check_namespace(namespace: object) -> str:
     """The namespace itself; InvalidRequest if it is not a text of 1 to 64 of A-Z a-z 0-9 . _ -"""
     if not isinstance(namespace, str):
-        raise InvalidRequest(f"{_A_NAMESPACE}, not {type(namespace).__name__} {namespace!r:.80}")
+        raise InvalidRequest(f"{_A_NAMESPACE}, not {kind_of(namespace)}")
     if not _NAMESPACE.fullmatch(namespace):
         raise InvalidRequest(
             f"{_A_NAMESPACE}, not {namespace[:80]!r} ({len(namespace)} characters)"

@@ -29,7 +29,7 @@ from legokv.engine.request import (
 )
 from legokv.engine.sampling import Draw
 from legokv.engine.transfer import Transfer
-from legokv.errors import Cancelled, LegokvError, PoolFull, TimedOut
+from legokv.errors import Cancelled, LegokvError, PoolFull, TimedOut, exact
 from legokv.link.link import Placement, bind
 from legokv.link.policy import Policy, Scores
 from legokv.step.sequence import TokenSequence, linked_sequence
@@ -325,7 +325,7 @@ class GenerateJob(Job):
             doing = self.waits_for if self.grant is None else "its documents were compiled"
         return TimedOut(
             f"no token of the answer to {self.usage.prompt_tokens} prompt tokens within "
-            f"timeout_seconds {self._timeout_seconds:g}: {doing}; "
+            f"timeout_seconds {exact(self._timeout_seconds)}: {doing}; "
             "allow more, or ask when less is under way"
         )
 

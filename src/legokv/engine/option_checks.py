@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from legokv.errors import InvalidRequest, exact
+from legokv.errors import InvalidRequest, exact, kind_of
 
 _FLOAT32_BIT = 2.0**-23
 
@@ -88,5 +88,6 @@ def check_kind(name: str, value: object, kind: type) -> None:
 
 
 def shown(value: object) -> str:
-    """A value as a sentence has it: its class, and what it is, cut where it is long."""
-    return f"{type(value).__name__} {str(value)[:80]!r}"
+    """A value as a sentence has it: its kind in plain words, and what a text or a number says."""
+    words = f" {value!r:.82}" if isinstance(value, str | int | float) else ""
+    return kind_of(value) + ("" if isinstance(value, bool) else words)

@@ -148,9 +148,10 @@ def _part(item: object, where: str) -> str | DocumentPart:
             return DocumentPart(fields.read(part, _DOCUMENT_PART)["id"])
     except InvalidRequest as error:
         raise InvalidRequest(f"{where}: {error}") from None
+    kind_text = f"an object of type {shown(kind)}" if isinstance(item, dict) else shown(item)
     raise InvalidRequest(
         f'{where} is {{"type": "text", "text": …}} or {{"type": "document", "id": …}}, not '
-        f"{str(item)[:80]}"
+        f"{kind_text}"
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from legokv.errors import UnsupportedModel
+from legokv.errors import UnsupportedModel, kind_of
 from legokv.text.json_file import parsed_object
 
 Token = dict[str, Any]
@@ -124,7 +124,7 @@ def _check_component(name: str, component: Any) -> None:
 def _check_tokens(tokens: Any) -> None:
     if not isinstance(tokens, list):
         raise UnsupportedModel(
-            f"tokenizer.json's added_tokens is a {type(tokens).__name__}, not a list of tokens"
+            f"tokenizer.json's added_tokens is {kind_of(tokens)}, not a list of tokens"
         )
     for place, token in enumerate(tokens):
         if not (isinstance(token, dict) and isinstance(token.get("content"), str)):
@@ -178,7 +178,7 @@ def _declared(settings: Mapping[str, Any]) -> Iterator[tuple[str, Token]]:
     declared = settings.get("added_tokens_decoder") or {}
     if not isinstance(declared, dict):
         raise UnsupportedModel(
-            f"added_tokens_decoder is a {type(declared).__name__}, not an object of tokens by id"
+            f"added_tokens_decoder is {kind_of(declared)}, not an object of tokens by id"
         )
     for token_id, token in declared.items():
         name = token_text(token) if isinstance(token, dict) else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import tokenizers
 
-from legokv.errors import InvalidRequest, UnsupportedModel
+from legokv.errors import InvalidRequest, UnsupportedModel, kind_of
 from legokv.text.backends import check_is_tokenizers, open_backends
 from legokv.text.chat_template import Chat, ChatTemplate, Message
 from legokv.text.definition import read_definition, token_text
@@ -218,7 +218,7 @@ def _template_text(folder: Path, settings: dict[str, Any]) -> str | None:
         template = next((e.get("template") for e in named if e.get("name") == "default"), None)
     if not isinstance(template, str | None):
         raise UnsupportedModel(
-            f"chat_template in {folder / 'tokenizer_config.json'} is a {type(template).__name__}, "
+            f"chat_template in {folder / 'tokenizer_config.json'} is {kind_of(template)}, "
             "not a text, nor a list of named ones"
         )
     return template

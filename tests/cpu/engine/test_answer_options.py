@@ -250,7 +250,7 @@ def test_a_request_that_waited_past_its_time_fails_and_its_neighbour_goes_on(tin
     alone = answers(engine, GenerateRequest([prompt], 30))
     first = engine.submit(GenerateRequest([prompt], 30))
     engine.step()
-    limit = AnswerOptions(timeout_seconds=1000)
+    limit = AnswerOptions(timeout_seconds=604799.9)
     waiting, behind = (
         engine.submit(GenerateRequest([prompt], 30, answering=limit)) for _ in range(2)
     )
@@ -264,7 +264,7 @@ def test_a_request_that_waited_past_its_time_fails_and_its_neighbour_goes_on(tin
         (behind, "it waited in line behind others"),
         (late, "a step of other requests was under way"),
     ):
-        said = f"40 prompt tokens within timeout_seconds 1000: {waited}; allow more"
+        said = f"40 prompt tokens within timeout_seconds 604799.9: {waited}; allow more"
         with pytest.raises(TimedOut, match=said):
             list(engine.results(job))
     assert [[e.id for e in engine.results(first) if isinstance(e, Token)]] == alone
@@ -301,9 +301,9 @@ def test_a_prompt_past_its_time_is_computed_no_further_and_frees_its_pages(tiny_
         ({"timeout_seconds": 0.0}, "timeout_seconds is above 0, not 0.0"),
         ({"timeout_seconds": float("nan")}, "timeout_seconds is 0 to 604800, not nan"),
         ({"timeout_seconds": 1e6}, "timeout_seconds is 0 to 604800, not 1000000.0"),
-        ({"timeout_seconds": "1"}, "timeout_seconds is a number, not str '1'"),
-        ({"min_tokens": 1.0}, "min_tokens is a whole number, not float '1.0'"),
-        ({"return_log_probs": 1}, "return_log_probs is true or false, not int '1'"),
+        ({"timeout_seconds": "1"}, "timeout_seconds is a number, not a text '1'"),
+        ({"min_tokens": 1.0}, "min_tokens is a whole number, not a fraction 1.0"),
+        ({"return_log_probs": 1}, "return_log_probs is true or false, not a whole number 1"),
     ],
 )
 def test_an_option_out_of_range_is_refused_with_its_number(options, message):

@@ -336,7 +336,7 @@ def test_a_runner_that_gives_no_attention_refuses_guided_and_says_what_does(engi
         ({"recompute_percent": 101}, "recompute_percent is 0 to 100, not 101"),
         ({"recompute_percent": -0.5}, "recompute_percent is 0 to 100, not -0.5"),
         ({"recompute_percent": float("nan")}, "recompute_percent is 0 to 100, not nan"),
-        ({"recompute_percent": "5"}, "recompute_percent is a number, not str '5'"),
+        ({"recompute_percent": "5"}, "recompute_percent is a number, not a text '5'"),
         (
             {"recompute_percent": 5, "mode": "full"},
             "5 belongs to modes legolink, spread, ranked, guided",

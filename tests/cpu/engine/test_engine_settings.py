@@ -61,8 +61,8 @@ def test_an_unknown_dtype_is_refused_with_those_there_are():
         ({"host_bytes": -1}, "host_bytes is 0 or more, not -1"),
         ({"high_watermark_percent": 101}, "high_watermark_percent is at most 100, not 101"),
         ({"high_watermark_percent": 80}, "percent 90 is above high_watermark_percent 80"),
-        ({"pool_tokens": "4096"}, "pool_tokens is a whole number, not str '4096'"),
-        ({"num_threads": 1.5}, "num_threads is a whole number, not float '1.5'"),
+        ({"pool_tokens": "4096"}, "pool_tokens is a whole number, not a text '4096'"),
+        ({"num_threads": 1.5}, "num_threads is a whole number, not a fraction 1.5"),
         (
             {"attention": "gpu"},
             "attention is one of auto, native, torch, .*amx, not 'gpu'",

@@ -235,7 +235,7 @@ def test_lists_go_on_where_they_ended(service):
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
-        ([], "JSON object, not an array"),
+        ([], "JSON object, not a list"),
         ({}, "'operation' is missing"),
         ({"operation": "purge"}, "unknown operation 'purge'; known are create, get"),
         ({"operation": 3}, "'operation' is a text, not a whole number"),

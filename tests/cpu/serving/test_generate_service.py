@@ -427,7 +427,7 @@ def test_a_reader_that_stops_reading_has_its_request_cancelled(world: World) -> 
         ({"namespace": b"default\n"}, "a namespace is 1 to 64"),
         ({"namespace": b"default\0"}, "a namespace is 1 to 64"),
         ({"namespace": None}, "'namespace' is a text, not null"),
-        ({"namespace": [b"default"]}, "'namespace' is a text, not an array"),
+        ({"namespace": [b"default"]}, "'namespace' is a text, not a list"),
         ({"document_ids": [b"doc-0"] * 257}, "'document_ids' names 257 documents, at most 256"),
         (
             {"document_ids": [b"a", b"d" * 65]},

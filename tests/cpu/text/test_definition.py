@@ -162,7 +162,7 @@ def test_a_damaged_file_is_refused_in_a_sentence(folder: Path, name: str, conten
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [
-        ({"id": 1}, "added_tokens is a dict, not a list"),
+        ({"id": 1}, "added_tokens is an object, not a list"),
         ([{"id": 1}], "added token 0 of 1 .* 'content'"),
         (["</s>"], "added token 0 of 1 .* '</s>'"),
         ([{"id": 1, "content": 7}], "'content' as text"),

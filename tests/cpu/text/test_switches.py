@@ -23,7 +23,7 @@ def test_switches_are_the_members_of_a_json_object() -> None:
         ("", "x is not JSON"),
         ("{", "x is not JSON"),
         ("[" * 4000, "x is not JSON"),
-        ("[1]", "x is a JSON object, not an array"),
+        ("[1]", "x is a JSON object, not a list"),
         ("null", "x is a JSON object, not null"),
         ('{"a": "%s"}' % ("b" * 4096), "x has 4105 bytes, at most 4096 are taken"),
         (json.dumps({f"a{n}": 1 for n in range(17)}), "x has 17 members, at most 16"),

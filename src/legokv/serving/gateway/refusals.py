@@ -4,6 +4,7 @@ call each field by the name that the client sent.
 
 import re
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 from starlette.requests import Request
@@ -46,25 +47,37 @@ def status_of(error: LegokvError) -> int:
 
 
 def renamed(error: LegokvError, names: Names) -> LegokvError:
-    """An error of a model's with its fields as the client calls them."""
+    """An error of a model's with its fields as the client calls them.
+
+    A word may be the client's own, such as one of a document's id: a name is it only at the
+    beginning, in quotes, or with more than letters in it.
+    """
     if not names:
         return error
     text = str(error)
-    matches = [*re.finditer(rf"\b(?:{'|'.join(map(re.escape, names))})\b", text)]
+    matches = [m for m in re.finditer(_pattern_of(names), text) if _is_name(m)]
     sentence, end = "", 0
     for match in matches:
         sentence += text[end : match.start()] + names[match[0]]
         end = match.end()
     sentence += text[end:]
     if isinstance(error, InvalidRequest):
-        # A word that is no name may be a field's by chance, unless it stands where names do.
-        sure = (
-            m for m in matches if not m[0].isalpha() or not m.start() or text[m.start() - 1] == "'"
-        )
-        param = next((names[match[0]] for match in sure), None)
+        param = next((names[match[0]] for match in matches), None)
         return ApiRefused(sentence, status_of(error), param, "invalid_value")
-    error.args = (sentence,)
-    return error
+    other = copy(error)
+    other.args = (sentence,)
+    return other
+
+
+def _pattern_of(names: Names) -> str:
+    longest_first = sorted(names, key=len, reverse=True)
+    return rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b"
+
+
+def _is_name(match: re.Match[str]) -> bool:
+    text, start, end = match.string, match.start(), match.end()
+    in_quotes = text[max(0, start - 1) : start] == "'" == text[end : end + 1]
+    return not start or in_quotes or not match[0].isalpha()
 
 
 def sentence_of(error: LegokvError) -> str:

@@ -19,8 +19,9 @@ from legokv.engine.request import (
     check_biased_ids,
     check_stop_token_ids,
 )
-from legokv.errors import InvalidRequest, LegokvError, TimedOut
+from legokv.errors import ApiRefused, InvalidRequest, LegokvError, PathClosed, TimedOut
 from legokv.serving.gateway import fields
+from legokv.serving.gateway.refusals import renamed
 from legokv.serving.gateway.tool_reading import ToolForm
 from legokv.serving.question import INPUT_NAMES, check_reply_size
 from legokv.serving.tensorrt_llm import TENSORRT_LLM_NAMES
@@ -171,6 +172,26 @@ def assert_named(message: str, sentence: str) -> None:
     assert not [name for name in fields.CHAT_NAMES if re.search(rf"\b{name}\b", message)]
 
 
+def test_words_that_are_the_client_s_own_stay_as_they_are() -> None:
+    names = {"messages": "prompt", "mode": "link.mode", "text_input": "prompt", "n": "best"}
+    said = "'mode' is one of two, not 'the mode of n messages': text_input, mode n"
+    error = InvalidRequest(said)
+    given = renamed(error, names)
+    assert str(given) == "'link.mode' is one of two, not 'the mode of n messages': prompt, mode n"
+    assert isinstance(given, ApiRefused)
+    assert given.param == "link.mode"
+    assert str(renamed(InvalidRequest("messages hold n"), names)) == "prompt hold n"
+    assert str(error) == said
+
+
+def test_an_error_that_is_renamed_stays_as_it_was() -> None:
+    error = PathClosed("no text_input here, text", 405)
+    given = renamed(error, {"text_input": "prompt"})
+    assert (type(given), str(given)) == (PathClosed, "no prompt here, text")
+    assert getattr(given, "status", None) == 405
+    assert str(error) == "no text_input here, text"
+
+
 def test_every_field_of_generate_is_the_client_s_own_or_has_a_name_there() -> None:
     # What the gateway makes of messages, `link` and who asks, and TensorRT-LLM's names.
     inner = {"document_ids", "namespace", "system_text", "apply_chat_template", "count_only"}
@@ -206,7 +227,7 @@ def said_of(gateway: RunningGateway, path: str, body: object) -> str:
     ("body", "kind"),
     [
         (None, "null"),
-        ([], "an array"),
+        ([], "a list"),
         (3, "a whole number"),
         (1.5, "a fraction"),
         ("x", "a text"),
@@ -231,16 +252,16 @@ WRONG = {
     "/v1/chat/completions": [
         ({"messages": [None]}, "messages[0] is an object with a role and a content, not null"),
         ({"messages": [{"role": []}]}, "messages[0].role is one of system, developer, user, "
-         "assistant, tool, not an array"),
+         "assistant, tool, not a list"),
         (of_user(None), "messages[0].content is a text or a list of parts, not null"),
         (of_user([]), "messages[0].content is a text or a list of parts, not an empty one"),
-        (of_user([[]]), "messages[0].content[0] is an object with a type, not an array"),
+        (of_user([[]]), "messages[0].content[0] is an object with a type, not a list"),
         (of_user([{"type": "text"}]), "messages[0].content[0].text is a text, not null"),
-        (of_user([{"type": []}]), "messages[0].content[0] is of type an array: parts are 'text' "
+        (of_user([{"type": []}]), "messages[0].content[0] is of type a list: parts are 'text' "
          "and 'file' here"),
         ({"logit_bias": {"5": None}}, "'logit_bias' of token '5' is a number, not null"),
-        ({"logit_bias": []}, "'logit_bias' is an object, not an array"),
-        ({"link": []}, "'link' is an object, not an array"),
+        ({"logit_bias": []}, "'logit_bias' is an object, not a list"),
+        ({"link": []}, "'link' is an object, not a list"),
         ({"link": {"recompute_percent": 100.0001}},
          "'recompute_percent' is 100.0001, outside 0 to 100"),
         ({"link": {"recompute_percent": -1e-9}}, "'recompute_percent' is -1e-09, outside 0 to 100"),
@@ -248,8 +269,8 @@ WRONG = {
         ({"timeout": 604800.001}, "'timeout' is 604800.001, outside 0 to 604800"),
         ({"stop_token_ids": [None]},
          "'stop_token_ids' is a list of whole numbers, one of them is null"),
-        ({"stop": [[]]}, "'stop' is a list of texts, one of them is an array"),
-        ({"seed": []}, "'seed' is a whole number, not an array"),
+        ({"stop": [[]]}, "'stop' is a list of texts, one of them is a list"),
+        ({"seed": []}, "'seed' is a whole number, not a list"),
         ({"documents": [{"text": " "}]},
          "documents[0].text is empty: there is nothing but blanks in it"),
     ],
@@ -259,14 +280,14 @@ WRONG = {
          "'prompt' is one text: others go into requests of their own"),
     ],
     "/v1/messages": [
-        ({"messages": [[]]}, "messages[0] is an object with a role and a content, not an array"),
+        ({"messages": [[]]}, "messages[0] is an object with a role and a content, not a list"),
         ({"messages": [{"role": None}]}, "messages[0].role is one of user, assistant, system, not "
          "null"),
         (of_user(None), "messages[0].content is a text or a list of blocks, not null"),
         (of_user([None]), "messages[0].content[0] is an object with a type, not null"),
         (of_block(title=3), "messages[0].content[0].title is a text, not a whole number"),
         (of_block(source={"type": "file", "file_id": []}),
-         "messages[0].content[0].source.file_id is a text, not an array"),
+         "messages[0].content[0].source.file_id is a text, not a list"),
         (of_block(source={"type": "text", "data": " "}),
          "messages[0].content[0].source is empty: there is nothing but blanks in it"),
         ({"system": 3}, "system is a text or a list of blocks, not a whole number"),
