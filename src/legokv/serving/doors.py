@@ -22,7 +22,7 @@ from legokv.parent_death import end_with_parent
 from legokv.serving.front.bounds import IDLE_SECONDS, Bounds
 from legokv.serving.front.brief import Brief, brief_of_environment
 from legokv.serving.front.exposure import is_loopback
-from legokv.serving.front.grpc_front import GrpcFront, listening
+from legokv.serving.front.grpc_front import GrpcFront, TritonBehind, listening
 from legokv.serving.front.http_app import HttpFront
 from legokv.serving.front.http_protocol import bounded_protocol
 from legokv.serving.front.internals import Internals
@@ -84,8 +84,8 @@ async def _run(settings: Settings, brief: Brief) -> None:
     upstream = Upstream(brief.http if shut else _exposed(settings, "http"))
     probe = Probe(upstream, state, brief.probe_id, settings.probe_seconds)
     models = models_in(Path(brief.models))
-    target, folder = _grpc_target(settings, brief), Path(brief.sockets)
-    grpc_front = GrpcFront(target, models, internals, state, limits, folder)
+    triton = TritonBehind(_grpc_target(settings, brief), Path(brief.sockets), shut)
+    grpc_front = GrpcFront(triton, models, internals, state, limits)
     numbers = Upstream(brief.metrics if shut else _exposed(settings, "metrics"))
     metrics = MetricsFront(numbers, state)
     tasks = [asyncio.create_task(probe.run()), asyncio.create_task(_beat(probe, state))]

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,21 +72,33 @@ _LAST_WRITE_SECONDS = 2.0
 """A client that does not read holds the end of its stream back for so long."""
 
 
+@dataclass(frozen=True)
+class TritonBehind:
+    """What a front passes requests on to. `folder`: where its models look for who is gone.
+
+    `errors_have_codes`: whether models begin an error's sentence with its code.
+    """
+
+    target: str
+    folder: Path
+    errors_have_codes: bool = True
+
+
 class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
     """The service. Made and used in one event loop."""
 
     def __init__(
         self,
-        target: str,
+        triton: TritonBehind,
         models: dict[str, Model],
         internals: Internals,
         state: State,
         limits: bounds.Bounds,
-        folder: Path,
     ) -> None:
-        """folder: where models look for clients that are gone."""
-        self._folder = folder
-        self._channel = grpc.aio.insecure_channel(target, options=_CHANNEL)
+        self._folder = triton.folder
+        # Triton ends a stream whose errors are to be its status as if it were cancelled.
+        self._metadata = () if triton.errors_have_codes else _ERRORS_AS_STATUS
+        self._channel = grpc.aio.insecure_channel(triton.target, options=_CHANNEL)
         self._models = models
         self._internals = internals
         self._state = state
@@ -189,7 +202,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
             raise
         over = False
         with self._state.one_open():
-            call = self._asked(request.SerializeToString(), metadata=_ERRORS_AS_STATUS)
+            call = self._asked(request.SerializeToString(), metadata=self._metadata)
             del request
             try:
                 async for reply in call:
@@ -219,15 +232,16 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
 
     async def _infer_of_stream(self, body: bytes) -> bytes:
         """The one reply to a request that is streamed; InvalidRequest if there are more."""
-        call = self._asked(body, metadata=_ERRORS_AS_STATUS)
+        call = self._asked(body, metadata=self._metadata)
         del body
         answer = None
         over = False
         try:
             async for reply in call:
-                answer = service_pb2.ModelStreamInferResponse.FromString(self._checked(reply))
+                answer = service_pb2.ModelStreamInferResponse.FromString(reply)
                 if answer.error_message:
-                    raise InvalidRequest(answer.error_message)
+                    over = True
+                    raise _as_status(answer.error_message)
                 if not _is_last(reply):
                     raise InvalidRequest(_ONE_REPLY)
             over = True
@@ -441,6 +455,12 @@ def _seen(task: "asyncio.Task[Any]") -> None:
 async def _abort(context: grpc.aio.ServicerContext, error: LegokvError) -> bytes:
     await context.abort(_CODES.get(error.code, grpc.StatusCode.INTERNAL), str(error))
     raise AssertionError("abort raises")
+
+
+def _as_status(sentence: str) -> grpc.aio.AioRpcError:
+    """A stream's error as what a call ends with."""
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, sentence)
 
 
 def _stream_error(sentence: str, request_id: str) -> bytes:

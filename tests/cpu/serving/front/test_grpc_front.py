@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2
 from legokv.serving.ending import LEFT_PARAMETER, LEFT_VARIABLE, client_left
 from legokv.serving.front import bounds, grpc_front
 from legokv.serving.front.bounds import Bounds
-from legokv.serving.front.grpc_front import SERVICE, GrpcFront, listening
+from legokv.serving.front.grpc_front import SERVICE, GrpcFront, TritonBehind, listening
 from legokv.serving.front.internals import Internals
 from legokv.serving.front.state import State
 from legokv.serving.front.tensor_check import models_in
@@ -115,7 +115,9 @@ def run(
         await behind.start()
         models = models_in(ROOT / "model_repo")
         limits = Bounds(LIMIT, 8, idle_seconds)
-        front = GrpcFront(f"unix:{folder}/grpc", models, Internals(()), state, limits, folder)
+        front = GrpcFront(
+            TritonBehind(f"unix:{folder}/grpc", folder), models, Internals(()), state, limits
+        )
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         server = await listening(front, "127.0.0.1", port, limits)
@@ -231,7 +233,9 @@ def test_readiness_and_refusals_are_the_front_s(tmp_path: Path) -> None:
 def test_a_server_that_is_gone_is_told_as_something_to_try_later(tmp_path: Path) -> None:
     async def main() -> None:
         limits = Bounds(LIMIT, connections=8)
-        front = GrpcFront(f"unix:{tmp_path}/none", {}, Internals(()), State(), limits, tmp_path)
+        front = GrpcFront(
+            TritonBehind(f"unix:{tmp_path}/none", tmp_path), {}, Internals(()), State(), limits
+        )
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         server = await listening(front, "127.0.0.1", port, limits)
