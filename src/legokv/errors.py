@@ -1,5 +1,6 @@
 """Errors a caller can act on, each with the status code a server reports for it."""
 
+import struct
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -209,11 +210,22 @@ def shown(value: object) -> str:
 
 
 def exact(number: float) -> str:
-    """A number in digits that no other has: it never looks like the bound that it breaks."""
+    """A number in digits that no other has: it never looks like the bound that it breaks.
+
+    One that came as float32 has the digits that its sender wrote.
+    """
     if isinstance(number, int):
         return str(number)
     short = f"{number:g}"
-    return short if float(short) == number else str(number)
+    return short if number in (float(short), _as_float32(float(short))) else str(number)
+
+
+def _as_float32(number: float) -> float:
+    try:
+        (single,) = struct.unpack("f", struct.pack("f", number))
+    except OverflowError:
+        return number
+    return float(single)
 
 
 def _cut(line: str) -> str:

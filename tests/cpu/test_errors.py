@@ -8,7 +8,7 @@ import pytest
 
 import legokv
 from legokv import errors
-from legokv.errors import LONGEST_LINE, LegokvError, sentence_of
+from legokv.errors import LONGEST_LINE, LegokvError, exact, sentence_of
 from legokv.serving.messages import error_of, failed
 
 PACKAGE = Path(legokv.__file__).parent
@@ -78,3 +78,21 @@ def test_what_an_error_says_ends_and_its_next_step_is_in_it():
     assert said.startswith("xxx")
     assert said.endswith("x is none: fetch it again\nand again")
     assert len(said) < LONGEST_LINE + 20
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (5, "5"),
+        (5.0, "5"),
+        (604799.9, "604799.9"),
+        (1.0000001, "1.0000001"),
+        (9.999999974752427e-07, "1e-06"),
+        (0.10000000149011612, "0.1"),
+        (1.0000001192092896, "1.0000001192092896"),
+        (1e300, "1e+300"),
+        (-1e-300, "-1e-300"),
+    ],
+)
+def test_a_number_is_shown_in_digits_that_no_other_has_as_its_sender_wrote_it(number, text):
+    assert exact(number) == text
