@@ -18,7 +18,7 @@ from legokv.serving.front import bounds
 from legokv.serving.front.internals import STARTING, Internals
 from legokv.serving.front.state import State
 from legokv.serving.front.tensor_check import Model, check_model, check_request, parse_request
-from legokv.serving.front.triton_stream import TritonStream
+from legokv.serving.front.triton_stream import TritonStream, ended_with
 
 SERVICE = "inference.GRPCInferenceService"
 _CODES = {
@@ -241,7 +241,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                 answer = service_pb2.ModelStreamInferResponse.FromString(reply)
                 if answer.error_message:
                     over = True
-                    raise _as_status(answer.error_message)
+                    raise ended_with(grpc.StatusCode.INTERNAL, answer.error_message)
                 if not _is_last(reply):
                     raise InvalidRequest(_ONE_REPLY)
             over = True
@@ -455,12 +455,6 @@ def _seen(task: "asyncio.Task[Any]") -> None:
 async def _abort(context: grpc.aio.ServicerContext, error: LegokvError) -> bytes:
     await context.abort(_CODES.get(error.code, grpc.StatusCode.INTERNAL), str(error))
     raise AssertionError("abort raises")
-
-
-def _as_status(sentence: str) -> grpc.aio.AioRpcError:
-    """A stream's error as what a call ends with."""
-    nothing = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, sentence)
 
 
 def _stream_error(sentence: str, request_id: str) -> bytes:

@@ -57,7 +57,9 @@ class TritonStream:
         self._room.release()
 
     async def _ask(self, body: bytes) -> None:
-        end: grpc.aio.AioRpcError | None = _lost()
+        # As gRPC says it where the connection to a server breaks off.
+        lost = ended_with(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        end: grpc.aio.AioRpcError | None = lost
         try:
             # Reading tells why a stream is over; of one being lost gRPC has errors of its own.
             with suppress(grpc.aio.InternalError, asyncio.InvalidStateError):
@@ -79,10 +81,10 @@ class TritonStream:
             self._replies.put_nowait(end)
 
 
-def _lost() -> grpc.aio.AioRpcError:
-    """As gRPC says it where the connection to a server breaks off."""
+def ended_with(code: grpc.StatusCode, sentence: str) -> grpc.aio.AioRpcError:
+    """What a call raises that a server ended so."""
     nothing = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, "Socket closed")
+    return grpc.aio.AioRpcError(code, nothing, nothing, sentence)
 
 
 def _named(name: str) -> bytes:

@@ -12,6 +12,7 @@ from legokv.serving.gateway.turns import (
     check_call_ids,
     decoded,
     instead,
+    joined,
     num_documents,
     titled,
 )
@@ -102,10 +103,7 @@ class BlockTurns:
             raise ApiRefused(
                 f"{where} is a text or a list of blocks, {instead(content)}", param=where
             )
-        parts = [await self._part(f"{where}[{n}]", block) for n, block in enumerate(content)]
-        if all(part["type"] == "text" for part in parts):
-            return "".join(part["text"] for part in parts)
-        return parts
+        return joined([await self._part(f"{where}[{n}]", block) for n, block in enumerate(content)])
 
     async def _part(self, where: str, block: Any) -> Part:
         if not isinstance(block, Mapping):

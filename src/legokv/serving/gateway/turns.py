@@ -30,6 +30,13 @@ Message = dict[str, Any]
 Part = dict[str, Any]
 
 
+def joined(parts: list[Part]) -> str | list[Part]:
+    """A content's one text if all its parts are texts, else the parts."""
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
 def num_documents(content: Any) -> int:
     """How many files and texts of documents are in a message's content, or in all messages."""
     if isinstance(content, list):
@@ -93,10 +100,9 @@ class Turns:
             raise ApiRefused(
                 f"{where} is a text or a list of parts, {instead(content)}", param=where
             )
-        parts = [await self.part(f"{where}[{place}]", part) for place, part in enumerate(content)]
-        if all(part["type"] == "text" for part in parts):
-            return "".join(part["text"] for part in parts)
-        return parts
+        return joined(
+            [await self.part(f"{where}[{place}]", part) for place, part in enumerate(content)]
+        )
 
     async def part(self, where: str, part: Any) -> Part:
         """One part of a message: text, or a document."""
