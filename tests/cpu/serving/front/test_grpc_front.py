@@ -37,6 +37,7 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
     folder: Path
     error: str = ""
     heard: list[bytes] = field(default_factory=list)
+    metadata: list[str] = field(default_factory=list)
     num_ended: int = 0
     num_left: int = 0
     num_cancelled: int = 0
@@ -52,6 +53,7 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
         return grpc.unary_unary_rpc_method_handler(self.unary)
 
     async def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        self.metadata += [key for key, _ in context.invocation_metadata()]
         try:
             async for body in requests:
                 request = service_pb2.ModelInferRequest.FromString(body)
@@ -259,6 +261,21 @@ def test_one_reply_of_a_model_that_streams_is_got_by_the_plain_call(tmp_path: Pa
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert raised.value.details().startswith("ModelInfer gives one reply: leave 'stream' out")
         assert front.state.num_open == 0
+
+    run(tmp_path, trial)
+
+
+def test_an_error_of_a_stream_has_its_model_s_code_and_triton_is_not_asked_for_a_status(
+    tmp_path: Path,
+) -> None:
+    async def trial(front: Running) -> None:
+        front.triton.error = "legokv error NOT_FOUND no document 'a'"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await front.call("ModelInfer", question())
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+        assert refused.value.details() == "no document 'a'"
+        assert "user-agent" in front.triton.metadata
+        assert "triton_grpc_error" not in front.triton.metadata
 
     run(tmp_path, trial)
 
