@@ -45,7 +45,7 @@ KINDS = {
 }  # fmt: skip
 FUNCTION = re.compile(r"Function\s*:?\s*(\S+?):?$")
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
-INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)([^;]*);")
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)([^;]*);")
 TARGET = re.compile(r"0x([0-9a-f]+)\s*$")
 NAME = re.compile(rf"({'|'.join(THREADS)}|attend_split)_kernelI(.*?)EEv")
 ARGUMENT = re.compile(r"NS_8bfloat16E|NS_7float16E|S2_|Li\d+E|f")
@@ -105,14 +105,14 @@ def _kernel(architecture: str, name: str, used: tuple[int, int], body: Sequence[
     shared, threads = shared_bytes(name), threads_of(name)
     by_registers = REGISTERS // (-(-registers // 8) * 8 * threads)
     by_shared = SHARED_BYTES[architecture] // (shared + 1024)
-    instructions = [(int(m[1], 16), m[2], m[4]) for m in map(INSTRUCTION.search, body) if m]
+    instructions = [Instruction(m) for m in map(INSTRUCTION.search, body) if m]
     return Kernel(
         registers,
         stack,
         shared,
         min(by_registers, by_shared, 2048 // threads, MOST_BLOCKS),
         len(instructions),
-        dict(sorted(Counter(kind_of(op) for _, op, _ in inner_loop(instructions)).items())),
+        dict(sorted(Counter(kind_of(each.operation) for each in inner_loop(instructions)).items())),
     )
 
 
@@ -120,21 +120,60 @@ def kind_of(operation: str) -> str:
     return next((kind for kind, names in KINDS.items() if operation in names), "integer")
 
 
-def inner_loop(instructions: Sequence[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
-    """The shortest loop with most products in it: of tensor cores, else of floats."""
-    ops = [operation for _, operation, _ in instructions]
-    product = "HMMA" if "HMMA" in ops else "FFMA"
-    loops = []
-    for address, operation, operands in instructions:
-        target = TARGET.search(operands) if operation == "BRA" else None
-        if target and int(target[1], 16) < address:
-            first = int(target[1], 16)
-            loops.append([each for each in instructions if first <= each[0] <= address])
+class Instruction:
+    """One line of a listing: where it is, what it does, and where it may go on."""
 
-    def products(loop: list[tuple[int, str, str]]) -> int:
-        return sum(operation == product for _, operation, _ in loop)
+    def __init__(self, found: re.Match[str]) -> None:
+        self.address, self.operation = int(found[1], 16), found[3]
+        target = TARGET.search(found[5]) if self.operation == "BRA" else None
+        # Where lanes have parted, BRA.DIV goes to another form of the same, which is not counted.
+        self.target = int(target[1], 16) if target and ".DIV" not in found[4] else None
+        ends = self.operation in ("BRA", "EXIT", "RET") and not found[2] and "," not in found[5]
+        self.goes_on = not ends
+
+
+def inner_loop(instructions: Sequence[Instruction]) -> list[Instruction]:
+    """The shortest loop with most products in it: of tensor cores, else of floats."""
+    product = "HMMA" if any(each.operation == "HMMA" for each in instructions) else "FFMA"
+    comes_from = _comes_from(instructions)
+    back: dict[int, list[int]] = {}  # by where a loop begins, from where one goes back there
+    for each in instructions:
+        if each.target is not None and each.target < each.address:
+            back.setdefault(each.target, []).append(each.address)
+    loops = [_loop(instructions, comes_from, first, ends) for first, ends in back.items()]
+
+    def products(loop: list[Instruction]) -> int:
+        return sum(each.operation == product for each in loop)
 
     return max(loops, key=lambda loop: (products(loop), -len(loop)), default=[])
+
+
+def _comes_from(instructions: Sequence[Instruction]) -> dict[int, list[int]]:
+    """By address, the addresses from which one comes there."""
+    found: dict[int, list[int]] = {}
+    for each, after in pairwise(instructions):
+        if each.goes_on:
+            found.setdefault(after.address, []).append(each.address)
+    for each in instructions:
+        if each.target is not None:
+            found.setdefault(each.target, []).append(each.address)
+    return found
+
+
+def _loop(
+    instructions: Sequence[Instruction],
+    comes_from: Mapping[int, Sequence[int]],
+    first: int,
+    ends: Sequence[int],
+) -> list[Instruction]:
+    """All from which one comes to the ends without `first`, wherever the compiler put them."""
+    inside, waiting = {first}, [*ends]
+    while waiting:
+        address = waiting.pop()
+        if address not in inside:
+            inside.add(address)
+            waiting.extend(comes_from.get(address, ()))
+    return [each for each in instructions if each.address in inside]
 
 
 def threads_of(name: str) -> int:
@@ -153,9 +192,10 @@ def shared_bytes(name: str) -> int:
         return 2 * 2 * 4 * 16 * row + 64 * row
     if kernel == "attend_split":
         head_size, rows = map(int, sizes)
-        strip = 16 * (head_size * size + 16)
-        states = -(-8 * rows // 16) * 16
-        return threads_of(name) // 32 * (4 * strip + rows * (head_size + 16) * 4 + states)
+        strips = 4 * 16 * (head_size * size + 16)
+        # Beside them a table of angles on tensor cores; else the query and the keys' weights.
+        own = 4 * head_size if dtype == "bf16" else rows * (head_size + 16) * 4
+        return threads_of(name) // 32 * (strips + own + -(-8 * rows // 16) * 16)
     return 0
 
 

@@ -17,7 +17,7 @@ namespace legokv::host {
 constexpr int kWarpLanes = 32;
 
 // What the lanes of a warp meet for; all of them must meet for the same.
-enum class WarpOperation { kSync, kShuffle, kBallot, kLoadMatrices, kMultiply };
+enum class WarpOperation { kSync, kShuffle, kBallot, kLoadMatrices, kTranspose, kMultiply };
 
 // The order in which a block's runnable threads are resumed.
 enum class Order { kAscending = 0, kDescending = 1, kShuffled = 2 };

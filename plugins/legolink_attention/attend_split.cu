@@ -1,17 +1,31 @@
+#include <type_traits>
+
 #include "legokv/device.h"
 #include "legokv/dtype.h"
 #include "legolink_attention/head_sizes.h"
 #include "legolink_attention/kernels.h"
 #include "legolink_attention/results.cuh"
+#include "legolink_attention/split_products.cuh"
 #include "legolink_attention/split_warp.cuh"
 
 namespace legokv {
 namespace {
 
+// On tensor cores in 16-bit types, and in float32, which they have not, without.
+template <typename T>
+constexpr bool kOnTensorCores = sizeof(T) == 2;
+
+template <typename T, int kHeadSize, int kRows>
+using SplitMemory = std::conditional_t<kOnTensorCores<T>, ProductMemory<T, kHeadSize>,
+                                       WarpMemory<T, kHeadSize, kRows>>;
+template <typename T, int kHeadSize, int kRows>
+using SplitWarp = std::conditional_t<kOnTensorCores<T>, WarpProducts<T, kHeadSize>,
+                                     WarpAttention<T, kHeadSize, kRows>>;
+
 // Threads of the block put the warps' results together, two dimensions of a row at a time.
 template <typename T, int kHeadSize, int kRows>
 LEGOKV_DEVICE void merge_warps(const AttentionCall& call, const QueryRows& rows,
-                               const WarpMemory<T, kHeadSize, kRows>* warps) {
+                               const SplitMemory<T, kHeadSize, kRows>* warps) {
   constexpr int kPairs = kHeadSize / 2;
   for (int item = device::thread_index(); item < rows.num_heads * kPairs;
        item += kSplitWarps<T> * kWarpLanes) {
@@ -25,8 +39,9 @@ LEGOKV_DEVICE void merge_warps(const AttentionCall& call, const QueryRows& rows,
       if (part.sum == 0) continue;
       const float weight = device::exp2(part.max - state.max);
       state.sum += part.sum * weight;
-      values[0] += warps[warp].query[row][dimension] * weight;
-      values[1] += warps[warp].query[row][dimension + 1] * weight;
+      const float* sums = warps[warp].sums() + row * kHeadSize + dimension;
+      values[0] += sums[0] * weight;
+      values[1] += sums[1] * weight;
     }
     const int num_heads = call.arguments.num_heads;
     const ResultRow place = {result_row(call.arguments, rows, row),
@@ -42,26 +57,26 @@ template <typename T, int kHeadSize, int kRows>
 LEGOKV_KERNEL(kSplitWarps<T>* kWarpLanes)
 attend_split_kernel(LEGOKV_PARAMETER AttentionCall call) {
   const LegokvLegolinkAttention& a = call.arguments;
-  auto* warps = reinterpret_cast<WarpMemory<T, kHeadSize, kRows>*>(device::shared_memory());
+  auto* warps = reinterpret_cast<SplitMemory<T, kHeadSize, kRows>*>(device::shared_memory());
   const int warp = device::thread_index() / kWarpLanes;
   const QueryRows rows = query_rows<kRows>(call);
   if (rows.token < 0) return;
-  WarpAttention<T, kHeadSize, kRows> attention(a, rows, warps[warp]);
-  attention.attend(walk_strips(a, rows.sequence, rows.position,
-                               device::block_z() * kSplitWarps<T> + warp,
-                               call.plan.num_splits * kSplitWarps<T>));
+  SplitWarp<T, kHeadSize, kRows> attention(a, rows, warps[warp]);
+  attend(attention,
+         walk_strips(a, rows.sequence, rows.position, device::block_z() * kSplitWarps<T> + warp,
+                     call.plan.num_splits * kSplitWarps<T>));
   attention.finish();
   device::sync_block();
-  merge_warps(call, rows, warps);
+  merge_warps<T, kHeadSize, kRows>(call, rows, warps);
 }
 
 template <typename T, int kHeadSize, int kRows>
 Status launch_rows(const AttentionCall& call, void* stream) {
   const LegokvLegolinkAttention& a = call.arguments;
   const int tiles = (heads_per_kv_head(a) + kRows - 1) / kRows;
-  static_assert(kSplitWarps<T> * sizeof(WarpMemory<T, kHeadSize, kRows>) <= kMaxSharedBytes);
+  static_assert(kSplitWarps<T> * sizeof(SplitMemory<T, kHeadSize, kRows>) <= kMaxSharedBytes);
   const int shared_bytes =
-      kSplitWarps<T> * static_cast<int>(sizeof(WarpMemory<T, kHeadSize, kRows>));
+      kSplitWarps<T> * static_cast<int>(sizeof(SplitMemory<T, kHeadSize, kRows>));
   const int64_t places = partial_rows(a, call.plan) / a.num_heads;
   const LaunchShape shape = {places * tiles, a.num_kv_heads, call.plan.num_splits,
                              kSplitWarps<T> * kWarpLanes, shared_bytes};
@@ -70,10 +85,14 @@ Status launch_rows(const AttentionCall& call, void* stream) {
 
 template <typename T, int kHeadSize>
 Status launch_head_size(const AttentionCall& call, void* stream) {
-  const int heads = heads_per_kv_head(call.arguments);
-  if (heads == 1) return launch_rows<T, kHeadSize, 1>(call, stream);
-  if (heads <= 4) return launch_rows<T, kHeadSize, 4>(call, stream);
-  return launch_rows<T, kHeadSize, kMaxSplitRows>(call, stream);
+  if constexpr (kOnTensorCores<T>) {
+    return launch_rows<T, kHeadSize, kProductRows>(call, stream);
+  } else {
+    const int heads = heads_per_kv_head(call.arguments);
+    if (heads == 1) return launch_rows<T, kHeadSize, 1>(call, stream);
+    if (heads <= 4) return launch_rows<T, kHeadSize, 4>(call, stream);
+    return launch_rows<T, kHeadSize, kMaxSplitRows>(call, stream);
+  }
 }
 
 }  // namespace

@@ -1,21 +1,15 @@
-// One warp's part of the split kernel: its strips, all query rows of the block, no other warp.
+// One warp's part of the split kernel in float32: its strips, all query rows of the block, no other
+// warp.
 #pragma once
 
 #include "legokv/device.h"
 #include "legokv/rotation.h"
-#include "legolink_attention/attention_shape.h"
 #include "legolink_attention/results.cuh"
-#include "legolink_attention/strips.cuh"
+#include "legolink_attention/split_rows.cuh"
 
 namespace legokv {
 
-constexpr int kSplitStages = 2;
 constexpr int kLanesPerKey = kWarpLanes / kStripKeys;
-
-// float32 strips are twice as large: half as many warps keep a block within every GPU's shared
-// memory.
-template <typename T>
-constexpr int kSplitWarps = sizeof(T) == 4 ? 2 : 4;
 
 // One warp's own shared memory.
 template <typename T, int kHeadSize, int kRows>
@@ -26,45 +20,10 @@ struct WarpMemory {
   alignas(16) float query[kRows][kHeadSize];
   alignas(16) float weights[kRows][kStripKeys];  // of the strip's keys
   SoftmaxState states[kRows];
+
+  LEGOKV_DEVICE float* sums() { return query[0]; }
+  LEGOKV_DEVICE const float* sums() const { return query[0]; }
 };
-
-// The query rows of a block: heads of one token that share a KV head.
-struct QueryRows {
-  int64_t place;  // of the token among those that the plan has places for
-  int token;      // -1: there is none at this place
-  int sequence;
-  int position;
-  int kv_head;
-  int first_head;
-  int num_heads;  // 1 ... kRows
-};
-
-template <int kRows>
-LEGOKV_DEVICE QueryRows query_rows(const AttentionCall& call) {
-  const LegokvLegolinkAttention& a = call.arguments;
-  const int heads = heads_per_kv_head(a), tiles = (heads + kRows - 1) / kRows;
-  const int few = call.plan.few_tokens;
-  const int64_t place = device::block_x() / tiles;
-  const int token = few > 0 ? token_at_place(sequences(a), place, few) : static_cast<int>(place);
-  const int first = static_cast<int>(device::block_x() % tiles) * kRows;
-  const int left = heads - first;
-  if (token < 0) {
-    QueryRows none = {};
-    none.token = token;
-    return none;
-  }
-  return {place,
-          token,
-          few > 0 ? static_cast<int>(place / few) : sequence_of_token(sequences(a), token),
-          a.positions[token],
-          device::block_y(),
-          device::block_y() * heads + first,
-          left < kRows ? left : kRows};
-}
-
-LEGOKV_DEVICE int64_t result_row(const LegokvLegolinkAttention& a, const QueryRows& rows, int row) {
-  return int64_t{rows.token} * a.num_heads + rows.first_head + row;
-}
 
 LEGOKV_DEVICE Vector<float> four_of(const float* numbers) {
   return *reinterpret_cast<const Vector<float>*>(numbers);
@@ -182,34 +141,12 @@ struct WarpAttention {
     }
   }
 
-  // Walks the strips, the next one on its way while one is used.
-  LEGOKV_DEVICE void attend(StripWalk walk) {
-    KeyStrip strip, next;
-    bool rotated = false;
-    int rotated_base = 0, stage = 0;
-    bool more = walk.take(&strip);
-    start_strip_copies(a, strip, rows.kv_head, lane, kWarpLanes, &memory.keys[0],
-                       &memory.values[0]);
-    device::commit_copies();
-    while (more) {
-      more = walk.take(&next);
-      start_strip_copies(a, next, rows.kv_head, lane, kWarpLanes, &memory.keys[stage ^ 1],
-                         &memory.values[stage ^ 1]);
-      device::commit_copies();
-      if (!rotated || strip.base != rotated_base) rotate_query(strip.base);
-      rotated = true;
-      rotated_base = strip.base;
-      device::wait_copies<1>();
-      device::sync_warp();
-      float scores[kRows];
-      score(strip, stage, scores);
-      weigh(scores);
-      device::sync_warp();
-      add_values(stage);
-      device::sync_warp();
-      strip = next;
-      stage ^= 1;
-    }
+  LEGOKV_DEVICE void take(const KeyStrip& strip, int stage) {
+    float scores[kRows];
+    score(strip, stage, scores);
+    weigh(scores);
+    device::sync_warp();
+    add_values(stage);
   }
 
   // Leaves the warp's result in its shared memory, for all warps of the block.

@@ -1,7 +1,7 @@
 // Runs one kernel on a small ragged step under ThreadSanitizer, every thread of a block a thread to
 // it.
 //
-//   race_check split|tiled|reference [block|warp ORDINAL]
+//   race_check split|float-split|tiled|reference [block|warp ORDINAL]
 //
 // With a second argument, that barrier of every thread does nothing. Exit status 66 and a report: a
 // race was found. Status 0: none was.
@@ -23,22 +23,25 @@ constexpr int kHeads = 4, kKvHeads = 2, kHeadSize = 64, kPageSize = 16;
 constexpr int kChunks = 12, kChunkTokens = 27, kPagesPerChunk = 2;
 
 // Every chunk's last token is computed, in one sequence: tables of many strips and many bases.
+template <typename T>
 struct Step {
-  std::vector<bfloat16> q, k, v, pool, out;
+  std::vector<T> q, k, v, pool, out;
   std::vector<int32_t> positions, key_positions, slots, query_start;
   std::vector<PageRow> rows;
   std::vector<float> inv_freq;
   std::vector<float> workspace;
 };
 
-std::vector<bfloat16> numbers(size_t count) {
-  std::vector<bfloat16> made(count);
-  for (size_t i = 0; i < count; ++i) made[i] = from_float<bfloat16>(float(i * 37 % 101) / 50 - 1);
+template <typename T>
+std::vector<T> numbers(size_t count) {
+  std::vector<T> made(count);
+  for (size_t i = 0; i < count; ++i) made[i] = from_float<T>(float(i * 37 % 101) / 50 - 1);
   return made;
 }
 
-Step make_step() {
-  Step step;
+template <typename T>
+Step<T> make_step() {
+  Step<T> step;
   for (int chunk = 0; chunk < kChunks; ++chunk) {
     const int base = chunk * kChunkTokens, page = chunk * kPagesPerChunk;
     step.rows.push_back({page, base, base, kPageSize});
@@ -48,15 +51,16 @@ Step make_step() {
     step.slots.push_back(page * kPageSize + kChunkTokens - 1);
   }
   step.query_start = {0, kChunks};
-  step.q = numbers(kChunks * kHeads * kHeadSize);
-  step.k = step.v = numbers(kChunks * kKvHeads * kHeadSize);
-  step.pool = numbers(kChunks * kPagesPerChunk * 2 * kPageSize * kKvHeads * kHeadSize);
+  step.q = numbers<T>(kChunks * kHeads * kHeadSize);
+  step.k = step.v = numbers<T>(kChunks * kKvHeads * kHeadSize);
+  step.pool = numbers<T>(kChunks * kPagesPerChunk * 2 * kPageSize * kKvHeads * kHeadSize);
   step.out.resize(step.q.size());
   for (int i = 0; i < kHeadSize / 2; ++i) step.inv_freq.push_back(1.0f / float(i + 1));
   return step;
 }
 
-LegokvLegolinkAttention arguments_of(Step& step, int regime) {
+template <typename T>
+LegokvLegolinkAttention arguments_of(Step<T>& step, int regime) {
   LegokvLegolinkAttention a = {};
   a.q = step.q.data();
   a.k = step.k.data();
@@ -79,15 +83,16 @@ LegokvLegolinkAttention arguments_of(Step& step, int regime) {
   a.page_size = kPageSize;
   a.q_stride = kHeads * kHeadSize;
   a.k_stride = a.v_stride = kKvHeads * kHeadSize;
-  a.dtype = LEGOKV_BFLOAT16;
+  a.dtype = sizeof(T) == 4 ? LEGOKV_FLOAT32 : LEGOKV_BFLOAT16;
   a.regime = regime;
   a.scale = 0.125f;
   return a;
 }
 
 // Two splits, whatever the shapes would suggest: long enough for every buffer to be used again.
+template <typename T>
 Status run(int regime) {
-  Step step = make_step();
+  Step<T> step = make_step<T>();
   AttentionCall call = {arguments_of(step, regime),
                         {regime, regime == LEGOKV_REFERENCE ? 1 : 2, 0, 0}};
   step.workspace.resize(2 * step.out.size() + 4 * kChunks * kHeads);
@@ -100,9 +105,10 @@ Status run(int regime) {
   return status == Status::kOk ? launch_combine_splits(call, nullptr) : status;
 }
 
-int regime_named(const std::string& name) {
-  if (name == "split") return LEGOKV_SPLIT;
-  return name == "tiled" ? LEGOKV_TILED : LEGOKV_REFERENCE;
+Status run_named(const std::string& name) {
+  if (name == "float-split") return run<float>(LEGOKV_SPLIT);
+  if (name == "split") return run<bfloat16>(LEGOKV_SPLIT);
+  return run<bfloat16>(name == "tiled" ? LEGOKV_TILED : LEGOKV_REFERENCE);
 }
 
 }  // namespace
@@ -114,5 +120,5 @@ int main(int count, char** words) {
                                                      : legokv::host::skip_warp_barrier;
     skip(atoi(words[3]));
   }
-  return count < 2 ? 2 : static_cast<int>(legokv::run(legokv::regime_named(words[1])));
+  return count < 2 ? 2 : static_cast<int>(legokv::run_named(words[1]));
 }

@@ -101,6 +101,22 @@ void a_tensor_core_product_is_the_matrix_product() {
   }
 }
 
+// Of the 8x8 matrix 0, 1, 2 ...; a lane's two numbers go where they stand in the transposed one.
+void transpose_matrix(Output out) {
+  const int lane = device::thread_index(), place = lane / 4 * 8 + lane % 4 * 2;
+  const uint32_t pair = device::transpose(
+      pack_pair<bfloat16>(static_cast<float>(place), static_cast<float>(place + 1)));
+  out.numbers[place] = low_of_pair<bfloat16>(pair);
+  out.numbers[place + 1] = high_of_pair<bfloat16>(pair);
+}
+
+void a_matrix_of_a_warp_is_transposed() {
+  float numbers[64] = {};
+  EXPECT_EQUAL(
+      device::launch(transpose_matrix, kOneWarp, nullptr, Output{numbers, 0}) == Status::kOk, true);
+  for (int i = 0; i < 64; ++i) EXPECT_EQUAL(numbers[i], static_cast<float>(i % 8 * 8 + i / 8));
+}
+
 void copy_late(Output out) {
   alignas(16) static const float source[4] = {1, 2, 3, 4};
   float* shared = reinterpret_cast<float*>(device::shared_memory());
@@ -227,6 +243,7 @@ int main() {
   RUN(a_missing_barrier_reads_what_nobody_wrote);
   RUN(shuffles_and_ballots_see_all_lanes);
   RUN(a_tensor_core_product_is_the_matrix_product);
+  RUN(a_matrix_of_a_warp_is_transposed);
   RUN(a_copy_arrives_when_it_is_waited_for_and_not_before);
   RUN(the_parts_of_a_walk_take_every_seen_strip_once_and_each_in_order);
   RUN(each_part_of_a_walk_has_its_share_of_what_is_seen);

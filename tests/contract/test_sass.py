@@ -45,7 +45,7 @@ def test_registers_spills_and_loops_are_those_of_the_table(
     assert sass.changes(made, json.loads(TABLE.read_text())) == []
 
 
-# Of the stack 32 bytes are for the slow path of a sine; those of 40 keep 8 more there.
+# Of the stack 32 bytes are for the slow path of a sine; one form keeps 8 more there.
 STACK_BYTES = {
     "attend_reference": 32,
     "attend_split": 32,
@@ -58,23 +58,28 @@ STACK_BYTES = {
 }
 LOCAL_IN_LOOP = {"attend_reference": 10, "attend_split": 5, "norm_rows": 10, "sum_weights": 10}
 LOCAL_IN_LOOP |= {"write_kv": 1}
-MORE_ON_STACK = {
-    "sm_80": {"bf16 128 8", "bf16 64 4", "bf16 80 8", "bf16 96 8"},
-    "sm_90": {"bf16 128 8", "bf16 80 8", "bf16 96 8", "f32 128 8"},
-}
+MORE_ON_STACK = {"sm_80": [], "sm_90": ["attend_split f32 128 8"]}
 
 
 def test_stacks_of_the_table_and_what_its_loops_read_there_are_the_known_ones() -> None:
     table = json.loads(TABLE.read_text())
     for architecture in ("sm_80", "sm_90"):
-        kernels = table[architecture]
-        assert kernels["attend_tiled bf16 128"]["loop"]["tensor"] == 128
-        for name, kernel in kernels.items():
-            kind, _, form = name.partition(" ")
-            more = kind == "attend_split" and form in MORE_ON_STACK[architecture]
+        for name, kernel in table[architecture].items():
+            kind, more = name.split()[0], name in MORE_ON_STACK[architecture]
             assert kernel["stack_bytes"] == STACK_BYTES[kind] + 8 * more, name
             local = (kernel["loop"] or {}).get("local", 0)
-            assert local == LOCAL_IN_LOOP.get(kind, 0) + more, name
+            assert local <= LOCAL_IN_LOOP.get(kind, 0), name
+
+
+def test_16_bit_rows_are_multiplied_on_tensor_cores_few_or_many() -> None:
+    """A strip of 16 keys with 8 rows, and four of them with 16."""
+    table = json.loads(TABLE.read_text())
+    for kernels in (table["sm_80"], table["sm_90"]):
+        products = {name: kernel["loop"].get("tensor", 0) for name, kernel in kernels.items()}
+        for head_size in (64, 80, 96, 128):
+            assert products[f"attend_split bf16 {head_size} 8"] == head_size // 8
+            assert products[f"attend_tiled bf16 {head_size}"] == head_size
+            assert products[f"attend_split f32 {head_size} 8"] == 0
 
 
 LISTING = """
@@ -87,12 +92,32 @@ LISTING = """
 """.splitlines()
 
 
-def test_a_loop_is_what_a_branch_goes_back_over(sass: ModuleType) -> None:
+# The compiler put a part of the loop behind what comes after it; parted lanes never come back here.
+MOVED = """
+        /*0000*/                   HMMA.16816.F32 R4, R8, R2, R4 ;             /* 0x00000a */
+        /*0010*/              @!P0 BRA 0x40 ;                                  /* 0x00000b */
+        /*0020*/                   BRA.DIV UR4, 0x60 ;                         /* 0x00000c */
+        /*0030*/                   EXIT ;                                      /* 0x00000d */
+        /*0040*/                   LDSM.16.M88.4 R8, [R2] ;                    /* 0x00000e */
+        /*0050*/                   BRA 0x0 ;                                   /* 0x00000f */
+        /*0060*/                   SHFL.BFLY PT, R2, R2, 0x1, 0x1f ;           /* 0x00000a */
+        /*0070*/                   BRA 0x30 ;                                  /* 0x00000b */
+""".splitlines()
+
+
+def instructions(sass: ModuleType, listing: list[str]) -> list[object]:
+    return [sass.Instruction(found) for found in map(sass.INSTRUCTION.search, listing) if found]
+
+
+def test_a_loop_is_all_that_a_branch_goes_back_over_wherever_it_lies(sass: ModuleType) -> None:
     ((symbol, body),) = sass._functions(LISTING)
     assert sass.short_name(symbol) == "attend_tiled bf16 128"
     kernel = sass._kernel("sm_90", "attend_tiled bf16 128", (200, 0), body)
     assert (kernel.instructions, kernel.blocks, kernel.shared_bytes) == (5, 2, 87040)
     assert kernel.loop == {"control": 1, "matrix load": 1, "tensor": 1}
+    assert [each.address for each in sass.inner_loop(instructions(sass, MOVED))] == [
+        0x0, 0x10, 0x40, 0x50
+    ]  # fmt: skip
     assert sass.short_name("_ZN1x16kv_import_kernelINS_8bfloat16ES2_EEv14LegokvKvImport") == (
         "kv_import bf16 bf16"
     )

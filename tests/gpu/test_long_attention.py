@@ -34,8 +34,7 @@ def test_long_steps_are_those_of_the_reference(
 ) -> None:
     inputs = on_device(make_inputs(step_of(WORK[work], seed)), gpu)
     out, pool = kernels.attend(inputs, regime)
-    # AUTO may take the tensor-core kernel, so it gets that one's tolerance.
-    allowed = tolerance(torch.bfloat16, Regime.TILED if regime == Regime.AUTO else regime)
+    allowed = tolerance(torch.bfloat16, regime)
     torch.testing.assert_close(out.double(), dense_out(inputs, pool), rtol=0, atol=allowed)
 
 

@@ -60,9 +60,8 @@ def test_attention_is_that_of_the_loops(
     torch.testing.assert_close(
         pool, expected_pool(inputs), rtol=0, atol=KEY_TOLERANCE[dtype], equal_nan=True
     )
-    loosest = regime if regime != Regime.AUTO or dtype == torch.float32 else Regime.TILED
     torch.testing.assert_close(
-        out.cpu().double(), expected_out(inputs, pool), rtol=0, atol=tolerance(dtype, loosest)
+        out.cpu().double(), expected_out(inputs, pool), rtol=0, atol=tolerance(dtype, regime)
     )
 
 

@@ -80,6 +80,14 @@ LEGOKV_DEVICE void load_matrices_transposed(uint32_t (&matrices)[4], const void*
                : "memory");
 }
 
+// An 8x8 matrix of 16-bit numbers, of which a lane has two as load_matrices() gives them,
+// transposed.
+LEGOKV_DEVICE uint32_t transpose(uint32_t matrix) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(matrix));
+  return transposed;
+}
+
 #define LEGOKV_MMA(types)                                                             \
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." types                         \
                ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \

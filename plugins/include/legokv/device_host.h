@@ -90,6 +90,17 @@ inline void load_matrices_transposed(uint32_t (&matrices)[4], const void* row) {
   }
 }
 
+inline uint32_t transpose(uint32_t matrix) {
+  uint32_t all[host::kWarpLanes];
+  host::exchange(host::WarpOperation::kTranspose, &matrix, sizeof matrix, all);
+  // Row lane / 4 of the transposed is a column: its numbers are halves of other lanes' pairs.
+  const int column = lane_index() / 4, row = lane_index() % 4 * 2;
+  const int shift = column % 2 * 16;
+  const uint32_t first = all[row * 4 + column / 2] >> shift & 0xffffu;
+  const uint32_t second = all[row * 4 + 4 + column / 2] >> shift & 0xffffu;
+  return first | second << 16;
+}
+
 // One lane's share of both operands, as the PTX manual lays out m16n8k16 of 16-bit types.
 struct Fragments {
   uint32_t a[4];
