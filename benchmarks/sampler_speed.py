@@ -2,13 +2,16 @@
 
     out/venv/bin/python benchmarks/sampler_speed.py
 
-Interleaved, one thread unless told; medians of the process' own time, which others on the machine
-lengthen less. By the CPU library, by torch, which draws where there is no library, and "before":
-NumPy row by row, as tokens were drawn until they went in batches. The
-last lines are of masks: compiling a format, and its mask for a token.
+Interleaved, for each vocabulary and number of threads; medians of the process' own time, which
+others on the machine lengthen less, over the number of threads. By the CPU library, of float32 and
+of bfloat16 logits, and by its exact weights alone, which it needs where its near ones cannot
+decide; with --torch by torch, which draws where there is no library, and "before": NumPy row by
+row, as tokens were drawn until they went in batches. The last lines are of masks: compiling a
+format, and its mask for a token.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -20,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from legokv.engine.draw import draw_tokens
+from legokv.engine.draw import draw_tokens, drawn_rows
 from legokv.engine.sampling import Sampler, SamplingOptions, largest, token_log_probs
 from legokv.kernels.build_cpu import build_native_library
 from legokv.kernels.native_library import NativeLibrary
@@ -40,12 +43,22 @@ OPTIONS: dict[str, dict[str, float]] = {
     "top_k 40, top_p 0.95": {"temperature": 0.8, "top_k": 40, "top_p": 0.95},
     "min_p 0.05": {"temperature": 0.8, "min_p": 0.05},
     "top_p 0.95, flat": {"temperature": 100.0, "top_p": 0.95},
+    "top_k 20000": {"temperature": 100.0, "top_k": 20000},
+    "top_p and min_p, flat": {"temperature": 100.0, "top_p": 0.95, "min_p": 0.8},
     "top_k 40 and all penalties": {
         "temperature": 0.8,
         "top_k": 40,
         "repetition_penalty": 1.1,
         "frequency_penalty": 0.1,
         "presence_penalty": 0.1,
+    },
+    "all options, flat": {
+        "temperature": 100.0,
+        "top_k": 100000,
+        "top_p": 0.95,
+        "min_p": 0.8,
+        "repetition_penalty": 1.1,
+        "frequency_penalty": 0.1,
     },
 }
 SCHEMA = {
@@ -93,48 +106,51 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 def calls(
-    logits: torch.Tensor, options: SamplingOptions, library: NativeLibrary
+    logits: torch.Tensor, options: SamplingOptions, library: NativeLibrary, *, by_torch: bool
 ) -> dict[str, Callable[[], object]]:
-    """One row, all rows, both by torch, and some rows by the code before."""
+    """One row, all rows, these of bfloat16 and by exact weights; by torch and the code before."""
     vocabulary, random = logits.shape[1], np.random.Generator(np.random.PCG64(2))
     prompt = random.integers(0, vocabulary, PROMPT_TOKENS).tolist()
     draws = [Sampler(options, prompt, row).draw(row) for row in range(len(logits))]
-    rows = logits.numpy()
-    return {
+    rows, short = logits.numpy(), logits.bfloat16()
+    ways: dict[str, Callable[[], object]] = {
         "row": lambda: draw_tokens(logits, draws[:1], library),
         "batch": lambda: draw_tokens(logits, draws, library),
+        "bfloat16": lambda: draw_tokens(short, draws, library),
+        "exact": lambda: drawn_rows(library, logits, draws, is_exact=True),
+    }
+    if not by_torch:
+        return ways
+    return ways | {
         "torch row": lambda: draw_tokens(logits, draws[:1]),
         "torch batch": lambda: draw_tokens(logits, draws),
-        "before": lambda: [before(row, options, 0.5) for row in rows[:4]],
+        "before, row": lambda: before(rows[0], options, 0.5),
     }
 
 
-def print_draws(vocabulary: int, num_rows: int, rounds: int) -> None:
+def print_draws(vocabulary: int, num_rows: int, rounds: int, *, by_torch: bool) -> None:
     random = np.random.Generator(np.random.PCG64(1))
     values = random.standard_normal((num_rows, vocabulary), dtype=np.float32) * SPREAD
     logits = torch.from_numpy(values)
     library = NativeLibrary(build_native_library(print))
     made = {
-        name: calls(logits, SamplingOptions(seed=1, **options), library)  # type: ignore[arg-type]
+        name: calls(logits, SamplingOptions(seed=1, **options), library, by_torch=by_torch)  # type: ignore[arg-type]
         for name, options in OPTIONS.items()
     }
-    ways = ("row", "batch", "torch row", "torch batch", "before")
     times: dict[tuple[str, str], list[float]] = {}
     for _ in range(rounds):
         for name, by_way in made.items():
             for way, call in by_way.items():
                 times.setdefault((name, way), []).append(milliseconds(call))
-    many = f"{num_rows} rows"
-    print(f"{'':28} {'row':>8} {many:>9} {'torch':>9} {many:>9} {'before, a row':>14}")
+    num_threads = torch.get_num_threads()
+    print(f"{vocabulary} tokens, {num_rows} rows, {num_threads} threads of {os.cpu_count()} CPUs")
+    ways = list(made["greedy"])
+    print(f"{'':28}" + "".join(f" {way:>11}" for way in ways))
     for name in made:
-        row, batch, torch_row, torch_batch, old = (
-            statistics.median(times[name, way]) for way in ways
-        )
-        print(
-            f"{name:28} {row:8.3f} {batch:9.2f} {torch_row:9.3f} {torch_batch:9.2f} {old / 4:14.3f}"
-        )
+        medians = [statistics.median(times[name, way]) / num_threads for way in ways]
+        print(f"{name:28}" + "".join(f" {median:11.3f}" for median in medians))
     seconds = [milliseconds(lambda: token_log_probs(values[0], 7, 5)) for _ in range(rounds)]
-    print(f"{'log-probabilities, 5 likeliest':28} {statistics.median(seconds):6.3f}")
+    print(f"{'log-probabilities, 5 likeliest':28} {statistics.median(seconds):9.3f}")
 
 
 def print_masks(engine_folder: Path) -> None:
@@ -163,16 +179,15 @@ def _format(schema: dict[str, object]):  # type: ignore[no-untyped-def]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", type=Path, default=ROOT / "out" / "engines" / "llama")
-    parser.add_argument("--vocabulary", type=int, default=128256)
+    parser.add_argument("--vocabulary", type=int, nargs="+", default=[32768, 128256])
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--torch", action="store_true", help="also by torch and the code before")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(
-        f"{arguments.vocabulary} tokens, {arguments.threads} of {os.cpu_count()} CPUs, milliseconds"
-    )
-    print_draws(arguments.vocabulary, arguments.rows, arguments.rounds)
+    for vocabulary, threads in itertools.product(arguments.vocabulary, arguments.threads):
+        torch.set_num_threads(threads)
+        print_draws(vocabulary, arguments.rows, arguments.rounds, by_torch=arguments.torch)
     print_masks(arguments.engine)
 
 

@@ -150,19 +150,34 @@ struct LegokvCpuNorm {
   float eps;
 };
 
+// What is asked of one row of V logits. Changes: of token change_ids[n] the logit is its own plus
+// bias; above 0 it is divided by the divisor, else multiplied; then what is taken is subtracted.
+struct LegokvCpuDrawRow {
+  const void* values;      // [V]
+  const uint8_t* allowed;  // [V], 0 or 1; null: all
+  const int64_t* change_ids;
+  const double* bias;
+  const double* divisor;
+  const double* taken;
+  const int64_t* banned_ids;
+  int64_t num_changes;
+  int64_t num_banned;
+  int64_t top_k;       // 0: all
+  double temperature;  // 0: the first of the likeliest
+  double top_p;
+  double min_p;
+  double place;  // from 0 to 1: the random number
+};
+
 // Tokens drawn of R rows of V logits: weights are those of softmax at the temperature, and tokens
 // stand in the order of their ids when the random number chooses.
 struct LegokvCpuDraw {
-  const void* values;         // [R, V], finite or -infinity, of each row one finite at least
-  const int64_t* top_k;       // [R]; 0: all
-  const double* temperature;  // [R]; 0: the first of the likeliest
-  const double* top_p;        // [R]
-  const double* min_p;        // [R]
-  const double* place;        // [R], from 0 to 1: the random number
-  int64_t* out;               // [R]
+  const struct LegokvCpuDrawRow* rows;  // [R]
+  int64_t* out;                         // [R]; -1 for a row with a logit that is no finite number
   int64_t num_rows;
   int32_t num_tokens;
-  int32_t is_double;  // not 0: values are double, else float
+  int32_t dtype;     // float32 or bfloat16
+  int32_t is_exact;  // not 0: every row by exact weights, which gives the same tokens
   int32_t instruction_set;
   int32_t num_threads;
 };

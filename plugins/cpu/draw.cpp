@@ -1,33 +1,77 @@
 #include "cpu/draw.h"
 
+#include <atomic>
+
 #include "cpu/instruction_sets.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
 #include "legokv/dtype.h"
 
 namespace legokv::cpu {
+namespace {
+
+// Kept by each thread from one step to the next: the system hands out new memory page by page.
+char* scratch(int64_t bytes) {
+  static thread_local Array<char> memory;
+  static thread_local int64_t size = 0;
+  if (size < bytes) {
+    size = 0;
+    memory = uninitialised<char>(bytes);
+    size = bytes;
+  }
+  return memory.get();
+}
+
+bool are_tokens(const int64_t* ids, int64_t count, int num_tokens) {
+  bool all = true;
+  for (int64_t i = 0; i < count; ++i) all &= ids[i] >= 0 && ids[i] < num_tokens;
+  return all;
+}
+
+DrawRow row_of(const LegokvCpuDraw& draw, int64_t number) {
+  const LegokvCpuDrawRow& row = draw.rows[number];
+  const int64_t next = number + draw.num_threads;
+  return {row.values,      next < draw.num_rows ? draw.rows[next].values : nullptr,
+          row.allowed,     row.change_ids,
+          row.bias,        row.divisor,
+          row.taken,       row.banned_ids,
+          row.num_changes, row.num_banned,
+          draw.num_tokens, draw.dtype,
+          row.top_k,       row.temperature,
+          row.top_p,       row.min_p,
+          row.place,       draw.is_exact != 0};
+}
+
+}  // namespace
 
 Status draw_rows(const LegokvCpuDraw& draw) {
-  const Kernels* kernels = choose_kernels(draw.instruction_set, LEGOKV_FLOAT32).kernels;
-  if (kernels == nullptr || draw.num_rows < 0 || draw.num_tokens < 1 || draw.num_threads < 1) {
+  const Kernels* kernels = choose_kernels(draw.instruction_set, draw.dtype).kernels;
+  if (kernels == nullptr || draw.dtype == LEGOKV_FLOAT16 || draw.num_rows < 0 ||
+      draw.num_tokens < 1 || draw.num_threads < 1) {
     return invalid_argument("draw: %lld rows of %d, %s, %d threads",
                             static_cast<long long>(draw.num_rows), draw.num_tokens,
                             instruction_set_name(draw.instruction_set), draw.num_threads);
   }
-  const int64_t bytes = draw_scratch_bytes(draw.num_tokens);
-  const auto memory = uninitialised<char>(bytes * draw.num_threads);
-  const int64_t row_bytes = int64_t{draw.num_tokens} * (draw.is_double != 0 ? 8 : 4);
-  parallel_for(draw.num_rows, draw.num_threads, [&](int64_t row, int thread) {
-    const DrawRow one = {static_cast<const char*>(draw.values) + row * row_bytes,
-                         draw.num_tokens,
-                         draw.is_double != 0,
-                         draw.top_k[row],
-                         draw.temperature[row],
-                         draw.top_p[row],
-                         draw.min_p[row],
-                         draw.place[row]};
-    draw.out[row] = kernels->draw_row(one, memory.get() + thread * bytes);
+  int64_t bytes = 0;
+  for (int64_t row = 0; row < draw.num_rows; ++row) {
+    const DrawRow one = row_of(draw, row);
+    if (!are_tokens(one.change_ids, one.num_changes, draw.num_tokens) ||
+        !are_tokens(one.banned_ids, one.num_banned, draw.num_tokens)) {
+      return invalid_argument("draw: row %lld changes a token that is not among its %d",
+                              static_cast<long long>(row), draw.num_tokens);
+    }
+    bytes = std::max(bytes, kernels->draw_scratch_bytes(one));
+  }
+  // No exception may leave a thread's loop.
+  std::atomic<bool> has_memory = true;
+  parallel_for(draw.num_rows, draw.num_threads, [&](int64_t row, int) {
+    try {
+      draw.out[row] = kernels->draw_row(row_of(draw, row), scratch(bytes));
+    } catch (const std::bad_alloc&) {
+      has_memory = false;
+    }
   });
+  if (!has_memory) throw std::bad_alloc();
   return Status::kOk;
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from paths import PLUGINS
 
+from legokv.engine.draw import DrawArguments, DrawRowArguments
 from legokv.kernels.cpu import (
     DriftArguments,
     LayerArguments,
@@ -16,10 +17,15 @@ from legokv.kernels.cpu import (
 )
 from legokv.kernels.gpu import AttentionArguments, KvImportArguments, Regime
 from legokv.kernels.linear import GateArguments, LinearArguments, NormArguments
-from legokv.kernels.native_library import DrawArguments, InstructionSet
+from legokv.kernels.native_library import InstructionSet
 
 CPU, CUDA = PLUGINS / "cpu" / "cpu_launchers.h", PLUGINS / "include" / "legokv" / "launchers.h"
-TYPES = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
+TYPES = {
+    "int64_t": ctypes.c_int64,
+    "int32_t": ctypes.c_int32,
+    "float": ctypes.c_float,
+    "double": ctypes.c_double,
+}
 
 
 def code_of(header: Path) -> str:
@@ -28,7 +34,7 @@ def code_of(header: Path) -> str:
 
 def fields_of(header: Path, name: str) -> list[tuple[str, type]]:
     (body,) = re.findall(rf"struct {name} \{{(.*?)\}};", code_of(header), re.DOTALL)
-    found = re.findall(r"^\s*(?:const )?(\w+)(\*?) (\w+);", body, re.MULTILINE)
+    found = re.findall(r"^\s*(?:const )?(?:struct )?(\w+)(\*?) (\w+);", body, re.MULTILINE)
     assert len(found) == body.count(";"), "a member is declared in a way this test cannot read"
     return [(field, ctypes.c_void_p if star else TYPES[kind]) for kind, star, field in found]
 
@@ -44,6 +50,7 @@ def fields_of(header: Path, name: str) -> list[tuple[str, type]]:
         (CPU, "LegokvCpuGate", GateArguments),
         (CPU, "LegokvCpuNorm", NormArguments),
         (CPU, "LegokvCpuDraw", DrawArguments),
+        (CPU, "LegokvCpuDrawRow", DrawRowArguments),
         (CUDA, "LegokvKvImport", KvImportArguments),
         (CUDA, "LegokvLegolinkAttention", AttentionArguments),
     ],

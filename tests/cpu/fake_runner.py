@@ -47,6 +47,7 @@ class FakeRunner:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     faults: list[Fault] = field(default_factory=list)
     batches: list[StepBatch] = field(default_factory=list)
+    drawing: None = None
 
     def __post_init__(self) -> None:
         self.pool = torch.full((self.num_pages, self.page_size), -1.0)

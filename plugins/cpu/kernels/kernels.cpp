@@ -61,6 +61,7 @@ constexpr Kernels kTable = {scratch_bytes<Operand, T>,
                             norm_row<T>,
                             add_row<T>,
                             drift_page<T>,
+                            draw_scratch_bytes,
                             draw_row,
                             std::is_same_v<T, float> ? multiply_floats : nullptr};
 

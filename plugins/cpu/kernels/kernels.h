@@ -124,25 +124,26 @@ constexpr int kDrawBlock = 64;
 
 constexpr int draw_blocks(int num_tokens) { return (num_tokens + kDrawBlock - 1) / kDrawBlock; }
 
-// What draw_row needs, whole cache lines: of each token its weight, twice its id and its distance;
-// three numbers a block; a mass and a count a distance.
-constexpr int64_t draw_scratch_bytes(int num_tokens) {
-  const int64_t blocks = draw_blocks(num_tokens);
-  const int64_t bytes =
-      blocks * kDrawBlock * (8 + 2 * 4 + 2) + blocks * 3 * 8 + kDrawDistances * (8 + 4);
-  return (bytes + 63) / 64 * 64;
-}
-
 // A row of logits to draw a token from; temperature 0: the first of the likeliest. top_k 0: all.
 struct DrawRow {
-  const void* values;  // float or double
+  const void* values;  // float or bfloat16
+  const void* next;    // the row after it, or null
+  const uint8_t* allowed;
+  const int64_t* change_ids;
+  const double* bias;
+  const double* divisor;
+  const double* taken;
+  const int64_t* banned_ids;
+  int64_t num_changes;
+  int64_t num_banned;
   int32_t num_tokens;
-  bool is_double;
+  int32_t dtype;
   int64_t top_k;
   double temperature;
   double top_p;
   double min_p;
   double place;
+  bool is_exact;
 };
 
 struct Kernels {
@@ -171,7 +172,9 @@ struct Kernels {
   void (*add_row)(const void* row, int num_columns, void* out);
   // Writes all of `own`.
   void (*drift_page)(const DriftPage& page);
-  // The token's id. `memory`: draw_scratch_bytes, 64-aligned.
+  // Bytes for draw_row, 64-aligned.
+  int64_t (*draw_scratch_bytes)(const DrawRow& row);
+  // The token's id; -1 if a logit is infinite or no number.
   int64_t (*draw_row)(const DrawRow& row, void* memory);
   // Null for other types than float32.
   void (*multiply)(const LinearGroup<float>& group);

@@ -2,9 +2,11 @@
 
 Only ids, and which rows are no numbers, come to the host. A row's token is the same alone and in
 any company: no sum runs over more than one row, nor in an order that the batch decides. Where the
-CPU library is at hand it draws the tokens on CPUs; torch's form here is its reference.
+CPU library is at hand it draws the tokens on CPUs, from the logits where they lie; torch's form
+here is its reference.
 """
 
+import ctypes
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from legokv.engine.sampling import Draw
-from legokv.errors import NotFinite
-from legokv.kernels.native_library import DrawOptions, NativeLibrary, drawn_rows
-from legokv.runners import Runner
-from legokv.runners.eager import EagerRunner
+from legokv.errors import LaunchRefused, NotFinite
+from legokv.kernels.gpu import DTYPES
+from legokv.kernels.native_library import InstructionSet, NativeLibrary
 
 _BLOCK = 64
 """Tokens whose largest logit, or whose sum of weights, is looked at first."""
@@ -33,11 +34,6 @@ Drawn = int | Exception
 """A token, or why none could be drawn."""
 
 log = logging.getLogger(__name__)
-
-
-def drawing_library(runner: Runner) -> NativeLibrary | None:
-    """The CPU library, where the runner has it."""
-    return runner.attention.library if isinstance(runner, EagerRunner) else None
 
 
 def draw_each(
@@ -70,14 +66,122 @@ def draw_tokens(
     NotFinite in its place, and nothing is drawn, if a logit of the row is NaN or infinite with
     what the draw changes of it, whatever its options are.
     """
+    if library is not None and logits.device.type == "cpu":
+        ids = drawn_rows(library, logits, draws)
+        return [
+            _error_of(logits[draw.row]) if token_id < 0 else token_id
+            for token_id, draw in zip(ids, draws, strict=True)
+        ]
     drawn: list[Drawn] = [0] * len(draws)
-    if logits.device.type != "cpu":
-        library = None
-    for places in _parts(logits, draws, library is not None):
-        tokens = _draw_part(logits, [draws[place] for place in places], library)
+    for places in _parts(logits, draws):
+        tokens = _draw_part(logits, [draws[place] for place in places])
         for place, token in zip(places, tokens, strict=True):
             drawn[place] = token
     return drawn
+
+
+class DrawRowArguments(ctypes.Structure):
+    """LegokvCpuDrawRow of cpu_launchers.h."""
+
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("allowed", ctypes.c_void_p),
+        ("change_ids", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("divisor", ctypes.c_void_p),
+        ("taken", ctypes.c_void_p),
+        ("banned_ids", ctypes.c_void_p),
+        ("num_changes", ctypes.c_int64),
+        ("num_banned", ctypes.c_int64),
+        ("top_k", ctypes.c_int64),
+        ("temperature", ctypes.c_double),
+        ("top_p", ctypes.c_double),
+        ("min_p", ctypes.c_double),
+        ("place", ctypes.c_double),
+    )
+
+
+class DrawArguments(ctypes.Structure):
+    """LegokvCpuDraw of cpu_launchers.h."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("num_rows", ctypes.c_int64),
+        ("num_tokens", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("is_exact", ctypes.c_int32),
+        ("instruction_set", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    )
+
+
+def drawn_rows(
+    library: NativeLibrary,
+    logits: Tensor,
+    draws: Sequence[Draw],
+    instruction_set: InstructionSet = InstructionSet.BEST,
+    *,
+    is_exact: bool = False,
+) -> list[int]:
+    """Ids drawn by the library from `logits` [R, V], float32 or bfloat16; -1 where not finite.
+
+    is_exact: each row by the exact weights, which else only close draws are decided by. The ids
+    are the same. LaunchRefused for logits of other types, or a draw of a row or token not there.
+    """
+    if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.bfloat16):
+        raise LaunchRefused(
+            "logits to draw from are [rows, tokens] of float32 or bfloat16, these are "
+            f"{list(logits.shape)} of {logits.dtype}"
+        )
+    rows = [draw.row for draw in draws]
+    if not all(0 <= row < len(logits) for row in rows):
+        raise LaunchRefused(f"rows 0 to {len(logits) - 1} can be drawn from, not {max(rows)}")
+    logits = logits.contiguous()
+    first, row_bytes = logits.data_ptr(), logits.shape[1] * logits.element_size()
+    held: list[NDArray[np.generic]] = []
+    each = (DrawRowArguments * len(draws))()
+    for row, draw in zip(each, draws, strict=True):
+        row.values = first + draw.row * row_bytes
+        held += _ask_for(row, draw, logits.shape[1])
+    out = (ctypes.c_int64 * len(draws))()
+    arguments = DrawArguments(
+        ctypes.addressof(each),
+        ctypes.addressof(out),
+        len(draws),
+        logits.shape[1],
+        DTYPES[logits.dtype],
+        is_exact,
+        instruction_set,
+        torch.get_num_threads(),
+    )
+    library.check(library.functions.legokv_cpu_draw(ctypes.byref(arguments)))
+    return list(out)
+
+
+def _ask_for(row: DrawRowArguments, draw: Draw, num_tokens: int) -> list[NDArray[np.generic]]:
+    """Fill all but the row's values; the arrays that it then points to."""
+    held: list[NDArray[np.generic]] = []
+
+    def address(array: NDArray[np.generic]) -> int:
+        held.append(array)
+        return array.ctypes.data
+
+    changes, options = draw.changes, draw.options
+    row.temperature, row.place = options.temperature, draw.place
+    row.top_k, row.top_p, row.min_p = min(options.top_k, num_tokens), options.top_p, options.min_p
+    if draw.allowed is not None:
+        if len(draw.allowed) != num_tokens:
+            raise LaunchRefused(f"a mask has {len(draw.allowed)} tokens, a row {num_tokens}")
+        row.allowed = address(np.ascontiguousarray(draw.allowed, np.bool_))
+    if changes:
+        row.num_changes = len(changes.ids)
+        row.change_ids, row.bias = address(changes.ids), address(changes.bias)
+        row.divisor, row.taken = address(changes.divisor), address(changes.taken)
+    if draw.banned:
+        row.num_banned = len(draw.banned)
+        row.banned_ids = address(np.array(draw.banned, np.int64))
+    return held
 
 
 def check_finite(logits: Tensor) -> None:
@@ -103,11 +207,9 @@ class _Kind:
     width: int
 
 
-def _kind(draw: Draw, by_library: bool = False) -> _Kind:
+def _kind(draw: Draw) -> _Kind:
     options = draw.options
     is_restricted = bool(draw.banned) or draw.allowed is not None
-    if by_library:
-        return _Kind(bool(draw.changes), is_restricted, False, False, 0)
     is_greedy = not options.temperature
     has_top_p = options.top_p < 1 and not is_greedy
     count = options.top_k or (_WIDTHS[-1] if has_top_p else 0)
@@ -115,12 +217,12 @@ def _kind(draw: Draw, by_library: bool = False) -> _Kind:
     return _Kind(bool(draw.changes), is_restricted, is_greedy, has_top_p, 0 if is_greedy else width)
 
 
-def _parts(logits: Tensor, draws: Sequence[Draw], by_library: bool) -> Iterator[list[int]]:
+def _parts(logits: Tensor, draws: Sequence[Draw]) -> Iterator[list[int]]:
     """Places of draws of one kind, as many as are computed together."""
     most = len(draws)
     if logits.device.type == "cpu":
         most = max(1, _PART_BYTES // (8 * logits.shape[1]))
-    kinds = [_kind(draw, by_library) for draw in draws]
+    kinds = [_kind(draw) for draw in draws]
     order = sorted(range(len(draws)), key=lambda place: (kinds[place], draws[place].row))
     for _, group in groupby(order, key=kinds.__getitem__):
         places = list(group)
@@ -128,14 +230,14 @@ def _parts(logits: Tensor, draws: Sequence[Draw], by_library: bool) -> Iterator[
             yield places[first : first + most]
 
 
-def _draw_part(logits: Tensor, part: Sequence[Draw], library: NativeLibrary | None) -> list[Drawn]:
+def _draw_part(logits: Tensor, part: Sequence[Draw]) -> list[Drawn]:
     """Tokens of draws of one kind."""
     values = _changed(logits, part)
     # A sum may be infinite also where no logit is.
     errors = {
-        place: error
+        place: _error_of(values[place])
         for place, is_sure in enumerate(values.sum(-1).isfinite().tolist())
-        if not is_sure and (error := _error_of(values[place])) is not None
+        if not is_sure and not values[place].isfinite().all()
     }
     good = [place for place in range(len(part)) if place not in errors]
     if not good:
@@ -143,20 +245,16 @@ def _draw_part(logits: Tensor, part: Sequence[Draw], library: NativeLibrary | No
     if errors:
         values = values[good]
     draws = [part[place] for place in good]
-    if library is None:
-        drawn = _draw_finite(values, draws)
-    else:
-        drawn = _drawn_by_library(library, values, draws)
-    ids = iter(drawn.tolist())
+    ids = iter(_draw_finite(values, draws).tolist())
     return [errors[place] if place in errors else next(ids) for place in range(len(part))]
 
 
-def _error_of(row: Tensor) -> NotFinite | None:
+def _error_of(row: Tensor) -> Exception:
     try:
         check_finite(row)
     except NotFinite as error:
         return error
-    return None
+    raise AssertionError("a row without a token has logits that are not finite")
 
 
 def _changed(logits: Tensor, part: Sequence[Draw]) -> Tensor:
@@ -184,21 +282,6 @@ def _changed(logits: Tensor, part: Sequence[Draw]) -> Tensor:
 
 def _joined(arrays: Sequence[NDArray[np.generic]], like: Tensor) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays)).to(like.device)
-
-
-def _drawn_by_library(library: NativeLibrary, values: Tensor, part: Sequence[Draw]) -> Tensor:
-    """Ids int64 [r] drawn from finite `values` [r, V]."""
-    if _kind(part[0]).is_restricted:
-        values = _restricted(values, part)
-    options = [draw.options for draw in part]
-    columns = DrawOptions(
-        temperature=[each.temperature for each in options],
-        top_k=[min(each.top_k, values.shape[1]) for each in options],
-        top_p=[each.top_p for each in options],
-        min_p=[each.min_p for each in options],
-        place=[draw.place for draw in part],
-    )
-    return drawn_rows(library, values, columns)
 
 
 def _draw_finite(values: Tensor, part: Sequence[Draw]) -> Tensor:

@@ -18,7 +18,7 @@ from legokv.chunks.pool import ChunkCache, Grant, Resident
 from legokv.chunks.stored_kv import StoredKv
 from legokv.chunks.tiers import LowerTiers
 from legokv.engine.chunk_jobs import FillJob
-from legokv.engine.draw import draw_each, drawing_library
+from legokv.engine.draw import draw_each
 from legokv.engine.jobs import Job, JobEvent, Wait, granted
 from legokv.engine.kept import KeptSequences
 from legokv.engine.metrics import EngineMetrics
@@ -76,7 +76,6 @@ class Executor:
         self._runner = runner
         self._cache = cache
         self._kept = KeptSequences(cache, max_kept_pages)
-        self._drawing = drawing_library(runner)
         self._transfer = Transfer(runner, cache, tiers)
         self._tables = PageTables()
         self._max_step_tokens = max_step_tokens
@@ -195,7 +194,7 @@ class Executor:
                 if turn.job.grant is not None:
                     draws += turn.job.draws(turn.sequence, row)
             numbers.append(range(first, len(draws)))
-        drawn = draw_each(logits, draws, self._drawing)
+        drawn = draw_each(logits, draws, self._runner.drawing)
         for (turn, row), own in zip(ended, numbers, strict=True):
             with self._ending(turn.job):
                 job, tokens = turn.job, [drawn[number] for number in own]

@@ -1,13 +1,8 @@
 """The CPU library as it is loaded: its functions, and what they say when they refuse."""
 
 import ctypes
-from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from legokv.errors import LaunchRefused, OutOfMemory
 
@@ -79,70 +74,3 @@ class NativeLibrary:
     def _last_error(self) -> str:
         message: bytes = self.functions.legokv_cpu_last_error()
         return message.decode()
-
-
-class DrawArguments(ctypes.Structure):
-    """LegokvCpuDraw of cpu_launchers.h."""
-
-    _fields_ = (
-        ("values", ctypes.c_void_p),
-        ("top_k", ctypes.c_void_p),
-        ("temperature", ctypes.c_void_p),
-        ("top_p", ctypes.c_void_p),
-        ("min_p", ctypes.c_void_p),
-        ("place", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("num_rows", ctypes.c_int64),
-        ("num_tokens", ctypes.c_int32),
-        ("is_double", ctypes.c_int32),
-        ("instruction_set", ctypes.c_int32),
-        ("num_threads", ctypes.c_int32),
-    )
-
-
-@dataclass(frozen=True)
-class DrawOptions:
-    """Of each row to draw from: top_k 0 keeps all, temperature 0 takes the first likeliest."""
-
-    temperature: Sequence[float]
-    top_k: Sequence[int]
-    top_p: Sequence[float]
-    min_p: Sequence[float]
-    place: Sequence[float]
-
-
-def drawn_rows(
-    library: NativeLibrary,
-    values: Tensor,
-    options: DrawOptions,
-    instruction_set: InstructionSet = InstructionSet.BEST,
-) -> Tensor:
-    """Ids int64 [R] of `values` [R, V], float32 or float64, finite but for what must not come.
-
-    LaunchRefused for values of other types, or not as many options as rows.
-    """
-    if values.dim() != 2 or values.dtype not in (torch.float32, torch.float64):
-        raise LaunchRefused(
-            "values to draw from are [rows, tokens] of float32 or float64, these are "
-            f"{list(values.shape)} of {values.dtype}"
-        )
-    columns = {
-        name: torch.tensor(column, dtype=torch.int64 if name == "top_k" else torch.float64)
-        for name, column in vars(options).items()
-    }
-    if any(len(column) != len(values) for column in columns.values()):
-        raise LaunchRefused(f"{len(values)} rows to draw from need as many of each option")
-    values = values.contiguous()
-    out = torch.empty(len(values), dtype=torch.int64)
-    arguments = DrawArguments(
-        values.data_ptr(),
-        out=out.data_ptr(),
-        num_rows=len(values),
-        num_tokens=values.shape[1],
-        is_double=values.dtype == torch.float64,
-        instruction_set=instruction_set,
-        num_threads=torch.get_num_threads(),
-        **{name: column.data_ptr() for name, column in columns.items()},
-    )
-    library.check(library.functions.legokv_cpu_draw(ctypes.byref(arguments)))
-    return out

@@ -42,6 +42,7 @@ class EagerRunner:
         self.num_pages, self.page_size = num_pages, page_size
         self.attention, self.device = attention, device
         library = attention.library if device.type == "cpu" else None
+        self.drawing = library
         ready, in_bytes = parted_weights(weights, library)
         on_device = {name: w if name in in_bytes else w.to(device) for name, w in ready.items()}
         self.decoder = decoder_from_weights(config, on_device)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from legokv.errors import LegokvError
+from legokv.kernels.native_library import NativeLibrary
 from legokv.step.batch import StepBatch
 
 
@@ -18,6 +19,8 @@ class Runner(Protocol):
     device: torch.device
     gives_attention: bool
     """Whether it has an `attention_mass`."""
+    drawing: NativeLibrary | None
+    """What draws tokens of its logits where they lie; None where torch does."""
     lost: LegokvError | None
     """Why it can compute nothing more, whatever is asked; None while it can."""
 

@@ -73,6 +73,7 @@ class BothRunners:
 
     def __init__(self, eager: Runner, graph: Runner, tolerance: float) -> None:
         self.num_pages, self.page_size = eager.num_pages, eager.page_size
+        self.drawing = eager.drawing
         self._eager, self._graph, self._tolerance = eager, graph, tolerance
         self.steps: list[tuple[int, int]] = []
         self.worst = 0.0

@@ -5,14 +5,22 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from legokv.engine import draw as draw_module
+from legokv.engine.draw import draw_tokens, drawn_rows
 from legokv.engine.sampling import Draw, LogitChanges, SamplingOptions
-from legokv.errors import LaunchRefused
+from legokv.errors import LaunchRefused, NotFinite
 from legokv.kernels.build_cpu import build_native_library
-from legokv.kernels.native_library import DrawOptions, InstructionSet, NativeLibrary, drawn_rows
+from legokv.kernels.native_library import InstructionSet, NativeLibrary
 
 BUILDS = [each for each in InstructionSet if not each.bfloat16_only]
+
+
+@pytest.fixture
+def library(torch_threads):
+    torch_threads(1)
+    return NativeLibrary(build_native_library(print))
 
 
 def rounded_logits(vocab, spread, seed):
@@ -21,34 +29,107 @@ def rounded_logits(vocab, spread, seed):
     return (random.standard_normal((2, vocab)) * spread).round(2).astype(np.float32)
 
 
+def drawn_options(random):
+    return SamplingOptions(
+        temperature=random.choice([0, 0.3, 1, 50]),
+        top_k=int(random.choice([0, 1, 7, 300, 2000])),
+        top_p=random.choice([1, 0.9, 0.3]),
+        min_p=random.choice([0, 0.05, 1]),
+        repetition_penalty=random.choice([1, 1.2]),
+        frequency_penalty=random.choice([0, 0.3]),
+        logit_bias={4: -100.0, 2: 3.0} if random.random() < 0.3 else {},
+    )
+
+
+def changes_of(options, random, vocab):
+    """Of a prompt and an answer: the answer's tokens stand behind the prompt's, in any order."""
+    changes = LogitChanges(options, random.integers(0, vocab, 40).tolist())
+    for token_id in random.integers(0, vocab, 10).tolist():
+        changes.count(token_id)
+    return changes
+
+
+def mask_of(trial, random, vocab):
+    """Of a grammar: None, a few tokens, or almost all."""
+    share = (None, 0.01, 0.99)[trial % 3]
+    if share is None:
+        return None
+    allowed = random.random(vocab) < share
+    allowed[1] = True
+    return allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("instruction_set", BUILDS)
 def test_each_build_of_the_library_draws_what_the_reference_draws(
-    instruction_set, monkeypatch, torch_threads
+    instruction_set, dtype, monkeypatch, library
 ):
-    torch_threads(1)
-    library = NativeLibrary(build_native_library(print))
     if instruction_set and not library.functions.legokv_cpu_has(instruction_set):
         pytest.skip(f"this processor or compiler has no {instruction_set.name}")
     drawn = partial(drawn_rows, instruction_set=instruction_set)
     monkeypatch.setattr(draw_module, "drawn_rows", drawn)
     random = np.random.Generator(np.random.PCG64(12))
-    for trial in range(120):
+    for trial in range(150):
         vocab = (5, 63, 64, 65, 1000, 5000, 17000)[trial % 7]
         spread = random.choice([0, 0.1, 1, 3, 10])
-        logits = torch.from_numpy(rounded_logits(vocab, spread, trial))
-        options = SamplingOptions(
-            temperature=random.choice([0, 0.3, 1, 50]),
-            top_k=int(random.choice([0, 1, 7, 300])),
-            top_p=random.choice([1, 0.9, 0.3]),
-            min_p=random.choice([0, 0.05]),
-            repetition_penalty=random.choice([1, 1.2]),
-        )
-        changes = LogitChanges(options, [1, 2])
-        banned = [0, 3] if trial % 3 else []
-        places = [float(random.random()), random.choice([0.0, 1 - 2**-53])]
-        draws = [Draw(row, options, changes, place, banned) for row, place in enumerate(places)]
-        found = draw_module.draw_tokens(logits, draws, library)
-        assert found == draw_module.draw_tokens(logits, draws), (vocab, spread, options)
+        logits = torch.from_numpy(rounded_logits(vocab, spread, trial)).to(dtype)
+        options = drawn_options(random)
+        changes = changes_of(options, random, vocab)
+        allowed = mask_of(trial // 7, random, vocab)
+        banned = [0, 3] if trial % 3 and allowed is None else []
+        places = [float(random.random()), random.choice([0.0, 1 - 2**-30])]
+        draws = [
+            Draw(row, options, changes, place, banned, allowed) for row, place in enumerate(places)
+        ]
+        found = draw_tokens(logits, draws, library)
+        assert found == draw_tokens(logits.float(), draws), (vocab, spread, options)
+
+
+def hard_rows(vocab, seed):
+    """Rows of many shapes: flat, peaked, of few values, in a vocabulary's order, sorted."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    some = random.standard_normal((6, vocab)).astype(np.float32)
+    some[0] *= 0.01
+    some[1] *= 6
+    some[2] = some[2].round(0)
+    some[3] -= 2 * np.log(np.arange(1, vocab + 1))
+    some[4] = np.sort(some[4] * 3)
+    some[5] = 0
+    some[5, :: vocab // 7] = 12
+    return torch.from_numpy(some)
+
+
+def test_near_weights_choose_the_tokens_that_exact_weights_choose(library):
+    """700 rows: whatever the near weights cannot decide is left to the exact ones."""
+    random, num_rows = np.random.Generator(np.random.PCG64(21)), 0
+    for trial in range(117):
+        vocab = (30011, 49152, 9000)[trial % 3]
+        logits = hard_rows(vocab, trial)
+        options = [drawn_options(random) for _ in logits]
+        draws = [
+            Draw(row, each, changes_of(each, random, vocab), float(random.random()))
+            for row, each in enumerate(options)
+        ]
+        exact = drawn_rows(library, logits, draws, is_exact=True)
+        assert drawn_rows(library, logits, draws) == exact, (trial, options)
+        num_rows += len(draws)
+    assert num_rows > 700
+
+
+def test_what_lies_on_an_edge_is_decided_by_the_exact_weights(library):
+    """Shares that end where top_p, min_p or the random number stands, to the last bit."""
+    logits = torch.zeros(1, 1000)
+    for kwargs, place, token_id in (
+        ({"temperature": 1.0}, 0.25, 250),
+        ({"temperature": 1.0}, np.nextafter(0.25, 0), 249),
+        ({"temperature": 1.0, "top_p": 0.5}, 1 - 2**-53, 499),
+        ({"temperature": 1.0, "min_p": 1.0}, 0.5, 500),
+        ({"temperature": 1.0, "top_k": 600}, 0.5, 300),
+    ):
+        options = SamplingOptions(**kwargs)
+        draw = Draw(0, options, LogitChanges(options), place)
+        assert drawn_rows(library, logits, [draw]) == [token_id], (kwargs, place)
+        assert draw_tokens(logits, [draw]) == [token_id], (kwargs, place)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
@@ -64,19 +145,71 @@ def test_a_row_s_token_is_the_same_alone_and_in_company_on_any_number_of_threads
         changes = LogitChanges(options, [])
         draws = [Draw(row, options, changes, place, []) for row, place in enumerate(places)]
         torch_threads(num_threads)
-        found = draw_module.draw_tokens(logits, draws, library)
+        found = draw_tokens(logits, draws, library)
         torch_threads(1)
-        alone = [draw_module.draw_tokens(logits, [draw], library)[0] for draw in draws]
-        assert found == alone == draw_module.draw_tokens(logits, draws), (top_k, top_p, min_p)
+        alone = [draw_tokens(logits, [draw], library)[0] for draw in draws]
+        assert found == alone == draw_tokens(logits, draws), (top_k, top_p, min_p)
 
 
-def test_rows_and_options_that_do_not_fit_are_refused():
-    library = NativeLibrary(build_native_library(print))
-    one = DrawOptions([1.0], [0], [1.0], [0.0], [0.5])
-    with pytest.raises(LaunchRefused, match=r"float32 or float64, these are \[1, 4\] of .*float16"):
-        drawn_rows(library, torch.zeros(1, 4).half(), one)
-    with pytest.raises(LaunchRefused, match="2 rows to draw from need as many of each option"):
-        drawn_rows(library, torch.zeros(2, 4), one)
+def test_what_is_no_number_ends_its_row_alone_also_where_it_is_banned_or_not_allowed(library):
+    logits = torch.zeros(4, 300)
+    logits[0, 299], logits[1, 5], logits[2, 0] = torch.nan, torch.inf, -torch.inf
+    options = SamplingOptions(temperature=1.0)
+    allowed = np.ones(300, np.bool_)
+    allowed[5] = False
+    draws = [
+        Draw(0, options, LogitChanges(options), 0.5, [299]),
+        Draw(1, options, LogitChanges(options), 0.5, (), allowed),
+        Draw(2, options, LogitChanges(options), 0.5),
+        Draw(3, options, LogitChanges(options), 0.5),
+    ]
+    for each in (library, None):
+        *errors, token_id = draw_tokens(logits, draws, each)
+        assert token_id == 150
+        assert [type(error) for error in errors] == [NotFinite] * 3
+        assert "of 300 logits for the next token 1 are NaN and 0 infinite" in str(errors[0])
+
+
+class Calls(TorchDispatchMode):
+    """Counts what torch computes or copies."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_logits_are_drawn_from_where_they_lie_and_none_is_copied(library):
+    random = np.random.Generator(np.random.PCG64(3))
+    options = [drawn_options(random) for _ in range(8)]
+    draws = [
+        Draw(row, each, changes_of(each, random, 1000), 0.5, [3], mask_of(row, random, 1000))
+        for row, each in zip((7, 2, 5, 0, 1, 3, 4, 6), options, strict=True)
+    ]
+    for logits in (torch.randn(8, 1000), torch.randn(8, 1000).bfloat16()):
+        with Calls() as calls:
+            assert None not in draw_tokens(logits, draws, library)
+        assert calls.names == []
+
+
+def test_rows_and_options_that_do_not_fit_are_refused(library):
+    options = SamplingOptions(temperature=1.0)
+    no_changes = LogitChanges(options)
+    one = Draw(0, options, no_changes, 0.5)
+    with pytest.raises(
+        LaunchRefused, match=r"float32 or bfloat16, these are \[1, 4\] of .*float16"
+    ):
+        drawn_rows(library, torch.zeros(1, 4).half(), [one])
+    with pytest.raises(LaunchRefused, match="rows 0 to 1 can be drawn from, not 2"):
+        drawn_rows(library, torch.zeros(2, 4), [Draw(2, options, no_changes)])
     with pytest.raises(LaunchRefused, match="draw: 1 rows of 0"):
-        drawn_rows(library, torch.zeros(1, 0), one)
-    assert drawn_rows(library, torch.full((1, 4), -torch.inf), one).tolist() == [0]
+        drawn_rows(library, torch.zeros(1, 0), [one])
+    with pytest.raises(LaunchRefused, match="row 0 changes a token that is not among its 4"):
+        drawn_rows(library, torch.zeros(1, 4), [Draw(0, options, no_changes, 0.5, [4])])
+    mask = np.ones(3, np.bool_)
+    with pytest.raises(LaunchRefused, match="a mask has 3 tokens, a row 4"):
+        drawn_rows(library, torch.zeros(1, 4), [Draw(0, options, no_changes, 0.5, (), mask)])
+    assert drawn_rows(library, torch.zeros(1, 4), []) == []

@@ -41,6 +41,7 @@ class Runner:
     """Computes on SECOND alone; raises `error` once it is set."""
 
     num_pages, page_size, device, gives_attention, lost = 4, 16, SECOND, True, None
+    drawing = None
     error: Exception | None = None
 
     def __init__(self, device: Device) -> None:

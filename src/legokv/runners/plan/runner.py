@@ -9,6 +9,7 @@ from torch import Tensor
 from legokv.built.plan_facts import PlanFacts
 from legokv.built.plan_limits import DECODE, LINK, PREFILL, filled_up, profile_number
 from legokv.errors import LegokvError
+from legokv.kernels.native_library import NativeLibrary
 from legokv.model.dtypes import Int32
 from legokv.runners.page_store import PageStore
 from legokv.runners.plan.buffers import ArrivingPages, StepBuffers, largest, view_of
@@ -21,6 +22,7 @@ class TensorRTRunner:
     """A runner over an opened plan. Its tensors lie on one device, at one place for ever."""
 
     gives_attention = False
+    drawing: NativeLibrary | None = None
     lost: LegokvError | None = None
 
     def __init__(
