@@ -160,7 +160,7 @@ class LinkedModel:
         rows = torch.arange(len(batch.input_ids) - num_rows, len(batch.input_ids))
         self._form.watch = watch
         try:
-            return self.runner.run(replace(batch, logit_rows=rows.int().numpy()))
+            return self.runner.run(replace(batch, logit_rows=rows.int().numpy())).float()
         finally:
             self._form.watch = None
 

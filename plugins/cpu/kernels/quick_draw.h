@@ -313,7 +313,7 @@ class QuickDraw {
         }
       });
     }
-    drop_equals(least, size, num_least - (size - k));
+    if (size > k) drop_equals(least, size, num_least - (size - k));
   }
 
   // Of the `size` that are kept, drops those of the least value behind the first `num_wanted`.

@@ -77,7 +77,9 @@ class Answer:
         """Of logits that come to the host for it alone."""
         if not self._options.return_log_probs:
             return None
-        return token_log_probs(logits.cpu().numpy(), token_id, self._options.num_top_log_probs)
+        return token_log_probs(
+            logits.float().cpu().numpy(), token_id, self._options.num_top_log_probs
+        )
 
 
 def answers_to(

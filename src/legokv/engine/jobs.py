@@ -149,7 +149,7 @@ class Job:
         return ()
 
     def computed(self, sequence: TokenSequence, logits: Tensor, drawn: Sequence[Drawn]) -> bool:
-        """All of `sequence` is computed, `logits` float32 [V] its last: True if the job is over.
+        """All of `sequence` is computed, `logits` [V] its last: True if the job is over.
 
         `drawn` has a token for each of its `draws`, or why there is none.
         """
@@ -350,7 +350,7 @@ class GenerateJob(Job):
             self._prompt_computed()
             if self._request.max_tokens == 0:
                 check_finite(logits)
-                self.events.put(Prefill(logits.cpu(), self.usage))
+                self.events.put(Prefill(logits.float().cpu(), self.usage))
                 return True
             going_on = self._begun(sequence)
             self._go_on_with(going_on)

@@ -65,7 +65,7 @@ def can_plan(job: Job) -> bool:
 
 
 def run_step(runner: Runner, step: Step) -> Tensor:
-    """Logits float32 [B, V], a row for each turn; StepFailed with the cause for any error."""
+    """Logits [B, V], a row for each turn; StepFailed with the cause for any error."""
     try:
         logits = runner.run(step.batch)
     except Exception as error:

@@ -97,6 +97,13 @@ class Decoder(nn.Module):
         self, input_ids: Tensor, logit_rows: Tensor, pools: Sequence[Tensor], attention: Attention
     ) -> tuple[Tensor, list[Tensor]]:
         """Logits float32 [B, V] of `logit_rows` [B] of `input_ids` [T], and the pools after."""
+        logits, pools_after = self.head_logits(input_ids, logit_rows, pools, attention)
+        return logits.to(torch.float32), pools_after
+
+    def head_logits(
+        self, input_ids: Tensor, logit_rows: Tensor, pools: Sequence[Tensor], attention: Attention
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`forward`, but the logits are as the last product makes them, in the weights' type."""
         x = self.embed(input_ids)
         pools_after = []
         for layer, pool in zip(self.layers, pools, strict=True):
@@ -105,7 +112,7 @@ class Decoder(nn.Module):
         rows = self.norm(x.index_select(0, logit_rows))
         head = self._tied_head if self.head is None else self.head
         logits: Tensor = head(rows)
-        return logits.to(torch.float32), pools_after
+        return logits, pools_after
 
     def _tied_head(self, rows: Tensor) -> Tensor:
         assert isinstance(self.embed, nn.Embedding), "a head in bytes is not tied"

@@ -83,8 +83,9 @@ class EagerRunner:
         with self._store.step(batch), self.attention.step(batch, pools) as attend:
             drift = self.attention.drift
             moved = drifting(attend, drift, batch, self._rotations, self.page_size, self.device)
-            logits: Tensor = self.decoder(ids, rows, pools, moved)[0]
-        return logits
+            logits, _ = self.decoder.head_logits(ids, rows, pools, moved)
+        is_drawn_as_it_is = self.drawing is not None and logits.dtype == torch.bfloat16
+        return logits if is_drawn_as_it_is else logits.to(torch.float32)
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         self._store.copy_pages(sources, targets)

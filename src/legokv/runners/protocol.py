@@ -25,8 +25,9 @@ class Runner(Protocol):
     """Why it can compute nothing more, whatever is asked; None while it can."""
 
     def run(self, batch: StepBatch) -> Tensor:
-        """Compute one step, K and V going to the pools: logits float32 [B, V], on the device.
+        """Compute one step, K and V going to the pools: logits [B, V], on the device.
 
+        In float32, or where it has `drawing` in bfloat16 if that is the last product's type.
         Any error ends that step's requests alone: what the next steps need must be whole.
         """
 

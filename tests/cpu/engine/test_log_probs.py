@@ -1,9 +1,13 @@
-"""Log-probabilities against torch's own log_softmax."""
+"""Log-probabilities against torch's own log_softmax, and the logits that are copied for them."""
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from legokv import Engine, EngineSettings, SamplingOptions
+from legokv.engine.request import AnswerOptions, GenerateRequest
 from legokv.engine.sampling import token_log_probs
 
 
@@ -27,3 +31,43 @@ def test_logits_far_from_zero_do_not_overflow():
     found = token_log_probs(np.array([3e4, 3e4, -3e4], np.float32), 2, 1)
     assert found.log_prob == pytest.approx(-6e4 - np.log(2))
     assert found.top[0][1] == pytest.approx(-np.log(2))
+
+
+class LogitsMade(TorchDispatchMode):
+    """Keeps whatever torch makes with as many columns as there are tokens: views are the same."""
+
+    def __init__(self, num_tokens):
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        # Neither weights nor what is laid out anew of them.
+        if isinstance(out, Tensor) and out.dim() and out.shape[-1] == self.num_tokens:
+            self.made.append(out)
+        return out
+
+    def shapes(self):
+        first = {}
+        for each in self.made:
+            first.setdefault(each.untyped_storage().data_ptr(), tuple(each.shape))
+        return list(first.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_makes_its_logits_once_and_copies_rows_that_ask_for_log_probs_alone(
+    tiny_engine_folder, dtype
+):
+    settings = EngineSettings(pool_tokens=1024, dtype=dtype, num_threads=1)
+    engine = Engine.open(tiny_engine_folder(), settings=settings)
+    num_tokens = engine.runner.decoder.config.vocab_size
+    drawn = SamplingOptions(temperature=0.8, top_p=0.9, repetition_penalty=1.1, seed=3)
+    asked = [AnswerOptions(), AnswerOptions(return_log_probs=True), AnswerOptions()]
+    for answering in asked:
+        engine.submit(GenerateRequest([[5, 6, 7]], 4, sampling=drawn, answering=answering))
+    engine.step()
+    with LogitsMade(num_tokens) as logits:
+        engine.step()
+    own = [] if dtype == "float32" else [(num_tokens,)]
+    assert logits.shapes() == [(3, num_tokens), *own]
