@@ -12,6 +12,7 @@ from tier_engines import tier
 from legokv import Engine, EngineSettings
 from legokv.built.folder import cache_root, registry_file
 from legokv.engine.request import GenerateRequest
+from legokv.stores.fleet.connection import Connection
 from legokv.stores.local.database import BUSY_SECONDS, Database
 from legokv.stores.local.files import ChunkFolder
 from legokv.stores.pins import LatestPins
@@ -66,6 +67,8 @@ def asked_by_fixture(monkeypatch):
         watched(ChunkFolder, name)
     for name in ("transaction", "snapshot"):
         watched(Database, name)
+    watched(Connection, "run")
+    watched(Connection, "asking")
     return asked
 
 
@@ -84,6 +87,23 @@ def test_whoever_steps_asks_no_file_and_no_database(opened, asked_by, host_bytes
     engine.tiers.flush()
     assert tier(engine, "disk").num_chunks == 4
     assert engine.executor.counters.compiled_chunks == 4
+
+
+def test_whoever_steps_asks_no_redis(opened, asked_by, redis_url):
+    engine = opened(pool_tokens=128, host_bytes=0, redis_url=redis_url)
+    chunks = [engine.chunk(random_ids(n)) for n in range(4)]
+    here, by_others = threading.current_thread().name, set()
+    for _ in range(3):  # compiled and written, evicted, and read again
+        for chunk in chunks:
+            job = engine.submit(GenerateRequest([chunk, [5, 6]], 2))
+            asked_by.clear()
+            finish(engine, job)
+            engine.executor.drop(engine.chunk(random_ids(9)).key)
+            assert [what for thread, what in asked_by if thread == here] == []
+            engine.tiers.flush()
+            by_others |= {what for _, what in asked_by}
+    assert "Connection.run" in by_others
+    assert tier(engine, "remote").num_chunks == 4
 
 
 @pytest.mark.parametrize("submit", [Engine.submit_compile, Engine.submit_rank])
