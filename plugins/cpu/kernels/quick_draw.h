@@ -19,6 +19,9 @@ constexpr double kDoubt = 1e-9;
 // Further below the likeliest, in units of the temperature, is not looked at: a weight of 6e-19.
 constexpr double kFarthest = 42;
 
+// Beyond, its last bit is more than the doubt.
+constexpr double kFarthestOffset = 1e6;
+
 // Some tokens, with their values and weights; in the order of their ids.
 struct TokenList {
   int64_t size = 0;
@@ -56,6 +59,7 @@ class QuickDraw {
     const bool is_fewer = has_top_k && keep_top_k();
     unit_ = 1.4426950408889634 / row_.temperature;
     offset_ = unit_ * blocks_.most;
+    if (!(std::abs(offset_) < kFarthestOffset)) return kUnsure;
     set_floor();
     if (row_.top_p < 1) {
       if (!keep_top_p()) return kUnsure;
