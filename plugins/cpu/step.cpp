@@ -12,16 +12,24 @@ namespace legokv::cpu {
 namespace {
 
 // Enough that packing a block of keys costs little beside the products with it, few enough that
-// their sums stay in a core's cache and a step gives work to several threads.
-constexpr int kTileRows = 192;
+// a step gives work to several threads.
+constexpr int kLeastTileRows = 192;
+constexpr int kMostTileRows = 512;
 // A sequence without tiles enough for all threads has its keys handed out, about so many to a tile:
 // in a step of one token each, a thread then has several even pieces of work.
 constexpr int kShareKeys = 512;
 constexpr int kTilesForAThread = 4;
 constexpr float kLog2OfE = 1.44269504f;
 
+// Of a tile at most: few tiles that are long, as many as the threads share evenly.
 int tile_tokens(const LegokvCpuStep& step) {
-  return std::max(1, kTileRows / (step.num_heads / step.num_kv_heads));
+  const int heads = step.num_heads / step.num_kv_heads;
+  const int num_tiles = step.num_threads > 1 ? kTilesForAThread * step.num_threads : 1;
+  const int tiles_a_head = (num_tiles + step.num_kv_heads - 1) / step.num_kv_heads;
+  const int least = std::max(1, kLeastTileRows / heads), most = std::max(1, kMostTileRows / heads);
+  // Masses are added tile by tile: to the same bits in any company, on any number of threads.
+  if (step.scoring != nullptr) return least;
+  return std::clamp(step.query_start[step.num_sequences] / tiles_a_head, least, most);
 }
 
 // Bringing keys costs what so many tokens more would, about.

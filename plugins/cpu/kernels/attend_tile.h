@@ -98,10 +98,11 @@ class TileAttention {
       const int num_rows = num_rows_ - row < kRows ? num_rows_ - row : kRows;
       const int num_columns = rows_.score_rows(block, row, num_rows);
       for (int r = 0; r < num_rows; ++r) {
-        rows_.hide_from(block, row + r, r, num_columns);
+        float* scores = scratch_.scores + r * kBlockKeys;
+        rows_.hide_from(block, row + r, scores, num_columns);
         const float* stats = tile_.stats + (row + r) * kStatFloats;
-        add_weights<typename Operand::Number>(scratch_.scores + r * kBlockKeys, num_columns,
-                                              shape_.exponent_scale, stats[0], stats[1], mass);
+        add_weights<typename Operand::Number>(scores, num_columns, shape_.exponent_scale, stats[0],
+                                              stats[1], mass);
       }
     }
     for (int key = 0; key < block.num_keys; ++key) tile_.mass[block.places[key]] += mass[key];

@@ -1,6 +1,8 @@
 // Stored numbers to float32 vectors and back, rounding to nearest even.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/kernels/vectors.h"
 
 namespace legokv::cpu {
@@ -14,11 +16,22 @@ inline FloatsOf<kCount> load_floats(const float* from) {
   return load_vector<FloatsOf<kCount>>(from);
 }
 
+// 16-bit numbers as words of their bits.
+template <int kCount>
+inline typename Types<kCount>::Words load_halves(const void* from) {
+  using T = Types<kCount>;
+#if defined(__AVX512F__)
+  // GCC 12 makes two halves of it, and joins them.
+  if constexpr (kCount == 16) {
+    return reinterpret_cast<typename T::Words>(_mm512_cvtepu16_epi32(load_vector<__m256i>(from)));
+  }
+#endif
+  return __builtin_convertvector(load_vector<typename T::Halves>(from), typename T::Words);
+}
+
 template <int kCount>
 inline FloatsOf<kCount> load_floats(const bfloat16* from) {
-  using T = Types<kCount>;
-  const auto halves = load_vector<typename T::Halves>(from);
-  return same_bits<FloatsOf<kCount>>(__builtin_convertvector(halves, typename T::Words) << 16);
+  return same_bits<FloatsOf<kCount>>(load_halves<kCount>(from) << 16);
 }
 
 template <int kCount>
@@ -73,6 +86,19 @@ inline void store_floats(float16* to, FloatsOf<kCount> floats) {
 #else
   for (int i = 0; i < kCount; ++i) to[i] = from_float<float16>(floats[i]);
 #endif
+}
+
+// Two vectors one after the other.
+template <typename T>
+inline void store_pair(T* to, Floats first, Floats second) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    return store_vector(
+        to, _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first)));
+  }
+#endif
+  store_floats<kLanes>(to, first);
+  store_floats<kLanes>(to + kLanes, second);
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 // All work on 32-bit words, a word being one float32 or two neighbouring bfloat16, so that packing
 // is written once. A product takes kRows rows at most, and whole kKeys of keys and kWords of words;
 // it may change rows up to the next kRowsAtOnce.
+// With kInTurns the processor multiplies beside other work: products of some rows and the softmax
+// of others take turns.
 #pragma once
 
 #include "cpu/kernels/conversions.h"
@@ -16,6 +18,7 @@ struct FloatWords {
   static constexpr int kPerWord = 1;
   static constexpr int kRows = kPanelRows;
   static constexpr int kRowsAtOnce = 1;
+  static constexpr bool kInTurns = false;
   static constexpr int kKeys = kLanes;
   static constexpr int kWords = 1;
 
@@ -43,6 +46,7 @@ struct PairWords {
   static constexpr int kPerWord = 2;
   static constexpr int kRows = kPanelRows;
   static constexpr int kRowsAtOnce = 1;
+  static constexpr bool kInTurns = false;
   static constexpr int kKeys = kLanes;
   static constexpr int kWords = 1;
 
@@ -65,10 +69,8 @@ struct PairWords {
   }
 
   static Words load_value_words(const bfloat16* const* values, int dimension) {
-    using Halves = Types<kLanes>::Halves;
-    const Words first = __builtin_convertvector(load_vector<Halves>(values[0] + dimension), Words);
-    const Words second = __builtin_convertvector(load_vector<Halves>(values[1] + dimension), Words);
-    return first | second << 16;
+    return load_halves<kLanes>(values[0] + dimension) | load_halves<kLanes>(values[1] + dimension)
+                                                            << 16;
   }
 };
 
@@ -76,6 +78,7 @@ struct PairWords {
 struct TileWords : PairWords {
   static constexpr int kRows = 2 * kTileRows;
   static constexpr int kRowsAtOnce = kTileRows;
+  static constexpr bool kInTurns = true;
   static constexpr int kKeys = kStepProducts;
   static constexpr int kWords = kStepProducts / kPerWord;
 };

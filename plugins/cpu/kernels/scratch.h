@@ -7,6 +7,10 @@
 namespace legokv::cpu {
 namespace {
 
+// Panels of rows whose scores, or weights, are kept at once.
+template <typename Operand>
+constexpr int kBuffers = Operand::kInTurns ? 2 : 1;
+
 // R rows of a tile and of what a product takes past them; W words of a head as products take them;
 // D rounded up to whole panels where values are packed.
 template <typename Operand, typename T>
@@ -22,8 +26,8 @@ struct Scratch {
   int32_t* positions;                 // [R]
   uint32_t* keys;
   uint32_t* values;
-  float* scores;                      // [Operand::kRows, kBlockKeys]
-  typename Operand::Number* weights;  // [Operand::kRows, kBlockKeys]
+  float* scores;                      // [kBuffers, Operand::kRows, kBlockKeys]
+  typename Operand::Number* weights;  // [kBuffers, Operand::kRows, kBlockKeys]
   T* zeros;                           // [D]
   KeyBlock<T>* blocks;                // [2]: the present one and the next
 };
@@ -57,8 +61,8 @@ int64_t carve(const Shape& shape, void* memory, Scratch<Operand, T>* scratch) {
   carver.take(&scratch->positions, rows);
   carver.take(&scratch->keys, kBlockKeys * row_words);
   carver.take(&scratch->values, kBlockKeys * padded / Operand::kPerWord);
-  carver.take(&scratch->scores, Operand::kRows * kBlockKeys);
-  carver.take(&scratch->weights, Operand::kRows * kBlockKeys);
+  carver.take(&scratch->scores, kBuffers<Operand> * Operand::kRows * kBlockKeys);
+  carver.take(&scratch->weights, kBuffers<Operand> * Operand::kRows * kBlockKeys);
   carver.take(&scratch->zeros, head_size);
   carver.take(&scratch->blocks, 2);
   return carver.used;

@@ -58,9 +58,18 @@ void weigh(const float* scores, int count, const ScoreScale& scale, const RowSta
   }
   const Floats top = all_lanes(*row.maximum * scale.exponent_scale);
   Floats total = load_vector<Floats>(row.total);
-  for (int i = 0; i < count; i += kLanes) {
-    const Floats weight =
-        exp2_of<Number>(load_vector<Floats>(scores + i) * scale.exponent_scale - top);
+  const auto weight_at = [&](int i) {
+    return exp2_of<Number>(load_vector<Floats>(scores + i) * scale.exponent_scale - top);
+  };
+  int i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    const Floats first = weight_at(i), second = weight_at(i + kLanes);
+    total += first;
+    total += second;
+    store_pair(weights + i, first, second);
+  }
+  for (; i < count; i += kLanes) {
+    const Floats weight = weight_at(i);
     total += weight;
     store_floats<kLanes>(weights + i, weight);
   }

@@ -12,6 +12,11 @@ namespace {
 
 constexpr int kTileWords = kStepProducts / 2;
 
+// Some of a product's columns, the first a multiple of 32.
+struct Columns {
+  int first, end;
+};
+
 #if defined(__AMX_BF16__)
 
 // The tiles are a thread's for as long as this is there: 16 whole rows each.
@@ -81,13 +86,13 @@ inline void multiply_columns(int num_rows, int num_tiles, const Factors& factors
   }
 }
 
-// Rows up to the next multiple of 16 may change. `num_columns` and the depth are whole tiles.
-inline void multiply_by_tiles(int num_rows, int num_columns, const Factors& factors,
+// Rows up to the next multiple of 16 may change. Columns and the depth are whole tiles.
+inline void multiply_by_tiles(int num_rows, Columns columns, const Factors& factors,
                               const Sums& sums) {
   static_assert(kPanelWidth % (2 * kTileColumns) == 0);
-  for (int column = 0; column < num_columns; column += 2 * kTileColumns) {
+  for (int column = columns.first; column < columns.end; column += 2 * kTileColumns) {
     const int64_t panel = int64_t{column / kPanelWidth} * kPanelWidth * factors.packed_depth;
-    multiply_columns(num_rows, (num_columns - column) / kTileColumns,
+    multiply_columns(num_rows, (columns.end - column) / kTileColumns,
                      {factors.a, factors.row_words, factors.b + panel + column % kPanelWidth,
                       factors.depth, factors.packed_depth},
                      {sums.c + column, sums.row_floats, sums.add});
@@ -103,11 +108,11 @@ inline float half_of(uint32_t word, int half) {
   return to_float(number);
 }
 
-inline void multiply_by_tiles(int num_rows, int num_columns, const Factors& factors,
+inline void multiply_by_tiles(int num_rows, Columns columns, const Factors& factors,
                               const Sums& sums) {
   for (int row = 0; row < num_rows; ++row) {
     const uint32_t* a = factors.a + int64_t{row} * factors.row_words;
-    for (int column = 0; column < num_columns; ++column) {
+    for (int column = columns.first; column < columns.end; ++column) {
       const uint32_t* b = factors.b + column % kPanelWidth +
                           int64_t{column / kPanelWidth} * kPanelWidth * factors.packed_depth;
       float& sum = sums.c[int64_t{row} * sums.row_floats + column];
@@ -130,7 +135,7 @@ inline void multiply_by_tiles(int num_rows, int num_columns, const Factors& fact
 template <typename Operand>
 inline void multiply_as(int num_rows, int num_columns, const Factors& factors, const Sums& sums) {
   if constexpr (std::is_same_v<Operand, TileWords>) {
-    multiply_by_tiles(num_rows, num_columns, factors, sums);
+    multiply_by_tiles(num_rows, {0, num_columns}, factors, sums);
   } else {
     multiply<Operand>(num_rows, num_columns / kLanes, factors, sums);
   }

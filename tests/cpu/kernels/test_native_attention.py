@@ -175,6 +175,21 @@ def test_a_sequence_gives_the_same_bits_in_any_company(calls):
     assert torch.equal(native(calls, crowd)[0][0], native(calls, alone)[0][0])
 
 
+@pytest.mark.parametrize(("instruction_set", "dtype"), KERNELS)
+def test_a_row_has_the_same_bits_whatever_rows_are_attended_beside_it(
+    calls, instruction_set, dtype
+):
+    # On one thread the rows of a head are one tile, on eight they are cut: other panels and turns.
+    skip_if_missing(calls, instruction_set)
+    sequence = linked((330, 200, 90), link_tokens=16, fresh=60)
+    inputs = make_inputs(Step((sequence,), heads=(9, 3), dtype=dtype))
+    # Keys of ever larger scores, so that a row's maximum is raised again and again.
+    inputs.pool[:, 0] *= torch.linspace(0.1, 6, len(inputs.pool))[:, None, None, None].to(dtype)
+    together, _ = native(calls, inputs, instruction_set, num_threads=1)
+    apart, _ = native(calls, inputs, instruction_set, num_threads=8)
+    assert torch.equal(together, apart)
+
+
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_random_ragged_batches_equal_the_definition(calls, seed, dtype):
