@@ -249,7 +249,7 @@ class Engine:
         if request.mode in MODES_BY_ATTENTION and not self.runner.gives_attention:
             raise InvalidRequest(
                 f"mode '{request.mode}' asks what the question attends to, which an engine's plan "
-                "does not say: open it with runner 'torch'"
+                "does not say: open it with runner 'cuda', or 'torch' on a CPU"
             )
         segments = self._naming.segments(request)
         reserve = max(request.max_tokens - 1, 0)

@@ -7,6 +7,7 @@ from dense_link import dense_logits
 from tier_engines import files
 
 from legokv import Engine, EngineSettings
+from legokv.engine.request import MODES_BY_ATTENTION
 from legokv.errors import InvalidRequest, PoolFull, StepFailed
 from legokv.model.config import scoring_layers
 
@@ -315,11 +316,15 @@ def test_guided_counts_as_legolink_does_and_with_all_recomputed_is_full_recomput
     assert engine.cache.num_leases == 0
 
 
-def test_a_runner_that_gives_no_attention_refuses_guided_and_says_what_does(engines, monkeypatch):
+@pytest.mark.parametrize("mode", MODES_BY_ATTENTION)
+def test_a_runner_that_gives_no_attention_refuses_what_asks_for_it_and_says_what_gives_it(
+    engines, monkeypatch, mode
+):
     engine = engines()
     monkeypatch.setattr(engine.runner, "gives_attention", False, raising=False)
-    with pytest.raises(InvalidRequest, match="open it with runner 'torch'"):
-        engine.prefill([[5, 6]], mode="guided")
+    sentence = f"mode '{mode}' asks .*: open it with runner 'cuda', or 'torch' on a CPU"
+    with pytest.raises(InvalidRequest, match=sentence):
+        engine.prefill([[5, 6]], mode=mode)
 
 
 @pytest.mark.parametrize(
