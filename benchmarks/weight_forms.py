@@ -1,8 +1,8 @@
-"""python -m benchmarks.weight_forms: what int8 weights change of answers, and how fast they are.
+"""python -m benchmarks.weight_forms: what weights in blocks change of answers, and their speed.
 
-Of any bfloat16 engine of this machine: its weights as they are and as int8, in one process, taking
+Of any bfloat16 engine of this machine: its weights as they are and in blocks, in one process, in
 turns. First steps are timed, then all tokens of gold answers compared, teacher-forced, each form
-computing all KV of its own, linked at k = 16. Ratios are bfloat16's CPU time to int8's.
+computing all KV of its own, linked at k = 16. Ratios are bfloat16's CPU time to theirs.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from benchmarks.reuse.sets import FIDELITY, cases
 from benchmarks.stored_forms import METRICS, POOL_TOKENS, answer_log_probabilities
 from legokv.built.settings import AttentionName
 from legokv.link.policy import legolink
+from legokv.model.dtypes import WEIGHT_FORMS
 
-FORMS = ("model", "int8")
 Models = dict[str, LinkedModel]
 
 
@@ -35,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--engine", type=Path, default=ROOT / "out" / "engines" / "llama")
+    parser.add_argument("--form", default="int8", choices=WEIGHT_FORMS[1:])
     parser.add_argument("--cases", type=int, default=20, help="of HotpotQA, a quarter of essays")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 144, 512, 1024])
     parser.add_argument("--rounds", type=int, default=31, help="a third of them above 64 tokens")
@@ -59,13 +60,13 @@ def step_ratios(models: Models, num_tokens: int, rounds: int) -> str:
         model.compute(placed, 1)
         model.release(placed)
 
-    times: dict[str, list[tuple[float, float]]] = {form: [] for form in FORMS}
+    times: dict[str, list[tuple[float, float]]] = {form: [] for form in models}
     for _ in range(rounds + 1):
         for form, model in models.items():
             times[form].append(timed(lambda model=model: step(model)))  # type: ignore[misc]
-    pairs = list(zip(times["model"], times["int8"], strict=True))[1:]
-    ratios = sorted(plain[0] / int8[0] for plain, int8 in pairs)
-    wall = statistics.median(plain[1] / int8[1] for plain, int8 in pairs)
+    pairs = list(zip(*times.values(), strict=True))[1:]
+    ratios = sorted(plain[0] / blocks[0] for plain, blocks in pairs)
+    wall = statistics.median(plain[1] / blocks[1] for plain, blocks in pairs)
     medians = [statistics.median(pair[form][0] for pair in pairs) * 1e3 for form in (0, 1)]
     return (
         f"{num_tokens} tokens: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to "
@@ -75,7 +76,7 @@ def step_ratios(models: Models, num_tokens: int, rounds: int) -> str:
 
 
 def compared(models: Models, prompt: Prompt) -> dict[str, float]:
-    """Int8 weights against the model's type over one case, as `compare` has it."""
+    """Weights in blocks against the model's type over one case, as `compare` has it."""
     found = []
     for model in models.values():
         model.clear()
@@ -87,13 +88,14 @@ def _run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     models = {
         form: LinkedModel(arguments.engine, "bfloat16", arguments.attention, POOL_TOKENS, form)
-        for form in FORMS
+        for form in ("model", arguments.form)
     }
-    print(f"{models['int8'].facts.name}, {arguments.threads} threads, {models['int8'].attention}")
+    model = models["model"]
+    print(f"{model.facts.name}, {arguments.form}, {arguments.threads} threads, {model.attention}")
     for num_tokens in arguments.tokens:
         rounds = arguments.rounds if num_tokens <= 64 else -(-arguments.rounds // 3)
         print(step_ratios(models, num_tokens, rounds), flush=True)
-    todo = cases(FIDELITY, models["model"].tokenizer, arguments.cases) if arguments.cases else []
+    todo = cases(FIDELITY, model.tokenizer, arguments.cases) if arguments.cases else []
     found = {case.key: compared(models, case.prompt) for case in todo}
     for name in FIDELITY:
         part = [numbers for key, numbers in found.items() if key.startswith(f"{name}/")]

@@ -44,7 +44,7 @@ def parse_arguments(description: str | None, arguments: list[str] | None) -> arg
         "--weights",
         default="model",
         metavar="|".join(WEIGHT_FORMS),
-        help="int8: a byte a number, read half as long by a CPU's decode steps",
+        help="int8, int4: in 8 or 4 bits a number, less to read for a CPU's decode steps",
     )
     parser.add_argument("--page-size", type=int, default=16, metavar="TOKENS")
     parser.add_argument(

@@ -51,15 +51,15 @@ def write_gguf(
     return file
 
 
-def write_q8_0_gguf(file: Path, checkpoint: Path) -> Path:
-    """The llama checkpoint with its matrices in Q8_0 blocks."""
+def write_block_gguf(file: Path, checkpoint: Path, layers: str = "Q8_0") -> Path:
+    """The llama checkpoint with its matrices in blocks: Q8_0, or what is named for its layers."""
     writer = gguf.GGUFWriter(file, "llama")
     add_settings(writer, read_model_config(checkpoint))
     add_tokenizer(writer, "gpt-2", None)
-    kind = gguf.GGMLQuantizationType.Q8_0
     for name, tensor in load_file(checkpoint / "model.safetensors").items():
         numbers = interleaved(name, tensor).numpy()
         if tensor.dim() == 2:
+            kind = gguf.GGMLQuantizationType[layers if ".layers." in name else "Q8_0"]
             blocks = gguf.quants.quantize(numbers, kind)
             writer.add_tensor(gguf_name(name), blocks, raw_dtype=kind)
         else:

@@ -110,7 +110,7 @@ struct LegokvCpuDrift {
 // products are summed in one order, whatever T is.
 struct LegokvCpuLinear {
   const void* x;         // [T, K], or [T, 2, K] where it is gated
-  const void* weight;    // [N, K], as legokv_cpu_pack_weight or legokv_cpu_pack_int8 left it
+  const void* weight;    // [N, K], as legokv_cpu_pack_weight or legokv_cpu_pack_blocks left it
   const float* bias;     // [N], or null
   const void* norm;      // [K]: the weight of an RMSNorm that x goes through first, or null
   const void* residual;  // [T, N]: what the result, rounded, is added to; or null
@@ -121,8 +121,8 @@ struct LegokvCpuLinear {
   int32_t dtype;
   int32_t instruction_set;  // for bfloat16 SOFTWARE_TILES or AMX
   int32_t num_threads;
-  int32_t int8;   // not 0: the weight is as legokv_cpu_pack_int8 left it, and dtype bfloat16
-  int32_t gated;  // not 0: x goes through legokv_cpu_gate first, and has no norm
+  int32_t block_bits;  // 8, 4: as legokv_cpu_pack_blocks left the weight, dtype bfloat16; else 0
+  int32_t gated;       // not 0: x goes through legokv_cpu_gate first, and has no norm
   float norm_eps;
 };
 
@@ -216,13 +216,14 @@ int64_t legokv_cpu_packed_elements(int32_t num_columns, int32_t num_products);
 int legokv_cpu_pack_weight(const void* weight, int32_t num_columns, int32_t num_products,
                            int32_t dtype, void* packed);
 
-// Bytes of an int8 weight [N, K] with its scales, 64-aligned; 0 where K is no multiple of 32.
-int64_t legokv_cpu_int8_bytes(int32_t num_columns, int32_t num_products);
+// Bytes of a weight [N, K] in numbers of 8 or 4 bits with its scales, 64-aligned; 0 for other bits,
+// or where K is no multiple of 32.
+int64_t legokv_cpu_block_bytes(int32_t num_columns, int32_t num_products, int32_t block_bits);
 
-// Lays a weight [N, K] out, -128 to 127, and its float16 scales [N, K / 32]: a product is its
-// number times its scale, rounded to bfloat16. Returns a LegokvStatus.
-int legokv_cpu_pack_int8(const int8_t* weight, const void* scales, int32_t num_columns,
-                         int32_t num_products, void* packed);
+// Lays a weight [N, K] out, -128 to 127, or -8 to 7 for 4 bits, and its float16 scales [N, K / 32]:
+// a product is its number times its scale, rounded to bfloat16. Returns a LegokvStatus.
+int legokv_cpu_pack_blocks(const int8_t* weight, const void* scales, int32_t num_columns,
+                           int32_t num_products, int32_t block_bits, void* packed);
 
 // Returns a LegokvStatus.
 int legokv_cpu_multiply(const struct LegokvCpuLinear* linear);

@@ -82,14 +82,16 @@ LEGOKV_EXPORT int legokv_cpu_pack_weight(const void* weight, int32_t num_columns
       legokv::cpu::pack_weight(weight, num_columns, num_products, dtype, packed));
 }
 
-LEGOKV_EXPORT int64_t legokv_cpu_int8_bytes(int32_t num_columns, int32_t num_products) {
-  return legokv::cpu::int8_bytes(num_columns, num_products);
+LEGOKV_EXPORT int64_t legokv_cpu_block_bytes(int32_t num_columns, int32_t num_products,
+                                             int32_t block_bits) {
+  return legokv::cpu::block_bytes(num_columns, num_products, block_bits);
 }
 
-LEGOKV_EXPORT int legokv_cpu_pack_int8(const int8_t* weight, const void* scales,
-                                       int32_t num_columns, int32_t num_products, void* packed) {
+LEGOKV_EXPORT int legokv_cpu_pack_blocks(const int8_t* weight, const void* scales,
+                                         int32_t num_columns, int32_t num_products,
+                                         int32_t block_bits, void* packed) {
   return static_cast<int>(
-      legokv::cpu::pack_int8(weight, scales, num_columns, num_products, packed));
+      legokv::cpu::pack_blocks(weight, scales, num_columns, num_products, block_bits, packed));
 }
 
 LEGOKV_EXPORT int legokv_cpu_multiply(const LegokvCpuLinear* linear) {

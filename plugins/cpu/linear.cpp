@@ -19,13 +19,17 @@ constexpr int kGroupsForAThread = 2;
 
 template <typename Number>
 using MultiplyGroup = void (*)(const LinearGroup<Number>&);
+template <typename Step>
+using MultiplyBlocks = void (*)(const LinearGroup<bfloat16, Step>&, bfloat16*);
 
 #if defined(LEGOKV_HAS_AMX_PANELS)
 constexpr MultiplyGroup<bfloat16> kMultiplyByAmx = multiply_by_amx;
-constexpr auto* kMultiplyBytesByAmx = multiply_bytes_by_amx;
+template <typename Step>
+constexpr MultiplyBlocks<Step> kMultiplyBlocksByAmx = multiply_blocks_by_amx<Step>;
 #else
 constexpr MultiplyGroup<bfloat16> kMultiplyByAmx = nullptr;
-constexpr decltype(&multiply_bytes_by_software) kMultiplyBytesByAmx = nullptr;
+template <typename Step>
+constexpr MultiplyBlocks<Step> kMultiplyBlocksByAmx = nullptr;
 #endif
 
 // The range of blocks or panels, `size` long each, that is the `i`-th of `count`; it ends at `end`.
@@ -40,9 +44,9 @@ Range range_of(int64_t end, int size, int64_t i, int64_t count) {
 }
 
 // Elements of Weight for so many whole panels' columns.
-template <typename Weight>
+template <typename Number, typename Weight>
 int64_t weight_elements(int64_t num_columns, int64_t num_products) {
-  return num_columns * num_products / (std::is_same_v<Weight, ByteStep> ? kStepElements : 1);
+  return num_columns * num_products / (std::is_same_v<Weight, Number> ? 1 : kStepElements);
 }
 
 template <typename Number, typename Weight>
@@ -50,7 +54,7 @@ LinearGroup<Number, Weight> group_of(const LegokvCpuLinear& linear, const Range&
                                      const Range& columns) {
   return {static_cast<const Number*>(linear.x) + rows.first * linear.num_products,
           static_cast<const Weight*>(linear.weight) +
-              weight_elements<Weight>(columns.first, linear.num_products),
+              weight_elements<Number, Weight>(columns.first, linear.num_products),
           linear.bias == nullptr ? nullptr : linear.bias + columns.first,
           static_cast<Number*>(linear.out) + rows.first * linear.num_columns + columns.first,
           linear.num_columns,
@@ -94,15 +98,26 @@ void pack(const Number* from, int32_t num_columns, int32_t num_products, Number*
 }
 
 // Puts a number and its column's scales to their places in the panel's steps.
+template <typename Step>
 void pack_column(const int8_t* from, const float16* scales, int column, int32_t num_products,
-                 ByteStep* panel) {
+                 Step* panel) {
   for (int product = 0; product < num_products; ++product) {
-    ByteStep& step = panel[product / kStepProducts];
+    Step& step = panel[product / kStepProducts];
     const int64_t i =
         place_in_panel(static_cast<const bfloat16*>(nullptr), column, product % kStepProducts);
-    // Of four vectors of 16 words each word has a byte.
-    step.bytes[i / 64 * 64 + i % 16 * 4 + i % 64 / 16] = static_cast<uint8_t>(from[product] + 128);
+    put_number(&step, static_cast<int>(i), from[product]);
     step.scales[column] = scales[product / kStepProducts];
+  }
+}
+
+template <typename Step>
+void pack_columns(const int8_t* weight, const float16* scales, int32_t num_columns,
+                  int32_t num_products, Step* packed) {
+  const int64_t num_steps = num_products / kStepProducts;
+  for (int64_t column = 0; column < num_columns; ++column) {
+    pack_column(weight + column * num_products, scales + column * num_steps,
+                static_cast<int>(column % kPanelColumns), num_products,
+                packed + column / kPanelColumns * num_steps);
   }
 }
 
@@ -145,17 +160,17 @@ void multiply_all(const LegokvCpuLinear& linear) {
   });
 }
 
-void multiply_bytes(const LegokvCpuLinear& linear) {
-  auto* const multiply_group = linear.instruction_set == LEGOKV_SOFTWARE_TILES
-                                   ? multiply_bytes_by_software
-                                   : kMultiplyBytesByAmx;
+template <typename Step>
+void multiply_blocks(const LegokvCpuLinear& linear) {
+  const MultiplyBlocks<Step> multiply_group = linear.instruction_set == LEGOKV_SOFTWARE_TILES
+                                                  ? multiply_blocks_by_software<Step>
+                                                  : kMultiplyBlocksByAmx<Step>;
   const int64_t elements = expanded_elements(linear.num_rows, linear.num_products);
   const auto scratch = uninitialised<bfloat16>(elements * linear.num_threads);
-  for_groups<bfloat16, ByteStep>(linear,
-                                 [&](const LinearGroup<bfloat16, ByteStep>& group, int thread) {
-                                   multiply_group(group, scratch.get() + thread * elements);
-                                   add_residual(linear, group);
-                                 });
+  for_groups<bfloat16, Step>(linear, [&](const LinearGroup<bfloat16, Step>& group, int thread) {
+    multiply_group(group, scratch.get() + thread * elements);
+    add_residual(linear, group);
+  });
 }
 
 // The rows that are multiplied, behind a norm or gate in memory of their own, which `made` gets.
@@ -184,8 +199,10 @@ Status multiply_rows(LegokvCpuLinear linear) {
   Array<char> rows;
   const Status status = prepare_rows(&linear, &rows);
   if (status != Status::kOk) return status;
-  if (linear.int8 != 0) {
-    multiply_bytes(linear);
+  if (linear.block_bits == 8) {
+    multiply_blocks<ByteStep>(linear);
+  } else if (linear.block_bits == 4) {
+    multiply_blocks<NibbleStep>(linear);
   } else if (linear.dtype == LEGOKV_BFLOAT16) {
     multiply_all<bfloat16>(linear);
   } else {
@@ -224,25 +241,26 @@ Status pack_weight(const void* weight, int32_t num_columns, int32_t num_products
   return Status::kOk;
 }
 
-int64_t int8_bytes(int32_t num_columns, int32_t num_products) {
-  return packed_elements(num_columns, num_products) / kStepElements *
-         static_cast<int64_t>(sizeof(ByteStep));
+int64_t block_bytes(int32_t num_columns, int32_t num_products, int32_t block_bits) {
+  const int64_t num_steps = packed_elements(num_columns, num_products) / kStepElements;
+  if (block_bits == 8) return num_steps * static_cast<int64_t>(sizeof(ByteStep));
+  return block_bits == 4 ? num_steps * static_cast<int64_t>(sizeof(NibbleStep)) : 0;
 }
 
-Status pack_int8(const int8_t* weight, const void* scales, int32_t num_columns,
-                 int32_t num_products, void* packed) {
-  const int64_t num_bytes = int8_bytes(num_columns, num_products);
+Status pack_blocks(const int8_t* weight, const void* scales, int32_t num_columns,
+                   int32_t num_products, int32_t block_bits, void* packed) {
+  const int64_t num_bytes = block_bytes(num_columns, num_products, block_bits);
   if (num_bytes == 0) {
-    return invalid_argument("cannot pack a weight [%d, %d]: sums of a multiple of %d products",
-                            num_columns, num_products, kStepProducts);
+    return invalid_argument(
+        "cannot pack a weight [%d, %d] in %d bits: sums of a multiple of %d products, 4 or 8 bits",
+        num_columns, num_products, block_bits, kStepProducts);
   }
   std::memset(packed, 0, num_bytes);
-  const int64_t num_steps = num_products / kStepProducts;
-  for (int64_t column = 0; column < num_columns; ++column) {
-    pack_column(weight + column * num_products,
-                static_cast<const float16*>(scales) + column * num_steps,
-                static_cast<int>(column % kPanelColumns), num_products,
-                static_cast<ByteStep*>(packed) + column / kPanelColumns * num_steps);
+  const auto* of_blocks = static_cast<const float16*>(scales);
+  if (block_bits == 8) {
+    pack_columns(weight, of_blocks, num_columns, num_products, static_cast<ByteStep*>(packed));
+  } else {
+    pack_columns(weight, of_blocks, num_columns, num_products, static_cast<NibbleStep*>(packed));
   }
   return Status::kOk;
 }
@@ -250,12 +268,14 @@ Status pack_int8(const int8_t* weight, const void* scales, int32_t num_columns,
 Status multiply(const LegokvCpuLinear& linear) {
   if (packed_elements(linear.num_columns, linear.num_products) == 0 || linear.num_rows < 0 ||
       linear.num_threads < 1 || !multiplies(linear.instruction_set, linear.dtype) ||
-      (linear.int8 != 0 && linear.dtype != LEGOKV_BFLOAT16) ||
+      (linear.block_bits != 0 &&
+       (linear.dtype != LEGOKV_BFLOAT16 ||
+        block_bytes(linear.num_columns, linear.num_products, linear.block_bits) == 0)) ||
       (linear.gated != 0 && linear.norm != nullptr)) {
     return invalid_argument(
-        "multiply: %lld rows [%d, %d], dtype %d, instruction set %d, %d threads, int8 %d",
+        "multiply: %lld rows [%d, %d], dtype %d, instruction set %d, %d threads, blocks of %d bits",
         static_cast<long long>(linear.num_rows), linear.num_columns, linear.num_products,
-        linear.dtype, linear.instruction_set, linear.num_threads, linear.int8);
+        linear.dtype, linear.instruction_set, linear.num_threads, linear.block_bits);
   }
   if (linear.num_rows == 0) return Status::kOk;
   try {

@@ -1,7 +1,7 @@
 // Products by the processor's tiles: AMX, 8 registers of 16 rows of 64 bytes.
 #include <immintrin.h>
 
-#include "cpu/kernels/multiply_bytes.h"
+#include "cpu/kernels/multiply_blocks.h"
 
 namespace legokv::cpu {
 namespace {
@@ -22,6 +22,16 @@ class AmxTiles {
       block.keep_x ? multiply_rows<true, true>(block) : multiply_rows<true, false>(block);
     } else {
       block.keep_x ? multiply_rows<false, true>(block) : multiply_rows<false, false>(block);
+    }
+  }
+
+  template <typename Expand, typename Step>
+  void multiply_expanding(const LinearBlock<bfloat16>& block, const Step* from) {
+    configure(block.num_rows);
+    if (block.num_rows > kTileRows) {
+      multiply_ring<true, Expand>(block, from);
+    } else {
+      multiply_ring<false, Expand>(block, from);
     }
   }
 
@@ -123,12 +133,81 @@ class AmxTiles {
     end<kTwo>(block);
   }
 
+  // Tiles wait for what is in the first cache: a step is loaded behind the stores of later ones,
+  // while these are made.
+  template <bool kTwo, typename Expand, typename Step>
+  static void multiply_ring(const LinearBlock<bfloat16>& block, const Step* from) {
+    constexpr int kBehind = kExpandedSteps - 1;
+    auto* ring = const_cast<bfloat16*>(block.weight);
+    const auto* x = reinterpret_cast<const char*>(block.x);
+    begin<kTwo>(block);
+    for (int step = 0; step < block.num_steps + kBehind; ++step) {
+      if (step < block.num_steps) {
+        Expand::step(from + step, ring + step % kExpandedSteps * kStepElements);
+      }
+      if (step < kBehind) continue;
+      load_weight<true>(ring + (step - kBehind) % kExpandedSteps * kStepElements);
+      load_x<kTwo, true>(x, block.row_bytes);
+      x += 64;
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (kTwo) {
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    end<kTwo>(block);
+  }
+
   int num_rows_ = 0;
 };
 
 // Steps that are asked of memory, and of the second cache, before they are expanded.
 constexpr int kStepsFromMemory = 16;
 constexpr int kStepsFromCache = 2;
+
+// The scales of 16 columns' pairs, 8 columns a vector.
+struct PairScales {
+  explicit PairScales(const float16* of) {
+    const __m512i kLow = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    const __m512 scales = _mm512_cvtph_ps(load_vector<__m256i>(of));
+    low = _mm512_permutexvar_ps(kLow, scales);
+    high = _mm512_permutexvar_ps(_mm512_add_epi32(kLow, _mm512_set1_epi32(8)), scales);
+  }
+
+  __m512 low, high;
+};
+
+// Words' numbers of 4 bits at bit kAt, times scales: floats of 2^(23 - kAt) + 8 + number first.
+template <int kAt>
+class Nibbles {
+ public:
+  explicit Nibbles(const PairScales& scales)
+      : low_offset_(_mm512_mul_ps(scales.low, _mm512_set1_ps(kOffset))),
+        high_offset_(_mm512_mul_ps(scales.high, _mm512_set1_ps(kOffset))) {}
+
+  __m512 low(__m512i words, const PairScales& scales) const {
+    return _mm512_fmadd_ps(spread(words), scales.low, low_offset_);
+  }
+
+  __m512 high(__m512i words, const PairScales& scales) const {
+    return _mm512_fmadd_ps(spread(words), scales.high, high_offset_);
+  }
+
+ private:
+  // What is taken off has 21 - kAt bits times a scale's 11: no product is rounded here.
+  static_assert(kAt >= 8 && kAt <= 19);
+  static constexpr float kOffset = -static_cast<float>((1 << (23 - kAt)) + 8);
+
+  static __m512 spread(__m512i words) {
+    constexpr int kAndThenOr = 0xEA;
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(words, _mm512_set1_epi32(15 << kAt),
+                                                         _mm512_set1_epi32((127 + 23 - kAt) << 23),
+                                                         kAndThenOr));
+  }
+
+  __m512 low_offset_, high_offset_;
+};
 
 struct AmxExpand {
   // A byte in a float's second byte, behind the exponent of 2^15: 32768 + byte, exactly.
@@ -147,16 +226,13 @@ struct AmxExpand {
   static void step(const ByteStep* from, bfloat16* to) {
     // No product is rounded before the last step: it has 8 + 11 bits, what is taken off 9 + 11.
     constexpr float kOffset = -(32768.0f + 128.0f);
-    const __m512i kLow = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    const __m512i kHigh = _mm512_add_epi32(kLow, _mm512_set1_epi32(8));
     const auto* memory = reinterpret_cast<const char*>(from + kStepsFromMemory);
     const auto* cache = reinterpret_cast<const char*>(from + kStepsFromCache);
     __builtin_prefetch(memory + kStepElements, 0, 2);
     __builtin_prefetch(cache + kStepElements, 0, 3);
     for (int tile = 0; tile < 2; ++tile) {
-      const __m512 scales = _mm512_cvtph_ps(load_vector<__m256i>(from->scales + tile * 16));
-      const __m512 low = _mm512_permutexvar_ps(kLow, scales);
-      const __m512 high = _mm512_permutexvar_ps(kHigh, scales);
+      const PairScales scales(from->scales + tile * 16);
+      const __m512 low = scales.low, high = scales.high;
       const __m512 low_offset = _mm512_mul_ps(low, _mm512_set1_ps(kOffset));
       const __m512 high_offset = _mm512_mul_ps(high, _mm512_set1_ps(kOffset));
 #pragma GCC unroll 8
@@ -172,13 +248,42 @@ struct AmxExpand {
       }
     }
   }
+
+  static void step(const NibbleStep* from, bfloat16* to) {
+    constexpr int kBytes = kStepElements / 2;
+    const auto* memory = reinterpret_cast<const char*>(from + 2 * kStepsFromMemory);
+    const auto* cache = reinterpret_cast<const char*>(from + 2 * kStepsFromCache);
+    __builtin_prefetch(memory + kBytes, 0, 2);
+    __builtin_prefetch(cache + kBytes, 0, 3);
+    for (int tile = 0; tile < 2; ++tile) {
+      const PairScales scales(from->scales + tile * 16);
+      const Nibbles<8> at_8(scales);
+      const Nibbles<12> at_12(scales);
+      const Nibbles<16> at_16(scales);
+#pragma GCC unroll 4
+      for (int at = tile * kBytes / 2; at < (tile + 1) * kBytes / 2; at += 64, to += 128) {
+        __builtin_prefetch(memory + at, 0, 2);
+        __builtin_prefetch(cache + at, 0, 3);
+        const __m512i words = load_vector<__m512i>(from->bytes + at);
+        const __m512i up = _mm512_slli_epi32(words, 8), down = _mm512_srli_epi32(words, 12);
+        store(at_8.low(up, scales), at_8.high(words, scales), to);
+        store(at_16.low(words, scales), at_12.high(down, scales), to + 32);
+        store(at_12.low(up, scales), at_12.high(words, scales), to + 64);
+        store(at_8.low(down, scales), at_16.high(down, scales), to + 96);
+      }
+    }
+  }
 };
 
 }  // namespace
 
-void multiply_bytes_by_amx(const LinearGroup<bfloat16, ByteStep>& group, bfloat16* scratch) {
-  ByteProduct<AmxTiles, AmxExpand>(group, scratch).run();
+template <typename Step>
+void multiply_blocks_by_amx(const LinearGroup<bfloat16, Step>& group, bfloat16* scratch) {
+  BlockProduct<AmxTiles, AmxExpand, Step>(group, scratch).run();
 }
+
+template void multiply_blocks_by_amx(const LinearGroup<bfloat16, ByteStep>&, bfloat16*);
+template void multiply_blocks_by_amx(const LinearGroup<bfloat16, NibbleStep>&, bfloat16*);
 
 void multiply_by_amx(const LinearGroup<bfloat16>& group) { GroupProduct<AmxTiles>(group).run(); }
 

@@ -18,13 +18,38 @@ constexpr int kPanelColumns = 2 * kTileColumns;
 constexpr int kBlockRows = 2 * kTileRows;
 constexpr int kStepElements = kStepProducts * kPanelColumns;
 
-// A bfloat16 step in a byte a product: a product is (byte - 128) times its column's scale, rounded.
-// Each two rows of pairs are 16 words, whose bytes stand for the four vectors of those rows'
-// halves.
-struct alignas(64) ByteStep {
-  uint8_t bytes[kStepElements];
+// A bfloat16 step in few bits a product: a product is its number times its column's scale, rounded;
+// 2^(kBits - 1) is added to numbers here. Of 8 bits each two rows of pairs are 16 words, whose
+// bytes stand for the four vectors of those rows' halves. Of 4 bits each four rows are: low halves
+// of bytes stand for the first two, high halves for the others.
+template <int kBits>
+struct alignas(64) BlockStep {
+  uint8_t bytes[kStepElements * kBits / 8];
   float16 scales[kPanelColumns];
 };
+using ByteStep = BlockStep<8>;
+using NibbleStep = BlockStep<4>;
+
+// Where a bfloat16 step's element is among the numbers of a BlockStep's bytes: of 8 bits the byte.
+inline int byte_of(int element) { return element / 64 * 64 + element % 16 * 4 + element % 64 / 16; }
+
+template <int kBits>
+inline uint8_t number_in(const BlockStep<kBits>& step, int element) {
+  const int byte = byte_of(element);
+  if constexpr (kBits == 8) return step.bytes[byte];
+  return step.bytes[byte / 128 * 64 + byte % 64] >> (byte % 128 / 64 * 4) & 15;
+}
+
+template <int kBits>
+inline void put_number(BlockStep<kBits>* step, int element, int number) {
+  const int byte = byte_of(element), raised = number + (1 << (kBits - 1));
+  if constexpr (kBits == 8) {
+    step->bytes[byte] = static_cast<uint8_t>(raised);
+  } else {
+    step->bytes[byte / 128 * 64 + byte % 64] |=
+        static_cast<uint8_t>(raised << (byte % 128 / 64 * 4));
+  }
+}
 
 template <typename Number, typename Weight = Number>
 struct LinearGroup {
@@ -42,8 +67,10 @@ void multiply_by_software(const LinearGroup<bfloat16>& group);
 void multiply_by_amx(const LinearGroup<bfloat16>& group);
 
 // `scratch`: expanded_elements(group.num_rows, group.num_products), 64-aligned.
-void multiply_bytes_by_software(const LinearGroup<bfloat16, ByteStep>& group, bfloat16* scratch);
-void multiply_bytes_by_amx(const LinearGroup<bfloat16, ByteStep>& group, bfloat16* scratch);
+template <typename Step>
+void multiply_blocks_by_software(const LinearGroup<bfloat16, Step>& group, bfloat16* scratch);
+template <typename Step>
+void multiply_blocks_by_amx(const LinearGroup<bfloat16, Step>& group, bfloat16* scratch);
 
 // Panels that many rows meet one after another are expanded at once; for few rows some steps are.
 constexpr int kExpandedPanels = 8;

@@ -1,11 +1,23 @@
 // Products as AMX rounds them, without it: slow, for tests on any machine.
-#include "cpu/kernels/multiply_bytes.h"
+#include "cpu/kernels/multiply_blocks.h"
 
 namespace legokv::cpu {
 namespace {
 
 struct SoftwareTiles {
   using Number = bfloat16;
+
+  template <typename Expand, typename Step>
+  void multiply_expanding(LinearBlock<bfloat16> block, const Step* from) const {
+    auto* ring = const_cast<bfloat16*>(block.weight);
+    const int num_steps = block.num_steps;
+    block.num_steps = 1;
+    for (int step = 0; step < num_steps; ++step, block.x += kStepProducts) {
+      Expand::step(from + step, ring);
+      block.add = step > 0;
+      multiply(block);
+    }
+  }
 
   void multiply(const LinearBlock<bfloat16>& block) const {
     for (int row = 0; row < block.num_rows; ++row) {
@@ -36,12 +48,11 @@ struct SoftwareTiles {
 };
 
 struct SoftwareExpand {
-  static void step(const ByteStep* from, bfloat16* to) {
+  template <int kBits>
+  static void step(const BlockStep<kBits>* from, bfloat16* to) {
     for (int i = 0; i < kStepElements; ++i) {
-      // Of four vectors of 16 words each word has a byte.
-      const int place = i / 64 * 64 + i % 16 * 4 + i % 64 / 16;
       const int column = i / (kStepElements / 2) * kTileColumns + i % 32 / 2;
-      const float value = static_cast<float>(from->bytes[place] - 128);
+      const auto value = static_cast<float>(number_in(*from, i) - (1 << (kBits - 1)));
       to[i] = from_float<bfloat16>(value * to_float(from->scales[column]));
     }
   }
@@ -49,9 +60,13 @@ struct SoftwareExpand {
 
 }  // namespace
 
-void multiply_bytes_by_software(const LinearGroup<bfloat16, ByteStep>& group, bfloat16* scratch) {
-  ByteProduct<SoftwareTiles, SoftwareExpand>(group, scratch).run();
+template <typename Step>
+void multiply_blocks_by_software(const LinearGroup<bfloat16, Step>& group, bfloat16* scratch) {
+  BlockProduct<SoftwareTiles, SoftwareExpand, Step>(group, scratch).run();
 }
+
+template void multiply_blocks_by_software(const LinearGroup<bfloat16, ByteStep>&, bfloat16*);
+template void multiply_blocks_by_software(const LinearGroup<bfloat16, NibbleStep>&, bfloat16*);
 
 void multiply_by_software(const LinearGroup<bfloat16>& group) {
   GroupProduct<SoftwareTiles>(group).run();

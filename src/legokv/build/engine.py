@@ -50,7 +50,7 @@ class BuildSettings:
     any_plan: a plan that is there already will do, whichever backend built it.
     imports: what puts arriving pages into a plan's pools: "stream", or "plugin" as a graph's node.
     flags: of `PLAN_FLAGS`, what a plan's builder is asked to do besides, in that order.
-    weights: how they are kept, "model" in the type or "int8"; int8 is of bfloat16 without a plan.
+    weights: how matrices are kept, "model" in the type, or "int8", "int4": bfloat16, no plan.
 
     >>> from legokv.build.engine import BuildSettings
     >>> BuildSettings("llama", dtype="float32").page_size
@@ -90,15 +90,15 @@ class BuildSettings:
     def _check_weights(self) -> None:
         if self.weights not in WEIGHT_FORMS:
             raise InvalidRequest(f"weights '{self.weights}' are none of {', '.join(WEIGHT_FORMS)}")
-        if self.weights == "int8" and self.backend in PLAN_BACKENDS:
+        if self.weights != "model" and self.backend in PLAN_BACKENDS:
             raise InvalidRequest(
-                f"weights 'int8' are for CPUs, and backend {self.backend} builds a plan of weights "
-                "in the engine's type: choose --backend torch, or --weights model"
+                f"weights '{self.weights}' are for CPUs, and backend {self.backend} builds a plan "
+                "of weights in the engine's type: choose --backend torch, or --weights model"
             )
-        if self.weights == "int8" and self.dtype != "bfloat16":
+        if self.weights != "model" and self.dtype != "bfloat16":
             raise InvalidRequest(
-                f"weights 'int8' are multiplied in bfloat16, the engine's dtype is {self.dtype}: "
-                "choose --dtype bfloat16, or --weights model"
+                f"weights '{self.weights}' are multiplied in bfloat16, the engine's dtype is "
+                f"{self.dtype}: choose --dtype bfloat16, or --weights model"
             )
 
 

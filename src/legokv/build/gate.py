@@ -63,8 +63,8 @@ def _kl_weights(unrounded: Engine, full: Sequence[Tensor]) -> float | None:
         return _kl(GateRun(unrounded).full(), full)
     except NotFinite as error:
         log.warning(
-            "what int8 weights cost is not known, for the unrounded ones give what is not finite: "
-            "%s",
+            "what rounding the weights costs is not known, for the unrounded ones give what is "
+            "not finite: %s",
             error,
         )
         return None

@@ -19,7 +19,7 @@ class GateFacts:
     k = 16 over several chunks are what linking costs this model on one small text: recorded only.
     `attention` is the CPU's form they were computed by, whose rounding is in all of them; None in
     an engine that was built before it was recorded. `kl_weights` is the KL to the engine's own
-    weights before they were rounded to int8, of the tokens in full; None where they were not, or
+    weights before they were rounded to blocks, of the tokens in full; None where they were not, or
     were and gave what is not finite.
     """
 
@@ -58,7 +58,7 @@ class GateFacts:
         weights = (
             ""
             if self.kl_weights is None
-            else f"; int8 weights cost a KL to the unrounded ones of {_shown(self.kl_weights)} nats"
+            else f"; rounded weights cost a KL to the unrounded of {_shown(self.kl_weights)} nats"
         )
         return (
             f"linking its chunks costs a KL to full of {_shown(self.kl_link_0)} nats at k = 0, "

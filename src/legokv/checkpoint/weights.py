@@ -1,4 +1,4 @@
-"""A checkpoint's weights as the decoder's state dict, or with its matrices in bytes."""
+"""A checkpoint's weights as the decoder's state dict, or with its matrices in blocks."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -13,9 +13,9 @@ from legokv.checkpoint.layout import DecoderTensor, check_tensors, decoder_tenso
 from legokv.checkpoint.tensor_table import StoredTensor, read_tensor_table
 from legokv.errors import UnsupportedModel
 from legokv.model.config import ModelConfig
-from legokv.ops.int8_weight import Int8Weight, int8_weight, stacked
+from legokv.ops.block_weight import BlockWeight, block_weight, stacked
 
-Weight = Tensor | Int8Weight
+Weight = Tensor | BlockWeight
 
 
 def load_weights(
@@ -23,8 +23,9 @@ def load_weights(
 ) -> dict[str, Tensor]:
     """The decoder's tensors in `dtype`, query/key/value and gate/up stacked.
 
-    With form "int8" matrices have what they would be in bytes, rounded to bfloat16. Each is copied
-    once out of the mapped file and no mapping is left behind, so memory holds the weights once.
+    With another `form` than "model" matrices have what it makes of them, rounded to bfloat16.
+    Each is copied once out of the mapped file and no mapping is left behind, so memory holds the
+    weights once.
     UnsupportedModel for a tensor that is missing, misshapen, quantised or unused.
     """
     return {name: _dense(each, dtype) for name, each in _load(folder, config, dtype, form)}
@@ -33,12 +34,12 @@ def load_weights(
 def load_kept_weights(
     folder: Path, config: ModelConfig, dtype: torch.dtype, form: str
 ) -> dict[str, Weight]:
-    """As `load_weights`, but with form "int8" matrices stay in bytes."""
+    """As `load_weights`, but with another form than "model" matrices stay in blocks."""
     return dict(_load(folder, config, dtype, form))
 
 
 def _dense(weight: Weight, dtype: torch.dtype) -> Tensor:
-    return weight.dense().to(dtype) if isinstance(weight, Int8Weight) else weight
+    return weight.dense().to(dtype) if isinstance(weight, BlockWeight) else weight
 
 
 def _load(
@@ -62,18 +63,25 @@ def _loaded(
         }
         readers = {name: opened[tensor.file] for name, tensor in stored.items()}
         for tensor in decoder_tensors(config):
-            in_bytes = form == "int8" and len(tensor.shape) == 2
+            bits = _block_bits(tensor, form)
             yield (
                 tensor.name,
-                _in_bytes(tensor, readers) if in_bytes else _stacked(tensor, readers, dtype),
+                _in_blocks(tensor, readers, bits) if bits else _stacked(tensor, readers, dtype),
             )
 
 
-def _in_bytes(tensor: DecoderTensor, readers: dict[str, Any]) -> Int8Weight:
+def _block_bits(tensor: DecoderTensor, form: str) -> int:
+    """0 for what stays in its type. The embedding and a head are of 8 bits in each other form."""
+    if form == "model" or len(tensor.shape) != 2:
+        return 0
+    return 4 if form == "int4" and tensor.name.startswith("layers.") else 8
+
+
+def _in_blocks(tensor: DecoderTensor, readers: dict[str, Any], bits: int) -> BlockWeight:
     # From what is stored, not from its bfloat16: Q8_0 blocks have more bits.
     return stacked(
         [
-            int8_weight(readers[source.name].get_tensor(source.name), source.name)
+            block_weight(readers[source.name].get_tensor(source.name), source.name, bits)
             for source in tensor.sources
         ]
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from legokv.errors import LaunchRefused
 from legokv.kernels.gpu import DTYPES
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
-from legokv.ops.int8_weight import Int8Weight
+from legokv.ops.block_weight import BlockWeight
 
 _HUGE_PAGE = 2 << 20
 _REGION_BYTES = 64 << 20
@@ -39,7 +39,7 @@ class LinearArguments(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("instruction_set", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
-        ("int8", ctypes.c_int32),
+        ("block_bits", ctypes.c_int32),
         ("gated", ctypes.c_int32),
         ("norm_eps", ctypes.c_float),
     )
@@ -162,16 +162,17 @@ class LinearCalls:
         )
         return packed
 
-    def pack_int8(self, weight: Int8Weight) -> Tensor:
-        """A copy as the kernels read it: bytes; LaunchRefused where K is no multiple of 32."""
-        num_bytes: int = self._functions.legokv_cpu_int8_bytes(*weight.shape)
+    def pack_blocks(self, weight: BlockWeight) -> Tensor:
+        """A copy as the kernels read it; LaunchRefused where K is no multiple of 32."""
+        num_bytes: int = self._functions.legokv_cpu_block_bytes(*weight.shape, weight.bits)
         packed = self._memory.tensor(max(num_bytes, 1), torch.uint8)
         numbers, scales = weight.numbers.contiguous(), weight.scales.contiguous()
         self._library.check(
-            self._functions.legokv_cpu_pack_int8(
+            self._functions.legokv_cpu_pack_blocks(
                 ctypes.c_void_p(numbers.data_ptr()),
                 ctypes.c_void_p(scales.data_ptr()),
                 *weight.shape,
+                weight.bits,
                 ctypes.c_void_p(packed.data_ptr()),
             )
         )
@@ -273,16 +274,16 @@ class NativeNorm(nn.Module):
 class NativeWeight:
     """A weight [N, K] that `calls` packed, its bias [N] in float32, what x goes through before.
 
-    An int8 one is for bfloat16 rows: the results are those of its dense form, bit by bit.
+    One in blocks is for bfloat16 rows: the results are those of its dense form, bit by bit.
     """
 
     def __init__(
-        self, calls: LinearCalls, weight: Tensor | Int8Weight, bias: Tensor | None
+        self, calls: LinearCalls, weight: Tensor | BlockWeight, bias: Tensor | None
     ) -> None:
         self.shape = tuple(weight.shape)
-        is_int8 = isinstance(weight, Int8Weight)
-        if isinstance(weight, Int8Weight):
-            self.packed, self.dtype = calls.pack_int8(weight), torch.bfloat16
+        block_bits = weight.bits if isinstance(weight, BlockWeight) else 0
+        if isinstance(weight, BlockWeight):
+            self.packed, self.dtype = calls.pack_blocks(weight), torch.bfloat16
         else:
             self.packed, self.dtype = calls.pack(weight), weight.dtype
         self.bias = None if bias is None else bias.detach().float().contiguous()
@@ -293,7 +294,7 @@ class NativeWeight:
             num_columns=self.shape[0],
             num_products=self.shape[1],
             dtype=DTYPES[self.dtype],
-            int8=is_int8,
+            block_bits=block_bits,
         )
 
     @property
@@ -318,7 +319,7 @@ class NativeLinear(nn.Module):
     """
 
     def __init__(
-        self, calls: LinearCalls, weight: Tensor | Int8Weight, bias: Tensor | None = None
+        self, calls: LinearCalls, weight: Tensor | BlockWeight, bias: Tensor | None = None
     ) -> None:
         super().__init__()
         self._calls = calls

@@ -51,7 +51,7 @@ class NativeLibrary:
         self.functions.legokv_cpu_begin.restype = ctypes.c_void_p
         self.functions.legokv_cpu_last_error.restype = ctypes.c_char_p
         self.functions.legokv_cpu_packed_elements.restype = ctypes.c_int64
-        self.functions.legokv_cpu_int8_bytes.restype = ctypes.c_int64
+        self.functions.legokv_cpu_block_bytes.restype = ctypes.c_int64
         self.functions.legokv_cpu_num_keys_read.restype = ctypes.c_int64
         for name in _ONE_ADDRESS:
             getattr(self.functions, f"legokv_cpu_{name}").argtypes = [ctypes.c_void_p]

@@ -23,8 +23,9 @@ FLOAT_DTYPES = {
     "F32": FloatDtype("float32", 4),
 }
 DTYPES = tuple(dtype.name for dtype in FLOAT_DTYPES.values())
-WEIGHT_FORMS = ("model", "int8")
-"""How weights are kept: in the engine's type, or a byte a number and a scale for each 32."""
+WEIGHT_FORMS = ("model", "int8", "int4")
+"""How matrices are kept: in the engine's type, or in 8 bits a number and a scale for each 32, or
+in 4 where they are of the layers."""
 
 
 @dataclass(frozen=True)

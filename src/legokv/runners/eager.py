@@ -22,7 +22,7 @@ from legokv.step.graph import graph_shape
 class EagerRunner:
     """A runner over `weights` in their dtype, shared where they lie on `device` already.
 
-    But a CPU's bfloat16 layers are packed, and weights in bytes stay so where that is faster.
+    But a CPU's bfloat16 layers are packed, and weights in blocks stay so where that is faster.
     `attention` is the form of the two ops that it uses, made for the same `config` and device.
     """
 
@@ -43,11 +43,11 @@ class EagerRunner:
         self.attention, self.device = attention, device
         library = attention.library if device.type == "cpu" else None
         self.drawing = library
-        ready, in_bytes = parted_weights(weights, library)
-        on_device = {name: w if name in in_bytes else w.to(device) for name, w in ready.items()}
+        ready, in_blocks = parted_weights(weights, library)
+        on_device = {name: w if name in in_blocks else w.to(device) for name, w in ready.items()}
         self.decoder = decoder_from_weights(config, on_device)
         if device.type == "cpu":
-            pack_decoder(self.decoder, library, in_bytes)
+            pack_decoder(self.decoder, library, in_blocks)
         dtypes = Dtypes.same(str(dtype_of(self.decoder)).removeprefix("torch."))
         graph = graph_shape(config, dtypes, page_size)
         self._store = PageStore(

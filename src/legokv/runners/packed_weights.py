@@ -19,7 +19,7 @@ from legokv.checkpoint.weights import Weight
 from legokv.kernels.linear import LinearCalls, NativeGate, NativeLinear, NativeNorm
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.model.decoder import Decoder, Layer, RMSNorm
-from legokv.ops.int8_weight import Int8Embedding, Int8Weight
+from legokv.ops.block_weight import BlockEmbedding, BlockWeight
 
 log = logging.getLogger(__name__)
 
@@ -127,13 +127,13 @@ class PackedLinear(nn.Module):
 
 def parted_weights(
     weights: Mapping[str, Weight], library: NativeLibrary | None
-) -> tuple[dict[str, Tensor], dict[str, Int8Weight]]:
-    """All weights as tensors, and those in bytes that `pack_decoder` puts in the place of theirs.
+) -> tuple[dict[str, Tensor], dict[str, BlockWeight]]:
+    """All weights as tensors, and those in blocks that `pack_decoder` puts in the place of theirs.
 
-    Bytes stay bytes where the `library` multiplies bfloat16 by AMX: their tensors hold nothing
+    Blocks stay blocks where the `library` multiplies bfloat16 by AMX: their tensors hold nothing
     then. Elsewhere they become bfloat16, or the type of the others.
     """
-    in_bytes = {name: each for name, each in weights.items() if isinstance(each, Int8Weight)}
+    in_blocks = {name: each for name, each in weights.items() if isinstance(each, BlockWeight)}
     ready = {name: each for name, each in weights.items() if isinstance(each, Tensor)}
     dtype = ready["norm.weight"].dtype
     stays = (
@@ -141,41 +141,41 @@ def parted_weights(
         and library is not None
         and _multiplies(LinearCalls(library), torch.bfloat16)
     )
-    for name, each in in_bytes.items():
+    for name, each in in_blocks.items():
         nothing = torch.empty(each.shape, dtype=dtype, device="meta")
         ready[name] = nothing if stays else each.dense().to(dtype)
-    return ready, in_bytes if stays else {}
+    return ready, in_blocks if stays else {}
 
 
 def pack_decoder(
     decoder: Decoder,
     library: NativeLibrary | None = None,
-    in_bytes: Mapping[str, Int8Weight] = MappingProxyType({}),
+    in_blocks: Mapping[str, BlockWeight] = MappingProxyType({}),
 ) -> None:
     """Replace the decoder's linear layers by packed ones, the head too, its norms and gates.
 
     float32 goes by the CPU `library`, bfloat16 where the processor has AMX; other bfloat16 goes by
     oneDNN. A head tied to the embedding takes its size once more, since rows of the embedding are
     still looked up. What neither takes stays, as do other types: nothing is promised of its bits.
-    `in_bytes`: what takes the place of tensors that hold nothing, by their names.
+    `in_blocks`: what takes the place of tensors that hold nothing, by their names.
     """
     calls = None if library is None else LinearCalls(library)
     dtype = dtype_of(decoder)
     by_library = calls if calls is not None and _multiplies(calls, dtype) else None
-    if by_library is not None and in_bytes:
-        _pack_bytes(decoder, by_library, in_bytes)
+    if by_library is not None and in_blocks:
+        _pack_blocks(decoder, by_library, in_blocks)
     _pack_linear_layers(decoder, by_library)
     if decoder.head is None:
-        assert isinstance(decoder.embed, nn.Embedding), "a head in bytes is there by now"
+        assert isinstance(decoder.embed, nn.Embedding), "a head in blocks is there by now"
         decoder.head = _packed(by_library, decoder.embed.weight, None)
     if calls is not None:
         _replace_norms(decoder, calls)
-    form = "int8" if in_bytes else dtype
+    form = f"int{min(each.bits for each in in_blocks.values())}" if in_blocks else dtype
     log.info("linear layers of %s: %s", form, type(decoder.head).__name__)
 
 
 def dtype_of(decoder: Decoder) -> torch.dtype:
-    """What it computes in: that of its norms, which are never in bytes."""
+    """What it computes in: that of its norms, which are never in blocks."""
     weight = decoder.norm.weight
     assert isinstance(weight, Tensor), "a norm has a weight"
     return weight.dtype
@@ -205,18 +205,20 @@ def _native_norm(norm: nn.Module, calls: LinearCalls) -> NativeNorm:
     return NativeNorm(calls, norm.weight, norm.eps)
 
 
-def _pack_bytes(decoder: Decoder, calls: LinearCalls, in_bytes: Mapping[str, Int8Weight]) -> None:
-    """Put layers over the weights in bytes into the decoder, also the embedding's head."""
-    for name, weight in in_bytes.items():
+def _pack_blocks(
+    decoder: Decoder, calls: LinearCalls, in_blocks: Mapping[str, BlockWeight]
+) -> None:
+    """Put layers over the weights in blocks into the decoder, also the embedding's head."""
+    for name, weight in in_blocks.items():
         path = name.removesuffix(".weight")
         if path != "embed":
             linear = decoder.get_submodule(path)
             assert isinstance(linear, nn.Linear), f"{path} is no linear layer"
             decoder.set_submodule(path, NativeLinear(calls, weight, linear.bias))
-    embedding = in_bytes["embed.weight"]
+    embedding = in_blocks["embed.weight"]
     if decoder.head is None:
         decoder.head = NativeLinear(calls, embedding)
-    decoder.embed = Int8Embedding(embedding)
+    decoder.embed = BlockEmbedding(embedding)
 
 
 def _multiplies(calls: LinearCalls, dtype: torch.dtype) -> bool:

@@ -22,7 +22,7 @@ from legokv.kernels.linear import (
 )
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.model.decoder import Gate, RMSNorm, decoder_from_weights
-from legokv.ops.int8_weight import int8_weight
+from legokv.ops.block_weight import block_weight
 from legokv.runners.packed_weights import PackedLinear, pack_decoder
 
 # Rows, columns, products: a lone row, tiles that are not full, columns that end within a panel,
@@ -217,7 +217,7 @@ def test_what_stands_before_and_behind_a_product_in_one_call_has_the_bits_of_sev
     gates = norm_case((num_rows, 2 * 576), dtype)[1]
     _, weight, bias = case((num_rows, 100, 576), dtype)
     residual = norm_case((num_rows, 100), dtype)[1]
-    of = int8_weight(weight, "a weight") if is_int8 else weight
+    of = block_weight(weight, "a weight") if is_int8 else weight
     plain, normed, gated = (NativeWeight(calls, of, bias) for _ in range(3))
     normed.put_norm_before(NativeNorm(calls, norm.weight, norm.eps))
     gated.put_gate_before()

@@ -1,4 +1,5 @@
-// Products with a weight in bytes: it is expanded to bfloat16 panels, then multiplied as those are.
+// Products with a weight in blocks of few bits: it is expanded to bfloat16 panels, then multiplied
+// as those are.
 //
 // So a row's result has the bits that the expanded weight's has, for any number of rows.
 #pragma once
@@ -8,13 +9,14 @@
 namespace legokv::cpu {
 namespace {
 
-// Expand::step(from, to) makes a step of bfloat16.
-template <typename Tiles, typename Expand>
-class ByteProduct {
+// Expand::step(from, to) makes a step of bfloat16. Tiles::multiply_expanding(block, from) makes the
+// block's steps at its weight, kExpandedSteps in a ring.
+template <typename Tiles, typename Expand, typename Step>
+class BlockProduct {
  public:
-  using Group = LinearGroup<bfloat16, ByteStep>;
+  using Group = LinearGroup<bfloat16, Step>;
 
-  ByteProduct(const Group& group, bfloat16* scratch)
+  BlockProduct(const Group& group, bfloat16* scratch)
       : group_(group),
         scratch_(scratch),
         num_steps_(group.num_products / kStepProducts),
@@ -32,17 +34,14 @@ class ByteProduct {
  private:
   static int smaller(int a, int b) { return a < b ? a : b; }
 
-  // One panel against all rows, some steps expanded and multiplied at a time.
+  // One panel against all rows, each step expanded a little before it is multiplied.
   void multiply_few(int panel) {
-    const ByteStep* from = group_.weight + int64_t{panel} * num_steps_;
+    const Step* from = group_.weight + int64_t{panel} * num_steps_;
     const int num_rows = static_cast<int>(group_.num_rows);
-    for (int first = 0; first < num_steps_; first += kExpandedSteps) {
-      const int count = smaller(num_steps_ - first, kExpandedSteps);
-      for (int i = 0; i < count; ++i) Expand::step(from + first + i, scratch_ + i * kStepElements);
-      tiles_.multiply({group_.x + first * kStepProducts,
-                       group_.num_products * int64_t{sizeof(bfloat16)}, num_rows, scratch_, count,
-                       sums_, first > 0, true, Ahead{}, Ahead{}});
-    }
+    tiles_.template multiply_expanding<Expand>(
+        {group_.x, group_.num_products * int64_t{sizeof(bfloat16)}, num_rows, scratch_, num_steps_,
+         sums_, false, true, Ahead{}, Ahead{}},
+        from);
     store_block(group_, 0, num_rows, panel * kPanelColumns, sums_);
   }
 
@@ -50,7 +49,7 @@ class ByteProduct {
   void multiply_many(int first) {
     const int count = smaller(num_panels_ - first, panels_at_once_);
     const int first_column = first * kPanelColumns;
-    const ByteStep* from = group_.weight + int64_t{first} * num_steps_;
+    const Step* from = group_.weight + int64_t{first} * num_steps_;
     for (int i = 0; i < count * num_steps_; ++i) {
       Expand::step(from + i, scratch_ + int64_t{i} * kStepElements);
     }

@@ -1,4 +1,4 @@
-"""An engine whose weights are kept as int8: another model, as linked as any, refused where none."""
+"""An engine whose weights are kept as int8 or int4: another model, as linked as any."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import pytest
 import torch
 from build_command import build_engine
 from safetensors.torch import load_file, save_file
-from tiny_gguf import write_q8_0_gguf
+from tiny_gguf import write_block_gguf
 from torch import Tensor
 
 from legokv import Engine, EngineSettings
@@ -20,6 +20,7 @@ from legokv.built.folder import EngineFacts, cache_root, read_engine_folder
 from legokv.checkpoint import load_weights
 from legokv.checkpoint.source import checkpoint_folder
 from legokv.errors import EngineMismatch, InvalidRequest, NotFinite, UnsupportedModel
+from legokv.model.dtypes import WEIGHT_FORMS
 from legokv.runners.attention_forms import attention_form
 from legokv.runners.eager import EagerRunner
 
@@ -40,22 +41,30 @@ def logits_of(engine: Engine) -> Tensor:
     return engine.prefill([PROMPT]).logits
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-biased", "qwen3"])
-def test_an_int8_engine_is_built_checked_and_opened_with_the_weights_its_bytes_stand_for(
-    name: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "form", "most"),
+    [
+        ("llama", "int8", 0.1),
+        ("llama-biased", "int8", 0.1),
+        ("qwen3", "int8", 0.1),
+        ("llama-biased", "int4", 5),
+    ],
+)
+def test_an_engine_is_built_checked_and_opened_with_the_weights_its_blocks_stand_for(
+    name: str, form: str, most: float, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    facts = built(tiny_checkpoint(name), tmp_path / "e")
-    assert facts.weights == "int8"
+    facts = built(tiny_checkpoint(name), tmp_path / "e", BuildSettings("e", weights=form))
+    assert facts.weights == form
     assert facts.gate is not None
     assert facts.gate.passed
     assert facts.gate.kl_weights is not None
-    assert 0 < facts.gate.kl_weights < 0.1
-    assert f"KL to the unrounded ones of {facts.gate.kl_weights:.4g}" in facts.gate.cost
+    assert 0 < facts.gate.kl_weights < most
+    assert f"KL to the unrounded of {facts.gate.kl_weights:.4g}" in facts.gate.cost
     engine = opened(tmp_path / "e")
     found = logits_of(engine)
     assert torch.equal(logits_of(opened(tmp_path / "e")), found)
     # The same engine over tensors of what the bytes stand for: every bit is the same.
-    dense = load_weights(tmp_path / "e", facts.model, torch.bfloat16, "int8")
+    dense = load_weights(tmp_path / "e", facts.model, torch.bfloat16, form)
     form = attention_form("auto", facts.model, torch.bfloat16)
     sizes = {"num_pages": engine.runner.num_pages, "page_size": facts.page_size}
     engine.executor._runner = EagerRunner(facts.model, dense, form, **sizes)
@@ -65,12 +74,14 @@ def test_an_int8_engine_is_built_checked_and_opened_with_the_weights_its_bytes_s
 def test_the_form_of_the_weights_is_in_the_fingerprint_so_kv_is_never_shared(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    int8 = built(tiny_checkpoint("llama"), tmp_path / "int8")
-    plain = built(tiny_checkpoint("llama"), tmp_path / "plain", BuildSettings("e"))
-    assert int8.fingerprint != plain.fingerprint
-    assert cache_root("cache", int8) != cache_root("cache", plain)
-    keys = [opened(tmp_path / each).chunk(PROMPT).key for each in ("int8", "plain")]
-    assert keys[0] != keys[1]
+    checkpoint = tiny_checkpoint("llama")
+    of = {
+        form: built(checkpoint, tmp_path / form, BuildSettings("e", weights=form))
+        for form in WEIGHT_FORMS
+    }
+    assert len({facts.fingerprint for facts in of.values()}) == 3
+    assert len({cache_root("cache", facts) for facts in of.values()}) == 3
+    assert len({opened(tmp_path / form).chunk(PROMPT).key for form in of}) == 3
 
 
 def test_an_engine_of_before_the_form_was_recorded_is_read_as_the_model_s_type(
@@ -100,30 +111,33 @@ def test_a_form_that_was_changed_in_engine_json_is_refused(
         opened(tmp_path / "e")
 
 
-def test_an_engine_of_a_q8_0_file_answers_as_that_file_in_bfloat16_bit_by_bit(
-    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize(("form", "blocks"), [("int8", "Q8_0"), ("int4", "Q4_0")])
+def test_an_engine_of_a_file_of_such_blocks_answers_as_that_file_in_bfloat16_bit_by_bit(
+    form: str, blocks: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    file = write_q8_0_gguf(tmp_path / "tiny.gguf", tiny_checkpoint("llama"))
+    file = write_block_gguf(tmp_path / "tiny.gguf", tiny_checkpoint("llama"), blocks)
     folder = checkpoint_folder("llama", file, tmp_path / "checkpoints", lambda line: None)
-    facts = built(folder, tmp_path / "int8")
+    facts = built(folder, tmp_path / "blocks", BuildSettings("e", weights=form))
     built(folder, tmp_path / "plain", BuildSettings("e"))
     assert facts.gate is not None
     assert facts.gate.kl_weights == pytest.approx(0, abs=1e-9)
-    assert torch.equal(logits_of(opened(tmp_path / "int8")), logits_of(opened(tmp_path / "plain")))
+    assert torch.equal(
+        logits_of(opened(tmp_path / "blocks")), logits_of(opened(tmp_path / "plain"))
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weights": "int3"}, "weights 'int3' are none of model, int8"),
-        ({"weights": "int8", "dtype": "float32"}, "multiplied in bfloat16, the engine's dtype is"),
-        (
-            {"weights": "int8", "backend": "tensorrt"},
-            "for CPUs, and backend tensorrt builds a plan",
+        ({"weights": "int3"}, "weights 'int3' are none of model, int8, int4"),
+        ({"weights": "int4", "dtype": "float32"}, "multiplied in bfloat16, the engine's dtype is"),
+        *(
+            ({"weights": form, "backend": "tensorrt"}, f"'{form}' are for CPUs, and backend tens")
+            for form in ("int8", "int4")
         ),
     ],
 )
-def test_what_int8_is_not_for_is_refused_with_the_next_step(
+def test_what_blocks_are_not_for_is_refused_with_the_next_step(
     settings: dict[str, str], message: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=message):
@@ -133,7 +147,7 @@ def test_what_int8_is_not_for_is_refused_with_the_next_step(
 def test_the_command_refuses_a_form_that_is_none_in_one_sentence(tmp_path: Path) -> None:
     finished = build_engine("--weights", "int3", "--output", tmp_path / "e")
     assert finished.returncode == 1
-    assert "weights 'int3' are none of model, int8" in finished.stderr
+    assert "weights 'int3' are none of model, int8, int4" in finished.stderr
     assert finished.stderr.count("\n") == 1
     assert not (tmp_path / "e").exists()
 
