@@ -73,7 +73,7 @@ def block_weight(weight: Tensor, name: str, bits: int = 8) -> BlockWeight:
     scales = _scales(blocks, bits)
     if not bool(scales.isfinite().all()):
         raise UnsupportedModel(
-            f"{name} holds numbers that are none or above {_largest(bits) * 65504}: it can't be "
+            f"{name} holds numbers that are none or above {_divisor(bits) * 65504}: it can't be "
             f"kept as int{bits}; fetch the checkpoint again, or build with --weights model"
         )
     numbers = _numbers(blocks, scales, bits)
@@ -86,19 +86,23 @@ def _largest(bits: int) -> int:
     return int(2 ** (bits - 1)) - 1
 
 
+def _divisor(bits: int) -> int:
+    """What a block's largest number becomes, without its sign."""
+    return 127 if bits == 8 else 8
+
+
 def _scales(blocks: Tensor, bits: int) -> Tensor:
     if bits == 8:
-        return (blocks.abs().amax(1) / _largest(bits)).half()
+        return (blocks.abs().amax(1) / _divisor(bits)).half()
     # All 16 numbers are of use: there is one more below 0 than above.
     least, most = blocks.aminmax(dim=1)
-    return (torch.where(-least > most, least, most) / -(_largest(bits) + 1)).half()
+    return (torch.where(-least > most, least, most) / -_divisor(bits)).half()
 
 
 def _numbers(blocks: Tensor, scales: Tensor, bits: int) -> Tensor:
     # A block of zeros, or of numbers below any scale, has scale 0: they are 0 by 1, too.
     wide = scales.float().masked_fill_(scales == 0, 1)[:, None]
-    least = -_largest(bits) if bits == 8 else -_largest(bits) - 1
-    return (blocks / wide).round_().clamp_(least, _largest(bits)).char()
+    return (blocks / wide).round_().clamp_(-_divisor(bits), _largest(bits)).char()
 
 
 def _keep_multiples(blocks: Tensor, numbers: Tensor, scales: Tensor, bits: int) -> None:

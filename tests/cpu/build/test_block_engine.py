@@ -19,6 +19,8 @@ from legokv.build.gate import GateRun
 from legokv.built.folder import EngineFacts, cache_root, read_engine_folder
 from legokv.checkpoint import load_weights
 from legokv.checkpoint.source import checkpoint_folder
+from legokv.engine.jobs import Prefill
+from legokv.engine.request import GenerateRequest
 from legokv.errors import EngineMismatch, InvalidRequest, NotFinite, UnsupportedModel
 from legokv.model.dtypes import WEIGHT_FORMS
 from legokv.runners.attention_forms import attention_form
@@ -69,6 +71,20 @@ def test_an_engine_is_built_checked_and_opened_with_the_weights_its_blocks_stand
     sizes = {"num_pages": engine.runner.num_pages, "page_size": facts.page_size}
     engine.executor._runner = EagerRunner(facts.model, dense, form, **sizes)
     assert torch.equal(logits_of(engine), found)
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_a_prompt_s_logits_have_the_same_bits_alone_and_beside_others(
+    form: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    built(tiny_checkpoint("llama"), tmp_path / "e", BuildSettings("e", weights=form))
+    engine = opened(tmp_path / "e")
+    prompts = [PROMPT, PROMPT[7:8], list(range(80, 180)), PROMPT[::-1]]
+    jobs = [engine.submit(GenerateRequest([prompt], 0)) for prompt in prompts]
+    together = [list(engine.results(job))[-1] for job in jobs]
+    for found, prompt in zip(together, prompts, strict=True):
+        assert isinstance(found, Prefill)
+        assert torch.equal(found.logits, engine.prefill([prompt]).logits)
 
 
 def test_the_form_of_the_weights_is_in_the_fingerprint_so_kv_is_never_shared(

@@ -112,11 +112,15 @@ def test_zeros_and_numbers_below_any_scale_are_zeros(bits):
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -1e7])
-def test_numbers_that_no_scale_holds_are_refused_by_the_tensor_s_name(number):
+@pytest.mark.parametrize(("bits", "most"), [(8, 8319008), (4, 524032)])
+def test_numbers_that_no_scale_holds_are_refused_by_the_tensor_s_name(number, bits, most):
     weight = random_weight((4, 64))
+    weight[2, 5] = most
+    assert block_weight(weight, "model.q", bits).dense().isfinite().all()
     weight[2, 5] = number
-    with pytest.raises(UnsupportedModel, match=r"model\.q holds numbers that are none or above"):
-        block_weight(weight, "model.q")
+    match = rf"model\.q holds numbers that are none or above {most}: it can't be kept as int{bits};"
+    with pytest.raises(UnsupportedModel, match=match):
+        block_weight(weight, "model.q", bits)
 
 
 def test_rows_that_are_no_whole_blocks_are_refused_with_their_length():
