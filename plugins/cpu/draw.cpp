@@ -29,17 +29,9 @@ bool are_tokens(const int64_t* ids, int64_t count, int num_tokens) {
 }
 
 DrawRow row_of(const LegokvCpuDraw& draw, int64_t number) {
-  const LegokvCpuDrawRow& row = draw.rows[number];
   const int64_t next = number + draw.num_threads;
-  return {row.values,      next < draw.num_rows ? draw.rows[next].values : nullptr,
-          row.allowed,     row.change_ids,
-          row.bias,        row.divisor,
-          row.taken,       row.banned_ids,
-          row.num_changes, row.num_banned,
-          draw.num_tokens, draw.dtype,
-          row.top_k,       row.temperature,
-          row.top_p,       row.min_p,
-          row.place,       draw.is_exact != 0};
+  return {draw.rows[number], next < draw.num_rows ? draw.rows[next].values : nullptr,
+          draw.num_tokens, draw.dtype, draw.is_exact != 0};
 }
 
 }  // namespace

@@ -7,6 +7,8 @@
 namespace legokv::cpu {
 namespace {
 
+constexpr int64_t kNotFinite = -1;
+
 template <typename Raw>
 int64_t draw_exactly(const DrawRow& row, const RowBlocks<Raw>& blocks, Parts& parts) {
   auto* values = parts.take<double>(int64_t{blocks.num_blocks} * kDrawBlock);
@@ -18,14 +20,16 @@ int64_t draw_exactly(const DrawRow& row, const RowBlocks<Raw>& blocks, Parts& pa
       }
     });
   }
-  return values == nullptr ? 0 : ExactDraw(row, values, memory).run();
+  return values == nullptr ? 0 : ExactDraw(row, blocks, values, memory).run();
 }
 
 template <typename Raw>
 int64_t draw_of(const DrawRow& row, Parts& parts) {
   RowBlocks<Raw> blocks(row, parts);
   QuickDraw<Raw> quick(row, blocks, parts);
-  const int64_t id = row.is_exact ? (blocks.read() ? kUnsure : kNotFinite) : quick.run();
+  if (!blocks.read()) return kNotFinite;
+  if (row.temperature == 0 || blocks.most == -kInfinity) return blocks.first_of_most();
+  const int64_t id = row.is_exact ? kUnsure : quick.run();
   return id == kUnsure ? draw_exactly(row, blocks, parts) : id;
 }
 

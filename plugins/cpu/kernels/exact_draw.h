@@ -5,9 +5,7 @@
 // how far below the likeliest they lie, and only those as far as the last that is kept are sorted.
 #pragma once
 
-#include <algorithm>
-
-#include "cpu/kernels/draw_lanes.h"
+#include "cpu/kernels/row_blocks.h"
 
 namespace legokv::cpu {
 namespace {
@@ -21,25 +19,27 @@ struct Cut {
 };
 
 // What ExactDraw needs, whole cache lines: of each token its weight, twice its id and its distance;
-// three numbers a block; a mass and a count a distance.
+// two numbers a block; a mass and a count a distance.
 constexpr int64_t exact_draw_bytes(int num_tokens) {
   const int64_t blocks = draw_blocks(num_tokens);
   const int64_t bytes =
-      blocks * kDrawBlock * (8 + 2 * 4 + 2) + blocks * 3 * 8 + kDrawDistances * (8 + 4);
+      blocks * kDrawBlock * (8 + 2 * 4 + 2) + blocks * 2 * 8 + kDrawDistances * (8 + 4);
   return (bytes + 63) / 64 * 64;
 }
 
-// Draws from one row's values, whole blocks of them with -infinity behind the last token. `memory`:
-// exact_draw_bytes of it, 64-aligned.
+// Draws from one row's values, whole blocks of them with -infinity behind the last token, whose
+// peaks `blocks` has; at a temperature above 0. `memory`: exact_draw_bytes of it, 64-aligned.
 class ExactDraw {
  public:
-  ExactDraw(const DrawRow& row, const double* values, void* memory)
+  template <typename Raw>
+  ExactDraw(const DrawRow& row, const RowBlocks<Raw>& blocks, const double* values, void* memory)
       : row_(row),
         values_(values),
-        num_blocks_(draw_blocks(row.num_tokens)),
+        num_blocks_(blocks.num_blocks),
+        most_(blocks.most),
         weights_(static_cast<double*>(memory)),
-        peaks_(weights_ + int64_t{num_blocks_} * kDrawBlock),
-        sums_(peaks_ + num_blocks_),
+        peaks_(blocks.peaks),
+        sums_(weights_ + int64_t{num_blocks_} * kDrawBlock),
         ordered_(sums_ + num_blocks_),
         masses_(ordered_ + num_blocks_),
         counts_(reinterpret_cast<int32_t*>(masses_ + kDrawDistances)),
@@ -47,8 +47,6 @@ class ExactDraw {
         distances_(reinterpret_cast<uint16_t*>(members_ + int64_t{num_blocks_} * 2 * kDrawBlock)) {}
 
   int64_t run() {
-    find_peaks();
-    if (row_.temperature == 0 || most_ == -kInfinity) return first_of_most();
     weigh();
     if (has_top_k() || row_.top_p < 1) drop_behind(last_kept());
     if (row_.min_p > 0) drop_unlikely();
@@ -62,29 +60,6 @@ class ExactDraw {
 
   int64_t end_id(int block) const {
     return std::min<int64_t>(first_id(block) + kDrawBlock, row_.num_tokens);
-  }
-
-  void find_peaks() {
-    for (int block = 0; block < num_blocks_; ++block) {
-      const double* values = values_ + first_id(block);
-      Doubles most = load_doubles(values);
-      for (int i = kDrawLanes; i < kDrawBlock; i += kDrawLanes) {
-        const Doubles some = load_doubles(values + i);
-        most = some > most ? some : most;
-      }
-      double peak = most[0];
-      for (int i = 1; i < kDrawLanes; ++i) peak = std::max<double>(peak, most[i]);
-      peaks_[block] = peak;
-      most_ = std::max(most_, peak);
-    }
-  }
-
-  int64_t first_of_most() const {
-    int block = 0;
-    while (block + 1 < num_blocks_ && peaks_[block] != most_) ++block;
-    int64_t id = first_id(block);
-    while (id + 1 < end_id(block) && values_[id] != most_) ++id;
-    return id;
   }
 
   void weigh() {
@@ -299,14 +274,14 @@ class ExactDraw {
   const DrawRow& row_;
   const double* values_;
   int num_blocks_;
+  double most_;
   int64_t num_members_ = 0;
   double members_weight_ = 0;
-  double most_ = -kInfinity;
   double* weights_;
-  double* peaks_;    // of each block
-  double* sums_;     // of each block's weights
-  double* ordered_;  // peaks
-  double* masses_;   // of each distance
+  const double* peaks_;  // of each block
+  double* sums_;         // of each block's weights
+  double* ordered_;      // peaks
+  double* masses_;       // of each distance
   int32_t* counts_;
   int32_t* members_;  // ids, and behind them those of one distance
   uint16_t* distances_;

@@ -124,25 +124,11 @@ constexpr int kDrawBlock = 64;
 
 constexpr int draw_blocks(int num_tokens) { return (num_tokens + kDrawBlock - 1) / kDrawBlock; }
 
-// A row of logits to draw a token from; temperature 0: the first of the likeliest. top_k 0: all.
-struct DrawRow {
-  const void* values;  // float or bfloat16
-  const void* next;    // the row after it, or null
-  const uint8_t* allowed;
-  const int64_t* change_ids;
-  const double* bias;
-  const double* divisor;
-  const double* taken;
-  const int64_t* banned_ids;
-  int64_t num_changes;
-  int64_t num_banned;
+// A row of logits to draw a token from, with what its batch has in common.
+struct DrawRow : LegokvCpuDrawRow {
+  const void* next;  // the row's values that come after it, or null
   int32_t num_tokens;
-  int32_t dtype;
-  int64_t top_k;
-  double temperature;
-  double top_p;
-  double min_p;
-  double place;
+  int32_t dtype;  // float32 or bfloat16
   bool is_exact;
 };
 

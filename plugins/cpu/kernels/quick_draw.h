@@ -10,7 +10,6 @@
 namespace legokv::cpu {
 namespace {
 
-constexpr int64_t kNotFinite = -1;
 constexpr int64_t kUnsure = -2;
 
 // Of a sum of weights: more than near_power's error, that of adding some millions of them, here and
@@ -38,7 +37,7 @@ inline TokenList token_list(Parts& parts, int64_t most) {
 template <typename Raw>
 class QuickDraw {
  public:
-  QuickDraw(const DrawRow& row, RowBlocks<Raw>& blocks, Parts& parts)
+  QuickDraw(const DrawRow& row, const RowBlocks<Raw>& blocks, Parts& parts)
       : row_(row),
         all_(blocks),
         blocks_(blocks),
@@ -51,10 +50,9 @@ class QuickDraw {
         guess_by_weight_(blocks_, row.temperature, parts),
         guess_by_count_(blocks_, kInfinity, parts) {}
 
+  // Of a row that is read, and not only for its likeliest.
   int64_t run() {
-    if (!all_.read()) return kNotFinite;
     blocks_ = all_;
-    if (row_.temperature == 0 || blocks_.most == -kInfinity) return first_of_most();
     const bool has_top_k = row_.top_k > 0 && row_.top_k < row_.num_tokens;
     const bool is_fewer = has_top_k && keep_top_k();
     unit_ = 1.4426950408889634 / row_.temperature;
@@ -74,19 +72,6 @@ class QuickDraw {
   }
 
  private:
-  int64_t first_of_most() const {
-    int block = 0;
-    while (block + 1 < blocks_.num_blocks && blocks_.peaks[block] != blocks_.most) ++block;
-    return int64_t{block} * kDrawBlock + blocks_.at(block, [&](const auto* values) {
-      int place = 0;
-      while (place + 1 < kDrawBlock && to_double(values[place]) != blocks_.most) ++place;
-      return place;
-    });
-  }
-
-  static double to_double(double value) { return value; }
-  static double to_double(Raw value) { return to_float(value); }
-
   // Relative to the likeliest's, but for a factor that all have in common. A copy of what it needs:
   // of a member the compiler would not know that no store changes it.
   auto weights() const {
@@ -366,7 +351,7 @@ class QuickDraw {
   }
 
   const DrawRow& row_;
-  RowBlocks<Raw>& all_;
+  const RowBlocks<Raw>& all_;
   RowBlocks<Raw> blocks_;  // all, or what top_k keeps
   double* sums_;           // of each block's weights, those that are kept
   double* room_;

@@ -92,11 +92,25 @@ class RowBlocks {
     return body(static_cast<const double*>(own_ + int64_t{place} * kDrawBlock));
   }
 
+  // The id of the first value that none is larger than.
+  int64_t first_of_most() const {
+    int block = 0;
+    while (block + 1 < num_blocks && peaks[block] != most) ++block;
+    return int64_t{block} * kDrawBlock + at(block, [&](const auto* values) {
+             int place = 0;
+             while (place + 1 < kDrawBlock && to_double(values[place]) != most) ++place;
+             return place;
+           });
+  }
+
   int num_blocks = 0;
   double most = -kInfinity;
   double* peaks = nullptr;  // each block's largest value
 
  private:
+  static double to_double(double value) { return value; }
+  static double to_double(Raw value) { return to_float(value); }
+
   static double peak_of(const double* values) {
     Doubles most = load_doubles(values);
     for (int i = kDrawLanes; i < kDrawBlock; i += kDrawLanes) {
