@@ -112,6 +112,16 @@ class AmxTiles {
     }
   }
 
+  template <bool kTwo>
+  static void multiply_tiles() {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kTwo) {
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+
   template <bool kTwo, bool kKeepX>
   static void multiply_rows(const LinearBlock<bfloat16>& block) {
     begin<kTwo>(block);
@@ -123,12 +133,7 @@ class AmxTiles {
       x_ahead.fetch();
       load_weight<!kKeepX>(block.weight + step * kStepElements);
       load_x<kTwo, kKeepX>(x, row_bytes);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      if constexpr (kTwo) {
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
+      multiply_tiles<kTwo>();
     }
     end<kTwo>(block);
   }
@@ -149,12 +154,7 @@ class AmxTiles {
       load_weight<true>(ring + (step - kBehind) % kExpandedSteps * kStepElements);
       load_x<kTwo, true>(x, block.row_bytes);
       x += 64;
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      if constexpr (kTwo) {
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
+      multiply_tiles<kTwo>();
     }
     end<kTwo>(block);
   }

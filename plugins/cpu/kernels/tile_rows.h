@@ -143,8 +143,7 @@ class TileRows {
     const int num_panels = (end_row - first_row + kRows - 1) / kRows;
     const int keys_a_turn = (kBlockKeys + kTurns * num_panels - 1) / (kTurns * num_panels);
     Panel before{}, panel = panel_of(block, 0, first_row, end_row);
-    score_half(panel, 0);
-    score_half(panel, 1);
+    score_rows(block, first_row, panel.num_rows);
     for (int number = 0; number < num_panels; ++number) {
       const Panel ahead = panel_of(block, number + 1, first_row, end_row);
       for (int turn = 0; turn < kTurns; ++turn) {
