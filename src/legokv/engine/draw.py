@@ -63,6 +63,7 @@ def draw_tokens(
 ) -> list[Drawn]:
     """A token for each of `draws`, from its row of `logits` float32 [R, V].
 
+    By the library logits may be bfloat16, too.
     NotFinite in its place, and nothing is drawn, if a logit of the row is NaN or infinite with
     what the draw changes of it, whatever its options are.
     """
@@ -134,9 +135,9 @@ def drawn_rows(
             "logits to draw from are [rows, tokens] of float32 or bfloat16, these are "
             f"{list(logits.shape)} of {logits.dtype}"
         )
-    rows = [draw.row for draw in draws]
-    if not all(0 <= row < len(logits) for row in rows):
-        raise LaunchRefused(f"rows 0 to {len(logits) - 1} can be drawn from, not {max(rows)}")
+    absent = [draw.row for draw in draws if not 0 <= draw.row < len(logits)]
+    if absent:
+        raise LaunchRefused(f"rows 0 to {len(logits) - 1} can be drawn from, not {absent[0]}")
     logits = logits.contiguous()
     first, row_bytes = logits.data_ptr(), logits.shape[1] * logits.element_size()
     held: list[NDArray[np.generic]] = []

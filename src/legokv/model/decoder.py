@@ -115,7 +115,7 @@ class Decoder(nn.Module):
         return logits, pools_after
 
     def _tied_head(self, rows: Tensor) -> Tensor:
-        assert isinstance(self.embed, nn.Embedding), "a head in bytes is not tied"
+        assert isinstance(self.embed, nn.Embedding), "a head in blocks is not tied"
         return F.linear(rows, self.embed.weight)
 
     def attend_first(
