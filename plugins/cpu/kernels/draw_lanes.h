@@ -28,6 +28,13 @@ inline Doubles load_doubles(const T* from) {
 
 inline Doubles all_doubles(double value) { return value - Doubles{}; }
 
+// Distances up to `range`, by this, are numbers of buckets. All are in the first where the range is
+// nothing, or so small that no number is large enough.
+inline double bucket_scale(int num_buckets, double range) {
+  const double scale = (num_buckets - 1) / range;
+  return range > 0 && scale < kInfinity ? scale : 0;
+}
+
 // Which lanes: a bit each.
 using Bits = uint32_t;
 

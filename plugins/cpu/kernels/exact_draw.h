@@ -160,7 +160,7 @@ class ExactDraw {
     members_weight_ = 0;
     // What weighs e^-40 and less is as far as can be.
     const double range = std::min(most_ - least, 40 * row_.temperature);
-    const double scale = range > 0 ? (kDrawDistances - 1) / range : 0;
+    const double scale = bucket_scale(kDrawDistances, range);
     for (int64_t i = 0; i < num_members_; ++i) {
       const double below = std::min(most_ - values_[members_[i]], range);
       const int distance = static_cast<int>(below * scale);

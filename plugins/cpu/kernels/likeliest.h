@@ -39,7 +39,7 @@ class Guess {
     std::fill(peaks_, peaks_ + kGuessBuckets, 0);
     std::fill(others_, others_ + kGuessBuckets, 0);
     const double range = std::min(blocks_.most - least(), 40 * temperature_);
-    scale_ = range > 0 ? (kGuessBuckets - 1) / range : 0;
+    scale_ = bucket_scale(kGuessBuckets, range);
     int block = 0;
     for (; block + kDrawLanes <= blocks_.num_blocks; block += kDrawLanes) {
       count(load_doubles(blocks_.peaks + block), kInfinity, peaks_);

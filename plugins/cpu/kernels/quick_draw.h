@@ -177,7 +177,7 @@ class QuickDraw {
       top = std::max(top, list_.values[i]);
       least = std::min(least, list_.values[i]);
     }
-    const double scale = top > least ? (kGuessBuckets - 1) / (top - least) : 0;
+    const double scale = bucket_scale(kGuessBuckets, top - least);
     const auto bucket_of = [&](double value) { return static_cast<int>((top - value) * scale); };
     std::fill(masses_, masses_ + kGuessBuckets, 0.0);
     for (int64_t i = 0; i < list_.size; ++i) {

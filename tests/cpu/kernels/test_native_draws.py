@@ -133,6 +133,19 @@ def test_what_lies_on_an_edge_is_decided_by_the_exact_weights(library):
         assert draw_tokens(logits, [draw]) == [token_id], (kwargs, place)
 
 
+@pytest.mark.parametrize("bias", [1e-310, -1e-310, 5e-324, 1e-305, 1e-300])
+@pytest.mark.parametrize("kwargs", [{"top_p": 0.5}, {"top_k": 3}, {"top_k": 60, "top_p": 0.5}])
+def test_logits_that_differ_by_next_to_nothing_are_told_apart(library, kwargs, bias):
+    """By a logit's last bits below the smallest whole float64, as a bias of JSON can have it."""
+    logits, changed = torch.zeros(1, 100), {20: bias, 70: bias / 2}
+    options = SamplingOptions(temperature=1.0, logit_bias=changed, **kwargs)
+    for place in (0.0, 0.3, 0.77):
+        draw = Draw(0, options, LogitChanges(options), place)
+        wanted = draw_tokens(logits, [draw])
+        assert draw_tokens(logits, [draw], library) == wanted, place
+        assert drawn_rows(library, logits, [draw], is_exact=True) == wanted, place
+
+
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_a_row_s_token_is_the_same_alone_and_in_company_on_any_number_of_threads(
     torch_threads, num_threads
