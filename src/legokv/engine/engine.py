@@ -21,6 +21,7 @@ from legokv.engine.parts import EngineParts, open_parts
 from legokv.engine.ranking import FOREIGN_TEXT, FOREIGN_TOKENS, RankJob
 from legokv.engine.request import (
     MODES_BY_ATTENTION,
+    MODES_WITH_DRIFT,
     AnswerOptions,
     Finished,
     GenerateRequest,
@@ -250,6 +251,12 @@ class Engine:
             raise InvalidRequest(
                 f"mode '{request.mode}' asks what the question attends to, which an engine's plan "
                 "does not say: open it with runner 'cuda', or 'torch' on a CPU"
+            )
+        if request.mode in MODES_WITH_DRIFT and not self.runner.gives_drift:
+            raise InvalidRequest(
+                f"mode '{request.mode}' moves stored keys and values, which an engine's plan does "
+                f"not: take mode '{request.mode.removesuffix('-drift')}', or open it with runner "
+                "'cuda', or 'torch' on a CPU"
             )
         segments = self._naming.segments(request)
         reserve = max(request.max_tokens - 1, 0)

@@ -26,7 +26,7 @@ class EagerRunner:
     `attention` is the form of the two ops that it uses, made for the same `config` and device.
     """
 
-    gives_attention = True
+    gives_attention = gives_drift = True
     lost: LegokvError | None = None
 
     def __init__(

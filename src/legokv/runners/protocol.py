@@ -19,6 +19,8 @@ class Runner(Protocol):
     device: torch.device
     gives_attention: bool
     """Whether it has an `attention_mass`."""
+    gives_drift: bool
+    """Whether its steps move what drifts."""
     drawing: NativeLibrary | None
     """What draws tokens of its logits where they lie; None where torch does."""
     lost: LegokvError | None

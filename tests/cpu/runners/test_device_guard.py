@@ -40,7 +40,8 @@ class Device:
 class Runner:
     """Computes on SECOND alone; raises `error` once it is set."""
 
-    num_pages, page_size, device, gives_attention, lost = 4, 16, SECOND, True, None
+    num_pages, page_size, device, lost = 4, 16, SECOND, None
+    gives_attention = gives_drift = True
     drawing = None
     error: Exception | None = None
 

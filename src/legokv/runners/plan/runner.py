@@ -1,27 +1,42 @@
 """Runs a compiled plan over tensors set aside once; a pool is its input and its output."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from legokv.built.plan_facts import PlanFacts
-from legokv.built.plan_limits import DECODE, LINK, PREFILL, filled_up, profile_number
-from legokv.errors import LegokvError
+from legokv.built.plan_limits import DECODE, LINK, PREFILL, Profile, filled_up, profile_number
+from legokv.errors import InvalidRequest, LegokvError
 from legokv.kernels.native_library import NativeLibrary
 from legokv.model.dtypes import Int32
+from legokv.runners.key_mass import KeyMass
 from legokv.runners.page_store import PageStore
 from legokv.runners.plan.buffers import ArrivingPages, StepBuffers, largest, view_of
 from legokv.runners.plan.contexts import PlanSession
 from legokv.step.batch import StepBatch
-from legokv.step.graph import GraphShape, batch_sizes, step_arrays
+from legokv.step.graph import GraphShape, ScoringShape, batch_sizes, step_arrays
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """The opened plan of the scoring pass: of one profile, that holds steps of one sequence."""
+
+    session: PlanSession
+    shape: ScoringShape
+    profile: Profile
+    num_heads: int
 
 
 class TensorRTRunner:
-    """A runner over an opened plan. Its tensors lie on one device, at one place for ever."""
+    """A runner over an opened plan. Its tensors lie on one device, at one place for ever.
 
-    gives_attention = False
+    A `scoring` plan reads the same pools and tables: with one, it has an `attention_mass`.
+    """
+
+    gives_drift = False
     drawing: NativeLibrary | None = None
     lost: LegokvError | None = None
 
@@ -31,8 +46,10 @@ class TensorRTRunner:
         plan: PlanFacts,
         graph: GraphShape,
         store: PageStore,
+        scoring: ScoringPlan | None = None,
     ) -> None:
         device = store.device
+        self.gives_attention, self._scoring = scoring is not None, scoring
         self.num_pages, self.page_size, self.device = store.num_pages, graph.page_size, device
         self._session, self._plan, self._graph = session, plan, graph
         self._store = store
@@ -45,6 +62,10 @@ class TensorRTRunner:
             largest(logits, plan.profiles), dtype=torch.float32, device=device
         )
         self._pools = dict(zip((b.name for b in graph.pools), self._store.pools, strict=True))
+        if scoring:
+            self._rows = torch.zeros(1, dtype=torch.int32, device=device)
+            size = largest(scoring.shape.outputs[0], [scoring.profile])
+            self._mass = torch.zeros(size, dtype=torch.float32, device=device)
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> Tensor:
@@ -77,8 +98,31 @@ class TensorRTRunner:
         # The next run writes to the same place.
         return outputs["logits"][:num_sequences].clone()
 
+    @torch.inference_mode()
     def attention_mass(self, batch: StepBatch, num_rows: int) -> Tensor:
-        raise NotImplementedError("a plan's attention gives outputs alone")
+        scoring = self._scoring
+        if scoring is None:
+            raise NotImplementedError("without a scoring plan, attention gives outputs alone")
+        sizes = batch_sizes(batch, 0, self.num_pages)
+        excess = scoring.profile.excess(sizes)
+        if excess is not None:
+            raise InvalidRequest(f"the scoring plan can't run this step: {excess}")
+        # Its graph has no nodes for pages that arrive.
+        self._arriving.put_in_pools()
+        shape = scoring.shape
+        self._rows.fill_(num_rows)
+        held = {**self._buffers.load(step_arrays(batch), sizes), "scoring": self._rows}
+        inputs = {b.name: held[b.name] for b in shape.tables}
+        inputs |= {b.name: self._pools[b.name] for b in shape.pools}
+        outputs = {
+            b.name: self._pools[b.alias_of] if b.alias_of else view_of(self._mass, b.sized(sizes))
+            for b in shape.outputs
+        }
+        mass = KeyMass(batch, num_rows, shape.layers, self.page_size, self.device)
+        with self._store.step(batch):
+            scoring.session.run(PREFILL, inputs, outputs)
+        mass.add(outputs["mass"])
+        return mass.mean(scoring.num_heads)
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         self._arriving.put_in_pools()
