@@ -71,6 +71,8 @@ def build(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     for option in ("checkpoint", "output", "plugin_library"):
         _refuse_bytes(option, getattr(arguments, option))
+    # First: what goes together nowhere is not for want of something on this machine.
+    _settings(arguments, arguments.backend)
     settings = _settings(arguments, choose_backend(arguments.backend, this_machine(), say))
     output = arguments.output or OUT / "engines" / settings.name
     checkpoint = checkpoint_folder(arguments.model, arguments.checkpoint, OUT / "checkpoints", say)
@@ -152,7 +154,10 @@ def _checkpoint_name(checkpoint: Path) -> str:
 
 
 def _plugin_library(arguments: argparse.Namespace, backend: str) -> Callable[[], Path] | None:
-    """What gives the plugins a plan is built with; None for torch, which needs none on a CPU."""
+    """What gives the plugins a plan is built with; None for torch, which needs none on a CPU, and
+    for auto, which is not chosen yet."""
+    if backend == "auto":
+        return None
     if backend not in PLAN_BACKENDS:
         _refuse_plan_options(arguments, backend)
         return None

@@ -16,6 +16,7 @@ from legokv.build.engine import BuildSettings
 from legokv.built.folder import read_engine_folder
 from legokv.built.plan_limits import PlanLimits
 from legokv.errors import InvalidRequest
+from legokv.plan.backends import this_machine
 
 SCRIPT = ROOT / "build" / "build_engine.py"
 
@@ -78,6 +79,29 @@ def test_a_backend_that_does_not_exist_is_refused_with_those_that_do() -> None:
     assert finished.returncode == 2
     assert "'tensorflow'" in finished.stderr
     assert "torch" in finished.stderr
+
+
+@pytest.mark.skipif("tensorrt" in this_machine().installed, reason="TensorRT is installed")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--weights int4", "weights 'int4' are for CPUs, and backend tensorrt builds a plan"),
+        ("--weights int5", "weights 'int5' are none of model, int8, int4"),
+        ("--page-size 0", "a page must hold at least 1 token, not 0"),
+        ("--no-onnx", "--backend tensorrt builds a plan from model.onnx: drop --no-onnx"),
+        ("--plugin-library none.so", "--plugin-library none.so does not exist"),
+    ],
+)
+def test_what_goes_together_nowhere_is_said_before_what_is_not_installed_here(
+    options: str, message: str, tmp_path: Path
+) -> None:
+    output = ["--output", tmp_path / "e"]
+    finished = build_engine("--backend", "tensorrt", *options.split(), *output)
+    assert finished.returncode == 1
+    assert message in finished.stderr
+    assert finished.stdout == ""
+    plain = build_engine("--backend", "tensorrt", *output)
+    assert "tensorrt is not installed: pip install tensorrt" in plain.stderr
 
 
 def test_weights_are_not_streamed_by_tensorrt_llm() -> None:
