@@ -17,7 +17,6 @@ from legokv.engine.engine import Engine
 from legokv.engine.parts import open_parts
 from legokv.errors import NotFinite
 from legokv.link.link import Segment
-from legokv.runners.eager import EagerRunner
 from legokv.text.formats import PromptFormats
 from legokv.text.prompt import head_ids
 
@@ -73,7 +72,7 @@ def _kl_weights(unrounded: Engine, full: Sequence[Tensor]) -> float | None:
 def _without_numbers(engine: Engine) -> GateFacts:
     """What is recorded of an engine that gave NaN or infinity: it has failed."""
     tolerance = TOLERANCES[engine.facts.dtypes.compute]
-    return GateFacts(tolerance, None, None, None, None, _attention(engine))
+    return GateFacts(tolerance, None, None, None, None, engine.runner.description)
 
 
 class GateRun:
@@ -106,7 +105,7 @@ class GateRun:
             one_chunk_difference=_difference(one_full, one_linked),
             kl_link_0=_kl(full, [self._linked(order, 0) for order in _ORDERS]),
             kl_link_16=_kl(full, [self._linked(order, 16) for order in _ORDERS]),
-            attention=_attention(self._engine),
+            attention=self._engine.runner.description,
         )
 
     def full(self) -> list[Tensor]:
@@ -141,12 +140,6 @@ class GateRun:
 
     def _placed(self, order: Sequence[int]) -> list[Chunk]:
         return [self._chunks[number] for number in order]
-
-
-def _attention(engine: Engine) -> str:
-    runner = engine.runner
-    assert isinstance(runner, EagerRunner)  # the one it was opened with
-    return runner.attention.description
 
 
 def _difference(full: Sequence[Tensor], linked: Sequence[Tensor]) -> float | None:

@@ -41,6 +41,7 @@ class EagerRunner:
     ) -> None:
         self.num_pages, self.page_size = num_pages, page_size
         self.attention, self.device = attention, device
+        self.description = attention.description
         library = attention.library if device.type == "cpu" else None
         self.drawing = library
         ready, in_blocks = parted_weights(weights, library)

@@ -17,6 +17,8 @@ class Runner(Protocol):
     num_pages: int
     page_size: int
     device: torch.device
+    description: str
+    """What computes its attention, in words."""
     gives_attention: bool
     """Whether it has an `attention_mass`."""
     gives_drift: bool

@@ -42,7 +42,7 @@ class Runner:
 
     num_pages, page_size, device, lost = 4, 16, SECOND, None
     gives_attention = gives_drift = True
-    drawing = None
+    drawing, description = None, "tests"
     error: Exception | None = None
 
     def __init__(self, device: Device) -> None:
