@@ -5,6 +5,7 @@ whose calls `test_plan_sessions.py` holds.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from torch.utils._pytree import tree_flatten
 from legokv.built.plan_limits import LINK, PlanLimits
 from legokv.built.settings import EngineSettings
 from legokv.engine.engine import Engine
-from legokv.errors import InvalidRequest
+from legokv.errors import InvalidRequest, StepFailed
+from legokv.link.drift import Drift
 from legokv.runners import Runner
 from legokv.runners.plan.buffers import StepBuffers
 from legokv.runners.plan.contexts import address_of
@@ -241,6 +243,20 @@ def test_a_step_takes_no_memory_but_its_answer_s(
             runner.run(batch)
         # The logits, and those of a batch's parts put together.
         assert new.made_by == ["clone", "cat"]
+
+
+def test_a_step_whose_chunks_drift_is_refused_and_the_next_runs(
+    session: GraphSession, runner: TensorRTRunner
+) -> None:
+    drift = Drift(0, np.arange(2, dtype=np.int32), np.array([[0, 1, 0]], np.int32))
+    step = replace(step_batch([sequence(0, 8)]), drifts=(drift,))
+    with pytest.raises(
+        StepFailed, match="moves no stored keys and values, and 1 chunk of this step"
+    ):
+        runner.run(step)
+    assert session.runs == []
+    runner.run(replace(step, drifts=()))
+    assert len(session.runs) == 1
 
 
 def test_a_step_too_large_for_the_plan_is_refused_with_the_numbers(runner: TensorRTRunner) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from legokv.built.plan_facts import PlanFacts
 from legokv.built.plan_limits import DECODE, LINK, PREFILL, Profile, filled_up, profile_number
-from legokv.errors import InvalidRequest, LegokvError
+from legokv.errors import InvalidRequest, LegokvError, StepFailed
 from legokv.kernels.native_library import NativeLibrary
 from legokv.model.dtypes import Int32
 from legokv.runners.key_mass import KeyMass
@@ -49,6 +49,7 @@ class TensorRTRunner:
         scoring: ScoringPlan | None = None,
     ) -> None:
         device = store.device
+        self.description = f"a plan of {plan.flavour} {plan.version}"
         self.gives_attention, self._scoring = scoring is not None, scoring
         self.num_pages, self.page_size, self.device = store.num_pages, graph.page_size, device
         self._session, self._plan, self._graph = session, plan, graph
@@ -69,6 +70,12 @@ class TensorRTRunner:
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> Tensor:
+        if batch.drifts:
+            num = len(batch.drifts)
+            raise StepFailed(
+                f"a plan moves no stored keys and values, and {num} chunk{'s' * (num > 1)} of this "
+                "step drift: take a mode without 'drift', or open the engine with another runner"
+            )
         parts = split_batch(batch, self._plan.profiles[PREFILL].ranges["B"].most)
         return torch.cat([self._run(part) for part in parts])
 
