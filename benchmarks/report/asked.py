@@ -29,7 +29,14 @@ def _line(
     holds = value <= bound if at_most else value >= bound
     if not holds and measured is LEAST:
         return [asked, measured.format(value), "not decided"]
-    return [asked, measured.format(value), "yes" if holds else "no"]
+    return [asked, _beside(bound, value, measured), "yes" if holds else "no"]
+
+
+def _beside(bound: float, value: float, measured: str) -> str:
+    """The value; in three digits where two make it the bound, of which it is not."""
+    if value != bound and round(value, 2) == bound:
+        measured = measured.replace(".2f", ".3f")
+    return measured.format(value)
 
 
 def _ratio(above: Row | None, below: Row | None, field: str = "median") -> float | None:

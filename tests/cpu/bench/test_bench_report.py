@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from benchmarks.record.about import ROOT, commit, measured_since
 from benchmarks.record.results import read_results
 from benchmarks.report import readme
@@ -86,6 +88,15 @@ def test_a_mode_s_time_stands_beside_what_it_keeps_and_what_was_asked_of_it():
     assert f"| alone | `legolink`, 16 tokens | 1.00 | {kept} |" in shown
     text = report({**results, "heads": None, "answers": None}, lambda c: False, set())
     assert "| guided-16 | 128 | 100.0 (90.0–200.0) | 1.36 (1.20 to 1.50) |" in text  # noqa: RUF001
+
+
+@pytest.mark.parametrize(
+    ("ratio", "shown"), [(1.3546, "1.355 | no"), (1.3473, "1.347 | yes"), (1.35, "1.35 | yes")]
+)
+def test_what_two_digits_would_make_the_bound_is_told_in_three(ratio, shown):
+    rows = [{"experiment": "modes", "method": "guided-16", "over": ratio}]
+    table = asked_table({**NOTHING, "modes": {"about": ABOUT, "rows": rows}})
+    assert f"at most 1.35 | {shown} |" in table
 
 
 def test_int8_is_shown_with_what_it_saves_and_how_far_it_is_off():
