@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.peers import measure
 from benchmarks.peers.engines import engine, engines
 from benchmarks.peers.install import GGUF
-from benchmarks.peers.tasks import TASKS, task
+from benchmarks.peers.tasks import TASKS, context_tokens, task
 from benchmarks.record.about import RESULTS, ROOT, about, model_label
 from benchmarks.record.clock import TimeLimit
 from benchmarks.record.ending import run
@@ -43,8 +43,9 @@ def main() -> int:
     arguments = parse_arguments()
     facts = read_engine_folder(arguments.engine)
     peers = [engine(name, arguments.threads) for name in arguments.peers]
+    tasks = tuple(task(name) for name in arguments.tasks)
     plan = measure.Plan(
-        tasks=tuple(task(name) for name in arguments.tasks),
+        tasks=tasks,
         rounds=arguments.rounds,
         document_tokens=arguments.document_tokens,
         limit=TimeLimit(arguments.minutes),
@@ -53,7 +54,7 @@ def main() -> int:
             "gguf": str(GGUF),
             "engine": str(arguments.engine),
             "num_threads": str(arguments.threads),
-            "context_tokens": str(8 * arguments.document_tokens + 128),
+            "context_tokens": str(context_tokens(tasks, arguments.document_tokens)),
         },
     )
     settings = {"threads": arguments.threads, "document_tokens": arguments.document_tokens}

@@ -41,7 +41,8 @@ def engines(num_threads: int) -> dict[str, Engine]:
     cores = sorted(os.sched_getaffinity(0))[:num_threads]
     vllm = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "2",
+        # GiB. With 2, 32 askers in orders of their own would wait for each other's pages.
+        "VLLM_CPU_KVCACHE_SPACE": "4",
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         "HF_HUB_OFFLINE": "1",
     }

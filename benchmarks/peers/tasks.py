@@ -1,6 +1,7 @@
 """What every peer is asked: the same seeded prompts, in an order that lets each reuse its own."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.record.names import UnknownName
@@ -29,6 +30,11 @@ class Task:
     every_round_new: bool = True
     answer_tokens: int = 1
     shuffled_order: bool = False
+
+    @property
+    def longest_answer(self) -> int:
+        """In tokens."""
+        return max(self.answer_tokens, 1 + DECODED_TOKENS if self.decode else 0)
 
     def is_for(self, peer: str) -> bool:
         return not self.peers or peer in self.peers
@@ -66,6 +72,12 @@ def task(name: str) -> Task:
     if name in known:
         return known[name]
     raise UnknownName(f"unknown task '{name}'; known are {', '.join(known)}")
+
+
+def context_tokens(asked: Sequence[Task], document_tokens: int) -> int:
+    """Room for the longest of these: its documents, its question, its answer."""
+    answer = max(each.longest_answer for each in asked)
+    return NUM_DOCUMENTS * document_tokens + QUESTION_TOKENS + answer
 
 
 def prompts(asked: Task, round_number: int, document_tokens: int) -> list[dict[str, object]]:

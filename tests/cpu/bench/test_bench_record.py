@@ -10,7 +10,7 @@ import pytest
 from benchmarks.cost.cases import method
 from benchmarks.peers.engines import Engine, engine
 from benchmarks.peers.measure import Plan, run, turn
-from benchmarks.peers.tasks import MANY_ASKERS, TASKS, prompts, task
+from benchmarks.peers.tasks import MANY_ASKERS, TASKS, context_tokens, prompts, task
 from benchmarks.record import about as about_module
 from benchmarks.record import ending
 from benchmarks.record import journal as journal_module
@@ -108,6 +108,16 @@ def test_many_askers_have_the_same_documents_in_one_order_or_each_in_its_own():
     assert len({json.dumps(documents[:3]) for documents in shuffled}) > 24
     questions = {json.dumps(p["question"]) for each in MANY_ASKERS for p in prompts(each, 0, 16)}
     assert len(questions) == 64
+
+
+def test_every_peer_has_room_for_the_longest_question_and_all_of_its_answer():
+    for asked in ((*TASKS,), MANY_ASKERS, TASKS[:1]):
+        longest = max(
+            sum(map(len, p["documents"])) + len(p["question"]) + max(a.answer_tokens, 33 * a.decode)
+            for a in asked
+            for p in prompts(a, 0, 16)
+        )
+        assert context_tokens(asked, 16) == longest
 
 
 def test_many_askers_are_timed_to_their_last_token_after_one_that_is_not_timed():
