@@ -13,13 +13,15 @@ from legokv.built.folder import read_engine_folder
 from legokv.built.plan_facts import PLAN_FLAGS
 from legokv.built.plan_limits import PlanLimits
 from legokv.checkpoint.source import PRESETS, checkpoint_folder
+from legokv.checkpoint.weights import has_fp8
 from legokv.errors import InvalidRequest
 from legokv.kernels.build_gpu import PluginBuild, build_plugin_library
-from legokv.model.dtypes import DTYPES, WEIGHT_FORMS
+from legokv.model.dtypes import DTYPES, PLAN_FORMS, WEIGHT_FORMS
 from legokv.plan.backends import BACKENDS, PLAN_BACKENDS, choose_backend, this_machine
 from legokv.step.graph import IMPORTS
 
-OUT = Path(__file__).resolve().parent.parent / "out"
+ROOT = Path(__file__).resolve().parent.parent
+OUT, SAMPLES = ROOT / "out", ROOT / "examples" / "documents"
 LIMITS = {
     "max_step_tokens": "tokens one step computes at most",
     "max_sequences": "sequences in one step at most",
@@ -76,6 +78,8 @@ def build(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments, choose_backend(arguments.backend, this_machine(), say))
     output = arguments.output or OUT / "engines" / settings.name
     checkpoint = checkpoint_folder(arguments.model, arguments.checkpoint, OUT / "checkpoints", say)
+    if arguments.quantize is None:
+        settings = _as_the_checkpoint(settings, checkpoint)
     say(f"Checking {checkpoint} and digesting its weights")
     written = build_engine_folder(
         checkpoint,
@@ -111,6 +115,12 @@ def _add_plan_arguments(group: "argparse._ArgumentGroup") -> None:
     for flag, text in FLAGS.items():
         group.add_argument(_option(flag), action="store_true", default=None, help=text)
     group.add_argument(
+        "--quantize",
+        choices=("none", *PLAN_FORMS),
+        help="layers' matrices as FP8, with their products' inputs, or alone as INT4; default: as "
+        "FP8 where the checkpoint has them so",
+    )
+    group.add_argument(
         "--plugin-library", type=Path, help="default: compiled from plugins/ as needed"
     )
 
@@ -143,9 +153,31 @@ def _settings(arguments: argparse.Namespace, backend: str) -> BuildSettings:
         limits=replace(PlanLimits(), **limits),
         any_plan=arguments.backend == "auto",
         imports=arguments.imports or "stream",
-        weights=arguments.weights,
+        weights=_weights(arguments),
+        samples=tuple(file.read_text(encoding="utf-8") for file in sorted(SAMPLES.glob("*.txt"))),
         flags=tuple(flag for flag in PLAN_FLAGS if getattr(arguments, flag)),
     )
+
+
+def _as_the_checkpoint(settings: BuildSettings, checkpoint: Path) -> BuildSettings:
+    """The settings, with FP8 in a plan that can have what the checkpoint has."""
+    takes = settings.backend in PLAN_BACKENDS and settings.backend != "tensorrt-llm"
+    if not (takes and settings.dtype == "bfloat16" and has_fp8(checkpoint)):
+        return settings
+    say("The checkpoint has FP8 weights, and so has its plan; --quantize none expands them")
+    return replace(settings, weights=PLAN_FORMS["fp8"])
+
+
+def _weights(arguments: argparse.Namespace) -> str:
+    """The form of the weights; InvalidRequest where a CPU's and a plan's are asked for together."""
+    if arguments.quantize in (None, "none"):
+        return str(arguments.weights)
+    if arguments.weights != "model":
+        raise InvalidRequest(
+            f"--weights {arguments.weights} is for CPUs and --quantize {arguments.quantize} for a "
+            "plan: leave out one of them"
+        )
+    return PLAN_FORMS[arguments.quantize]
 
 
 def _checkpoint_name(checkpoint: Path) -> str:

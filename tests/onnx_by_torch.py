@@ -23,6 +23,7 @@ DTYPES = {
     TensorProto.BFLOAT16: torch.bfloat16,
     TensorProto.INT32: torch.int32,
     TensorProto.INT64: torch.int64,
+    TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
 }
 Attributes = dict[str, Any]
 Op = Callable[..., Any]
@@ -47,6 +48,10 @@ def constant(tensor: TensorProto) -> Tensor:
     array = np.array(numpy_helper.to_array(tensor))
     if tensor.data_type == TensorProto.BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    if tensor.data_type == TensorProto.FLOAT8E4M3FN:
+        return torch.from_numpy(array.view(np.uint8)).view(torch.float8_e4m3fn)
+    if tensor.data_type == TensorProto.INT4:
+        return torch.from_numpy(array.astype(np.int8))
     return torch.from_numpy(array)
 
 
@@ -80,6 +85,21 @@ def gather(attributes: Attributes, data: Tensor, indices: Tensor) -> Tensor:
     return data.index_select(axis, indices.flatten()).view(shape)
 
 
+def quantise(attributes: Attributes, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """To E4M3, which has no number past 448."""
+    assert zero.dtype == torch.float8_e4m3fn
+    assert x.dtype == scale.dtype
+    return (x.float() / scale.float()).clamp(-448, 448).to(zero.dtype)
+
+
+def dequantise(attributes: Attributes, numbers: Tensor, scale: Tensor) -> Tensor:
+    """In the scale's type: one scale for all, one along an axis, or one for each block along it."""
+    if scale.ndim:
+        axis, block = attributes["axis"], attributes.get("block_size", 0)
+        scale = scale.repeat_interleave(block, axis) if block else scale.unsqueeze(1 - axis)
+    return (numbers.float() * scale.float()).to(scale.dtype)
+
+
 def gemm(attributes: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     assert attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
     left, right = (x.T if attributes.get(name) else x for x, name in ((a, "transA"), (b, "transB")))
@@ -105,6 +125,8 @@ def split(attributes: Attributes, x: Tensor, sizes: Tensor | None = None) -> tup
 
 OPS: dict[str, Op] = {
     "Add": same_type(torch.add),
+    "DequantizeLinear": dequantise,
+    "QuantizeLinear": quantise,
     "Cast": lambda attributes, x: x.to(DTYPES[attributes["to"]]),
     "Gather": gather,
     "Gemm": gemm,

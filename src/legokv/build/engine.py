@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
+from legokv.build.calibration import Calibration, calibrate, kept_calibration
 from legokv.build.gate import check_linking
 from legokv.build.kept import AskedPlan, is_up_to_date, kept_plan, replacement
 from legokv.build.products import Inputs, make_products, product_names
@@ -19,14 +20,17 @@ from legokv.built.folder import (
 from legokv.built.gate_facts import GateFacts
 from legokv.built.plan_facts import NO_STREAMING, WEIGHT_STREAMING
 from legokv.built.plan_limits import PlanLimits
-from legokv.checkpoint.fingerprint import model_fingerprint
+from legokv.built.seal import is_calibrated
+from legokv.checkpoint.fingerprint import calibrated_fingerprint, model_fingerprint
 from legokv.checkpoint.hf_config import read_model_config
 from legokv.checkpoint.layout import check_tensors, with_its_head
 from legokv.checkpoint.tensor_table import index_file, read_tensor_table, weight_files
+from legokv.checkpoint.weights import stored_input_scales
 from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.model.config import ModelConfig
-from legokv.model.dtypes import DTYPES, WEIGHT_FORMS, Dtypes
+from legokv.model.dtypes import DTYPES, PLAN_FORMS, WEIGHT_FORMS, Dtypes
 from legokv.plan.backends import PLAN_BACKENDS
+from legokv.plan.llm import FLAVOUR as LLM_FLAVOUR
 from legokv.plan.write import check_sizes, engine_plan
 from legokv.step.graph import ImportBy, graph_shape
 from legokv.text.formats import PromptFormats
@@ -51,6 +55,8 @@ class BuildSettings:
     imports: what puts arriving pages into a plan's pools: "stream", or "plugin" as a graph's node.
     flags: of `PLAN_FLAGS`, what a plan's builder is asked to do besides, in that order.
     weights: how matrices are kept, "model" in the type, or "int8", "int4": bfloat16, no plan.
+        "qdq-fp8" or "qdq-int4": bfloat16, and the plan has them so.
+    samples: texts to calibrate "qdq-fp8" with, where no calibration of the model is kept.
 
     >>> from legokv.build.engine import BuildSettings
     >>> BuildSettings("llama", dtype="float32").page_size
@@ -72,6 +78,7 @@ class BuildSettings:
     imports: ImportBy = "stream"
     weights: str = "model"
     flags: tuple[str, ...] = ()
+    samples: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or Path(self.name).name != self.name:
@@ -88,17 +95,40 @@ class BuildSettings:
             raise InvalidRequest(f"a page must hold at least 1 token, not {self.page_size}")
 
     def _check_weights(self) -> None:
+        if self.weights in PLAN_FORMS.values():
+            self._check_quantised()
+            return
         if self.weights not in WEIGHT_FORMS:
             raise InvalidRequest(f"weights '{self.weights}' are none of {', '.join(WEIGHT_FORMS)}")
         if self.weights != "model" and self.backend in PLAN_BACKENDS:
             raise InvalidRequest(
-                f"weights '{self.weights}' are for CPUs, and backend {self.backend} builds a plan "
-                "of weights in the engine's type: choose --backend torch, or --weights model"
+                f"weights '{self.weights}' are for CPUs, and backend {self.backend} builds a plan: "
+                f"choose --backend torch, or --quantize {', '.join(PLAN_FORMS)} for a plan of few "
+                "bits"
             )
         if self.weights != "model" and self.dtype != "bfloat16":
             raise InvalidRequest(
                 f"weights '{self.weights}' are multiplied in bfloat16, the engine's dtype is "
                 f"{self.dtype}: choose --dtype bfloat16, or --weights model"
+            )
+
+    def _check_quantised(self) -> None:
+        quantized = self.weights.removeprefix("qdq-")
+        if self.backend not in PLAN_BACKENDS:
+            raise InvalidRequest(
+                f"--quantize {quantized} is of a plan, and backend {self.backend} builds none: "
+                "choose --backend tensorrt-rtx or tensorrt, or --weights int8 or int4, which CPUs "
+                "compute with"
+            )
+        if self.backend == LLM_FLAVOUR:
+            raise InvalidRequest(
+                f"--quantize {quantized} is not for backend {self.backend}, whose builder nobody "
+                "has shown to take Q/DQ nodes: choose --backend tensorrt or tensorrt-rtx"
+            )
+        if self.dtype != "bfloat16":
+            raise InvalidRequest(
+                f"--quantize {quantized} has scales and all else in bfloat16, the engine's dtype "
+                f"is {self.dtype}: choose --dtype bfloat16, or --quantize none"
             )
 
 
@@ -135,6 +165,11 @@ def build_engine_folder(
     """
     refuse_foreign_folder(output)
     facts = facts_from_checkpoint(checkpoint, settings)
+    calibration: Calibration | None = None
+    if is_calibrated(facts):
+        calibration = _calibration(facts, checkpoint, output, settings, say)
+        fingerprint = calibrated_fingerprint(facts.fingerprint, calibration.to_json())
+        facts = replace(facts, fingerprint=fingerprint)
     names = product_names(facts, with_onnx=settings.exports_onnx)
     if settings.any_plan and not force:
         kept = kept_plan(output, facts, names, _asked_of(settings), keep_failed=keep_failed)
@@ -150,7 +185,8 @@ def build_engine_folder(
         say(f"Replacing {output}: {replacement(output, facts)}")
 
     def produce(folder: Path) -> Collection[str]:
-        return make_products(facts, names, Inputs(checkpoint, library, output, say), folder)
+        inputs = Inputs(checkpoint, library, output, say, calibration)
+        return make_products(facts, names, inputs, folder)
 
     def judge(folder: Path) -> GateFacts:
         say("Checking linked against full logits")
@@ -158,6 +194,25 @@ def build_engine_folder(
 
     write_engine_folder(output, facts, checkpoint, produce, judge)
     return True
+
+
+def _calibration(
+    facts: EngineFacts,
+    checkpoint: Path,
+    output: Path,
+    settings: BuildSettings,
+    say: Callable[[str], None],
+) -> Calibration:
+    """The checkpoint's own; or that which the engine before has of the same model, or the
+    checkpoint if it is an engine folder, so that a rebuild repeats it; else a new one."""
+    scales = stored_input_scales(checkpoint, facts.model)
+    if scales:
+        return Calibration(facts.fingerprint, "the checkpoint's own scales", scales)
+    kept = kept_calibration((output, checkpoint), facts.model, facts.fingerprint)
+    if kept is None:
+        return calibrate(checkpoint, facts.model, settings.samples, facts.fingerprint, say)
+    say(f"FP8's calibration is kept: {kept.source}")
+    return kept
 
 
 def _asked_of(settings: BuildSettings) -> AskedPlan:

@@ -1,16 +1,20 @@
 """What an engine folder has besides its checkpoint's files: model.onnx, a plan and its plugins."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
 
+from legokv.build.calibration import Calibration
 from legokv.built.folder import MODEL_FILE, WEIGHTS_FILE, EngineFacts
-from legokv.checkpoint import load_weights
+from legokv.built.seal import CALIBRATION_FILE, is_calibrated
+from legokv.checkpoint.weights import Weight, dense_weight, load_kept_weights
 from legokv.errors import BackendMissing
 from legokv.model.decoder import decoder_from_weights
+from legokv.ops.quantised_weight import QuantisedWeight
 from legokv.plan.llm import CONFIG_FILE, FLAVOUR, write_llm_config
 from legokv.plan.write import files_beside, write_plan
 from legokv.step.graph import GraphShape, ImportBy, graph_shape
@@ -21,12 +25,14 @@ class Inputs:
     """What products are made from, and who is told how far they are.
 
     before: the engine folder whose place the new one takes, where there is one.
+    calibration: of FP8 products' inputs, where there are such.
     """
 
     checkpoint: Path
     plugin_library: Path | None
     before: Path
     say: Callable[[str], None]
+    calibration: Calibration | None = None
 
 
 def product_names(facts: EngineFacts, *, with_onnx: bool) -> frozenset[str]:
@@ -35,6 +41,7 @@ def product_names(facts: EngineFacts, *, with_onnx: bool) -> frozenset[str]:
     if facts.plan is not None:
         names |= {facts.plan.plan_file, facts.plan.library_file}
         names |= {CONFIG_FILE} if facts.plan.flavour == FLAVOUR else set()
+    names |= {CALIBRATION_FILE} if is_calibrated(facts) else set()
     return frozenset(names)
 
 
@@ -42,6 +49,9 @@ def make_products(
     facts: EngineFacts, names: Collection[str], inputs: Inputs, folder: Path
 ) -> frozenset[str]:
     """Make the files of these `names` in `folder`; these, and what came with them."""
+    if inputs.calibration is not None:
+        text = inputs.calibration.to_json()
+        (folder / CALIBRATION_FILE).write_text(text, encoding="utf-8")
     if MODEL_FILE in names:
         _export(facts, inputs, folder)
     if facts.plan is not None and inputs.plugin_library is not None:
@@ -61,7 +71,7 @@ def _graph(facts: EngineFacts) -> GraphShape:
 def _export(facts: EngineFacts, inputs: Inputs, folder: Path) -> None:
     try:
         # Here, since only this needs the optional onnx packages.
-        from legokv.export import export_onnx
+        from legokv.export import Quantised, export_onnx
     except ModuleNotFoundError as error:
         raise BackendMissing(
             f"{MODEL_FILE} needs {error.name}: pip install 'legokv[onnx]', or choose --no-onnx"
@@ -69,7 +79,29 @@ def _export(facts: EngineFacts, inputs: Inputs, folder: Path) -> None:
     started = time.monotonic()
     inputs.say(f"Exporting {MODEL_FILE}, {facts.model.num_layers} layers in {facts.dtypes.compute}")
     dtype = getattr(torch, facts.dtypes.weights)
-    weights = load_weights(inputs.checkpoint, facts.model, dtype, facts.weights)
-    export_onnx(decoder_from_weights(facts.model, weights), _graph(facts), folder)
+    kept = load_kept_weights(inputs.checkpoint, facts.model, dtype, facts.weights)
+    quantised = {name: each for name, each in kept.items() if isinstance(each, QuantisedWeight)}
+    if quantised:
+        inputs.say(f"  {_said_of(kept, quantised)}")
+    scales = inputs.calibration.scales if inputs.calibration is not None else {}
+    decoder = decoder_from_weights(
+        facts.model, {name: dense_weight(each, dtype) for name, each in kept.items()}
+    )
+    export_onnx(decoder, _graph(facts), folder, Quantised(quantised, scales))
     num_bytes = sum((folder / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE))
     inputs.say(f"  {num_bytes / 2**20:.1f} MiB in {time.monotonic() - started:.1f} s")
+
+
+def _said_of(kept: Mapping[str, Weight], quantised: Mapping[str, QuantisedWeight]) -> str:
+    """What is quantised and what is not, in words: the log's line."""
+    numbers = sum(prod(each.shape) for each in quantised.values())
+    rest = sum(prod(each.shape) for name, each in kept.items() if name not in quantised)
+    first = next(iter(quantised.values()))
+    form = "FP8 under one scale a product" if not first.block else "INT4"
+    blocks = sorted({each.block for each in quantised.values()} - {0})
+    form += f" in blocks of {' and '.join(map(str, blocks))}" if blocks else ""
+    return (
+        f"{numbers:,} numbers of {len(quantised)} products as {form}; {rest:,} in the model's "
+        "type: norms and biases, the embedding, of which one row a token is read, and the head, "
+        "whose rounding would go straight into the logits"
+    )

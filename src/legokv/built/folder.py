@@ -18,7 +18,7 @@ from legokv.built.plan_facts import PlanFacts
 from legokv.built.typed_json import typed
 from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.model.config import ModelConfig
-from legokv.model.dtypes import DTYPES, WEIGHT_FORMS, Dtypes
+from legokv.model.dtypes import DTYPES, PLAN_FORMS, WEIGHT_FORMS, Dtypes
 from legokv.whole_files import replaced_folder
 
 FORMAT_VERSION = 3
@@ -47,7 +47,8 @@ class StoredFile:
 class EngineFacts:
     """All that is recorded about an engine. `dtype` is "bfloat16", "float16" or "float32".
 
-    `weights` is one of WEIGHT_FORMS; engines of before it was recorded have their type's.
+    `weights` is one of WEIGHT_FORMS, or of PLAN_FORMS' values where the plan has Q/DQ nodes;
+    engines of before it was recorded have their type's.
 
     `files` come from the checkpoint; `produced` were made from it: model.onnx, a plan, its plugins.
     `gate` is what the check of linked against full logits found in the folder when it was made.
@@ -164,8 +165,11 @@ def _build_command(path: Path, data: object) -> str:
     fields = data if isinstance(data, dict) else {}
     words = ["build/build_engine.py", "--checkpoint", str(path), "--output", str(path)]
     for name in ("name", "dtype", "weights", "page_size", "backend"):
+        option, value = f"--{name.replace('_', '-')}", str(fields.get(name))[:80]
+        if name == "weights" and value in PLAN_FORMS.values():
+            option, value = "--quantize", value.removeprefix("qdq-")
         if name in fields:
-            words += [f"--{name.replace('_', '-')}", str(fields[name])[:80]]
+            words += [option, value]
     return shlex.join(words)
 
 
@@ -185,7 +189,8 @@ def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
     faults = [f"{name} {sizes[name]}" for name in odd]
     faults += [f"a file {name[:80]!r}" for name in names]
     faults += [] if facts.dtype in DTYPES else [f"dtype {facts.dtype[:80]!r}"]
-    faults += [] if facts.weights in WEIGHT_FORMS else [f"weights {facts.weights[:80]!r}"]
+    known = facts.weights in (*WEIGHT_FORMS, *PLAN_FORMS.values())
+    faults += [] if known else [f"weights {facts.weights[:80]!r}"]
     if faults:
         raise EngineMismatch(
             f"{path / FACTS_FILE} has {faults[0]}, which no engine has: build the engine again"

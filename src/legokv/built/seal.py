@@ -15,11 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from legokv.built.folder import EngineFacts
-from legokv.checkpoint.fingerprint import model_fingerprint
+from legokv.checkpoint.fingerprint import calibrated_fingerprint, model_fingerprint
 from legokv.checkpoint.tensor_table import read_tensor_table
 from legokv.errors import EngineMismatch
+from legokv.model.dtypes import PLAN_FORMS
 
 SEAL_FILE = "weights.seal"
+CALIBRATION_FILE = "calibration.json"
+"""What the inputs of a plan's FP8 products are divided by; other engines have none."""
 _CONTENT = ("tokenizer.json", ".safetensors")
 
 log = logging.getLogger(__name__)
@@ -38,18 +41,28 @@ def check_content(folder: Path, facts: EngineFacts, tokenizer_fingerprint: str) 
     present = model_fingerprint(
         facts.model, read_tensor_table(folder), tokenizer_fingerprint, facts.weights
     )
+    if is_calibrated(facts):
+        text = (folder / CALIBRATION_FILE).read_bytes().decode(errors="replace")
+        present = calibrated_fingerprint(present, text)
     if present != facts.fingerprint:
         raise EngineMismatch(
             f"{folder} was built of a model of fingerprint {facts.fingerprint[:12]}, its weights "
-            f"or tokenizer are now of {present[:12]}: somebody changed them, perhaps in the "
-            "checkpoint they are linked to; build the engine again"
+            f"or tokenizer{' or calibration' if is_calibrated(facts) else ''} are now of "
+            f"{present[:12]}: somebody changed them, perhaps in the checkpoint they are linked to; "
+            "build the engine again"
         )
     log.info("digested the weights of %s in %.1f s", folder, time.monotonic() - started)
     _keep(folder, seal)
 
 
+def is_calibrated(facts: EngineFacts) -> bool:
+    """Whether the engine's fingerprint is of a calibration, too."""
+    return facts.weights == PLAN_FORMS["fp8"]
+
+
 def _seal(folder: Path, facts: EngineFacts) -> str:
     names = [file.name for file in facts.files if file.name.endswith(_CONTENT)]
+    names += [CALIBRATION_FILE] if is_calibrated(facts) else []
     looks = {name: _look(folder / name) for name in names}
     # The fingerprint is of the model's sizes, too, which somebody may have changed.
     seal = {"fingerprint": facts.fingerprint, "model": asdict(facts.model), "files": looks}

@@ -8,7 +8,7 @@ from typing import Never
 
 from tqdm import tqdm
 
-from legokv.checkpoint.layout import decoder_tensors
+from legokv.checkpoint.layout import used_names
 from legokv.checkpoint.tensor_table import StoredTensor
 from legokv.model.config import ModelConfig
 
@@ -30,14 +30,21 @@ def model_fingerprint(
     forms = () if form == "model" else (f"weights {form}",)
     for part in (_ENCODING, _canonical(asdict(config)), tokenizer_fingerprint, *forms):
         _add(digest, part.encode())
-    used = {source.name for tensor in decoder_tensors(config) for source in tensor.sources}
-    tensors = [stored[name] for name in sorted(used)]
+    tensors = [stored[name] for name in sorted(used_names(stored, config))]
     total = sum(tensor.end - tensor.start for tensor in tensors)
     # disable=None: no bar where the output is not a terminal.
     with tqdm(desc="Weights", total=total, unit="B", unit_scale=True, disable=None) as bar:
         for tensor in tensors:
             _add(digest, _canonical([tensor.name, tensor.dtype, list(tensor.shape)]).encode())
             _add_bytes(digest, tensor, bar)
+    return digest.hexdigest()
+
+
+def calibrated_fingerprint(fingerprint: str, calibration: str) -> str:
+    """That of the model of `fingerprint` whose products' inputs are rounded as the text says."""
+    digest = hashlib.sha256()
+    for part in (fingerprint, calibration):
+        _add(digest, part.encode())
     return digest.hexdigest()
 
 

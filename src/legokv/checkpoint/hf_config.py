@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from legokv.checkpoint.architectures import Architecture
 from legokv.checkpoint.config_values import (
     MAX_INT,
     flag,
@@ -12,6 +11,7 @@ from legokv.checkpoint.config_values import (
     token_ids,
 )
 from legokv.checkpoint.refusals import (
+    Architecture,
     known_architecture,
     refuse_narrow_window,
     refuse_uneven_heads,

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 from legokv.checkpoint.tensor_table import StoredTensor
 from legokv.errors import UnsupportedModel
 from legokv.model.config import ModelConfig
-from legokv.model.dtypes import FLOAT_DTYPES
+from legokv.model.dtypes import FLOAT_DTYPES, STORED_DTYPES
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -17,6 +18,20 @@ class Source:
 
     name: str
     shape: tuple[int, ...]
+
+
+def weight_scale(name: str) -> str:
+    """The tensor that FP8 numbers of a weight of that `name` are multiplied by."""
+    return f"{name}_scale"
+
+
+def is_weight_scale(name: str) -> bool:
+    return name.endswith(weight_scale(".weight"))
+
+
+def input_scale(name: str) -> str:
+    """The number that the inputs of a product by FP8 weights of that `name` are divided by."""
+    return f"{name.removesuffix('weight')}input_scale"
 
 
 @dataclass(frozen=True)
@@ -53,8 +68,8 @@ def check_tensors(stored: Mapping[str, StoredTensor], config: ModelConfig) -> No
         )
     needed = [source for tensor in decoder_tensors(config) for source in tensor.sources]
     for source in needed:
-        _check_source(stored.get(source.name), source, config)
-    spare = sorted(set(stored) - {source.name for source in needed})
+        _check_source(stored, source, config)
+    spare = sorted(set(stored) - used_names(stored, config))
     if config.tied_embeddings and HEAD in spare and not heads_are_one(stored):
         raise UnsupportedModel(
             f"{HEAD} is not the embedding, to which the engine ties it: build the engine again"
@@ -65,6 +80,14 @@ def check_tensors(stored: Mapping[str, StoredTensor], config: ModelConfig) -> No
             f"the checkpoint has {len(unused)} tensors {config.architecture} does not use, "
             f"the first is {unused[0]}: leaving them out would change the model"
         )
+
+
+def used_names(stored: Mapping[str, StoredTensor], config: ModelConfig) -> set[str]:
+    """The tensors that make up the model: the decoder's sources, and the scales of those in FP8."""
+    names = {source.name for tensor in decoder_tensors(config) for source in tensor.sources}
+    fp8 = [name for name in names if name in stored and stored[name].is_fp8]
+    scales = {scale for name in fp8 for scale in (weight_scale(name), input_scale(name))}
+    return names | scales.intersection(stored)
 
 
 def with_its_head(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> ModelConfig:
@@ -117,7 +140,8 @@ def _linear(
         yield DecoderTensor(f"{name}.bias", tuple(biases))
 
 
-def _check_source(stored: StoredTensor | None, source: Source, config: ModelConfig) -> None:
+def _check_source(table: Mapping[str, StoredTensor], source: Source, config: ModelConfig) -> None:
+    stored = table.get(source.name)
     if stored is None:
         raise UnsupportedModel(
             f"{source.name} is missing: the checkpoint is incomplete or not {config.architecture}"
@@ -127,11 +151,31 @@ def _check_source(stored: StoredTensor | None, source: Source, config: ModelConf
             f"{source.name} has shape {list(stored.shape)}, config.json asks for "
             f"{list(source.shape)}"
         )
+    if stored.is_fp8:
+        _check_scales(source, table)
+        return
     if stored.dtype not in FLOAT_DTYPES:
         raise UnsupportedModel(
-            f"{source.name} is stored as {stored.dtype}: only {', '.join(FLOAT_DTYPES)} weights "
-            "are supported, not quantised ones"
+            f"{source.name} is stored as {stored.dtype}: only {', '.join(STORED_DTYPES)} weights "
+            "are supported, not otherwise quantised ones"
         )
+
+
+def _check_scales(source: Source, table: Mapping[str, StoredTensor]) -> None:
+    """UnsupportedModel unless FP8 numbers have one scale, or one an output; their inputs one."""
+    scales, inputs = table.get(weight_scale(source.name)), table.get(input_scale(source.name))
+    if scales is None:
+        raise UnsupportedModel(
+            f"{source.name} is stored as F8_E4M3, and there is no {weight_scale(source.name)}: "
+            "only FP8 weights with one scale, or one an output, are read; take another checkpoint"
+        )
+    for each, counts in ((scales, (1, source.shape[0])), (inputs, (1,))):
+        if each is not None and (prod(each.shape) not in counts or each.dtype not in FLOAT_DTYPES):
+            raise UnsupportedModel(
+                f"{each.name} is {each.dtype} {list(each.shape)}: FP8 weights "
+                f"{list(source.shape)} have {' or '.join(map(str, dict.fromkeys(counts)))} floats "
+                "there; take another checkpoint"
+            )
 
 
 def _may_be_ignored(name: str, config: ModelConfig) -> bool:

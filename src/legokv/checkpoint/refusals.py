@@ -1,12 +1,50 @@
-"""What a config.json may not ask for: each refusal is one function and one sentence."""
+"""The architectures that are compiled, and what a config.json may not ask for: each refusal is one
+function and one sentence.
+"""
 
-from legokv.checkpoint.architectures import ARCHITECTURES, Architecture
+from dataclasses import dataclass
+from typing import Literal
+
 from legokv.checkpoint.config_values import flag, nested_object, optional_int, positive_int
 from legokv.errors import UnsupportedModel
 from legokv.text.json_file import JsonObject
 
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok")
+# FP8 whose tensors say all: numbers, their scales, and their inputs' where these are fixed.
+_FP8_FORMS = (("fp8", None), ("compressed-tensors", "float-quantized"))
+_FP8_OTHER = ("weight_block_size", "kv_cache_scheme", "sparsity_config", "transform_config")
 _LATENT_KEYS = ("kv_lora_rank", "q_lora_rank")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One Hugging Face model class.
+
+    `biases` says which projections have one: none, the fused QKV only, or what config.json's
+    `attention_bias` and `mlp_bias` say. The other fields are what transformers assumes where
+    config.json has no such key.
+    """
+
+    name: str
+    model_type: str
+    biases: Literal["none", "qkv", "config"]
+    qk_norm: bool = False
+    default_head_size: int | None = None
+    default_window: int | None = None
+    kv_heads_optional: bool = False
+
+
+ARCHITECTURES = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture("LlamaForCausalLM", "llama", biases="config", kv_heads_optional=True),
+        Architecture("MistralForCausalLM", "mistral", biases="none", default_window=4096),
+        Architecture("Qwen2ForCausalLM", "qwen2", biases="qkv"),
+        Architecture(
+            "Qwen3ForCausalLM", "qwen3", biases="config", qk_norm=True, default_head_size=128
+        ),
+    )
+}
 
 
 def known_architecture(config: JsonObject) -> Architecture:
@@ -59,11 +97,21 @@ def _architecture_name(config: JsonObject) -> str:
 
 def _refuse_quantised(config: JsonObject) -> None:
     quantisation = nested_object(config, "quantization_config")
-    if quantisation:
-        method = quantisation.get("quant_method", "unnamed")
+    if not quantisation:
+        return
+    method, form = quantisation.get("quant_method", "unnamed"), quantisation.get("format")
+    named = f"{str(method)[:80]}{f', {str(form)[:80]}' if form is not None else ''}"
+    if (method, form) not in _FP8_FORMS:
         raise UnsupportedModel(
-            f"the checkpoint is quantised ({str(method)[:80]}): only float32, float16 and bfloat16 "
+            f"the checkpoint is quantised ({named}): only float32, float16, bfloat16 and FP8 "
             "weights are supported; take the unquantised checkpoint, or a GGUF file"
+        )
+    other = next((key for key in _FP8_OTHER if quantisation.get(key)), None)
+    if other is not None:
+        raise UnsupportedModel(
+            f"the checkpoint is quantised ({named}) with {other} "
+            f"{str(quantisation[other])[:80]}: only FP8 weights with one scale, or one an output, "
+            "are supported; take the unquantised checkpoint"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from legokv.errors import UnsupportedModel
-from legokv.model.dtypes import FLOAT_DTYPES
+from legokv.model.dtypes import STORED_DTYPES
 from legokv.text.json_file import JsonObject, json_object, parsed_object, refuse_pointer
 
 _HEADER_LIMIT_BYTES = 100_000_000
@@ -29,6 +29,11 @@ class StoredTensor:
     file: Path
     start: int
     end: int
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether its numbers want the scale that stands beside them."""
+        return self.dtype == "F8_E4M3"
 
     def blocks(self) -> Iterator[bytes]:
         """Its bytes in order, a few MB at a time; UnsupportedModel if the file ends before."""
@@ -148,7 +153,7 @@ def _stored_tensor(name: str, entry: Any, file: Path, data_start: int) -> Stored
         raise UnsupportedModel(f"{file}: {name[:80]} names no type: {str(dtype)[:80]!r}")
     if end < start:
         raise UnsupportedModel(f"{file}: {name[:80]} ends at byte {end}, before its start {start}")
-    float_dtype = FLOAT_DTYPES.get(dtype)
+    float_dtype = STORED_DTYPES.get(dtype)
     if float_dtype is not None and end - start != prod(shape) * float_dtype.item_bytes:
         raise UnsupportedModel(
             f"{file}: {name[:80]} has {end - start} bytes for {dtype} {list(shape)}"

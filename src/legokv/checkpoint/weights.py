@@ -1,7 +1,7 @@
-"""A checkpoint's weights as the decoder's state dict, or with its matrices in blocks."""
+"""A checkpoint's weights as the decoder's state dict, or with its matrices in few bits."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,28 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from legokv.checkpoint.layout import DecoderTensor, check_tensors, decoder_tensors
+from legokv.checkpoint.layout import (
+    DecoderTensor,
+    check_tensors,
+    decoder_tensors,
+    input_scale,
+    is_weight_scale,
+    weight_scale,
+)
 from legokv.checkpoint.tensor_table import StoredTensor, read_tensor_table
 from legokv.errors import UnsupportedModel
 from legokv.model.config import ModelConfig
+from legokv.model.dtypes import PLAN_FORMS
 from legokv.ops.block_weight import BlockWeight, block_weight, stacked
+from legokv.ops.quantised_weight import (
+    FP8,
+    QuantisedWeight,
+    fp8_weight,
+    int4_weight,
+    stacked_quantised,
+)
 
-Weight = Tensor | BlockWeight
+Weight = Tensor | BlockWeight | QuantisedWeight
 
 
 def load_weights(
@@ -28,18 +43,53 @@ def load_weights(
     weights once.
     UnsupportedModel for a tensor that is missing, misshapen, quantised or unused.
     """
-    return {name: _dense(each, dtype) for name, each in _load(folder, config, dtype, form)}
+    return {name: dense_weight(each, dtype) for name, each in _load(folder, config, dtype, form)}
 
 
 def load_kept_weights(
     folder: Path, config: ModelConfig, dtype: torch.dtype, form: str
 ) -> dict[str, Weight]:
-    """As `load_weights`, but with another form than "model" matrices stay in blocks."""
+    """As `load_weights`, but with another form than "model" matrices stay in few bits."""
     return dict(_load(folder, config, dtype, form))
 
 
-def _dense(weight: Weight, dtype: torch.dtype) -> Tensor:
-    return weight.dense().to(dtype) if isinstance(weight, BlockWeight) else weight
+def has_fp8(folder: Path) -> bool:
+    """Whether a checkpoint has weights in FP8."""
+    return any(tensor.is_fp8 for tensor in read_tensor_table(folder).values())
+
+
+def stored_input_scales(folder: Path, config: ModelConfig) -> dict[str, float]:
+    """What a checkpoint divides the inputs of its FP8 products by, by the decoder's products.
+
+    The largest of those of its sources ("q_proj", "k_proj"), which all read one input. Empty where
+    one has none: then none is taken. UnsupportedModel for one that is no scale.
+    """
+    stored = read_tensor_table(folder)
+    check_tensors(stored, config)
+    found: dict[str, float] = {}
+    with _readers(stored) as readers:
+        for tensor in decoder_tensors(config):
+            names = [source.name for source in tensor.sources]
+            if not (tensor.name.startswith("layers.") and all(stored[n].is_fp8 for n in names)):
+                continue
+            scales = [input_scale(name) for name in names]
+            if not all(scale in stored for scale in scales):
+                return {}
+            numbers = [_number(scale, readers) for scale in scales]
+            found[tensor.name.removesuffix(".weight")] = max(numbers)
+    return found
+
+
+def _number(name: str, readers: dict[str, Any]) -> float:
+    number = float(readers[name].get_tensor(name).bfloat16())
+    if not 0 < number < float("inf"):
+        raise UnsupportedModel(f"{name} is {number}, which is no scale: fetch the checkpoint again")
+    return number
+
+
+def dense_weight(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """The weight as a tensor, which one in few bits becomes by way of bfloat16."""
+    return weight if isinstance(weight, Tensor) else weight.dense().to(dtype)
 
 
 def _load(
@@ -56,34 +106,40 @@ def _load(
 def _loaded(
     stored: Mapping[str, StoredTensor], config: ModelConfig, dtype: torch.dtype, form: str
 ) -> Iterator[tuple[str, Weight]]:
+    with _readers(stored) as readers:
+        for tensor in decoder_tensors(config):
+            yield tensor.name, _weight(tensor, readers, dtype, form)
+
+
+@contextmanager
+def _readers(stored: Mapping[str, StoredTensor]) -> Iterator[dict[str, Any]]:
+    """By each tensor's name what reads it from its file."""
     with ExitStack() as stack:
         opened = {
             file: stack.enter_context(safe_open(file, framework="pt"))
             for file in {tensor.file for tensor in stored.values()}
         }
-        readers = {name: opened[tensor.file] for name, tensor in stored.items()}
-        for tensor in decoder_tensors(config):
-            bits = _block_bits(tensor, form)
-            yield (
-                tensor.name,
-                _in_blocks(tensor, readers, bits) if bits else _stacked(tensor, readers, dtype),
-            )
+        yield {name: opened[tensor.file] for name, tensor in stored.items()}
 
 
-def _block_bits(tensor: DecoderTensor, form: str) -> int:
-    """0 for what stays in its type. The embedding and a head are of 8 bits in each other form."""
+def _weight(
+    tensor: DecoderTensor, readers: dict[str, Any], dtype: torch.dtype, form: str
+) -> Weight:
     if form == "model" or len(tensor.shape) != 2:
-        return 0
-    return 4 if form == "int4" and tensor.name.startswith("layers.") else 8
+        return _stacked(tensor, readers, dtype)
+    of_a_layer = tensor.name.startswith("layers.")
+    if form in PLAN_FORMS.values():
+        if not of_a_layer:
+            return _stacked(tensor, readers, dtype)
+        return _quantised(tensor, readers, dtype, form)
+    # The embedding and a head are of 8 bits in either form.
+    return _in_blocks(tensor, readers, 4 if form == "int4" and of_a_layer else 8)
 
 
 def _in_blocks(tensor: DecoderTensor, readers: dict[str, Any], bits: int) -> BlockWeight:
     # From what is stored, not from its bfloat16: Q8_0 blocks have more bits.
     return stacked(
-        [
-            block_weight(readers[source.name].get_tensor(source.name), source.name, bits)
-            for source in tensor.sources
-        ]
+        [block_weight(_read(source.name, readers), source.name, bits) for source in tensor.sources]
     )
 
 
@@ -92,6 +148,42 @@ def _stacked(tensor: DecoderTensor, readers: dict[str, Any], dtype: torch.dtype)
     row = 0
     for source in tensor.sources:
         rows = source.shape[0]
-        stacked[row : row + rows].copy_(readers[source.name].get_tensor(source.name))
+        stacked[row : row + rows].copy_(_read(source.name, readers))
         row += rows
     return stacked
+
+
+def _read(name: str, readers: dict[str, Any]) -> Tensor:
+    """A stored tensor; FP8 numbers times their scales, in float32."""
+    stored: Tensor = readers[name].get_tensor(name)
+    if stored.dtype != FP8:
+        return stored
+    return stored.float() * _scales(name, readers).float().view(-1, 1)
+
+
+def _scales(name: str, readers: dict[str, Any]) -> Tensor:
+    scale = weight_scale(name)
+    found: Tensor = readers[scale].get_tensor(scale).flatten()
+    if not bool((found.isfinite() & (found > 0)).all()):
+        raise UnsupportedModel(f"{scale} is not all above 0 and finite: fetch the checkpoint again")
+    return found
+
+
+def _quantised(
+    tensor: DecoderTensor, readers: dict[str, Any], dtype: torch.dtype, form: str
+) -> Weight:
+    """A product's weight as a plan has it: of a checkpoint in FP8 what it has, and no more."""
+    if form == PLAN_FORMS["int4"]:
+        return int4_weight(_stacked(tensor, readers, torch.float32), tensor.name)
+    if not any(map(is_weight_scale, readers)):
+        return fp8_weight(_stacked(tensor, readers, torch.float32), tensor.name)
+    parts = [readers[source.name].get_tensor(source.name) for source in tensor.sources]
+    if any(part.dtype != FP8 for part in parts):
+        return _stacked(tensor, readers, dtype)
+    scales = [_scales(source.name, readers).bfloat16() for source in tensor.sources]
+    return stacked_quantised(
+        [
+            QuantisedWeight(part, scale[0] if len(scale) == 1 else scale)
+            for part, scale in zip(parts, scales, strict=True)
+        ]
+    )

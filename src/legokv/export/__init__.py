@@ -1,5 +1,5 @@
 """The model as ONNX files: standard ops, and this project's three, which the plugins implement."""
 
-from legokv.export.onnx_file import export_onnx, export_scoring_onnx
+from legokv.export.onnx_file import Quantised, export_onnx, export_scoring_onnx
 
-__all__ = ["export_onnx", "export_scoring_onnx"]
+__all__ = ["Quantised", "export_onnx", "export_scoring_onnx"]

@@ -5,19 +5,24 @@ The scoring pass is exported by tests alone: no engine folder has scoring.onnx, 
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import onnx
 import torch
+from onnxscript import ir
 from torch import Tensor
 
 from legokv.built.folder import MODEL_FILE
 from legokv.export.plugin_ops import translation_table
 from legokv.export.step_graph import ScoringGraph, StepGraph
 from legokv.model.decoder import Decoder
+from legokv.ops.quantised_weight import FP8, QuantisedWeight
 from legokv.step.graph import (
     AFTER_B,
     STEP_INPUTS,
@@ -30,6 +35,9 @@ from legokv.step.graph import (
 SCORING_FILE = "scoring.onnx"
 # Sizes to trace with; no two alike, so that none is taken for another.
 _TRACED = {"T": 5, "B": 2, "P": 7, "N": 4, "M": 6}
+# The first opset with INT4, blocks, and E4M3 in types that a bfloat16 graph has.
+_OPSET = 21
+_PREFIX = "decoder."
 _TORCH_DTYPES = {
     "int32": torch.int32,
     "float32": torch.float32,
@@ -38,10 +46,22 @@ _TORCH_DTYPES = {
 }
 
 
-def export_onnx(decoder: Decoder, graph: GraphShape, folder: Path) -> Path:
+@dataclass(frozen=True)
+class Quantised:
+    """What products have Q/DQ nodes: weights by the decoder's names ("layers.0.qkv.weight"), and of
+    FP8 what their inputs are divided by ("layers.0.qkv"); none of these for INT4."""
+
+    weights: Mapping[str, QuantisedWeight] = field(default_factory=dict)
+    input_scales: Mapping[str, float] = field(default_factory=dict)
+
+
+def export_onnx(
+    decoder: Decoder, graph: GraphShape, folder: Path, quantised: Quantised | None = None
+) -> Path:
     """Write model.onnx and its external data into `folder`; its path, after onnx's own check.
 
-    Standard ops and this project's, in the decoder's dtype; every weight is stored once.
+    Standard ops and this project's, in the decoder's dtype; every weight is stored once. Those that
+    are `quantised` stand there as such in the decoder's place of them.
     """
 
     def arranged(of: OfBinding) -> tuple[Any, ...]:
@@ -51,7 +71,8 @@ def export_onnx(decoder: Decoder, graph: GraphShape, folder: Path) -> Path:
         numbers, *blocks = map(of, graph.arriving)
         return (*step, numbers, blocks)
 
-    return _written(StepGraph(decoder), graph, arranged, folder / MODEL_FILE)
+    path = folder / MODEL_FILE
+    return _written(StepGraph(decoder), graph, arranged, path, quantised or Quantised())
 
 
 def export_scoring_onnx(decoder: Decoder, graph: ScoringShape, folder: Path) -> Path:
@@ -60,7 +81,8 @@ def export_scoring_onnx(decoder: Decoder, graph: ScoringShape, folder: Path) -> 
     def arranged(of: OfBinding) -> tuple[Any, ...]:
         return (*map(of, graph.tables), [*map(of, graph.pools)])
 
-    return _written(ScoringGraph(decoder, graph.layers), graph, arranged, folder / SCORING_FILE)
+    path = folder / SCORING_FILE
+    return _written(ScoringGraph(decoder, graph.layers), graph, arranged, path, Quantised())
 
 
 OfBinding = Callable[[Binding], Any]
@@ -69,7 +91,11 @@ Arranged = Callable[[OfBinding], tuple[Any, ...]]
 
 
 def _written(
-    module: torch.nn.Module, graph: GraphShape | ScoringShape, arranged: Arranged, path: Path
+    module: torch.nn.Module,
+    graph: GraphShape | ScoringShape,
+    arranged: Arranged,
+    path: Path,
+    quantised: Quantised,
 ) -> Path:
     with _quiet():
         program: Any = torch.onnx.export(
@@ -83,6 +109,7 @@ def _written(
             external_data=True,
             verbose=False,
         )
+    _put_quantised(program.model, quantised)
     _forget_sources(program.model)
     program.save(str(path), external_data=True)
     onnx.checker.check_model(str(path))
@@ -128,3 +155,73 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         exporter.setLevel(level)
+
+
+def _put_quantised(model: Any, quantised: Quantised) -> None:
+    """Put Q/DQ nodes in front of products, and weights in the place of the initializers of their
+    names: DequantizeLinear, and of FP8 the input through QuantizeLinear, as TensorRT knows them.
+    """
+    if not quantised.weights:
+        return
+    model.opset_imports[""] = _OPSET
+    products = {node.inputs[1].name: node for node in model.graph if node.op_type == "Gemm"}
+    for name, weight in quantised.weights.items():
+        nodes = _Nodes(model.graph, products[_PREFIX + name], name.removesuffix(".weight"))
+        nodes.dequantise_weight(weight)
+        if weight.numbers.dtype == FP8:
+            nodes.quantise_input(quantised.input_scales[nodes.name])
+        del model.graph.initializers[_PREFIX + name]
+
+
+class _Nodes:
+    """Puts nodes before one product of a graph, which is called by its layer and `name`."""
+
+    def __init__(self, graph: Any, product: Any, name: str) -> None:
+        self._graph, self._product, self.name = graph, product, name
+
+    def dequantise_weight(self, weight: QuantisedWeight) -> None:
+        numbers = self._constant("weight.numbers", _numbers(weight), weight.shape)
+        scales = self._constant("weight.scales", _bfloat16(weight.scales), weight.scales.shape)
+        attributes: dict[str, int] = {}
+        if weight.scales.ndim:
+            attributes["axis"] = 1 if weight.block else 0
+        if weight.block:
+            attributes["block_size"] = weight.block
+        self._read(1, self._node("DequantizeLinear", [numbers, scales], "weight.dense", attributes))
+
+    def quantise_input(self, scale: float) -> None:
+        one = self._constant("input.scale", np.array(scale, ml_dtypes.bfloat16), ())
+        zero = self._constant("input.zero", np.array(0, ml_dtypes.float8_e4m3fn), ())
+        x = self._product.inputs[0]
+        numbers = self._node("QuantizeLinear", [x, one, zero], "input.numbers", {})
+        self._read(0, self._node("DequantizeLinear", [numbers, one], "input.near", {}))
+
+    def _read(self, number: int, value: Any) -> None:
+        self._product.replace_input_with(number, value)
+
+    def _node(self, op: str, inputs: list[Any], name: str, attributes: dict[str, int]) -> Any:
+        node = ir.node(op, inputs, attributes, name=f"{self.name}.{name}")
+        node.outputs[0].name = f"{self.name}.{name}"
+        self._graph.insert_before(self._product, node)
+        return node.outputs[0]
+
+    def _constant(self, name: str, array: Any, shape: tuple[int, ...]) -> Any:
+        tensor = ir.Tensor(array, name=f"{_PREFIX}{self.name}.{name}")
+        value = ir.Value(
+            name=tensor.name,
+            shape=ir.Shape(shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self._graph.register_initializer(value)
+        return value
+
+
+def _numbers(weight: QuantisedWeight) -> Any:
+    if weight.numbers.dtype == FP8:
+        return weight.numbers.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
+    return weight.numbers.numpy().astype(ml_dtypes.int4)
+
+
+def _bfloat16(tensor: Tensor) -> Any:
+    return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)

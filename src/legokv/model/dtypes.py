@@ -22,10 +22,15 @@ FLOAT_DTYPES = {
     "F16": FloatDtype("float16", 2),
     "F32": FloatDtype("float32", 4),
 }
+FP8_DTYPE = FloatDtype("float8_e4m3fn", 1)
+"""What a checkpoint may have besides, as "F8_E4M3" and with a scale; no engine computes in it."""
+STORED_DTYPES = FLOAT_DTYPES | {"F8_E4M3": FP8_DTYPE}
 DTYPES = tuple(dtype.name for dtype in FLOAT_DTYPES.values())
 WEIGHT_FORMS = ("model", "int8", "int4")
 """How matrices are kept: in the engine's type, or in 8 bits a number and a scale for each 32, or
 in 4 where they are of the layers."""
+PLAN_FORMS = {"fp8": "qdq-fp8", "int4": "qdq-int4"}
+"""How a plan may have the layers' matrices, by what `--quantize` calls it: as Q/DQ nodes."""
 
 
 @dataclass(frozen=True)

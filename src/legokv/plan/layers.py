@@ -10,6 +10,7 @@ from typing import Any
 
 ATTENTION = ("LegoLinkAttention", "ScoredAttention")
 # What stands in the list and puts nothing on a stream.
+_FEW_BITS = ("FP8", "Int4")
 _NOTHING = ("NoOp", "Constant", "shape_call")
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), (?P<rest>.*)$")
 _TENSOR = re.compile(
@@ -34,7 +35,10 @@ class LayerTensor:
 
 @dataclass(frozen=True)
 class PlanLayer:
-    """One layer of a plan; `plugin` is "" where it is none, `tactic` where TensorRT names none."""
+    """One layer of a plan; `plugin` is "" where it is none, `tactic` where TensorRT names none.
+
+    weights: the types of its constants, of those that TensorRT's log names.
+    """
 
     name: str
     kind: str
@@ -42,6 +46,7 @@ class PlanLayer:
     tactic: str
     inputs: tuple[LayerTensor, ...]
     outputs: tuple[LayerTensor, ...]
+    weights: tuple[str, ...] = ()
 
     @property
     def profile(self) -> int | None:
@@ -104,7 +109,8 @@ def layers_report(source: str, lines: Sequence[str], layers: Sequence[PlanLayer]
 
 def _layer(match: "re.Match[str]") -> PlanLayer:
     rest = match["rest"]
-    inputs, _, after = rest.partition("Outputs: [")
+    before, _, after = rest.partition("Outputs: [")
+    inputs, _, constants = before.partition("Constants: [")
     outputs, _, last = after.partition("}], ")
     plugin = re.search(r"PluginType: (\w+)", last)
     tactic = re.search(r"Tactic(?:Name|Value): ([^,]*)", last)
@@ -114,8 +120,9 @@ def _layer(match: "re.Match[str]") -> PlanLayer:
         plugin[1] if plugin else "",
         tactic[1] if tactic else "",
         # Constants are weights, not what the step moves.
-        tuple(_tensors(inputs.partition("Constants: [")[0])),
+        tuple(_tensors(inputs)),
         tuple(_tensors(outputs + "}")),
+        tuple(dict.fromkeys(tensor.dtype for tensor in _tensors(constants))),
     )
 
 
@@ -155,6 +162,8 @@ def _profile_words(layers: Sequence[PlanLayer]) -> str:
     copies = [layer.name for layer in layers if layer.copies_pool]
     pools = f"copies of pools: {', '.join(copies)}" if copies else "no copy of a pool"
     counts = ", ".join(f"{count} {name}" for name, count in sorted(plugins.items()))
+    few = Counter(kind for layer in layers for kind in layer.weights if kind in _FEW_BITS)
+    counts += "".join(f", {n} kernels read {kind} weights" for kind, n in sorted(few.items()))
     runs = "; ".join(f"{count} times {words}" for words, count in between.most_common())
     return f"{counts}; between two attentions {runs or 'nothing'}; {pools}"
 

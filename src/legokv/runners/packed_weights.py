@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from legokv.checkpoint.weights import Weight
+from legokv.checkpoint.weights import Weight, dense_weight
 from legokv.kernels.linear import LinearCalls, NativeGate, NativeLinear, NativeNorm
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.model.decoder import Decoder, Layer, RMSNorm
@@ -131,11 +131,17 @@ def parted_weights(
     """All weights as tensors, and those in blocks that `pack_decoder` puts in the place of theirs.
 
     Blocks stay blocks where the `library` multiplies bfloat16 by AMX: their tensors hold nothing
-    then. Elsewhere they become bfloat16, or the type of the others.
+    then. Elsewhere they become bfloat16, or the type of the others, as a plan's numbers always do.
     """
     in_blocks = {name: each for name, each in weights.items() if isinstance(each, BlockWeight)}
-    ready = {name: each for name, each in weights.items() if isinstance(each, Tensor)}
-    dtype = ready["norm.weight"].dtype
+    norm = weights["norm.weight"]
+    assert isinstance(norm, Tensor), "a norm is never in few bits"
+    dtype = norm.dtype
+    ready = {
+        name: dense_weight(each, dtype)
+        for name, each in weights.items()
+        if not isinstance(each, BlockWeight)
+    }
     stays = (
         dtype == torch.bfloat16
         and library is not None

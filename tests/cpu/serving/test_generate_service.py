@@ -18,7 +18,7 @@ from legokv.errors import Cancelled, InvalidRequest, LegokvError, NotFound, Rank
 from legokv.serving.answering import Reply, answer
 from legokv.serving.engine_service import EngineService
 from legokv.serving.generate import GenerateService
-from legokv.serving.log import RequestLine
+from legokv.serving.log import PROBE_VARIABLE, RequestLine
 from legokv.serving.messages import (
     Cancel,
     Command,
@@ -30,7 +30,6 @@ from legokv.serving.messages import (
     Rank,
     Warm,
 )
-from legokv.serving.probe import PROBE_VARIABLE
 from legokv.serving.question import Question, check_reply_size, question_from_fields
 from legokv.serving.settings import Settings
 from legokv.stores.local.registry import Registry

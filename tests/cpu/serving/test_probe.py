@@ -11,9 +11,8 @@ from legokv.errors import DeviceLost, EngineGone, LegokvError, StepFailed
 from legokv.serving import engine_service
 from legokv.serving.documents import DocumentService, document_replies
 from legokv.serving.engine_service import EngineService
-from legokv.serving.log import RequestLine
+from legokv.serving.log import PROBE_VARIABLE, RequestLine, is_probe
 from legokv.serving.messages import Done, Probe
-from legokv.serving.probe import PROBE_VARIABLE, is_probe
 
 PROBE_ID = "a5" * 24
 

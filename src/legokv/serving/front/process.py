@@ -19,8 +19,7 @@ from legokv.parent_death import end_with_parent
 from legokv.serving.ending import LEFT_VARIABLE
 from legokv.serving.error_codes import CODES_VARIABLE
 from legokv.serving.front.brief import Brief, http_socket
-from legokv.serving.log import tell
-from legokv.serving.probe import PROBE_VARIABLE
+from legokv.serving.log import PROBE_VARIABLE, tell
 from legokv.serving.settings import Settings
 
 HANG_SECONDS = 30.0
