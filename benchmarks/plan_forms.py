@@ -91,8 +91,9 @@ def _run(arguments: argparse.Namespace) -> None:
         for of in FIDELITY if name != "model" else ():
             part = [each for key, each in numbers.items() if key.startswith(f"{of}/")]
             for metric in METRICS if part else ():
-                interval = mean_interval([each[metric] for each in part])
-                print(f"{name}, simulated: {of}, {len(part)} cases, {metric}: {interval}")
+                mean = mean_interval([each[metric] for each in part])
+                words = f"{mean.mean:.3f} ({mean.low:.3f} to {mean.high:.3f})"
+                print(f"{name}, simulated: {of}, {len(part)} cases, {metric}: {words}")
 
 
 def main() -> int:

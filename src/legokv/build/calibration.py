@@ -64,13 +64,13 @@ def kept_calibration(
     for folder in folders:
         try:
             data = json.loads((folder / CALIBRATION_FILE).read_text(encoding="utf-8"))
-            found: Calibration = typed(Calibration, data, "")
+            calibration: Calibration = typed(Calibration, data, "")
         except (OSError, ValueError, TypeError, RecursionError):
             # None is kept there, or one that nobody can read: it is measured again.
             continue
-        sound = all(0 < scale < _TOO_LARGE for scale in found.scales.values())
-        if found.model == model and found.scales.keys() == products and sound:
-            return found
+        is_sound = all(0 < scale < _TOO_LARGE for scale in calibration.scales.values())
+        if calibration.model == model and calibration.scales.keys() == products and is_sound:
+            return calibration
     return None
 
 

@@ -189,8 +189,8 @@ def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
     faults = [f"{name} {sizes[name]}" for name in odd]
     faults += [f"a file {name[:80]!r}" for name in names]
     faults += [] if facts.dtype in DTYPES else [f"dtype {facts.dtype[:80]!r}"]
-    known = facts.weights in (*WEIGHT_FORMS, *PLAN_FORMS.values())
-    faults += [] if known else [f"weights {facts.weights[:80]!r}"]
+    is_form = facts.weights in (*WEIGHT_FORMS, *PLAN_FORMS.values())
+    faults += [] if is_form else [f"weights {facts.weights[:80]!r}"]
     if faults:
         raise EngineMismatch(
             f"{path / FACTS_FILE} has {faults[0]}, which no engine has: build the engine again"

@@ -66,7 +66,7 @@ def stored_input_scales(folder: Path, config: ModelConfig) -> dict[str, float]:
     """
     stored = read_tensor_table(folder)
     check_tensors(stored, config)
-    found: dict[str, float] = {}
+    by_product: dict[str, float] = {}
     with _readers(stored) as readers:
         for tensor in decoder_tensors(config):
             names = [source.name for source in tensor.sources]
@@ -76,8 +76,8 @@ def stored_input_scales(folder: Path, config: ModelConfig) -> dict[str, float]:
             if not all(scale in stored for scale in scales):
                 return {}
             numbers = [_number(scale, readers) for scale in scales]
-            found[tensor.name.removesuffix(".weight")] = max(numbers)
-    return found
+            by_product[tensor.name.removesuffix(".weight")] = max(numbers)
+    return by_product
 
 
 def _number(name: str, readers: dict[str, Any]) -> float:
@@ -163,10 +163,10 @@ def _read(name: str, readers: dict[str, Any]) -> Tensor:
 
 def _scales(name: str, readers: dict[str, Any]) -> Tensor:
     scale = weight_scale(name)
-    found: Tensor = readers[scale].get_tensor(scale).flatten()
-    if not bool((found.isfinite() & (found > 0)).all()):
+    scales: Tensor = readers[scale].get_tensor(scale).flatten()
+    if not bool((scales.isfinite() & (scales > 0)).all()):
         raise UnsupportedModel(f"{scale} is not all above 0 and finite: fetch the checkpoint again")
-    return found
+    return scales
 
 
 def _quantised(
