@@ -13,7 +13,8 @@ from legokv.built.folder import read_engine_folder
 from legokv.built.plan_facts import PLAN_FLAGS
 from legokv.built.plan_limits import PlanLimits
 from legokv.checkpoint.source import PRESETS, checkpoint_folder
-from legokv.checkpoint.weights import has_fp8
+from legokv.checkpoint.tensor_table import read_tensor_table
+from legokv.checkpoint.weights import form_of_few_bits
 from legokv.errors import InvalidRequest
 from legokv.kernels.build_gpu import PluginBuild, build_plugin_library
 from legokv.model.dtypes import DTYPES, PLAN_FORMS, WEIGHT_FORMS
@@ -118,7 +119,7 @@ def _add_plan_arguments(group: "argparse._ArgumentGroup") -> None:
         "--quantize",
         choices=("none", *PLAN_FORMS),
         help="layers' matrices as FP8, with their products' inputs, or alone as INT4; default: as "
-        "FP8 where the checkpoint has them so",
+        "the checkpoint has them",
     )
     group.add_argument(
         "--plugin-library", type=Path, help="default: compiled from plugins/ as needed"
@@ -160,12 +161,14 @@ def _settings(arguments: argparse.Namespace, backend: str) -> BuildSettings:
 
 
 def _as_the_checkpoint(settings: BuildSettings, checkpoint: Path) -> BuildSettings:
-    """The settings, with FP8 in a plan that can have what the checkpoint has."""
+    """The settings, with what the checkpoint has of few bits in a plan that can have it."""
     takes = settings.backend in PLAN_BACKENDS and settings.backend != "tensorrt-llm"
-    if not (takes and settings.dtype == "bfloat16" and has_fp8(checkpoint)):
+    form = form_of_few_bits(read_tensor_table(checkpoint)) if takes else "model"
+    if form == "model" or settings.dtype != "bfloat16":
         return settings
-    say("The checkpoint has FP8 weights, and so has its plan; --quantize none expands them")
-    return replace(settings, weights=PLAN_FORMS["fp8"])
+    bits = form.removeprefix("qdq-").upper()
+    say(f"The checkpoint has {bits} weights, and so has its plan; --quantize none expands them")
+    return replace(settings, weights=form)
 
 
 def _weights(arguments: argparse.Namespace) -> str:

@@ -21,12 +21,18 @@ class Source:
 
 
 def weight_scale(name: str) -> str:
-    """The tensor that FP8 numbers of a weight of that `name` are multiplied by."""
+    """The tensor that numbers in few bits of a weight of that `name` are multiplied by."""
     return f"{name}_scale"
 
 
-def is_weight_scale(name: str) -> bool:
-    return name.endswith(weight_scale(".weight"))
+def packed_weight(name: str) -> str:
+    """What has a weight of that `name` as INT4, eight numbers in an int32."""
+    return f"{name}_packed"
+
+
+def packed_shape(name: str) -> str:
+    """The weight's shape before it was packed, which the model says, too."""
+    return f"{name}_shape"
 
 
 def input_scale(name: str) -> str:
@@ -83,11 +89,15 @@ def check_tensors(stored: Mapping[str, StoredTensor], config: ModelConfig) -> No
 
 
 def used_names(stored: Mapping[str, StoredTensor], config: ModelConfig) -> set[str]:
-    """The tensors that make up the model: the decoder's sources, and the scales of those in FP8."""
+    """The tensors that make up the model: the decoder's sources, and what few bits want."""
     names = {source.name for tensor in decoder_tensors(config) for source in tensor.sources}
-    fp8 = [name for name in names if name in stored and stored[name].is_fp8]
-    scales = {scale for name in fp8 for scale in (weight_scale(name), input_scale(name))}
-    return names | scales.intersection(stored)
+    of_few_bits: set[str] = set()
+    for name in names:
+        if name in stored and stored[name].is_fp8:
+            of_few_bits |= {weight_scale(name), input_scale(name)}
+        elif name not in stored:
+            of_few_bits |= {packed_weight(name), packed_shape(name), weight_scale(name)}
+    return (names | of_few_bits).intersection(stored)
 
 
 def with_its_head(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> ModelConfig:
@@ -142,6 +152,9 @@ def _linear(
 
 def _check_source(table: Mapping[str, StoredTensor], source: Source, config: ModelConfig) -> None:
     stored = table.get(source.name)
+    if stored is None and packed_weight(source.name) in table:
+        _check_packed(source, table)
+        return
     if stored is None:
         raise UnsupportedModel(
             f"{source.name} is missing: the checkpoint is incomplete or not {config.architecture}"
@@ -176,6 +189,25 @@ def _check_scales(source: Source, table: Mapping[str, StoredTensor]) -> None:
                 f"{list(source.shape)} have {' or '.join(map(str, dict.fromkeys(counts)))} floats "
                 "there; take another checkpoint"
             )
+
+
+def _check_packed(source: Source, table: Mapping[str, StoredTensor]) -> None:
+    """UnsupportedModel unless INT4 numbers are as many as the model's, in blocks of a row."""
+    packed, scales = table[packed_weight(source.name)], table.get(weight_scale(source.name))
+    rows, columns = source.shape if len(source.shape) == 2 else (source.shape[0], 0)
+    if packed.dtype != "I32" or packed.shape != (rows, columns // 8) or columns % 8:
+        raise UnsupportedModel(
+            f"{packed.name} is {packed.dtype} {list(packed.shape)}: {list(source.shape)} numbers "
+            f"of 4 bits are I32 {[rows, columns // 8]}; take another checkpoint"
+        )
+    blocks = scales.shape[1] if scales is not None and len(scales.shape) == 2 else 0
+    odd = scales is None or scales.shape[0] != rows or scales.dtype not in FLOAT_DTYPES
+    if odd or not blocks or columns % blocks:
+        what = "missing" if scales is None else f"{scales.dtype} {list(scales.shape)}"
+        raise UnsupportedModel(
+            f"{weight_scale(source.name)} is {what}: {list(source.shape)} numbers of 4 bits have "
+            "floats for the blocks of each row there; take another checkpoint"
+        )
 
 
 def _may_be_ignored(name: str, config: ModelConfig) -> bool:

@@ -10,9 +10,10 @@ from legokv.errors import UnsupportedModel
 from legokv.text.json_file import JsonObject
 
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok")
-# FP8 whose tensors say all: numbers, their scales, and their inputs' where these are fixed.
-_FP8_FORMS = (("fp8", None), ("compressed-tensors", "float-quantized"))
-_FP8_OTHER = ("weight_block_size", "kv_cache_scheme", "sparsity_config", "transform_config")
+# Those whose tensors say all: numbers, their scales, and their inputs' where these are fixed.
+_PACKED = ("compressed-tensors", "pack-quantized")
+_FEW_BITS = (("fp8", None), ("compressed-tensors", "float-quantized"), _PACKED)
+_FEW_BITS_OTHER = ("weight_block_size", "kv_cache_scheme", "sparsity_config", "transform_config")
 _LATENT_KEYS = ("kv_lora_rank", "q_lora_rank")
 
 
@@ -101,18 +102,34 @@ def _refuse_quantised(config: JsonObject) -> None:
         return
     method, form = quantisation.get("quant_method", "unnamed"), quantisation.get("format")
     named = f"{str(method)[:80]}{f', {str(form)[:80]}' if form is not None else ''}"
-    if (method, form) not in _FP8_FORMS:
+    if (method, form) not in _FEW_BITS:
         raise UnsupportedModel(
-            f"the checkpoint is quantised ({named}): only float32, float16, bfloat16 and FP8 "
-            "weights are supported; take the unquantised checkpoint, or a GGUF file"
+            f"the checkpoint is quantised ({named}): only float32, float16, bfloat16, FP8 "
+            "and packed INT4 weights are supported; take the unquantised checkpoint, or a GGUF file"
         )
-    other = next((key for key in _FP8_OTHER if quantisation.get(key)), None)
+    if (method, form) == _PACKED:
+        _refuse_other_packing(quantisation)
+    other = next((key for key in _FEW_BITS_OTHER if quantisation.get(key)), None)
     if other is not None:
         raise UnsupportedModel(
             f"the checkpoint is quantised ({named}) with {other} "
             f"{str(quantisation[other])[:80]}: only FP8 weights with one scale, or one an output, "
             "are supported; take the unquantised checkpoint"
         )
+
+
+def _refuse_other_packing(quantisation: JsonObject) -> None:
+    """UnsupportedModel for packed numbers that are not of 4 bits around 0."""
+    for name in nested_object(quantisation, "config_groups"):
+        group = nested_object(nested_object(quantisation, "config_groups"), name)
+        weights = nested_object(group, "weights")
+        kind = {key: weights.get(key) for key in ("num_bits", "type", "symmetric")}
+        of_int4 = kind == {"num_bits": 4, "type": "int", "symmetric": True}
+        if not of_int4 or group.get("input_activations"):
+            raise UnsupportedModel(
+                f"the checkpoint packs weights as {str(kind)[:80]}: only symmetric INT4 weights "
+                "alone are supported; take the unquantised checkpoint, or a GGUF file"
+            )
 
 
 def _refuse_activation(config: JsonObject) -> None:

@@ -1,6 +1,6 @@
 """A checkpoint's weights as the decoder's state dict, or with its matrices in few bits."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from legokv.checkpoint.layout import (
     check_tensors,
     decoder_tensors,
     input_scale,
-    is_weight_scale,
+    packed_weight,
     weight_scale,
 )
 from legokv.checkpoint.tensor_table import StoredTensor, read_tensor_table
@@ -53,9 +53,12 @@ def load_kept_weights(
     return dict(_load(folder, config, dtype, form))
 
 
-def has_fp8(folder: Path) -> bool:
-    """Whether a checkpoint has weights in FP8."""
-    return any(tensor.is_fp8 for tensor in read_tensor_table(folder).values())
+def form_of_few_bits(names: Iterable[str]) -> str:
+    """Which of PLAN_FORMS' a checkpoint with tensors of these names has; "model" if none."""
+    ends = {name.rpartition(".")[2] for name in names}
+    if packed_weight("weight") in ends:
+        return PLAN_FORMS["int4"]
+    return PLAN_FORMS["fp8"] if weight_scale("weight") in ends else "model"
 
 
 def stored_input_scales(folder: Path, config: ModelConfig) -> dict[str, float]:
@@ -70,7 +73,8 @@ def stored_input_scales(folder: Path, config: ModelConfig) -> dict[str, float]:
     with _readers(stored) as readers:
         for tensor in decoder_tensors(config):
             names = [source.name for source in tensor.sources]
-            if not (tensor.name.startswith("layers.") and all(stored[n].is_fp8 for n in names)):
+            fp8 = all(name in stored and stored[name].is_fp8 for name in names)
+            if not (tensor.name.startswith("layers.") and fp8):
                 continue
             scales = [input_scale(name) for name in names]
             if not all(scale in stored for scale in scales):
@@ -154,16 +158,28 @@ def _stacked(tensor: DecoderTensor, readers: dict[str, Any], dtype: torch.dtype)
 
 
 def _read(name: str, readers: dict[str, Any]) -> Tensor:
-    """A stored tensor; FP8 numbers times their scales, in float32."""
+    """A stored tensor; numbers of few bits times their scales, in float32."""
+    if name not in readers:
+        numbers, scales = _unpacked(name, readers), _scales(name, readers).float()
+        blocks = numbers.float().view(*scales.shape, -1) * scales[..., None]
+        return blocks.flatten(1)
     stored: Tensor = readers[name].get_tensor(name)
     if stored.dtype != FP8:
         return stored
     return stored.float() * _scales(name, readers).float().view(-1, 1)
 
 
+def _unpacked(name: str, readers: dict[str, Any]) -> Tensor:
+    """INT4 numbers as int8 [N, K]: the first of eight in the lowest bits, 8 more than it is."""
+    packed = packed_weight(name)
+    words: Tensor = readers[packed].get_tensor(packed)
+    parts = [(words >> (4 * place) & 15) - 8 for place in range(8)]
+    return torch.stack(parts, -1).flatten(1).char()
+
+
 def _scales(name: str, readers: dict[str, Any]) -> Tensor:
     scale = weight_scale(name)
-    scales: Tensor = readers[scale].get_tensor(scale).flatten()
+    scales: Tensor = readers[scale].get_tensor(scale)
     if not bool((scales.isfinite() & (scales > 0)).all()):
         raise UnsupportedModel(f"{scale} is not all above 0 and finite: fetch the checkpoint again")
     return scales
@@ -172,18 +188,23 @@ def _scales(name: str, readers: dict[str, Any]) -> Tensor:
 def _quantised(
     tensor: DecoderTensor, readers: dict[str, Any], dtype: torch.dtype, form: str
 ) -> Weight:
-    """A product's weight as a plan has it: of a checkpoint in FP8 what it has, and no more."""
-    if form == PLAN_FORMS["int4"]:
-        return int4_weight(_stacked(tensor, readers, torch.float32), tensor.name)
-    if not any(map(is_weight_scale, readers)):
-        return fp8_weight(_stacked(tensor, readers, torch.float32), tensor.name)
-    parts = [readers[source.name].get_tensor(source.name) for source in tensor.sources]
-    if any(part.dtype != FP8 for part in parts):
+    """A product's weight as a plan has it: of a checkpoint in this form what it has, no more."""
+    if form_of_few_bits(readers) != form:
+        quantise = fp8_weight if form == PLAN_FORMS["fp8"] else int4_weight
+        return quantise(_stacked(tensor, readers, torch.float32), tensor.name)
+    parts = [_part(source.name, readers) for source in tensor.sources]
+    few = [part for part in parts if part is not None]
+    if len(few) < len(parts) or len({part.block for part in few}) > 1:
         return _stacked(tensor, readers, dtype)
-    scales = [_scales(source.name, readers).bfloat16() for source in tensor.sources]
-    return stacked_quantised(
-        [
-            QuantisedWeight(part, scale[0] if len(scale) == 1 else scale)
-            for part, scale in zip(parts, scales, strict=True)
-        ]
-    )
+    return stacked_quantised(few)
+
+
+def _part(name: str, readers: dict[str, Any]) -> QuantisedWeight | None:
+    """The numbers and scales of a stored weight; None where it is in floats."""
+    if name not in readers:
+        return QuantisedWeight(_unpacked(name, readers), _scales(name, readers).bfloat16())
+    numbers: Tensor = readers[name].get_tensor(name)
+    if numbers.dtype != FP8:
+        return None
+    scales = _scales(name, readers).bfloat16().flatten()
+    return QuantisedWeight(numbers, scales[0] if len(scales) == 1 else scales)

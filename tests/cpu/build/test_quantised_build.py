@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from build_command import build_engine
-from fp8_checkpoints import COMPRESSED, fp8_checkpoint
+from quantised_checkpoints import COMPRESSED, fp8_checkpoint
 from torch import Tensor
 
 from legokv.build.calibration import (

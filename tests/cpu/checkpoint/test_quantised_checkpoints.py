@@ -1,13 +1,19 @@
-"""A checkpoint in FP8: its numbers are read as they are, on CPUs and for a plan, or refused."""
+"""Checkpoints in FP8 and INT4: numbers are read as they are, for CPUs and plans, or refused."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fp8_checkpoints import AUTO_FP8, COMPRESSED, fp8_checkpoint
+from quantised_checkpoints import (
+    AUTO_FP8,
+    COMPRESSED,
+    PACKED,
+    fp8_checkpoint,
+    packed_checkpoint,
+    put_config,
+)
 from safetensors.torch import load_file, save_file
 
 from legokv.checkpoint import load_weights, read_model_config
@@ -15,7 +21,7 @@ from legokv.checkpoint.fingerprint import model_fingerprint
 from legokv.checkpoint.tensor_table import read_tensor_table
 from legokv.checkpoint.weights import (
     dense_weight,
-    has_fp8,
+    form_of_few_bits,
     load_kept_weights,
     stored_input_scales,
 )
@@ -24,6 +30,13 @@ from legokv.ops.quantised_weight import FP8, QuantisedWeight
 
 FP8_CONFIGS = pytest.mark.parametrize("config", [AUTO_FP8, COMPRESSED], ids=["auto", "compressed"])
 UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def packed_with(part: str, change: dict[str, Any]) -> dict[str, Any]:
+    """The config of a packed checkpoint, a part of its group changed."""
+    group = PACKED["config_groups"]["group_0"]
+    changed = group | {part: (group[part] or {}) | change}
+    return PACKED | {"config_groups": {"group_0": changed}}
 
 
 @pytest.fixture
@@ -41,7 +54,7 @@ def test_its_numbers_and_scales_are_taken_as_they_are_and_all_else_in_the_type(
     folder = fp8(config)
     model = read_model_config(folder)
     stored = load_file(folder / "model.safetensors")
-    assert has_fp8(folder)
+    assert form_of_few_bits(stored) == "qdq-fp8"
     kept = load_kept_weights(folder, model, torch.bfloat16, "qdq-fp8")
     weight = kept["layers.1.gate_up.weight"]
     assert isinstance(weight, QuantisedWeight)
@@ -130,7 +143,10 @@ def test_an_input_scale_that_is_none_is_refused_by_name(fp8: Callable[..., Path]
     ("config", "message"),
     [
         ({"quant_method": "gptq", "bits": 4}, r"quantised \(gptq\): only float32"),
-        (COMPRESSED | {"format": "pack-quantized"}, r"\(compressed-tensors, pack-quantized\)"),
+        (COMPRESSED | {"format": "int-quantized"}, r"\(compressed-tensors, int-quantized\)"),
+        (packed_with("weights", {"num_bits": 8}), "packs weights as .*'num_bits': 8"),
+        (packed_with("weights", {"symmetric": False}), "packs weights as .*'symmetric': False"),
+        (packed_with("input_activations", {"num_bits": 8}), "only symmetric INT4 weights alone"),
         (AUTO_FP8 | {"weight_block_size": [128, 128]}, r"with weight_block_size \[128, 128\]"),
         (COMPRESSED | {"kv_cache_scheme": {"num_bits": 8}}, "with kv_cache_scheme"),
     ],
@@ -139,7 +155,54 @@ def test_other_quantised_checkpoints_are_refused_with_what_they_are(
     fp8: Callable[..., Path], config: dict[str, Any], message: str
 ) -> None:
     folder = fp8(COMPRESSED)
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": config}))
+    put_config(folder, config)
     with pytest.raises(UnsupportedModel, match=message):
         read_model_config(folder)
+
+
+def test_int4_numbers_and_scales_are_taken_as_they_are_for_plans_and_expanded_for_cpus(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    plain = tiny_checkpoint("llama")
+    folder = packed_checkpoint(plain, tmp_path / "int4")
+    model = read_model_config(folder)
+    stored = load_file(folder / "model.safetensors")
+    assert form_of_few_bits(stored) == "qdq-int4"
+    kept = load_kept_weights(folder, model, torch.bfloat16, "qdq-int4")
+    weight = kept["layers.1.gate_up.weight"]
+    assert isinstance(weight, QuantisedWeight)
+    assert weight.block == 32
+    before = load_file(plain / "model.safetensors")[UP]
+    scales = stored[f"{UP}_scale"]
+    rows = before.shape[0]
+    assert torch.equal(weight.scales[rows:], scales)
+    numbers = (before / scales.float().repeat_interleave(32, 1)).round().clamp(-8, 7)
+    assert torch.equal(weight.numbers[rows:].float(), numbers)
+    dense = load_weights(folder, model, torch.float32)["layers.1.gate_up.weight"]
+    assert torch.equal(dense.bfloat16(), weight.dense())
+    assert model_fingerprint(model, read_tensor_table(folder), "t")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({f"{UP}_scale": None}, f"{UP}_scale is missing"),
+        ({f"{UP}_scale": torch.ones(96, 3)}, rf"{UP}_scale is F32 \[96, 3\]"),
+        ({f"{UP}_packed": torch.ones(96, 9).int()}, rf"{UP}_packed is I32 \[96, 9\]: \[96, 64\]"),
+        ({f"{UP}_packed": None}, f"{UP} is missing"),
+        ({f"{UP}_g_idx": torch.zeros(64).int()}, "tensors LlamaForCausalLM does not use"),
+        ({f"{UP}_zero_point": torch.zeros(96, 2)}, "tensors LlamaForCausalLM does not use"),
+    ],
+)
+def test_int4_without_fitting_scales_or_with_more_beside_them_is_refused_by_name(
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    change: dict[str, torch.Tensor | None],
+    message: str,
+) -> None:
+    folder = packed_checkpoint(tiny_checkpoint("llama"), tmp_path / "int4")
+    tensors = load_file(folder / "model.safetensors") | change
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(kept, folder / "model.safetensors")
+    with pytest.raises(UnsupportedModel, match=message):
+        load_weights(folder, read_model_config(folder), torch.bfloat16)
