@@ -184,12 +184,14 @@ def threads_of(name: str) -> int:
 
 
 def shared_bytes(name: str) -> int:
-    """Of a block: two stages of 4 strips of keys and values and the query, or each warp's own."""
+    """Of a block: two stages of keys and values, query and lists, or each warp's own."""
     kernel, dtype, *sizes = name.split()
     size = 4 if dtype == "f32" else 2
     if kernel == "attend_tiled":
-        row = (int(sizes[0]) + 8) * size
-        return 2 * 2 * 4 * 16 * row + 64 * row
+        head_size = int(sizes[0])
+        row, strips = (head_size + 8) * size, 2 if head_size > 80 else 4
+        lists = 64 * 32 + 128 * 16 + head_size // 2 * 4  # strips, rows, frequencies
+        return 2 * 2 * strips * 16 * row + 128 * row + lists
     if kernel == "attend_split":
         head_size, rows = map(int, sizes)
         strips = 4 * 16 * (head_size * size + 16)

@@ -62,9 +62,9 @@ attend_split_kernel(LEGOKV_PARAMETER AttentionCall call) {
   const QueryRows rows = query_rows<kRows>(call);
   if (rows.token < 0) return;
   SplitWarp<T, kHeadSize, kRows> attention(a, rows, warps[warp]);
-  attend(attention,
-         walk_strips(a, rows.sequence, rows.position, device::block_z() * kSplitWarps<T> + warp,
-                     call.plan.num_splits * kSplitWarps<T>));
+  attend<T>(attention,
+            walk_strips(a, rows.sequence, rows.position, device::block_z() * kSplitWarps<T> + warp,
+                        call.plan.num_splits * kSplitWarps<T>));
   attention.finish();
   device::sync_block();
   merge_warps<T, kHeadSize, kRows>(call, rows, warps);
@@ -86,7 +86,7 @@ Status launch_rows(const AttentionCall& call, void* stream) {
 template <typename T, int kHeadSize>
 Status launch_head_size(const AttentionCall& call, void* stream) {
   if constexpr (kOnTensorCores<T>) {
-    return launch_rows<T, kHeadSize, kProductRows>(call, stream);
+    return launch_rows<T, kHeadSize, kProductColumns>(call, stream);
   } else {
     const int heads = heads_per_kv_head(call.arguments);
     if (heads == 1) return launch_rows<T, kHeadSize, 1>(call, stream);

@@ -8,15 +8,17 @@ namespace legokv {
 namespace {
 
 Status check_memory(const LegokvLegolinkAttention& a) {
-  if (!is_aligned(a.k) || !is_aligned(a.v) || !is_aligned(a.pool) || !is_aligned(a.pages) ||
-      !is_aligned(a.out) || !is_aligned(a.workspace)) {
+  if (!is_aligned(a.q) || !is_aligned(a.k) || !is_aligned(a.v) || !is_aligned(a.pool) ||
+      !is_aligned(a.pages) || !is_aligned(a.out) || !is_aligned(a.workspace)) {
     return invalid_argument(
-        "legolink_attention: k, v, pool, pages, out, workspace must be 16-byte aligned");
+        "legolink_attention: q, k, v, pool, pages, out, workspace must be 16-byte aligned");
   }
-  if (a.k_stride % 8 != 0 || a.v_stride % 8 != 0) {
+  if (a.q_stride % 8 != 0 || a.k_stride % 8 != 0 || a.v_stride % 8 != 0) {
     return invalid_argument(
-        "legolink_attention: k's and v's tokens are multiples of 8 elements apart, not %lld, %lld",
-        static_cast<long long>(a.k_stride), static_cast<long long>(a.v_stride));
+        "legolink_attention: q's, k's and v's tokens are multiples of 8 elements apart, not %lld, "
+        "%lld, %lld",
+        static_cast<long long>(a.q_stride), static_cast<long long>(a.k_stride),
+        static_cast<long long>(a.v_stride));
   }
   const int64_t need = workspace_bytes(a);
   if (need > 0 && (a.workspace == nullptr || a.workspace_bytes < need)) {

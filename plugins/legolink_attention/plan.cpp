@@ -8,8 +8,9 @@
 namespace legokv {
 namespace {
 
-// Blocks that keep a large GPU busy, about four on each of an H100's 132 multiprocessors.
-constexpr int64_t kTargetBlocks = 512;
+// Blocks that keep a large GPU busy, about four on each of an H100's 132 multiprocessors; of the
+// tensor-core kernel two fit on one.
+constexpr int64_t kTargetBlocks = 512, kTargetTiles = 256;
 // Fewer strips than this for a split cost more to combine than they save.
 constexpr int kMinSplitStrips = 8;
 // Below this many query rows a sequence, most of a tensor-core tile would be empty.
@@ -44,7 +45,8 @@ int choose_splits(const LegokvLegolinkAttention& a, int regime, int64_t num_toke
                             ? divide_up(rows_per_kv_head(a), kTileRows)
                             : num_tokens * divide_up(a.num_heads / a.num_kv_heads, kMaxSplitRows);
   const int64_t strips = int64_t{a.num_table_rows} * (a.page_size / kStripKeys);
-  const int64_t wanted = divide_up(kTargetBlocks, std::max<int64_t>(1, tiles * a.num_kv_heads));
+  const int64_t target = regime == LEGOKV_TILED ? kTargetTiles : kTargetBlocks;
+  const int64_t wanted = divide_up(target, std::max<int64_t>(1, tiles * a.num_kv_heads));
   const int64_t worthwhile = std::max<int64_t>(1, strips / kMinSplitStrips);
   return static_cast<int>(std::min({wanted, worthwhile, int64_t{kMaxSplits}}));
 }

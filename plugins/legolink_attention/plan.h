@@ -11,7 +11,7 @@
 namespace legokv {
 
 // A tile of the tensor-core kernel, and the most query rows one block of the split kernel holds.
-constexpr int kTileRows = 64;
+constexpr int kTileRows = 128;
 constexpr int kMaxSplitRows = 8;
 constexpr int kMaxSplits = 32;
 

@@ -11,8 +11,8 @@ namespace legokv {
 
 // Keys are the left operand's 16 rows and query rows the right one's 8 columns: the other way round
 // half of a tile or more would be empty.
-constexpr int kProductRows = 8;
-static_assert(kProductRows == kMaxSplitRows && kStripKeys == 16);
+constexpr int kProductColumns = 8;
+static_assert(kProductColumns == kMaxSplitRows && kStripKeys == 16);
 
 // One warp's own shared memory.
 template <typename T, int kHeadSize>
@@ -20,12 +20,12 @@ struct ProductMemory {
   StripBuffer<T, kHeadSize> keys[kSplitStages];
   StripBuffer<T, kHeadSize> values[kSplitStages];
   Rotation turns[kHeadSize / 2];  // from the token's position to the base
-  SoftmaxState states[kProductRows];
+  SoftmaxState states[kProductColumns];
 
-  // Weighted sums of values [kProductRows, D], where keys were.
+  // Weighted sums of values [kProductColumns, D], where keys were.
   LEGOKV_DEVICE float* sums() { return reinterpret_cast<float*>(keys); }
   LEGOKV_DEVICE const float* sums() const { return reinterpret_cast<const float*>(keys); }
-  static_assert(sizeof(keys) >= kProductRows * kHeadSize * sizeof(float));
+  static_assert(sizeof(keys) >= kProductColumns * kHeadSize * sizeof(float));
 };
 
 // A lane has query rows 2 * (lane % 4) and the next; of every 16 keys, and of every 16 dimensions

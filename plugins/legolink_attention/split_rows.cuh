@@ -56,21 +56,25 @@ LEGOKV_DEVICE int64_t result_row(const LegokvLegolinkAttention& a, const QueryRo
 // A warp walks its strips, the next one on its way while one is used. `Warp` is one of the forms:
 // it has `a`, `rows`, `memory` and `lane`, rotate_query(base), and take(strip, stage), which leaves
 // the strip to be replaced once all lanes have come back.
-template <typename Warp>
+template <typename T, typename Warp>
 LEGOKV_DEVICE void attend(Warp& warp, StripWalk walk) {
   auto& memory = warp.memory;
+  const auto start_copies = [&](const KeyStrip& strip, int stage) {
+    if (strip.num_keys > 0) {
+      start_strip_copies<kWarpLanes>(warp.a, first_key<T>(warp.a, strip, warp.rows.kv_head),
+                                     strip.num_keys, warp.lane, &memory.keys[stage],
+                                     &memory.values[stage]);
+    }
+    device::commit_copies();
+  };
   KeyStrip strip, next;
   bool rotated = false;
   int rotated_base = 0, stage = 0;
   bool more = walk.take(&strip);
-  start_strip_copies(warp.a, strip, warp.rows.kv_head, warp.lane, kWarpLanes, &memory.keys[0],
-                     &memory.values[0]);
-  device::commit_copies();
+  start_copies(strip, 0);
   while (more) {
     more = walk.take(&next);
-    start_strip_copies(warp.a, next, warp.rows.kv_head, warp.lane, kWarpLanes,
-                       &memory.keys[stage ^ 1], &memory.values[stage ^ 1]);
-    device::commit_copies();
+    start_copies(next, stage ^ 1);
     if (!rotated || strip.base != rotated_base) warp.rotate_query(strip.base);
     rotated = true;
     rotated_base = strip.base;

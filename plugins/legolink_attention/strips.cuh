@@ -84,25 +84,32 @@ struct alignas(16) StripBuffer {
   T numbers[kStripKeys][kStride];
 };
 
-// Threads 0 ... num_threads-1 start the copies of a strip; keys past the filled ones become zeros,
-// for a weight of 0 times whatever an unwritten slot holds need not be 0.
-template <typename T, int kHeadSize>
-LEGOKV_DEVICE void start_strip_copies(const LegokvLegolinkAttention& a, const KeyStrip& strip,
-                                      int kv_head, int thread, int num_threads,
-                                      StripBuffer<T, kHeadSize>* keys,
+// A strip's first key of one head.
+template <typename T>
+LEGOKV_DEVICE const T* first_key(const LegokvLegolinkAttention& a, const KeyStrip& strip,
+                                 int kv_head) {
+  return static_cast<const T*>(a.pool) +
+         key_offset(pool_layout(a), strip.page, strip.first_slot, kv_head);
+}
+
+// Threads 0 ... kThreads-1 start the copies of the strip whose first key is `first`; keys past the
+// filled ones become zeros, for a weight of 0 times whatever an unwritten slot holds need not be 0.
+template <int kThreads, typename T, int kHeadSize>
+LEGOKV_DEVICE void start_strip_copies(const LegokvLegolinkAttention& a, const T* first,
+                                      int num_keys, int thread, StripBuffer<T, kHeadSize>* keys,
                                       StripBuffer<T, kHeadSize>* values) {
   constexpr int kSize = Vector<T>::kSize, kVectors = kHeadSize / kSize;
-  if (strip.num_keys == 0) return;
   const PoolLayout layout = pool_layout(a);
-  const T* first =
-      static_cast<const T*>(a.pool) + key_offset(layout, strip.page, strip.first_slot, kv_head);
   // Within a page 32 bits are enough.
-  const int token = static_cast<int>(token_stride(layout));
-  const int to_value = static_cast<int>(value_distance(layout));
-  for (int i = thread; i < kStripKeys * kVectors; i += num_threads) {
-    const int key = i / kVectors, dimension = i % kVectors * kSize;
+  const unsigned token = static_cast<unsigned>(token_stride(layout));
+  const unsigned to_value = static_cast<unsigned>(value_distance(layout));
+#pragma unroll 4
+  for (int first_of_round = 0; first_of_round < kStripKeys * kVectors; first_of_round += kThreads) {
+    const unsigned i = first_of_round + thread;
+    if (kStripKeys * kVectors % kThreads != 0 && i >= kStripKeys * kVectors) break;
+    const unsigned key = i / kVectors, dimension = i % kVectors * kSize;
     const T* source = first + (key * token + dimension);
-    const bool valid = key < strip.num_keys;
+    const bool valid = static_cast<int>(key) < num_keys;
     device::copy_async_16(&keys->numbers[key][dimension], source, valid);
     device::copy_async_16(&values->numbers[key][dimension], source + to_value, valid);
   }

@@ -1,210 +1,236 @@
-// One warp's part of the tensor-core kernel: 16 query rows of the tile, all keys of the stage.
+// One warp's part of the tensor-core kernel: its query rows of the tile, all keys of the stage.
 #pragma once
 
 #include "legokv/device.h"
 #include "legolink_attention/attention_shape.h"
 #include "legolink_attention/results.cuh"
-#include "legolink_attention/strips.cuh"
+#include "legolink_attention/strip_list.cuh"
 #include "legolink_attention/tile_query.cuh"
 
 namespace legokv {
 
 constexpr int kTileStages = 2;
-constexpr int kStageStrips = 4;
 
 template <typename T, int kHeadSize>
 struct TileMemory {
-  StripBuffer<T, kHeadSize> keys[kTileStages][kStageStrips];
-  StripBuffer<T, kHeadSize> values[kTileStages][kStageStrips];
+  StripBuffer<T, kHeadSize> keys[kTileStages][kStageStrips<kHeadSize>];
+  StripBuffer<T, kHeadSize> values[kTileStages][kStageStrips<kHeadSize>];
   TileQuery<T, kHeadSize> query;
+  StripList list;
+  TileRow rows[kTileRows];
+  float inv_freq[kHeadSize / 2];
 };
 
-// The strips of one stage; those after the last of the walk have no keys.
-struct StageStrips {
-  KeyStrip strips[kStageStrips];
+// Strips of the list from `first` on, all of one base.
+struct TileStage {
+  int first;
+  int num_strips;  // 0: there are no more
+  int base;
 };
 
-// One warp's part of a tile: 16 query rows, as the accumulators of mma.m16n8k16 hold them. A lane
-// has rows lane/4 and lane/4 + 8, and of every 8 columns the two from 2 * (lane % 4) on.
+// One warp's part of a tile: of each group 16 query rows, as the accumulators of mma.m16n8k16 hold
+// them. A lane has rows lane/4 and lane/4 + 8, and of every 8 columns the two from 2 * (lane % 4)
+// on.
 template <typename T, int kHeadSize>
 struct WarpTile {
   static constexpr int kSteps = kHeadSize / 16;  // of 16 dimensions
+  static constexpr int kGroups = kTileGroups;
+  static constexpr int kStrips = kStageStrips<kHeadSize>;
+  using Scores = float[kGroups][2 * kStrips][4];
 
   const LegokvLegolinkAttention& a;
-  const TileRows& rows;
   TileMemory<T, kHeadSize>& memory;
   int lane;
   int first_row;
-  int first_position;  // of the warp's rows; all see what it sees
-  int positions[2];
-  uint32_t query[kSteps][4];
-  bool rotated = false;
-  int rotated_base = 0;
-  SoftmaxState states[2];  // sums are of this lane's columns only until finish()
-  float values[2 * kSteps][4] = {};
+  int turned_base = 0;
+  SoftmaxState states[kGroups][2];  // sums are of this lane's columns only until finish()
+  float values[kGroups][2 * kSteps][4] = {};
 
-  LEGOKV_DEVICE WarpTile(const LegokvLegolinkAttention& arguments, const TileRows& of,
-                         TileMemory<T, kHeadSize>& shared)
-      : a(arguments), rows(of), memory(shared), lane(device::thread_index() % kWarpLanes) {
-    first_row = device::thread_index() / kWarpLanes * kWarpRows;
-    first_position = rows.has(first_row) ? a.positions[rows.token(first_row)] : INT32_MIN;
-    for (int i = 0; i < 2; ++i) {
-      const int row = lane_row(i);
-      positions[i] = rows.has(row) ? a.positions[rows.token(row)] : INT32_MIN;
-      states[i] = {-INFINITY, 0};
-    }
+  LEGOKV_DEVICE WarpTile(const LegokvLegolinkAttention& arguments, TileMemory<T, kHeadSize>& shared)
+      : a(arguments),
+        memory(shared),
+        lane(device::thread_index() % kWarpLanes),
+        first_row(device::thread_index() / kWarpLanes * kProductRows) {
+    for (auto& group : states) group[0] = group[1] = {-INFINITY, 0};
   }
 
-  LEGOKV_DEVICE int lane_row(int i) const { return first_row + lane / 4 + i * 8; }
-
-  LEGOKV_DEVICE void turn_query_to(int base) {
-    if (rotated && base == rotated_base) return;
-    rotated = true;
-    rotated_base = base;
-    device::sync_warp();
-    rotate_rows<T, kHeadSize>(a, rows, first_row, base, &memory.query);
-    device::sync_warp();
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      device::load_matrices(
-          query[step], &memory.query.numbers[first_row + lane % 16][step * 16 + lane / 16 * 8]);
-    }
+  // The tile's row that is the lane's row `i` (0 or 1) of a group.
+  LEGOKV_DEVICE int lane_row(int group, int i) const {
+    return group * kGroupRows + first_row + lane / 4 + i * 8;
   }
 
-  // Dot products with a strip's keys: 8 keys in each of the two accumulators.
-  LEGOKV_DEVICE void multiply_keys(const StripBuffer<T, kHeadSize>& keys, float (&low)[4],
-                                   float (&high)[4]) const {
+  // Only its own rows; other lanes read what one has turned. Those of the last stage have read what
+  // was there: a barrier of the block is between. Row by row: unrolled it is four times as long,
+  // for what is done once a chunk.
+  LEGOKV_DEVICE void turn_query(const TileStage& stage) {
+    if (stage.first > 0 && stage.base == turned_base) return;
+    turned_base = stage.base;
+#pragma unroll 1
+    for (int i = 0; i < 2 * kGroups; ++i) {
+      const int row = lane_row(i / 2, i % 2);
+      turn_row<T, kHeadSize>(a, memory.rows[row], stage.base, memory.inv_freq,
+                             memory.query.numbers[row]);
+    }
+    device::sync_warp();
+  }
+
+  // Products with the stage's keys, 8 in each accumulator; what a strip that isn't there holds is
+  // masked later.
+  LEGOKV_DEVICE void multiply_keys(int buffer, Scores& scores) const {
     const int key = lane / 16 * 8 + lane % 8, dimension = lane / 8 % 2 * 8;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      uint32_t matrices[4];
-      device::load_matrices(matrices, &keys.numbers[key][step * 16 + dimension]);
-      device::multiply_accumulate<T>(low, query[step], {matrices[0], matrices[1]});
-      device::multiply_accumulate<T>(high, query[step], {matrices[2], matrices[3]});
-    }
-  }
-
-  // Whether each of the warp's rows sees each of the strip's 16 keys: then there is nothing to
-  // mask.
-  LEGOKV_DEVICE bool all_seen(const KeyStrip& strip) const {
-    return strip.num_keys == kStripKeys &&
-           sees(first_position, strip.first_position + kStripKeys - 1);
-  }
-
-  LEGOKV_DEVICE void scale(float (&low)[4], float (&high)[4]) const {
+      uint32_t rows[kGroups][4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      low[i] *= a.scale * kLog2e;
-      high[i] *= a.scale * kLog2e;
-    }
-  }
-
-  // Scores in base 2 of the keys from `first_key` on; -infinity where a row doesn't see the key.
-  LEGOKV_DEVICE void scale_and_mask(const KeyStrip& strip, int first_key,
-                                    float (&scores)[4]) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int key = first_key + lane % 4 * 2 + i % 2;
-      const bool seen = key < strip.num_keys && sees(positions[i / 2], strip.first_position + key);
-      scores[i] = seen ? scores[i] * (a.scale * kLog2e) : -INFINITY;
-    }
-  }
-
-  LEGOKV_DEVICE void score(const StageStrips& stage, int buffer,
-                           float (&scores)[2 * kStageStrips][4]) {
-#pragma unroll
-    for (int i = 0; i < kStageStrips; ++i) {
-      const KeyStrip& strip = stage.strips[i];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) scores[2 * i][j] = scores[2 * i + 1][j] = 0;
-      if (strip.num_keys > 0) {
-        turn_query_to(strip.base);
-        multiply_keys(memory.keys[buffer][i], scores[2 * i], scores[2 * i + 1]);
+      for (int group = 0; group < kGroups; ++group) {
+        const int row = group * kGroupRows + first_row + lane % 16;
+        device::load_matrices(rows[group], &memory.query.numbers[row][step * 16 + lane / 16 * 8]);
       }
-      if (all_seen(strip)) {
-        scale(scores[2 * i], scores[2 * i + 1]);
-      } else {
-        scale_and_mask(strip, 0, scores[2 * i]);
-        scale_and_mask(strip, 8, scores[2 * i + 1]);
+#pragma unroll
+      for (int i = 0; i < kStrips; ++i) {
+        uint32_t matrices[4];
+        device::load_matrices(matrices,
+                              &memory.keys[buffer][i].numbers[key][step * 16 + dimension]);
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+          device::multiply_accumulate<T>(scores[group][2 * i], rows[group],
+                                         {matrices[0], matrices[1]});
+          device::multiply_accumulate<T>(scores[group][2 * i + 1], rows[group],
+                                         {matrices[2], matrices[3]});
+        }
+      }
+    }
+  }
+
+  // Of the stage's strip `i`; one that isn't there has no keys.
+  LEGOKV_DEVICE KeyStrip strip_of(const TileStage& stage, int i) const {
+    const ListedStrip& listed = memory.list.at(stage.first + i);
+    KeyStrip strip = {};
+    strip.first_position = listed.first_position;
+    strip.num_keys = i < stage.num_strips ? listed.num_keys : 0;
+    return strip;
+  }
+
+  // -infinity where a row doesn't see a key. Where the warp's first row sees all 16, all rows do.
+  LEGOKV_DEVICE void mask(const TileStage& stage, int first_position, Scores& scores) const {
+#pragma unroll
+    for (int i = 0; i < kStrips; ++i) {
+      const KeyStrip strip = strip_of(stage, i);
+      if (num_seen_keys(strip, first_position) == kStripKeys) continue;
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const int seen =
+              num_seen_keys(strip, memory.rows[lane_row(group, k)].position) - lane % 4 * 2;
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            float& score = scores[group][2 * i + j / 2][2 * k + j % 2];
+            if (j / 2 * 8 + j % 2 >= seen) score = -INFINITY;
+          }
+        }
       }
     }
   }
 
   // The largest score of a row so far; the four lanes that share the row agree on it.
-  LEGOKV_DEVICE float new_max(const float (&scores)[2 * kStageStrips][4], int i) const {
-    float max = states[i].max;
+  LEGOKV_DEVICE float new_max(const float (&scores)[2 * kStrips][4], float max, int i) const {
 #pragma unroll
-    for (int j = 0; j < 2 * kStageStrips; ++j) {
+    for (int j = 0; j < 2 * kStrips; ++j) {
       max = fmaxf(max, fmaxf(scores[j][2 * i], scores[j][2 * i + 1]));
     }
     max = fmaxf(max, device::shuffle_xor(max, 1));
     return fmaxf(max, device::shuffle_xor(max, 2));
   }
 
-  // Turns scores into weights and brings sums and values to the new maximum. A row that has seen
-  // nothing yet is shifted by 0, for -infinity minus itself is no number.
-  LEGOKV_DEVICE void weigh(float (&scores)[2 * kStageStrips][4]) {
+  // Turns scores into weights and brings sums and values to the new maxima, unless these are the
+  // old ones. A row that has seen nothing yet is shifted by 0, for -infinity minus itself is no
+  // number.
+  LEGOKV_DEVICE void weigh(float (&scores)[2 * kStrips][4], int group) {
+    float keep[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float max = new_max(scores, i), shift = max == -INFINITY ? 0 : max;
-      const float keep = device::exp2(states[i].max - shift);
-      float sum = states[i].sum * keep;
+      SoftmaxState& state = states[group][i];
+      const float max = new_max(scores, state.max, i), shift = max == -INFINITY ? 0 : max;
+      keep[i] = device::exp2(state.max - shift);
+      state = {max, state.sum * keep[i]};
 #pragma unroll
-      for (int j = 0; j < 2 * kStageStrips; ++j) {
+      for (int j = 0; j < 2 * kStrips; ++j) {
 #pragma unroll
         for (int k = 2 * i; k < 2 * i + 2; ++k) {
           scores[j][k] = device::exp2(scores[j][k] - shift);
-          sum += scores[j][k];
+          state.sum += scores[j][k];
         }
       }
-      states[i] = {max, sum};
+    }
+    if (device::ballot(keep[0] != 1 || keep[1] != 1) == 0) return;
 #pragma unroll
-      for (int j = 0; j < 2 * kSteps; ++j) {
-        values[j][2 * i] *= keep;
-        values[j][2 * i + 1] *= keep;
-      }
+    for (int j = 0; j < 2 * kSteps; ++j) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) values[group][j][k] *= keep[k / 2];
     }
   }
 
   // The accumulators of 16 keys' weights are, two by two, the left operand over those keys.
-  LEGOKV_DEVICE void add_values(const StripBuffer<T, kHeadSize>& strip, const float (&low)[4],
-                                const float (&high)[4]) {
-    const uint32_t weights[4] = {pack_pair<T>(low[0], low[1]), pack_pair<T>(low[2], low[3]),
-                                 pack_pair<T>(high[0], high[1]), pack_pair<T>(high[2], high[3])};
+  LEGOKV_DEVICE void add_values(const StripBuffer<T, kHeadSize>& strip, const Scores& scores,
+                                int i) {
+    uint32_t weights[kGroups][4];
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float* pair = &scores[group][2 * i + j / 2][j % 2 * 2];
+        weights[group][j] = pack_pair<T>(pair[0], pair[1]);
+      }
+    }
     const int key = lane % 16, dimension = lane / 16 * 8;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       uint32_t matrices[4];
       device::load_matrices_transposed(matrices, &strip.numbers[key][step * 16 + dimension]);
-      device::multiply_accumulate<T>(values[2 * step], weights, {matrices[0], matrices[1]});
-      device::multiply_accumulate<T>(values[2 * step + 1], weights, {matrices[2], matrices[3]});
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+        device::multiply_accumulate<T>(values[group][2 * step], weights[group],
+                                       {matrices[0], matrices[1]});
+        device::multiply_accumulate<T>(values[group][2 * step + 1], weights[group],
+                                       {matrices[2], matrices[3]});
+      }
     }
   }
 
-  LEGOKV_DEVICE void take(const StageStrips& stage, int buffer) {
-    float scores[2 * kStageStrips][4];
-    score(stage, buffer, scores);
-    weigh(scores);
+  // A warp without rows has nothing to do.
+  LEGOKV_DEVICE void take(const TileStage& stage, int buffer) {
+    const TileRow& first = memory.rows[first_row];
+    if (first.query < 0) return;
+    turn_query(stage);
+    Scores scores = {};
+    multiply_keys(buffer, scores);
+    mask(stage, first.position, scores);
 #pragma unroll
-    for (int i = 0; i < kStageStrips; ++i) {
-      if (stage.strips[i].num_keys == 0) continue;
-      add_values(memory.values[buffer][i], scores[2 * i], scores[2 * i + 1]);
+    for (int group = 0; group < kGroups; ++group) weigh(scores[group], group);
+#pragma unroll
+    for (int i = 0; i < kStrips; ++i) {
+      if (i < stage.num_strips) add_values(memory.values[buffer][i], scores, i);
     }
   }
 
   LEGOKV_DEVICE void finish(const AttentionCall& call) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      states[i].sum += device::shuffle_xor(states[i].sum, 1);
-      states[i].sum += device::shuffle_xor(states[i].sum, 2);
-      if (!rows.has(lane_row(i))) continue;
-      const int64_t place = rows.result_row(lane_row(i), a.num_heads);
-      const ResultRow row = {place, place};
-      if (lane % 4 == 0) store_state(call, row, states[i]);
+    for (int group = 0; group < kGroups; ++group) {
 #pragma unroll
-      for (int j = 0; j < 2 * kSteps; ++j) {
-        const float pair[2] = {values[j][2 * i], values[j][2 * i + 1]};
-        store_values<T>(call, row, j * 8 + lane % 4 * 2, pair, states[i].sum);
+      for (int i = 0; i < 2; ++i) {
+        SoftmaxState state = states[group][i];
+        state.sum += device::shuffle_xor(state.sum, 1);
+        state.sum += device::shuffle_xor(state.sum, 2);
+        const TileRow& of = memory.rows[lane_row(group, i)];
+        if (of.query < 0) continue;
+        const ResultRow place = {of.result, of.result};
+        if (lane % 4 == 0) store_state(call, place, state);
+#pragma unroll
+        for (int j = 0; j < 2 * kSteps; ++j) {
+          const float pair[2] = {values[group][j][2 * i], values[group][j][2 * i + 1]};
+          store_values<T>(call, place, j * 8 + lane % 4 * 2, pair, state.sum);
+        }
       }
     }
   }

@@ -148,7 +148,7 @@ void expect_rows_covered_once(const std::vector<int32_t>& start, int num_tokens,
 
 void tiles_cover_every_query_row_once() {
   for (const int rows_per_token : {1, 3, 4, 7, 65}) {
-    for (const int tile_rows : {4, 16, 64}) {
+    for (const int tile_rows : {4, 16, 64, kTileRows}) {
       expect_rows_covered_once({0, 1, 1, 6, 70, 70}, 70, rows_per_token, tile_rows);
       expect_rows_covered_once({0, 0, 0, 5}, 9, rows_per_token, tile_rows);
       expect_rows_covered_once({0, 64, 128, 129}, 129, rows_per_token, tile_rows);
@@ -168,6 +168,18 @@ void rotations_add_up() {
           1e-6);
       EXPECT_NEAR(back.first, 0.5, 1e-6);
       EXPECT_NEAR(back.second, -2.0, 1e-6);
+    }
+  }
+}
+
+void a_quick_rotation_is_the_exact_one_to_what_sixteen_bits_keep() {
+  for (const float inv_freq : {1.0f, 0.7498942f, 0.01f, 0.0001154782f}) {
+    for (int position = -1000000; position <= 1000000; position += 997) {
+      const float angle = static_cast<float>(position) * inv_freq, rest = within_a_turn(angle);
+      EXPECT_EQUAL(std::abs(rest) < 3.2f, true);
+      const Rotation quick = quick_rotation_by(position, inv_freq);
+      EXPECT_NEAR(quick.cosine, std::cos(double{angle}), 1e-6);
+      EXPECT_NEAR(quick.sine, std::sin(double{angle}), 1e-6);
     }
   }
 }
@@ -232,7 +244,7 @@ void few_rows_are_split_over_keys_and_many_are_tiled() {
   EXPECT_EQUAL(decode.num_splits, 32);
   const AttentionPlan link = plan_attention(llama_8b(144, 1)).parts[0];
   EXPECT_EQUAL(link.regime, int{LEGOKV_TILED});
-  EXPECT_EQUAL(link.num_splits, 8);
+  EXPECT_EQUAL(link.num_splits, 7);  // of 8 heads and 5 tiles
   const AttentionPlan compile = plan_attention(llama_8b(4096, 1)).parts[0];
   EXPECT_EQUAL(compile.regime, int{LEGOKV_TILED});
   EXPECT_EQUAL(compile.num_splits, 1);
@@ -277,6 +289,7 @@ int main() {
   RUN(every_token_finds_its_own_sequence_among_empty_ones);
   RUN(tiles_cover_every_query_row_once);
   RUN(rotations_add_up);
+  RUN(a_quick_rotation_is_the_exact_one_to_what_sixteen_bits_keep);
   RUN(sixteen_bit_floats_round_to_nearest_even);
   RUN(few_rows_are_split_over_keys_and_many_are_tiled);
   RUN(a_mixed_step_has_a_part_for_few_rows_and_one_for_many);

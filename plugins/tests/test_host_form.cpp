@@ -9,7 +9,7 @@
 
 #include "check.h"
 #include "legokv/device.h"
-#include "legolink_attention/strips.cuh"
+#include "legolink_attention/strip_list.cuh"
 
 namespace legokv {
 namespace {
@@ -147,7 +147,7 @@ struct Walk {
   LegokvLegolinkAttention arguments;
   int part;
   int num_parts;
-  int* taken;  // strips by their page, then -1
+  int* taken;  // strips by their page, or by their base, which is the same here, then -1
 };
 
 void walk_part(Walk walk) {
@@ -159,8 +159,27 @@ void walk_part(Walk walk) {
   if (device::thread_index() == 0) *walk.taken = -1;
 }
 
+// As a block takes them: some at a time, from a list that goes round.
+void list_part(Walk walk) {
+  constexpr int kStrips = 4;
+  auto& list = *reinterpret_cast<StripList*>(device::shared_memory());
+  StripLister<float, kStrips> lister = {
+      walk.arguments, 0, walk_strips(walk.arguments, 0, 1000, walk.part, walk.num_parts), &list};
+  bool goes_on = true;
+  for (int first = 0; goes_on; first += kStrips - 1) {
+    lister.list_until(first + 2 * kStrips);
+    device::sync_warp();
+    for (int i = first; i < first + kStrips - 1 && goes_on; ++i) {
+      goes_on = list.at(i).num_keys > 0;
+      if (device::thread_index() == 0) *walk.taken++ = goes_on ? list.at(i).base : -1;
+    }
+    device::sync_warp();
+  }
+}
+
 // The pages of one-strip rows that a query at position 1000 comes to in one part of `rows`.
-std::vector<int> pages_of_part(const std::vector<PageRow>& rows, int part, int num_parts) {
+std::vector<int> pages_of_part(const std::vector<PageRow>& rows, int part, int num_parts,
+                               void (*take)(Walk) = walk_part) {
   LegokvLegolinkAttention arguments = {};
   arguments.pages = reinterpret_cast<const int32_t*>(rows.data());
   arguments.num_sequences = 1;
@@ -169,7 +188,7 @@ std::vector<int> pages_of_part(const std::vector<PageRow>& rows, int part, int n
   arguments.page_size = kStripKeys;
   std::vector<int> taken(rows.size() + 1);
   const Walk walk = {arguments, part, num_parts, taken.data()};
-  EXPECT_EQUAL(device::launch(walk_part, kOneWarp, nullptr, walk) == Status::kOk, true);
+  EXPECT_EQUAL(device::launch(take, kOneWarp, nullptr, walk) == Status::kOk, true);
   taken.resize(std::find(taken.begin(), taken.end(), -1) - taken.begin());
   return taken;
 }
@@ -177,13 +196,14 @@ std::vector<int> pages_of_part(const std::vector<PageRow>& rows, int part, int n
 // 200 rows, seen and unseen in turn, 32 in a row unseen, the last 10 outside the pool.
 void the_parts_of_a_walk_take_every_seen_strip_once_and_each_in_order() {
   std::vector<PageRow> rows(200);
-  for (int i = 0; i < 200; ++i) rows[i] = {i, 0, i % 3 == 1 ? 1001 : 1000, i % 3 == 2 ? 0 : 1};
+  for (int i = 0; i < 200; ++i) rows[i] = {i, i, i % 3 == 1 ? 1001 : 1000, i % 3 == 2 ? 0 : 1};
   for (int i = 132; i < 164; ++i) rows[i].filled = 0;
   for (const int num_parts : {1, 2, 7, 190}) {
     std::vector<int> taken;
     for (int part = 0; part < num_parts; ++part) {
       const std::vector<int> pages = pages_of_part(rows, part, num_parts);
       EXPECT_EQUAL(std::is_sorted(pages.begin(), pages.end()), true);
+      EXPECT_EQUAL(pages_of_part(rows, part, num_parts, list_part) == pages, true);
       taken.insert(taken.end(), pages.begin(), pages.end());
     }
     std::sort(taken.begin(), taken.end());
@@ -200,7 +220,7 @@ void the_parts_of_a_walk_take_every_seen_strip_once_and_each_in_order() {
 void each_part_of_a_walk_has_its_share_of_what_is_seen() {
   for (const PageRow behind : {PageRow{0, 0, 0, 0}, PageRow{150, 0, 1001, 16}}) {
     std::vector<PageRow> rows(128, behind);
-    for (int i = 0; i < 66; ++i) rows[i] = {i, 0, i, 1};
+    for (int i = 0; i < 66; ++i) rows[i] = {i, i, i, 1};
     for (int part = 0; part < 8; ++part) {
       const std::vector<int> pages = pages_of_part(rows, part, 8);
       EXPECT_EQUAL(pages.size() == 8 || pages.size() == 9, true);

@@ -42,7 +42,14 @@ LEGOKV_DEVICE uint32_t ballot(bool condition) { return __ballot_sync(kAllLanes, 
 
 LEGOKV_DEVICE int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
-LEGOKV_DEVICE float exp2(float value) { return exp2f(value); }
+LEGOKV_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
+
+// 0 for what is below 2^-126.
+LEGOKV_DEVICE float exp2(float value) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+}
 
 // Starts a copy of 16 bytes from global to shared memory, zeros where `valid` is false.
 LEGOKV_DEVICE void copy_async_16(void* shared, const void* global, bool valid) {

@@ -45,6 +45,8 @@ inline uint32_t ballot(bool condition) {
 
 inline int lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
 
+inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
+
 inline float exp2(float value) { return std::exp2(value); }
 
 // A copy writes at any time from its start to its wait. Here it writes NaNs at once and the bytes

@@ -45,14 +45,14 @@ struct LegokvKvImport {
 };
 
 // Writes the tokens' K and V into the pool, then attends over the page table. A page outside the
-// pool has no keys, and nothing outside the tensors is touched whatever the tables say. k, v, pool,
-// pages, out and workspace are 16-byte aligned.
+// pool has no keys, and nothing outside the tensors is touched whatever the tables say. q, k, v,
+// pool, pages, out and workspace are 16-byte aligned.
 struct LegokvLegolinkAttention {
   const void* q;     // [T, H, D], not rotated
   const void* k;     // [T, G, D], not rotated
   const void* v;     // [T, G, D]
-  int64_t q_stride;  // in elements: from a token's heads to the next token's
-  int64_t k_stride;  // the same; like v's a multiple of 8
+  int64_t q_stride;  // in elements: from a token's heads to the next token's; a multiple of 8
+  int64_t k_stride;  // the same
   int64_t v_stride;
   void* pool;                    // [N, 2, S, G, D]
   void* out;                     // [T, H, D]

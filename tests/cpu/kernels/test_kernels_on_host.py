@@ -129,6 +129,38 @@ def test_long_tables_are_split_over_keys_and_combined(launchers: Launchers, regi
     check(launchers, step, regime)
 
 
+# Two groups of rows in a warp, the second of some warps or of all without rows; tiles that begin
+# within a token's heads; strips that all rows see, that some see and that none sees.
+@pytest.mark.parametrize("heads", [(2, 2), (6, 2), (7, 1)], ids=str)
+@pytest.mark.parametrize("head_size", [64, 80, 96, 128])
+def test_tiles_full_half_full_and_of_few_rows_are_those_of_the_loops(
+    launchers: Launchers, head_size: int, heads: tuple[int, int]
+) -> None:
+    sequences = (whole_chunk(131), linked((40, 70), link_tokens=30, fresh=3), whole_chunk(17))
+    step = Step(sequences, heads, head_size, page_size=32, dtype=torch.bfloat16, seed=21)
+    check(launchers, step, Regime.TILED)
+
+
+# As steps have them: rows in order, each chunk's one after another, so that stages are full.
+@pytest.mark.parametrize("head_size", [64, 128])
+@pytest.mark.parametrize("num_splits", [1, 3])
+def test_tables_in_order_of_several_bases_are_walked_whole(
+    launchers: Launchers, num_splits: int, head_size: int
+) -> None:
+    sequence = linked((150, 37, 600, 16), link_tokens=20, fresh=9)
+    inputs = make_inputs(Step((sequence,), (4, 1), head_size, dtype=torch.bfloat16, seed=22))
+    rows = sorted(inputs.tables.pages[0].tolist(), key=lambda row: (row[3] == 0, row[2]))
+    inputs.tables.pages[0] = torch.tensor(rows, dtype=torch.int32)
+    pool = inputs.pool.clone()
+    arguments = attention_arguments(inputs.q, inputs.k, inputs.v, pool, inputs.tables)
+    arguments.regime, arguments.num_splits = Regime.TILED, num_splits
+    workspace = torch.full((launchers.workspace_bytes(arguments) // 4,), torch.nan)
+    out = torch.full_like(inputs.q, torch.nan)
+    launchers.legolink_attention(arguments, out, workspace)
+    allowed = TENSOR_CORE_TOLERANCE[torch.bfloat16]
+    torch.testing.assert_close(out.double(), expected_out(inputs, pool), rtol=0, atol=allowed)
+
+
 @SPLITTING
 def test_no_order_of_a_block_s_threads_changes_the_result(
     launchers: Launchers, regime: Regime
@@ -277,9 +309,9 @@ def test_q_k_and_v_may_be_parts_of_one_product(launchers: Launchers, regime: Reg
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
-def test_tokens_whose_keys_are_no_whole_vectors_apart_are_refused(launchers: Launchers) -> None:
+def test_tokens_that_are_no_whole_vectors_apart_are_refused(launchers: Launchers) -> None:
     inputs = make_inputs(Step((decoded(3),)))
-    for name in ("k_stride", "v_stride"):
+    for name in ("q_stride", "k_stride", "v_stride"):
         arguments = attention_arguments(inputs.q, inputs.k, inputs.v, inputs.pool, inputs.tables)
         setattr(arguments, name, 132)
         with pytest.raises(LaunchRefused, match="multiples of 8 elements apart, not "):
@@ -314,7 +346,7 @@ def test_too_small_a_workspace_is_refused(launchers: Launchers) -> None:
 
 
 # A GPU stops at a misaligned 16-byte access, at some later call and for the rest of the process.
-@pytest.mark.parametrize("name", ["k", "v", "pool", "pages", "out", "workspace"])
+@pytest.mark.parametrize("name", ["q", "k", "v", "pool", "pages", "out", "workspace"])
 def test_attention_of_a_misaligned_address_is_refused_before_a_kernel_runs(
     launchers: Launchers, name: str
 ) -> None:
@@ -324,7 +356,7 @@ def test_attention_of_a_misaligned_address_is_refused_before_a_kernel_runs(
     setattr(arguments, name, (getattr(arguments, name) or 0) + 8)
     assert launchers.library.legokv_legolink_attention(ctypes.byref(arguments), None) == 1
     message = launchers.library.legokv_last_error()
-    assert b"k, v, pool, pages, out, workspace must be 16-byte aligned" in message
+    assert b"q, k, v, pool, pages, out, workspace must be 16-byte aligned" in message
 
 
 @pytest.mark.parametrize("name", ["pool", "block"])
@@ -365,8 +397,7 @@ def test_no_two_threads_race(tests_folder: Path, kernel: str) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
-# By number in the order that a thread comes to them. The tiled kernel's first warp barrier is not
-# here: it protects the query from being rotated again, and the first time there is none yet.
+# By number in the order that a thread comes to them.
 NEEDED_BARRIERS = [
     ("split", "warp", 0, "angles are read by other lanes"),
     ("split", "warp", 1, "copied strips are read by other lanes"),
@@ -376,10 +407,11 @@ NEEDED_BARRIERS = [
     ("float-split", "warp", 1, "weights are read by other lanes"),
     ("float-split", "warp", 2, "the strip is replaced"),
     ("float-split", "block", 0, "the warps' results are merged"),
-    ("tiled", "block", 0, "copied strips are read by other threads"),
-    ("tiled", "block", 1, "the strips are replaced"),
-    ("tiled", "warp", 1, "the rotated query is read by other lanes"),
-    ("tiled", "warp", 2, "the query is rotated again"),
+    ("tiled", "block", 0, "rows and the first strips are listed by other threads"),
+    ("tiled", "block", 1, "copied strips are read by other threads"),
+    ("tiled", "block", 2, "the strips are replaced and others listed"),
+    ("tiled", "warp", 0, "the rotated query is read by other lanes"),
+    ("tiled", "warp", 1, "the query, rotated again, is read by other lanes"),
 ]
 
 
