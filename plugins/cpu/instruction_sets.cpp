@@ -47,6 +47,9 @@ constexpr InstructionSet kSets[] = {{"best", nullptr},
 #if defined(LEGOKV_HAS_AMX)
 // Linux lets a process use the tiles' large registers only if it asks.
 bool ask_for_amx() {
+#if defined(LEGOKV_AMX_NEEDS_FP16)
+  if (!__builtin_cpu_supports("avx512fp16")) return false;
+#endif
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return __builtin_cpu_supports("amx-bf16") &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;

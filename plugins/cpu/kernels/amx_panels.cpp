@@ -1,6 +1,7 @@
 // Products by the processor's tiles: AMX, 8 registers of 16 rows of 64 bytes.
 #include <immintrin.h>
 
+#include "cpu/kernels/amx_expand.h"
 #include "cpu/kernels/multiply_blocks.h"
 
 namespace legokv::cpu {
@@ -25,14 +26,30 @@ class AmxTiles {
     }
   }
 
-  template <typename Expand, typename Step>
+  template <typename Expand, bool kLower, typename Step>
   void multiply_expanding(const LinearBlock<bfloat16>& block, const Step* from) {
     configure(block.num_rows);
     if (block.num_rows > kTileRows) {
-      multiply_ring<true, Expand>(block, from);
+      multiply_ring<true, Expand, kLower>(block, from);
     } else {
-      multiply_ring<false, Expand>(block, from);
+      multiply_ring<false, Expand, kLower>(block, from);
     }
+  }
+
+  // Rows times 2^kLowered; null where that is too large for bfloat16. Tiles take what is below
+  // 2^-126 as 0, so here it is 0.
+  const bfloat16* raised(const bfloat16* rows, int64_t num_elements, bfloat16* to) const {
+    const __m512i kExponent = _mm512_set1_epi16(0x7f80);
+    __mmask32 too_large = 0;
+    for (int64_t i = 0; i < num_elements; i += 32) {
+      const __m512i bits = load_vector<__m512i>(rows + i);
+      const __m512i exponents = _mm512_and_si512(bits, kExponent);
+      const __mmask32 normal = _mm512_test_epi16_mask(bits, kExponent);
+      too_large |= _mm512_cmpgt_epi16_mask(exponents, _mm512_set1_epi16((254 - kLowered) << 7));
+      _mm512_storeu_si512(to + i,
+                          _mm512_maskz_add_epi16(normal, bits, _mm512_set1_epi16(kLowered << 7)));
+    }
+    return too_large == 0 ? to : nullptr;
   }
 
  private:
@@ -140,7 +157,7 @@ class AmxTiles {
 
   // Tiles wait for what is in the first cache: a step is loaded behind the stores of later ones,
   // while these are made.
-  template <bool kTwo, typename Expand, typename Step>
+  template <bool kTwo, typename Expand, bool kLower, typename Step>
   static void multiply_ring(const LinearBlock<bfloat16>& block, const Step* from) {
     constexpr int kBehind = kExpandedSteps - 1;
     auto* ring = const_cast<bfloat16*>(block.weight);
@@ -148,7 +165,7 @@ class AmxTiles {
     begin<kTwo>(block);
     for (int step = 0; step < block.num_steps + kBehind; ++step) {
       if (step < block.num_steps) {
-        Expand::step(from + step, ring + step % kExpandedSteps * kStepElements);
+        Expand::template step<kLower>(from + step, ring + step % kExpandedSteps * kStepElements);
       }
       if (step < kBehind) continue;
       load_weight<true>(ring + (step - kBehind) % kExpandedSteps * kStepElements);
@@ -160,119 +177,6 @@ class AmxTiles {
   }
 
   int num_rows_ = 0;
-};
-
-// Steps that are asked of memory, and of the second cache, before they are expanded.
-constexpr int kStepsFromMemory = 16;
-constexpr int kStepsFromCache = 2;
-
-// The scales of 16 columns' pairs, 8 columns a vector.
-struct PairScales {
-  explicit PairScales(const float16* of) {
-    const __m512i kLow = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    const __m512 scales = _mm512_cvtph_ps(load_vector<__m256i>(of));
-    low = _mm512_permutexvar_ps(kLow, scales);
-    high = _mm512_permutexvar_ps(_mm512_add_epi32(kLow, _mm512_set1_epi32(8)), scales);
-  }
-
-  __m512 low, high;
-};
-
-// Words' numbers of 4 bits at bit kAt, times scales: floats of 2^(23 - kAt) + 8 + number first.
-template <int kAt>
-class Nibbles {
- public:
-  explicit Nibbles(const PairScales& scales)
-      : low_offset_(_mm512_mul_ps(scales.low, _mm512_set1_ps(kOffset))),
-        high_offset_(_mm512_mul_ps(scales.high, _mm512_set1_ps(kOffset))) {}
-
-  __m512 low(__m512i words, const PairScales& scales) const {
-    return _mm512_fmadd_ps(spread(words), scales.low, low_offset_);
-  }
-
-  __m512 high(__m512i words, const PairScales& scales) const {
-    return _mm512_fmadd_ps(spread(words), scales.high, high_offset_);
-  }
-
- private:
-  // What is taken off has 21 - kAt bits times a scale's 11: no product is rounded here.
-  static_assert(kAt >= 8 && kAt <= 19);
-  static constexpr float kOffset = -static_cast<float>((1 << (23 - kAt)) + 8);
-
-  static __m512 spread(__m512i words) {
-    constexpr int kAndThenOr = 0xEA;
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(words, _mm512_set1_epi32(15 << kAt),
-                                                         _mm512_set1_epi32((127 + 23 - kAt) << 23),
-                                                         kAndThenOr));
-  }
-
-  __m512 low_offset_, high_offset_;
-};
-
-struct AmxExpand {
-  // A byte in a float's second byte, behind the exponent of 2^15: 32768 + byte, exactly.
-  static __m512 spread(__m512i words) {
-    const __m512i kByte = _mm512_set1_epi32(0xff00), kExponent = _mm512_set1_epi32(0x47000000);
-    constexpr int kAndThenOr = 0xEA;
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(words, kByte, kExponent, kAndThenOr));
-  }
-
-  // 16 pairs' numbers from their floats: the first's, then the second's.
-  static void store(__m512 first, __m512 second, bfloat16* to) {
-    const __m512bh both = _mm512_cvtne2ps_pbh(second, first);
-    memcpy(to, &both, sizeof both);
-  }
-
-  static void step(const ByteStep* from, bfloat16* to) {
-    // No product is rounded before the last step: it has 8 + 11 bits, what is taken off 9 + 11.
-    constexpr float kOffset = -(32768.0f + 128.0f);
-    const auto* memory = reinterpret_cast<const char*>(from + kStepsFromMemory);
-    const auto* cache = reinterpret_cast<const char*>(from + kStepsFromCache);
-    __builtin_prefetch(memory + kStepElements, 0, 2);
-    __builtin_prefetch(cache + kStepElements, 0, 3);
-    for (int tile = 0; tile < 2; ++tile) {
-      const PairScales scales(from->scales + tile * 16);
-      const __m512 low = scales.low, high = scales.high;
-      const __m512 low_offset = _mm512_mul_ps(low, _mm512_set1_ps(kOffset));
-      const __m512 high_offset = _mm512_mul_ps(high, _mm512_set1_ps(kOffset));
-#pragma GCC unroll 8
-      for (int at = tile * kStepElements / 2; at < (tile + 1) * kStepElements / 2; at += 64) {
-        __builtin_prefetch(memory + at, 0, 2);
-        __builtin_prefetch(cache + at, 0, 3);
-        const __m512i bytes = load_vector<__m512i>(from->bytes + at);
-        store(_mm512_fmadd_ps(spread(_mm512_slli_epi32(bytes, 8)), low, low_offset),
-              _mm512_fmadd_ps(spread(bytes), high, high_offset), to + at);
-        store(_mm512_fmadd_ps(spread(_mm512_srli_epi32(bytes, 8)), low, low_offset),
-              _mm512_fmadd_ps(spread(_mm512_srli_epi32(bytes, 16)), high, high_offset),
-              to + at + 32);
-      }
-    }
-  }
-
-  static void step(const NibbleStep* from, bfloat16* to) {
-    constexpr int kBytes = kStepElements / 2;
-    const auto* memory = reinterpret_cast<const char*>(from + 2 * kStepsFromMemory);
-    const auto* cache = reinterpret_cast<const char*>(from + 2 * kStepsFromCache);
-    __builtin_prefetch(memory + kBytes, 0, 2);
-    __builtin_prefetch(cache + kBytes, 0, 3);
-    for (int tile = 0; tile < 2; ++tile) {
-      const PairScales scales(from->scales + tile * 16);
-      const Nibbles<8> at_8(scales);
-      const Nibbles<12> at_12(scales);
-      const Nibbles<16> at_16(scales);
-#pragma GCC unroll 4
-      for (int at = tile * kBytes / 2; at < (tile + 1) * kBytes / 2; at += 64, to += 128) {
-        __builtin_prefetch(memory + at, 0, 2);
-        __builtin_prefetch(cache + at, 0, 3);
-        const __m512i words = load_vector<__m512i>(from->bytes + at);
-        const __m512i up = _mm512_slli_epi32(words, 8), down = _mm512_srli_epi32(words, 12);
-        store(at_8.low(up, scales), at_8.high(words, scales), to);
-        store(at_16.low(words, scales), at_12.high(down, scales), to + 32);
-        store(at_12.low(up, scales), at_12.high(words, scales), to + 64);
-        store(at_8.low(down, scales), at_16.high(down, scales), to + 96);
-      }
-    }
-  }
 };
 
 }  // namespace

@@ -18,10 +18,8 @@ constexpr int kPanelColumns = 2 * kTileColumns;
 constexpr int kBlockRows = 2 * kTileRows;
 constexpr int kStepElements = kStepProducts * kPanelColumns;
 
-// A bfloat16 step in few bits a product: a product is its number times its column's scale, rounded;
-// 2^(kBits - 1) is added to numbers here. Of 8 bits each two rows of pairs are 16 words, whose
-// bytes stand for the four vectors of those rows' halves. Of 4 bits each four rows are: low halves
-// of bytes stand for the first two, high halves for the others.
+// A bfloat16 step in few bits a product: a product is its number times its column's scale, rounded
+// to the nearest, between two away from zero; 2^(kBits - 1) is added to numbers here.
 template <int kBits>
 struct alignas(64) BlockStep {
   uint8_t bytes[kStepElements * kBits / 8];
@@ -30,25 +28,34 @@ struct alignas(64) BlockStep {
 using ByteStep = BlockStep<8>;
 using NibbleStep = BlockStep<4>;
 
-// Where a bfloat16 step's element is among the numbers of a BlockStep's bytes: of 8 bits the byte.
-inline int byte_of(int element) { return element / 64 * 64 + element % 16 * 4 + element % 64 / 16; }
+// Where a bfloat16 step's element is in a BlockStep: a byte, and the bit there. Of 8 bits each 16
+// bytes are 8 elements of one vector of 32, then as many of the next. Of 4 bits each 16-bit word
+// has one element of each of four vectors.
+struct NumberPlace {
+  int byte;
+  int bit;
+};
 
 template <int kBits>
-inline uint8_t number_in(const BlockStep<kBits>& step, int element) {
-  const int byte = byte_of(element);
-  if constexpr (kBits == 8) return step.bytes[byte];
-  return step.bytes[byte / 128 * 64 + byte % 64] >> (byte % 128 / 64 * 4) & 15;
+inline NumberPlace place_of(int element) {
+  if constexpr (kBits == 8) {
+    return {element / 64 * 64 + element % 32 / 8 * 16 + element % 64 / 32 * 8 + element % 8, 0};
+  } else {
+    return {element / 128 * 64 + element % 32 * 2 + element % 128 / 64, element % 64 / 32 * 4};
+  }
 }
 
 template <int kBits>
+inline int number_in(const BlockStep<kBits>& step, int element) {
+  const NumberPlace place = place_of<kBits>(element);
+  return (step.bytes[place.byte] >> place.bit & ((1 << kBits) - 1)) - (1 << (kBits - 1));
+}
+
+// Into a step where nothing else has been put there.
+template <int kBits>
 inline void put_number(BlockStep<kBits>* step, int element, int number) {
-  const int byte = byte_of(element), raised = number + (1 << (kBits - 1));
-  if constexpr (kBits == 8) {
-    step->bytes[byte] = static_cast<uint8_t>(raised);
-  } else {
-    step->bytes[byte / 128 * 64 + byte % 64] |=
-        static_cast<uint8_t>(raised << (byte % 128 / 64 * 4));
-  }
+  const NumberPlace place = place_of<kBits>(element);
+  step->bytes[place.byte] |= static_cast<uint8_t>((number + (1 << (kBits - 1))) << place.bit);
 }
 
 template <typename Number, typename Weight = Number>
@@ -72,7 +79,8 @@ void multiply_blocks_by_software(const LinearGroup<bfloat16, Step>& group, bfloa
 template <typename Step>
 void multiply_blocks_by_amx(const LinearGroup<bfloat16, Step>& group, bfloat16* scratch);
 
-// Panels that many rows meet one after another are expanded at once; for few rows some steps are.
+// Panels that many rows meet one after another are expanded at once; for few rows some steps are,
+// and these rows are copied.
 constexpr int kExpandedPanels = 8;
 constexpr int kExpandedSteps = 4;
 
@@ -84,8 +92,10 @@ inline int expanded_panels(int64_t num_rows) {
 
 // Enough for groups of fewer rows, too.
 inline int64_t expanded_elements(int64_t num_rows, int32_t num_products) {
-  return num_rows <= kBlockRows ? int64_t{kExpandedSteps} * kStepElements
-                                : int64_t{expanded_panels(num_rows)} * kPanelColumns * num_products;
+  const int64_t few_rows = num_rows < kBlockRows ? num_rows : kBlockRows;
+  const int64_t panels = num_rows <= kBlockRows ? 0 : expanded_panels(num_rows);
+  const int64_t columns = panels * kPanelColumns;
+  return kExpandedSteps * kStepElements + (few_rows > columns ? few_rows : columns) * num_products;
 }
 
 }  // namespace legokv::cpu

@@ -7,13 +7,15 @@ namespace {
 struct SoftwareTiles {
   using Number = bfloat16;
 
-  template <typename Expand, typename Step>
+  const bfloat16* raised(const bfloat16*, int64_t, bfloat16*) const { return nullptr; }
+
+  template <typename Expand, bool kLower, typename Step>
   void multiply_expanding(LinearBlock<bfloat16> block, const Step* from) const {
     auto* ring = const_cast<bfloat16*>(block.weight);
     const int num_steps = block.num_steps;
     block.num_steps = 1;
     for (int step = 0; step < num_steps; ++step, block.x += kStepProducts) {
-      Expand::step(from + step, ring);
+      Expand::template step<kLower>(from + step, ring);
       block.add = step > 0;
       multiply(block);
     }
@@ -48,13 +50,21 @@ struct SoftwareTiles {
 };
 
 struct SoftwareExpand {
-  template <int kBits>
+  // Nothing is lowered here, as no rows are raised.
+  template <bool kLower, int kBits>
   static void step(const BlockStep<kBits>* from, bfloat16* to) {
     for (int i = 0; i < kStepElements; ++i) {
       const int column = i / (kStepElements / 2) * kTileColumns + i % 32 / 2;
-      const auto value = static_cast<float>(number_in(*from, i) - (1 << (kBits - 1)));
-      to[i] = from_float<bfloat16>(value * to_float(from->scales[column]));
+      to[i] = rounded(static_cast<float>(number_in(*from, i)) * to_float(from->scales[column]));
     }
+  }
+
+  static bfloat16 rounded(float exact) {
+    uint32_t bits;
+    memcpy(&bits, &exact, sizeof bits);
+    bits = (bits + 0x8000) & 0xffff0000;
+    memcpy(&exact, &bits, sizeof bits);
+    return from_float<bfloat16>(exact);
   }
 };
 

@@ -16,7 +16,8 @@ _SAMPLE = 16
 @dataclass(frozen=True, eq=False)
 class BlockWeight:
     """`numbers` int8 [N, K] and `scales` float16 [N, K / 32]: the weight is their product, rounded
-    to bfloat16 once, wherever it is computed with. Of 4 `bits` numbers are -8 to 7."""
+    to bfloat16 once, wherever it is computed with: to the nearest, between two away from zero. Of 4
+    `bits` numbers are -8 to 7."""
 
     numbers: Tensor
     scales: Tensor
@@ -134,5 +135,7 @@ def _multiples(blocks: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _product(numbers: Tensor, scales: Tensor) -> Tensor:
+    # Exact before it is rounded: 8 + 11 bits.
     blocks = numbers.view(*scales.shape, BLOCK).float() * scales.float()[..., None]
-    return blocks.flatten(-2).bfloat16()
+    upper_half = (blocks.view(torch.int32) + 0x8000).bitwise_and_(-0x10000)
+    return upper_half.view(torch.float32).flatten(-2).bfloat16()
