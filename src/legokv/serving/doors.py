@@ -27,8 +27,7 @@ from legokv.serving.front.http_app import HttpFront
 from legokv.serving.front.http_protocol import bounded_protocol
 from legokv.serving.front.internals import Internals
 from legokv.serving.front.metrics_app import MetricsFront
-from legokv.serving.front.probe import Probe
-from legokv.serving.front.state import State
+from legokv.serving.front.state import Probe, State
 from legokv.serving.front.tensor_check import models_in
 from legokv.serving.front.upstream import Upstream
 from legokv.serving.gateway.app import gateway_app

@@ -5,7 +5,6 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from legokv.errors import Busy, Cancelled, InvalidRequest, LegokvError, NotFound
 from legokv.serving.front import bounds
+from legokv.serving.front.grpc_stream import STREAMED, ClientStreams, is_last, seen
 from legokv.serving.front.internals import STARTING, Internals
 from legokv.serving.front.state import State
 from legokv.serving.front.tensor_check import Model, check_model, check_request, parse_request
@@ -36,14 +36,8 @@ _ERRORS: dict[grpc.StatusCode, type[LegokvError]] = {
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.UNIMPLEMENTED: InvalidRequest,
 }
-# The first byte of a ModelStreamInferResponse that has an error message.
-_ERROR_TAG = b"\x0a"
 # The two HealthCheckResponses of gRPC's own health protocol: field 1 is 1 or 2.
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
-# What a request's last reply has among its parameters.
-_FINAL = b"triton_final_response\x12\x02\x08\x01"
-STREAMED = "generate"
-"""The model that Triton answers by streams alone."""
 _ERRORS_AS_STATUS = (("triton_grpc_error", "true"),)
 _ONE_REPLY = "ModelInfer gives one reply: leave 'stream' out, or call ModelStreamInfer"
 _OPEN = ("ServerMetadata", "ModelMetadata", "ModelConfig", "ModelReady", "ServerLive")
@@ -65,11 +59,6 @@ _CHANNEL = (
 )
 
 Unary = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
-Write = Callable[[bytes], Awaitable[None]]
-STREAM_REQUESTS = 64
-"""So many of one stream's requests are under way at once; the next one waits."""
-_LAST_WRITE_SECONDS = 2.0
-"""A client that does not read holds the end of its stream back for so long."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,9 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         self._models = models
         self._internals = internals
         self._state = state
-        self._idle_seconds = limits.stream_idle_seconds
+        self._streams = ClientStreams(
+            self._asked, models, internals, state, limits.stream_idle_seconds
+        )
         self._stream_upstream = self._channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
         self._infer_upstream = self._channel.unary_unary(f"/{SERVICE}/ModelInfer")
         self._handlers = {
@@ -183,7 +174,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                 return await answering
             # Shielded, for Triton is not to be cancelled: what is asked of documents is soon over.
             asked = asyncio.ensure_future(self._infer_whole(body))
-            asked.add_done_callback(_seen)
+            asked.add_done_callback(seen)
             return bytes(await asyncio.shield(asked))
 
     async def _infer_whole(self, body: bytes) -> bytes:
@@ -210,7 +201,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                     if answer.error_message:
                         raise self._as_error(grpc.StatusCode.INTERNAL, answer.error_message)
                     # As below: nobody need be told.
-                    over = _is_last(reply)
+                    over = is_last(reply)
                     yield answer.infer_response
                 over = True
             except grpc.aio.AioRpcError as error:
@@ -242,7 +233,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
                 if answer.error_message:
                     over = True
                     raise ended_with(grpc.StatusCode.INTERNAL, answer.error_message)
-                if not _is_last(reply):
+                if not is_last(reply):
                     raise InvalidRequest(_ONE_REPLY)
             over = True
         finally:
@@ -255,108 +246,14 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
     async def _stream(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> None:
-        """One stream of requests and their replies; a refused request ends no other of it."""
-        writing = asyncio.Lock()
-        writes: set[asyncio.Task[None]] = set()
-
-        async def write_in_turn(reply: bytes) -> None:
-            async with writing:
-                await context.write(reply)
-
-        async def write(reply: bytes) -> None:
-            # A task of its own: gRPC goes on with a write whose writer is cancelled.
-            task = asyncio.create_task(write_in_turn(reply))
-            writes.add(task)
-            task.add_done_callback(_seen)
-            task.add_done_callback(writes.discard)
-            await asyncio.shield(task)
-
+        """One stream of requests and their replies."""
         try:
-            async with asyncio.timeout(self._idle_seconds) as idle:
-                under_way = _UnderWay(self._state, idle, self._idle_seconds)
-                try:
-                    await self._ask_all(requests, write, under_way)
-                finally:
-                    # Those that were ended before they began.
-                    under_way.change(-under_way.number)
-                    # A refusal it writes now, and the end below, are not for one moment.
-                    if writes:
-                        await asyncio.wait(writes, timeout=_LAST_WRITE_SECONDS)
-        except TimeoutError:
-            self._state.note_refusal(error := _idle_error(self._idle_seconds))
+            await self._streams.answer(requests, context.write)
+        except Busy as error:
+            self._state.note_refusal(error)
             await _abort(context, error)
         except grpc.aio.AioRpcError as error:
             await self._abort_with(context, error)
-
-    async def _ask_all(
-        self, requests: AsyncIterator[bytes], write: Write, under_way: "_UnderWay"
-    ) -> None:
-        """Ask each request, on a stream of its own; AioRpcError if one of these ends with it."""
-        places = asyncio.Semaphore(STREAM_REQUESTS)
-        # A model answers in threads, so only an answer tells that a change has been made.
-        in_turn = {name: asyncio.Semaphore(1) for name in self._models if name != STREAMED}
-
-        async def answer(upstream: TritonStream, *held: asyncio.Semaphore) -> None:
-            try:
-                await self._pass_on(upstream, write)
-            finally:
-                under_way.change(-1)
-                for bound in held:
-                    bound.release()
-
-        try:
-            async with asyncio.TaskGroup() as answers:
-                async for body in requests:
-                    model, refusal = self._read(body)
-                    if refusal is not None:
-                        under_way.change(0)
-                        await write(refusal)
-                        continue
-                    under_way.change(1)
-                    held = [places, in_turn[model]] if model in in_turn else [places]
-                    for bound in held:
-                        await bound.acquire()
-                    # From here on nobody holds the body but who writes it.
-                    upstream = self._asked(body)
-                    del body
-                    task = answers.create_task(answer(upstream, *held))
-                    task.add_done_callback(partial(_leave_if_cancelled, upstream))
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-
-    def _read(self, body: bytes) -> tuple[str, bytes | None]:
-        """A request's model, and the reply to one of a stream that is not passed on."""
-        request_id = ""
-        try:
-            request = parse_request(body)
-            request_id = request.id
-            self._state.check_taking()
-            check_request(request, self._models)
-        except LegokvError as error:
-            self._state.note_refusal(error)
-            return "", _stream_error(str(error), request_id)
-        return request.model_name, None
-
-    async def _pass_on(self, upstream: TritonStream, write: Write) -> None:
-        """Write all replies to one request, each as clients get it."""
-        over = False
-        try:
-            async for reply in upstream:
-                # A model that has given its last reply need not be told of a client that leaves.
-                over = over or reply.startswith(_ERROR_TAG) or _is_last(reply)
-                await write(self._checked(reply))
-            over = True
-        finally:
-            if not over:
-                upstream.leave()
-
-    def _checked(self, reply: bytes) -> bytes:
-        """A reply of a stream, its error as clients get it."""
-        if not reply.startswith(_ERROR_TAG):
-            return reply
-        message = service_pb2.ModelStreamInferResponse.FromString(reply)
-        message.error_message = self._internals.shown(message.error_message).sentence
-        return bytes(message.SerializeToString())
 
     async def _abort_with(
         self, context: grpc.aio.ServicerContext, error: grpc.aio.AioRpcError
@@ -369,42 +266,10 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
         raise AssertionError("abort raises")
 
 
-def _is_last(reply: bytes) -> bool:
-    """Whether a stream's reply is its request's last. An id, which is in it, may spell it too."""
-    if _FINAL not in reply:
-        return False
-    answer = service_pb2.ModelStreamInferResponse.FromString(reply).infer_response
-    return bool(answer.parameters["triton_final_response"].bool_param)
-
-
-class _UnderWay:
-    """How many of one stream's requests are under way, counted in the state's."""
-
-    def __init__(self, state: State, idle: asyncio.Timeout, idle_seconds: float) -> None:
-        self._state = state
-        self._idle = idle
-        self._idle_seconds = idle_seconds
-        self.number = 0
-
-    def change(self, by: int) -> None:
-        self.number += by
-        self._state.num_open += by
-        if not self._idle.expired():
-            now = asyncio.get_running_loop().time()
-            self._idle.reschedule(None if self.number else now + self._idle_seconds)
-
-
 def _from_triton(error: grpc.aio.AioRpcError) -> bool:
     """Whether the server said it, rather than gRPC of a server that is not there."""
     return not any(
         word in (error.details() or "") for word in ("failed to connect", "Socket closed", "unix:")
-    )
-
-
-def _idle_error(seconds: float) -> Busy:
-    return Busy(
-        f"the stream had nothing under way and sent nothing for {seconds:g} s "
-        "(--stream-idle-seconds): open another when there is a question"
     )
 
 
@@ -440,27 +305,9 @@ def _closed(name: str) -> Unary:
     return refuse
 
 
-def _leave_if_cancelled(upstream: TritonStream, task: "asyncio.Task[Any]") -> None:
-    """One that was cancelled before it began has not left its stream."""
-    if task.cancelled():
-        upstream.leave()
-
-
-def _seen(task: "asyncio.Task[Any]") -> None:
-    """Whoever waits for it hears of its error; nobody need wait."""
-    if not task.cancelled():
-        task.exception()
-
-
 async def _abort(context: grpc.aio.ServicerContext, error: LegokvError) -> bytes:
     await context.abort(_CODES.get(error.code, grpc.StatusCode.INTERNAL), str(error))
     raise AssertionError("abort raises")
-
-
-def _stream_error(sentence: str, request_id: str) -> bytes:
-    reply = service_pb2.ModelStreamInferResponse(error_message=sentence)
-    reply.infer_response.id = request_id
-    return bytes(reply.SerializeToString())
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -15,7 +15,7 @@ from paths import ROOT
 from tritonclient.grpc import service_pb2
 
 from legokv.serving.ending import LEFT_PARAMETER, LEFT_VARIABLE, client_left
-from legokv.serving.front import bounds, grpc_front
+from legokv.serving.front import bounds, grpc_front, grpc_stream
 from legokv.serving.front.bounds import Bounds
 from legokv.serving.front.grpc_front import SERVICE, GrpcFront, TritonBehind, listening
 from legokv.serving.front.internals import Internals
@@ -405,7 +405,7 @@ def test_each_request_of_a_stream_is_on_one_of_its_own_at_triton(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or Triton ends by itself when the client of a few leaves."""
-    monkeypatch.setattr(grpc_front, "STREAM_REQUESTS", 3)
+    monkeypatch.setattr(grpc_stream, "STREAM_REQUESTS", 3)
 
     async def trial(front: Running) -> None:
         front.triton.num_replies = 2
