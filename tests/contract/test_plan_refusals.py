@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from build_command import build_engine
+from quantised_checkpoints import COMPRESSED, fp8_checkpoint, packed_checkpoint
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
 
@@ -104,3 +105,21 @@ def test_missing_tensorrt_headers_are_refused_before_anything_is_compiled(
     assert f"TENSORRT_INCLUDE={tmp_path} has no NvInferRuntime.h" in finished.stderr
     assert "Compiling" not in finished.stdout
     assert not engine.exists()
+
+
+@pytest.mark.parametrize("bits", ["FP8", "INT4"])
+def test_a_checkpoint_in_few_bits_has_its_plan_so_unless_told(
+    bits: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    plain, folder = tiny_checkpoint("llama"), tmp_path / "c"
+    if bits == "INT4":
+        packed_checkpoint(plain, folder)
+    else:
+        fp8_checkpoint(plain, folder, COMPRESSED)
+    options = [*RTX, "--output", tmp_path / "e", "--checkpoint", folder]
+    words = f"The checkpoint has {bits} weights, and so has its plan; --quantize none expands them"
+    for told in ([], ["--quantize", "none"]):
+        # Its heads have no kernel, so it ends before anything is compiled.
+        finished = build_engine(*options, *told)
+        assert "no kernel for head size 16" in finished.stderr
+        assert (words in finished.stdout) == (told == [])
