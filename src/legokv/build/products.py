@@ -97,7 +97,7 @@ def _said_of(kept: Mapping[str, Weight], quantised: Mapping[str, QuantisedWeight
     numbers = sum(prod(each.shape) for each in quantised.values())
     rest = sum(prod(each.shape) for name, each in kept.items() if name not in quantised)
     first = next(iter(quantised.values()))
-    form = "FP8 under one scale a product" if not first.block else "INT4"
+    form = "INT4" if first.block else "FP8"
     blocks = sorted({each.block for each in quantised.values()} - {0})
     form += f" in blocks of {' and '.join(map(str, blocks))}" if blocks else ""
     return (

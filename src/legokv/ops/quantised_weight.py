@@ -45,18 +45,18 @@ class QuantisedWeight:
 
 
 def fp8_weight(weight: Tensor, name: str) -> QuantisedWeight:
-    """`weight` [N, K] rounded to E4M3 under one scale, which makes its largest number 448.
+    """`weight` [N, K] rounded to E4M3, a scale an output, which makes its largest number 448.
 
     UnsupportedModel, with the `name`, for a number that is none.
     """
     wide = _finite(weight, name)
-    scale = wide.abs().amax().div(FP8_MOST).bfloat16()
-    return QuantisedWeight(fp8_numbers(wide, scale), scale)
+    scales = _scales(wide.abs().amax(1), FP8_MOST)
+    return QuantisedWeight(fp8_numbers(wide, scales[:, None]), scales)
 
 
 def fp8_numbers(values: Tensor, scale: Tensor) -> Tensor:
     """What a QuantizeLinear of E4M3 makes of `values`: what is past 448 is 448."""
-    return (values.float() / _not_zero(scale)).clamp_(-FP8_MOST, FP8_MOST).to(FP8)
+    return (values.float() / scale.float()).clamp_(-FP8_MOST, FP8_MOST).to(FP8)
 
 
 def fp8_near(x: Tensor, scale: float) -> Tensor:
@@ -81,8 +81,8 @@ def int4_weight(weight: Tensor, name: str) -> QuantisedWeight:
             f"{BLOCKS[-1]}: a plan can't have it as INT4; choose --quantize fp8, or none"
         )
     blocks = _finite(weight, name).view(weight.shape[0], -1, block)
-    scales = blocks.abs().amax(2).div(INT4_MOST).bfloat16()
-    numbers = (blocks / _not_zero(scales)[..., None]).round_().clamp_(-INT4_MOST, INT4_MOST)
+    scales = _scales(blocks.abs().amax(2), INT4_MOST)
+    numbers = (blocks / scales.float()[..., None]).round_().clamp_(-INT4_MOST, INT4_MOST)
     return QuantisedWeight(numbers.char().flatten(1), scales)
 
 
@@ -107,6 +107,7 @@ def _finite(weight: Tensor, name: str) -> Tensor:
     return wide
 
 
-def _not_zero(scale: Tensor) -> Tensor:
-    """Zeros, and numbers below any scale, have scale 0: they are 0 by 1, too."""
-    return scale.float().masked_fill(scale == 0, 1)
+def _scales(largest: Tensor, most: float) -> Tensor:
+    """What makes the `largest` numbers `most`; zeros, and what is below any scale, are 0 by 1."""
+    scales = (largest / most).bfloat16()
+    return scales.masked_fill_(scales == 0, 1)
