@@ -110,14 +110,19 @@ ifneq ($(shell cat $(VENV)/ready 2>/dev/null),$(CURDIR))
 .PHONY: $(VENV)/ready
 endif
 
-# pip comes first, by its own hash: older ones do not take the hashes of a constraints file.
+# pip comes first, by its own hash: older ones do not take the hashes of a constraints file. Where there is
+# no NVIDIA driver, PyTorch's build for CPUs is next, if pip's sources have it: PyPI's is 4 GB larger. Bytecode
+# is left to the first import: nine in ten modules never have one.
+$(VENV)/ready: INSTALL = $(BIN)/python -m pip install --quiet --no-compile --require-hashes
 $(VENV)/ready: pyproject.toml constraints.txt
 	test "$$(cat $@ 2>/dev/null)" = "$(CURDIR)" || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	sed -n '/^pip==/,/[^\\]$$/p' constraints.txt > $(VENV)/pip.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement $(VENV)/pip.txt
+	sed -n '/^torch==/,/[^\\]$$/{s/^torch==[^ ]*/&+cpu/;p}' constraints.txt > $(VENV)/torch.txt
+	test -e /proc/driver/nvidia || $(INSTALL) --no-deps --requirement $(VENV)/torch.txt || echo "pip's sources have no build of torch for CPUs: PyPI's is taken"
 	$(BIN)/python build/requirements.py all > $(VENV)/requirements.txt
-	$(BIN)/python -m pip install --quiet --require-hashes --constraint constraints.txt --requirement $(VENV)/requirements.txt
+	$(INSTALL) --constraint constraints.txt --requirement $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python build/build_native.py
 	echo "$(CURDIR)" > $@
