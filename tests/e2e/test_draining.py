@@ -23,7 +23,8 @@ class Streamed:
     def __init__(self, server: RunningServer, **fields: Any) -> None:
         body = json.dumps({"text_input": "Who?", "stream": True, **fields}).encode()
         url = f"{server.http}/v2/models/generate/generate_stream"
-        self.events: list[dict[str, Any]] = []
+        # As they came: a client that parses each falls behind a server on a busy machine.
+        self._events: list[bytes] = []
         self._response = urllib.request.urlopen(url, body, timeout=120)
         self._read_one()
         self._thread = threading.Thread(target=self._read)
@@ -33,7 +34,7 @@ class Streamed:
         """The last event."""
         self._thread.join(END_SECONDS)
         assert not self._thread.is_alive()
-        return self.events[-1]
+        return json.loads(self._events[-1])
 
     def _read(self) -> None:
         while self._read_one():
@@ -42,7 +43,7 @@ class Streamed:
     def _read_one(self) -> bool:
         while line := self._response.readline():
             if line.startswith(b"data: "):
-                self.events.append(json.loads(line.removeprefix(b"data: ")))
+                self._events.append(line.removeprefix(b"data: "))
                 return True
         return False
 
