@@ -1,4 +1,4 @@
-// Vectors of float64 for drawing: loads, comparisons, and powers exactly and nearly.
+// Vectors of float64 for drawing: loads, sums, and powers exactly and nearly.
 #pragma once
 
 #include <limits>
@@ -28,6 +28,21 @@ inline Doubles load_doubles(const T* from) {
 
 inline Doubles all_doubles(double value) { return value - Doubles{}; }
 
+inline Doubles only(Longs lanes, Doubles a) {
+  return same_bits<Doubles>(same_bits<Longs>(a) & lanes);
+}
+
+inline bool any_lane(Longs lanes) {
+#if defined(__AVX512F__)
+  const auto all = reinterpret_cast<__m512i>(lanes);
+  return _mm512_test_epi64_mask(all, all) != 0;
+#else
+  int64_t any = 0;
+  for (int i = 0; i < kDrawLanes; ++i) any |= lanes[i];
+  return any != 0;
+#endif
+}
+
 // Distances up to `range`, by this, are numbers of buckets. All are in the first where the range is
 // nothing, or so small that no number is large enough.
 inline double bucket_scale(int num_buckets, double range) {
@@ -35,18 +50,16 @@ inline double bucket_scale(int num_buckets, double range) {
   return range > 0 && scale < kInfinity ? scale : 0;
 }
 
-// Which lanes: a bit each.
-using Bits = uint32_t;
+// Which tokens of a block, or of some lanes of it: a bit each, from the lowest.
+using BlockBits = uint64_t;
 
 #if defined(__AVX512F__)
 inline __m512d native(Doubles a) { return reinterpret_cast<__m512d>(a); }
 
-inline Bits at_least(Doubles a, Doubles b) {
-  return _mm512_cmp_pd_mask(native(a), native(b), _CMP_GE_OQ);
-}
-
-inline Doubles only(Bits lanes, Doubles a) {
-  return reinterpret_cast<Doubles>(_mm512_maskz_mov_pd(static_cast<__mmask8>(lanes), native(a)));
+// sum + a in the lanes that are chosen.
+inline Doubles add_lanes(Doubles sum, BlockBits lanes, Doubles a) {
+  const auto mask = static_cast<__mmask8>(lanes);
+  return reinterpret_cast<Doubles>(_mm512_mask_add_pd(native(sum), mask, native(sum), native(a)));
 }
 
 inline double sum_of_doubles(Doubles a) { return _mm512_reduce_add_pd(native(a)); }
@@ -57,20 +70,11 @@ inline Doubles larger_doubles(Doubles a, Doubles b) {
   return reinterpret_cast<Doubles>(_mm512_max_pd(native(a), native(b)));
 }
 #else
-inline Bits at_least(Doubles a, Doubles b) {
-#if defined(__AVX2__)
-  return _mm256_movemask_pd(reinterpret_cast<__m256d>(a >= b));
-#else
-  Bits bits = 0;
-  for (int i = 0; i < kDrawLanes; ++i) bits |= Bits{a[i] >= b[i]} << i;
-  return bits;
-#endif
-}
-
-inline Doubles only(Bits lanes, Doubles a) {
-  Longs on;
-  for (int i = 0; i < kDrawLanes; ++i) on[i] = -static_cast<int64_t>((lanes >> i) & 1);
-  return same_bits<Doubles>(same_bits<Longs>(a) & on);
+inline Doubles add_lanes(Doubles sum, BlockBits lanes, Doubles a) {
+  Longs lane;
+  for (int i = 0; i < kDrawLanes; ++i) lane[i] = 1 << i;
+  const Longs on = ((static_cast<int64_t>(lanes) - Longs{}) & lane) != 0;
+  return sum + only(on, a);
 }
 
 inline double sum_of_doubles(Doubles a) {
@@ -87,35 +91,6 @@ inline double most_of_doubles(Doubles a) {
 
 inline Doubles larger_doubles(Doubles a, Doubles b) { return a > b ? a : b; }
 #endif
-
-constexpr Bits kAllLanes = (Bits{1} << kDrawLanes) - 1;
-
-// Appends the lanes that are chosen; may write kDrawLanes numbers.
-inline void append(Bits lanes, Doubles a, double* to) {
-#if defined(__AVX512F__)
-  _mm512_storeu_pd(to, _mm512_maskz_compress_pd(static_cast<__mmask8>(lanes), native(a)));
-#else
-  for (int i = 0; i < kDrawLanes; ++i) {
-    *to = a[i];
-    to += (lanes >> i) & 1;
-  }
-#endif
-}
-
-// The same of their numbers: `first` and those behind it.
-inline void append_ids(Bits lanes, int32_t first, int32_t* to) {
-#if defined(__AVX512F__)
-  const __m256i ids =
-      _mm256_add_epi32(_mm256_set1_epi32(first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                      _mm256_maskz_compress_epi32(static_cast<__mmask8>(lanes), ids));
-#else
-  for (int i = 0; i < kDrawLanes; ++i) {
-    *to = first + i;
-    to += (lanes >> i) & 1;
-  }
-#endif
-}
 
 // e^x for x of at most 0, to the last bit or two; 0 below kLeastExponent.
 inline Doubles exponential(Doubles x) {
@@ -136,18 +111,31 @@ inline Doubles exponential(Doubles x) {
   return x < kLeastExponent ? Doubles{} : same_bits<Doubles>(bits);
 }
 
-// 2^x for x of at most 0, wrong by at most 1e-10 of it; at most 2^-1000 below -1000.
+// 2^x for x of at most 0 that is finite, wrong by at most 1e-10 of it; at most 2^-1000 below -1000.
+// The polynomials have the least largest relative error of seven powers.
 inline Doubles near_power(Doubles x) {
+#if defined(__AVX512DQ__)
+  // Of what x is above the whole number below it, which scalef takes it for.
+  constexpr int kFloor = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+  constexpr double kPowers[] = {0.00014352313506426728, 0.0013422634899094492, 0.009614017006569922,
+                                0.05550512686150252,    0.2402263846176581,    0.6931471860839103,
+                                0.999999999959789};
+  const auto rest = reinterpret_cast<Doubles>(_mm512_reduce_pd(native(x), kFloor));
+  Doubles sum = all_doubles(2.149876517442847e-05);
+  for (const double power : kPowers) sum = sum * rest + power;
+  return reinterpret_cast<Doubles>(_mm512_scalef_pd(native(sum), native(x)));
+#else
   const Doubles in_range = larger_doubles(x, all_doubles(-1000));
   const Doubles shifted = in_range + kRound;
   const Doubles rest = in_range - (shifted - kRound);
-  // The least largest relative error of seven powers over half a unit to either side.
+  // Of half a unit to either side.
   constexpr double kPowers[] = {0.00015469291049664485, 0.0013333922580708174, 0.009618027254056048,
                                 0.055504103534338725,   0.24022651198153502,   0.6931471807284458,
                                 0.9999999999616817};
   Doubles sum = all_doubles(1.5201916781255496e-05);
   for (const double power : kPowers) sum = sum * rest + power;
   return same_bits<Doubles>(same_bits<Longs>(sum) + (same_bits<Longs>(shifted) << 52));
+#endif
 }
 
 }  // namespace

@@ -10,17 +10,12 @@ namespace {
 constexpr int64_t kNotFinite = -1;
 
 template <typename Raw>
-int64_t draw_exactly(const DrawRow& row, const RowBlocks<Raw>& blocks, Parts& parts) {
+int64_t draw_exactly(const DrawRow& row, RowBlocks<Raw>& blocks, Parts& parts) {
   auto* values = parts.take<double>(int64_t{blocks.num_blocks} * kDrawBlock);
   auto* memory = parts.take<char>(exact_draw_bytes(row.num_tokens));
-  for (int block = 0; values != nullptr && block < blocks.num_blocks; ++block) {
-    blocks.at(block, [&](const auto* from) {
-      for (int i = 0; i < kDrawBlock; i += kDrawLanes) {
-        store_vector(values + int64_t{block} * kDrawBlock + i, load_doubles(from + i));
-      }
-    });
-  }
-  return values == nullptr ? 0 : ExactDraw(row, blocks, values, memory).run();
+  if (values == nullptr) return 0;
+  blocks.copy_all(values);
+  return ExactDraw(row, blocks, values, memory).run();
 }
 
 template <typename Raw>

@@ -17,60 +17,71 @@ struct Bracket {
 };
 
 constexpr int kGuessBuckets = 1024;
-constexpr int kSampleStride = 2;  // of blocks; of such a block kDrawLanes are looked at
-constexpr double kSampleRate = kSampleStride * kDrawBlock / kDrawLanes;
-constexpr int kKnownBlocks = 64;  // of the highest peaks: less than so many are looked at whole
+constexpr int kSampleRate = 16;
+constexpr int kSampleStride = kSampleRate * kLanes / kDrawBlock;  // of such a block kLanes tokens
+constexpr int kKnownBlocks = 32;  // of the highest peaks: less than so many are looked at whole
 constexpr int kGuesses = 3;       // the last is everything
 
-// How the tokens lie below the likeliest, which weigh e^(-distance / temperature), or 1 each where
-// the temperature is infinite.
+// How the tokens lie below the likeliest. `look` comes first, then `weigh` or `count`.
 template <typename Raw>
 class Guess {
  public:
-  Guess(const RowBlocks<Raw>& blocks, double temperature, Parts& parts)
+  Guess(const RowBlocks<Raw>& blocks, Parts& parts)
       : blocks_(blocks),
-        temperature_(temperature),
         peaks_(parts.take<int32_t>(kGuessBuckets)),
         others_(parts.take<int32_t>(kGuessBuckets)),
         sums_(parts.take<double>(kGuessBuckets)),
         spreads_(parts.take<double>(kGuessBuckets)) {}
 
-  void look() {
+  // As far below the likeliest as `farthest`; what lies further is taken to lie there.
+  void look(double farthest) {
+    const double range = std::min(blocks_.most - least(), farthest);
+    if (range == range_) return;
+    range_ = range;
+    scale_ = bucket_scale(kGuessBuckets, range);
     std::fill(peaks_, peaks_ + kGuessBuckets, 0);
     std::fill(others_, others_ + kGuessBuckets, 0);
-    const double range = std::min(blocks_.most - least(), 40 * temperature_);
-    scale_ = bucket_scale(kGuessBuckets, range);
-    int block = 0;
-    for (; block + kDrawLanes <= blocks_.num_blocks; block += kDrawLanes) {
-      count(load_doubles(blocks_.peaks + block), kInfinity, peaks_);
-    }
-    for (; block < blocks_.num_blocks; ++block) {
-      ++peaks_[static_cast<int>(distances(all_doubles(blocks_.peaks[block]))[0])];
-    }
+    count(blocks_.peaks, blocks_.num_blocks);
+    count(blocks_.changed.values, blocks_.changed.size);
     count_known();
-    for_sample([&](Doubles values, double peak) {
-      if (peak < known_) count(values, peak, others_);
+    for_sample([&](int block, int place) {
+      if (blocks_.peaks[block] < known_) count(block, place, others_);
     });
-    sum_up();
   }
 
-  // Where the likeliest reach `share` of all, or `count` of them; wider at each try.
-  Bracket bracket(double share, double count, int attempt) const {
+  // A token weighs e^(-distance / temperature), 1 where that is infinite; none below `least`.
+  void weigh(double temperature, double least) {
+    const double step = scale_ > 0 ? std::exp(-1 / (scale_ * temperature)) : 1;
+    const int last = least > -kInfinity ? place_of(least) : kGuessBuckets - 1;
+    double weight = std::sqrt(step), sum = 0, spread = 0;
+    for (int bucket = 0; bucket < kGuessBuckets; ++bucket) {
+      const double others = kSampleRate * others_[bucket] * weight;
+      sum += bucket > last ? 0 : peaks_[bucket] * weight + others;
+      spread += bucket > last ? 0 : kSampleRate * others * weight;
+      sums_[bucket] = sum;
+      spreads_[bucket] = spread;
+      weight *= step;
+    }
+  }
+
+  // Where the likeliest reach `wanted` of the weights; wider at each try.
+  Bracket bracket(double wanted, int attempt) const {
     if (attempt + 1 >= kGuesses) return {};
-    const double total = sums_[kGuessBuckets - 1], spread = spreads_[kGuessBuckets - 1];
-    const double wanted = count > 0 ? count : share * total, part = wanted / total;
+    const double spread = spreads_[kGuessBuckets - 1], part = wanted / total();
     const double above = spreads_[std::min(reaching(wanted), kGuessBuckets - 1)];
     const double error = (1 - part) * (1 - part) * above + part * part * (spread - above);
-    const double width = (attempt == 0 ? 3 : 24) * std::sqrt(std::max(error, 0.0));
+    const double width = (attempt == 0 ? 2 : 16) * std::sqrt(std::max(error, 0.0));
     return {value_of(reaching(wanted - width) - 1, kInfinity),
             value_of(reaching(wanted + width) + 2, Bracket().low)};
   }
 
+  double total() const { return sums_[kGuessBuckets - 1]; }
+
  private:
-  Doubles distances(Doubles values) const {
-    const Doubles far = all_doubles(kGuessBuckets - 1);
-    const Doubles scaled = (blocks_.most - values) * scale_;
-    return scaled < far ? scaled : far;
+  // What is no number, as infinity times 0, is as far as can be.
+  int place_of(double value) const {
+    const double scaled = (blocks_.most - value) * scale_;
+    return scaled < kGuessBuckets - 1 ? static_cast<int>(scaled) : kGuessBuckets - 1;
   }
 
   // The likeliest tokens, which a sample would tell too little of, are in the blocks of the highest
@@ -83,22 +94,34 @@ class Guess {
     }
     known_ = scale_ > 0 ? blocks_.most - bucket / scale_ : kInfinity;
     for (int block = 0; block < blocks_.num_blocks; ++block) {
-      const double peak = blocks_.peaks[block];
-      if (peak < known_) continue;
-      blocks_.at(block, [&](const auto* values) {
-        for (int i = 0; i < kDrawBlock; i += kDrawLanes) {
-          count(load_doubles(values + i), peak, peaks_);
-        }
-      });
+      if (blocks_.peaks[block] < known_) continue;
+      for (int place = 0; place < kDrawBlock; place += kLanes) count(block, place, peaks_);
     }
   }
 
-  // Counts the values but those that are the peak.
-  void count(Doubles values, double peak, int32_t* counts) const {
+  void count(const double* values, int64_t size) const {
     typedef int32_t Numbers __attribute__((vector_size(kDrawLanes * 4)));
-    const Numbers far = __builtin_convertvector(distances(values), Numbers);
-    const Bits others = at_least(values, all_doubles(peak));
-    for (int i = 0; i < kDrawLanes; ++i) counts[far[i]] += 1 - ((others >> i) & 1);
+    const Doubles far = all_doubles(kGuessBuckets - 1);
+    int64_t i = 0;
+    for (; i + kDrawLanes <= size; i += kDrawLanes) {
+      const Doubles scaled = (blocks_.most - load_doubles(values + i)) * scale_;
+      const Numbers places = __builtin_convertvector(scaled < far ? scaled : far, Numbers);
+      for (int lane = 0; lane < kDrawLanes; ++lane) ++peaks_[places[lane]];
+    }
+    for (; i < size; ++i) ++peaks_[place_of(values[i])];
+  }
+
+  // Counts some live tokens from a place in a block on, but those that are its peak.
+  void count(int block, int place, int32_t* counts) const {
+    const Floats values = load_floats<kLanes>(blocks_.at(block) + place);
+    const auto most = static_cast<float>(blocks_.most), scale = static_cast<float>(scale_);
+    const Floats far = all_lanes(kGuessBuckets - 1);
+    const Floats scaled = (most - values) * scale;
+    const Floats near = scaled < far ? scaled : far;
+    const Ints places = __builtin_convertvector(near > Floats{} ? near : Floats{}, Ints);
+    const Floats peak = all_lanes(static_cast<float>(blocks_.peaks[block]));
+    const BlockBits others = (blocks_.live[block] >> place) & ~floats_at_least(values, peak);
+    for (int i = 0; i < kLanes; ++i) counts[places[i]] += static_cast<int32_t>((others >> i) & 1);
   }
 
   double value_of(int bucket, double otherwise) const {
@@ -109,46 +132,30 @@ class Guess {
   template <typename Body>
   void for_sample(const Body& body) const {
     for (int block = 0; block < blocks_.num_blocks; block += kSampleStride) {
-      const int place = block / kSampleStride * kDrawLanes % kDrawBlock;
-      blocks_.at(block, [&](const auto* values) {
-        body(load_doubles(values + place), blocks_.peaks[block]);
-      });
+      body(block, block / kSampleStride * kLanes % kDrawBlock);
     }
   }
 
+  // Of the sample.
   double least() const {
-    Doubles least = all_doubles(blocks_.most);
-    for_sample([&](Doubles values, double) {
-      least = ((values < least) & (values > -kInfinity)) ? values : least;
+    Floats least = all_lanes(std::numeric_limits<float>::max());
+    for_sample([&](int block, int place) {
+      const Floats values = load_floats<kLanes>(blocks_.at(block) + place);
+      const Floats lanes = floats_of(blocks_.live[block] >> place, values);
+      least = ((lanes < least) & (lanes > -std::numeric_limits<float>::infinity())) ? lanes : least;
     });
-    return -most_of_doubles(-least);
-  }
-
-  // What all down to each bucket weigh, and how far that may be wrong.
-  void sum_up() {
-    const double step = scale_ > 0 ? std::exp(-1 / (scale_ * temperature_)) : 1;
-    double weight = std::sqrt(step), sum = 0, spread = 0;
-    for (int bucket = 0; bucket < kGuessBuckets; ++bucket) {
-      const double others = kSampleRate * others_[bucket] * weight;
-      sum += peaks_[bucket] * weight + others;
-      spread += kSampleRate * others * weight;
-      sums_[bucket] = sum;
-      spreads_[bucket] = spread;
-      weight *= step;
-    }
+    return std::min<double>(blocks_.most, -largest_lane(-least));
   }
 
   int reaching(double wanted) const {
-    int bucket = 0;
-    while (bucket < kGuessBuckets && sums_[bucket] < wanted) ++bucket;
-    return bucket;
+    return static_cast<int>(std::lower_bound(sums_, sums_ + kGuessBuckets, wanted) - sums_);
   }
 
   const RowBlocks<Raw>& blocks_;
-  double temperature_;
+  double range_ = -1;
   double scale_ = 0;
   double known_ = kInfinity;
-  int32_t* peaks_;   // how many peaks, and tokens of the known blocks, at each distance
+  int32_t* peaks_;   // how many peaks, changed and tokens of the known blocks, at each distance
   int32_t* others_;  // of the sample
   double* sums_;
   double* spreads_;

@@ -1,10 +1,10 @@
-// A row of logits in blocks of kDrawBlock, with what is changed of it: read where it lies, and
-// copied to float64 only in the blocks that a change, a mask or the row's end meets.
+// A row of logits in blocks of kDrawBlock, read where it lies: what is changed of it stands apart,
+// and neither that nor what must not come is among a block's live tokens.
 #pragma once
 
 #include <algorithm>
 
-#include "cpu/kernels/draw_lanes.h"
+#include "cpu/kernels/block_bits.h"
 
 namespace legokv::cpu {
 namespace {
@@ -28,98 +28,146 @@ class Parts {
   int64_t bytes_ = 0;
 };
 
+// Some tokens, with their values and weights.
+struct TokenList {
+  int64_t size = 0;
+  int32_t* ids = nullptr;
+  double* values = nullptr;
+  double* weights = nullptr;
+};
+
+// Room for so many, and for whole vectors of them.
+inline TokenList token_list(Parts& parts, int64_t most) {
+  most += kDrawLanes;
+  return {0, parts.take<int32_t>(most), parts.take<double>(most), parts.take<double>(most)};
+}
+
 template <typename Raw>
 class RowBlocks {
  public:
-  RowBlocks() = default;
-
   RowBlocks(const DrawRow& row, Parts& parts)
       : num_blocks(draw_blocks(row.num_tokens)),
         peaks(parts.take<double>(num_blocks)),
-        row_(&row),
+        live(parts.take<BlockBits>(num_blocks)),
+        changed(token_list(parts, row.num_changes)),
+        row_(row),
+        changes_(parts.take<int32_t>(row.num_changes)),
         raw_(static_cast<const Raw*>(row.values)),
-        own_(parts.take<double>(int64_t{num_blocks} * kDrawBlock)),
-        place_of_(parts.take<int32_t>(num_blocks)),
-        starts_(parts.take<int32_t>(num_blocks + 2)),
-        changed_ids_(parts.take<int32_t>(num_changed(row))),
-        changed_(parts.take<double>(num_changed(row))) {}
-
-  // Of some values that lie one after another, with -infinity behind them in the last block.
-  RowBlocks(double* values, int64_t num_values, double* room_for_peaks, int32_t* room)
-      : num_blocks(draw_blocks(static_cast<int>(num_values))),
-        peaks(room_for_peaks),
-        own_(values),
-        place_of_(room) {
-    for (int block = 0; block < num_blocks; ++block) {
-      place_of_[block] = block;
-      peaks[block] = peak_of(values + int64_t{block} * kDrawBlock);
-      most = std::max(most, peaks[block]);
-    }
-  }
-
-  static int64_t num_changed(const DrawRow& row) { return row.num_changes + row.num_banned; }
+        tail_(parts.take<Raw>(kDrawBlock)) {}
 
   // Looks at all of the row; false if a logit is no number or infinite.
   bool read() {
-    sort_changes();
+    copy_tail();
+    find_live();
     Floats check{};
-    int num_own = 0;
     for (int block = 0; block < num_blocks; ++block) {
-      const int64_t first = int64_t{block} * kDrawBlock;
-      if (is_plain(block)) {
-        place_of_[block] = -1;
-        peaks[block] = plain_peak(raw_ + first, &check);
-      } else {
-        place_of_[block] = num_own;
-        double* own = own_ + int64_t{num_own++} * kDrawBlock;
-        copy_block(block, own, &check);
-        peaks[block] = peak_of(own);
-      }
+      const Raw* values = at(block);
+      peaks[block] =
+          live[block] == kAllBits ? peak_of(values, &check) : peak_of(values, live[block], &check);
       most = std::max(most, peaks[block]);
     }
     // Infinity times 0, and whatever is no number, is no number.
     for (int i = 0; i < kLanes; ++i) {
       if (check[i] != 0) return false;
     }
+    change_values();
+    for (int64_t i = 0; i < changed.size; ++i) most = std::max(most, changed.values[i]);
     return true;
   }
 
-  // Calls body with a pointer to the block's values.
-  template <typename Body>
-  auto at(int block, const Body& body) const {
-    const int32_t place = place_of_[block];
-    if (place < 0) return body(raw_ + int64_t{block} * kDrawBlock);
-    return body(static_cast<const double*>(own_ + int64_t{place} * kDrawBlock));
+  // The block's values before any change, whole.
+  const Raw* at(int block) const {
+    const int64_t first = int64_t{block} * kDrawBlock;
+    return first + kDrawBlock > row_.num_tokens ? tail_ : raw_ + first;
+  }
+
+  // Of listed live tokens.
+  void values_of(const TokenList& list) const {
+    for (int64_t i = 0; i < list.size; ++i) list.values[i] = to_float(raw_[list.ids[i]]);
+  }
+
+  // Its values as they are drawn from, -infinity for what must not come.
+  void copy(int block, double* to) const {
+    copy_live(block, to);
+    for (int64_t i = 0; i < changed.size; ++i) {
+      const int id = changed.ids[i];
+      if (id / kDrawBlock == block) to[id % kDrawBlock] = changed.values[i];
+    }
+  }
+
+  // The same of all, whose blocks then have the peaks.
+  void copy_all(double* to) {
+    for (int block = 0; block < num_blocks; ++block) copy_live(block, to + first_id(block));
+    for (int64_t i = 0; i < changed.size; ++i) {
+      double& peak = peaks[changed.ids[i] / kDrawBlock];
+      to[changed.ids[i]] = changed.values[i];
+      peak = std::max(peak, changed.values[i]);
+    }
   }
 
   // The id of the first value that none is larger than.
   int64_t first_of_most() const {
-    int block = 0;
-    while (block + 1 < num_blocks && peaks[block] != most) ++block;
-    return int64_t{block} * kDrawBlock + at(block, [&](const auto* values) {
-             int place = 0;
-             while (place + 1 < kDrawBlock && to_double(values[place]) != most) ++place;
-             return place;
-           });
+    int64_t first = row_.num_tokens;
+    for (int block = 0; block < num_blocks && first == row_.num_tokens; ++block) {
+      if (peaks[block] != most) continue;
+      const BlockBits equal = live[block] & block_at_least(at(block), least_float(most));
+      if (equal != 0) first = first_id(block) + __builtin_ctzll(equal);
+    }
+    for (int64_t i = 0; i < changed.size; ++i) {
+      if (changed.values[i] == most) first = std::min<int64_t>(first, changed.ids[i]);
+    }
+    // Where nothing may come, the first does.
+    return first == row_.num_tokens ? 0 : first;
   }
 
-  int num_blocks = 0;
+  static int64_t first_id(int block) { return int64_t{block} * kDrawBlock; }
+
+  int num_blocks;
   double most = -kInfinity;
-  double* peaks = nullptr;  // each block's largest value
+  double* peaks;      // of each block's live tokens the largest value
+  BlockBits* live;    // of each block: those that may come with the value that they have
+  TokenList changed;  // those that may come with another; whole vectors, in no order
 
  private:
-  static double to_double(double value) { return value; }
-  static double to_double(Raw value) { return to_float(value); }
-
-  static double peak_of(const double* values) {
-    Doubles most = load_doubles(values);
-    for (int i = kDrawLanes; i < kDrawBlock; i += kDrawLanes) {
-      most = larger_doubles(load_doubles(values + i), most);
-    }
-    return most_of_doubles(most);
+  // Only what is in the row may be read of it.
+  void copy_tail() {
+    const int64_t first = row_.num_tokens / kDrawBlock * kDrawBlock;
+    std::fill(tail_, tail_ + kDrawBlock, Raw{});
+    std::copy(raw_ + first, raw_ + row_.num_tokens, tail_);
   }
 
-  static double plain_peak(const Raw* values, Floats* check) {
+  void find_live() {
+    for (int block = 0; block < num_blocks; ++block) live[block] = kAllBits;
+    live[num_blocks - 1] = first_bits(row_.num_tokens - first_id(num_blocks - 1));
+    if (row_.allowed != nullptr) keep_allowed();
+    for (int64_t i = 0; i < row_.num_banned; ++i) leave_out(row_.banned_ids[i]);
+    // Of two changes of a token the last counts.
+    for (int64_t i = row_.num_changes - 1; i >= 0; --i) {
+      const int64_t id = row_.change_ids[i];
+      changed.ids[changed.size] = static_cast<int32_t>(id);
+      changes_[changed.size] = static_cast<int32_t>(i);
+      changed.size += leave_out(id);
+    }
+  }
+
+  void keep_allowed() {
+    for (int block = 0; first_id(block) + kDrawBlock <= row_.num_tokens; ++block) {
+      live[block] = bits_of_bytes(row_.allowed + first_id(block));
+    }
+    for (int64_t id = row_.num_tokens / kDrawBlock * kDrawBlock; id < row_.num_tokens; ++id) {
+      if (row_.allowed[id] == 0) leave_out(id);
+    }
+  }
+
+  // Whether it was live.
+  bool leave_out(int64_t id) {
+    BlockBits& bits = live[id / kDrawBlock];
+    const bool was_live = (bits >> (id % kDrawBlock)) & 1;
+    bits &= ~(BlockBits{1} << (id % kDrawBlock));
+    return was_live;
+  }
+
+  static double peak_of(const Raw* values, Floats* check) {
     Floats most = load_floats<kLanes>(values);
     *check += most * 0.0f;
     for (int i = kLanes; i < kDrawBlock; i += kLanes) {
@@ -130,72 +178,45 @@ class RowBlocks {
     return largest_lane(most);
   }
 
-  bool is_plain(int block) const {
-    const int64_t first = int64_t{block} * kDrawBlock;
-    if (first + kDrawBlock > row_->num_tokens || starts_[block] != starts_[block + 1]) return false;
-    return row_->allowed == nullptr || is_all_allowed(row_->allowed + first);
-  }
-
-  static bool is_all_allowed(const uint8_t* allowed) {
-    uint64_t all = 0x0101010101010101;
-    for (int i = 0; i < kDrawBlock; i += 8) all &= load_vector<uint64_t>(allowed + i);
-    return all == 0x0101010101010101;
-  }
-
-  void copy_block(int block, double* own, Floats* check) const {
-    const int64_t first = int64_t{block} * kDrawBlock;
-    const int count = static_cast<int>(std::min<int64_t>(kDrawBlock, row_->num_tokens - first));
-    if (count == kDrawBlock) {
-      for (int i = 0; i < kDrawBlock; i += kLanes) {
-        *check += load_floats<kLanes>(raw_ + first + i) * 0.0f;
-      }
-      for (int i = 0; i < kDrawBlock; i += kDrawLanes) {
-        store_vector(own + i, load_doubles(raw_ + first + i));
-      }
-    } else {
-      std::fill(own, own + kDrawBlock, -kInfinity);
-      for (int i = 0; i < count; ++i) {
-        own[i] = to_float(raw_[first + i]);
-        (*check)[0] += to_float(raw_[first + i]) * 0.0f;
-      }
+  static double peak_of(const Raw* values, BlockBits lanes, Floats* check) {
+    Floats most = all_lanes(-std::numeric_limits<float>::infinity());
+    for (int i = 0; i < kDrawBlock; i += kLanes) {
+      const Floats some = load_floats<kLanes>(values + i);
+      *check += some * 0.0f;
+      most = larger(floats_of(lanes >> i, some), most);
     }
-    for (int i = starts_[block]; i < starts_[block + 1]; ++i) {
-      own[changed_ids_[i] - first] = changed_[i];
+    return largest_lane(most);
+  }
+
+  void change_values() {
+    double* divisors = changed.weights;
+    for (int64_t i = 0; i < changed.size; ++i) {
+      const int32_t change = changes_[i];
+      changed.values[i] = static_cast<double>(to_float(raw_[changed.ids[i]])) + row_.bias[change];
+      divisors[i] = row_.divisor[change];
     }
-    if (row_->allowed == nullptr) return;
-    for (int i = 0; i < count; ++i) own[i] = row_->allowed[first + i] != 0 ? own[i] : -kInfinity;
+    // Whether a logit is above 0 cannot be foretold: both are computed.
+    for (int64_t i = 0; i < changed.size; i += kDrawLanes) {
+      const Doubles before = load_doubles(changed.values + i), divisor = load_doubles(divisors + i);
+      store_vector(changed.values + i, before > Doubles{} ? before / divisor : before * divisor);
+    }
+    for (int64_t i = 0; i < changed.size; ++i) changed.values[i] -= row_.taken[changes_[i]];
+    std::fill(changed.values + changed.size, changed.values + changed.size + kDrawLanes,
+              -kInfinity);
   }
 
-  // Puts the changes of each block together, the banned last.
-  void sort_changes() {
-    std::fill(starts_, starts_ + num_blocks + 2, 0);
-    int32_t* next = starts_ + 1;
-    const auto for_each = [&](const auto& body) {
-      for (int64_t i = 0; i < row_->num_changes; ++i) body(row_->change_ids[i], i);
-      for (int64_t i = 0; i < row_->num_banned; ++i) body(row_->banned_ids[i], int64_t{-1});
-    };
-    for_each([&](int64_t id, int64_t) { ++next[id / kDrawBlock + 1]; });
-    for (int block = 0; block < num_blocks; ++block) next[block + 1] += next[block];
-    for_each([&](int64_t id, int64_t change) {
-      const int32_t place = next[id / kDrawBlock]++;
-      changed_ids_[place] = static_cast<int32_t>(id);
-      changed_[place] = change < 0 ? -kInfinity : changed(id, change);
-    });
+  void copy_live(int block, double* to) const {
+    const Raw* values = at(block);
+    for (int i = 0; i < kDrawBlock; i += kDrawLanes) store_vector(to + i, load_doubles(values + i));
+    for (BlockBits others = ~live[block]; others != 0; others &= others - 1) {
+      to[__builtin_ctzll(others)] = -kInfinity;
+    }
   }
 
-  double changed(int64_t id, int64_t change) const {
-    const double before = static_cast<double>(to_float(raw_[id])) + row_->bias[change];
-    const double divisor = row_->divisor[change];
-    return (before > 0 ? before / divisor : before * divisor) - row_->taken[change];
-  }
-
-  const DrawRow* row_ = nullptr;
-  const Raw* raw_ = nullptr;
-  double* own_ = nullptr;
-  int32_t* place_of_ = nullptr;  // of a block in own_; -1: as it is
-  int32_t* starts_ = nullptr;    // of each block's changes
-  int32_t* changed_ids_ = nullptr;
-  double* changed_ = nullptr;
+  const DrawRow& row_;
+  int32_t* changes_;  // which of the row's each of `changed` is
+  const Raw* raw_;
+  Raw* tail_;  // the last block where the row ends in it
 };
 
 }  // namespace
