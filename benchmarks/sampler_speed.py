@@ -23,8 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from legokv.engine.draw import draw_tokens, drawn_rows
-from legokv.engine.sampling import Sampler, SamplingOptions, largest, token_log_probs
+from legokv.engine.answer import token_log_probs
+from legokv.engine.draw import draw_tokens
+from legokv.engine.native_draw import drawn_rows
+from legokv.engine.sampling import Sampler, SamplingOptions, largest
 from legokv.kernels.build_cpu import build_native_library
 from legokv.kernels.native_library import NativeLibrary
 from legokv.text.answer_format import read_format
@@ -149,7 +151,7 @@ def print_draws(vocabulary: int, num_rows: int, rounds: int, *, by_torch: bool) 
     for name in made:
         medians = [statistics.median(times[name, way]) / num_threads for way in ways]
         print(f"{name:28}" + "".join(f" {median:11.3f}" for median in medians))
-    seconds = [milliseconds(lambda: token_log_probs(values[0], 7, 5)) for _ in range(rounds)]
+    seconds = [milliseconds(lambda: token_log_probs(logits[0], 7, 5)) for _ in range(rounds)]
     print(f"{'log-probabilities, 5 likeliest':28} {statistics.median(seconds):9.3f}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from paths import PLUGINS
 
-from legokv.engine.draw import DrawArguments, DrawRowArguments
+from legokv.engine.native_draw import DrawArguments, DrawRowArguments
 from legokv.kernels.cpu import (
     DriftArguments,
     LayerArguments,

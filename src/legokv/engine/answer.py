@@ -1,17 +1,27 @@
 """One answer on its way: its tokens drawn, its text found, its end recognised. No pages here."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from legokv.chunks.chunk import Chunk
 from legokv.engine.request import AnswerOptions, GenerateRequest, Token
-from legokv.engine.sampling import Allowed, Draw, Sampler, TokenLogProbs, token_log_probs
+from legokv.engine.sampling import Allowed, Draw, Sampler, TokenLogProbs, largest
 from legokv.text.answer_format import read_format
 from legokv.text.grammar import Grammars
 from legokv.text.stop_words import StopWords
 from legokv.text.stream import TextStream, TokenTexts
+
+_BLOCK = 64
+"""Tokens whose largest logit is looked at first."""
+_PART_BLOCKS = 512
+"""Whose weights are summed at once."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +87,44 @@ class Answer:
         """Of logits that come to the host for it alone."""
         if not self._options.return_log_probs:
             return None
-        return token_log_probs(
-            logits.float().cpu().numpy(), token_id, self._options.num_top_log_probs
-        )
+        return token_log_probs(logits.float().cpu(), token_id, self._options.num_top_log_probs)
+
+
+@torch.inference_mode()
+def token_log_probs(logits: Tensor, token_id: int, num_top: int) -> TokenLogProbs:
+    """Natural logarithms of softmax(`logits` float32 [V]), before any penalty or temperature.
+
+    In float64, the same on any number of threads. The `num_top` likeliest come likeliest first, of
+    equal ones the lowest id first.
+    """
+    spare = -len(logits) % _BLOCK
+    whole = (F.pad(logits, (0, spare), value=-torch.inf) if spare else logits).view(-1, _BLOCK)
+    peaks = whole.amax(-1)
+    most = float(peaks.amax())
+    # By numbers of blocks that no thread shares, and that need no memory of the system's.
+    parts = [
+        part.to(torch.float64).sub_(most).exp_().sum() for part in torch.split(whole, _PART_BLOCKS)
+    ]
+    shift = most + math.log(sum(map(float, parts)))
+    # In NumPy: of so few numbers torch's calls cost more than what they do.
+    ids = _likeliest(whole.numpy(), peaks.numpy(), min(num_top, len(logits)))
+    top = tuple((int(each), float(logits[each]) - shift) for each in ids)
+    return TokenLogProbs(float(logits[token_id]) - shift, top)
+
+
+def _likeliest(
+    whole: NDArray[np.float32], peaks: NDArray[np.float32], count: int
+) -> NDArray[np.int64]:
+    """Ids of the `count` largest of `whole` [blocks, _BLOCK], likeliest and lowest first."""
+    if count == 0:
+        return np.zeros(0, np.int64)
+    # As many blocks have the largest peaks, of equal ones the first, and the likeliest in them.
+    blocks = largest(peaks, count)
+    values = whole[blocks].ravel()
+    places = largest(values, count)
+    places = places[np.argsort(-values[places], kind="stable")]
+    ids: NDArray[np.int64] = blocks[places // _BLOCK] * _BLOCK + places % _BLOCK
+    return ids
 
 
 def answers_to(

@@ -22,9 +22,16 @@ from legokv.engine.draw import draw_each
 from legokv.engine.jobs import Job, JobEvent, Wait, granted
 from legokv.engine.kept import KeptSequences
 from legokv.engine.metrics import EngineMetrics
-from legokv.engine.passing import passers
 from legokv.engine.sampling import Draw
-from legokv.engine.schedule import Turn, can_plan, failure, finish_step, plan_step, run_step
+from legokv.engine.schedule import (
+    Turn,
+    can_plan,
+    failure,
+    finish_step,
+    passers,
+    plan_step,
+    run_step,
+)
 from legokv.engine.transfer import Transfer
 from legokv.errors import (
     Busy,
@@ -234,7 +241,7 @@ class Executor:
             job.prefetch = None
 
     def _admit(self) -> None:
-        """First come first served, but that small jobs may pass one that must wait (`passing`)."""
+        """First come first served, but that small jobs may pass one that must wait (`passers`)."""
         admitted = True
         while admitted and self._waiting:
             with self._ending(self._waiting[0]):

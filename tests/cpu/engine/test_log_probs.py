@@ -7,13 +7,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from legokv import Engine, EngineSettings, SamplingOptions
+from legokv.engine.answer import token_log_probs
 from legokv.engine.request import AnswerOptions, GenerateRequest
-from legokv.engine.sampling import token_log_probs
 
 
 def test_log_probs_are_log_softmax_of_the_logits_and_the_likeliest_come_first():
-    logits = np.random.Generator(np.random.PCG64(1)).standard_normal(900).astype(np.float32) * 5
-    expected = torch.log_softmax(torch.from_numpy(logits).double(), -1)
+    logits = (
+        torch.from_numpy(np.random.Generator(np.random.PCG64(1)).standard_normal(900)).float() * 5
+    )
+    expected = torch.log_softmax(logits.double(), -1)
     found = token_log_probs(logits, 17, 6)
     assert found.log_prob == pytest.approx(float(expected[17]), abs=1e-9)
     values, ids = expected.topk(6)
@@ -22,13 +24,32 @@ def test_log_probs_are_log_softmax_of_the_logits_and_the_likeliest_come_first():
 
 
 def test_no_alternatives_are_given_unless_asked_for_and_never_more_than_there_are():
-    logits = np.array([1.0, 2.0, 2.0], np.float32)
+    logits = torch.tensor([1.0, 2.0, 2.0])
     assert token_log_probs(logits, 0, 0).top == ()
     assert [token for token, _ in token_log_probs(logits, 0, 9).top] == [1, 2, 0]
 
 
+@pytest.mark.parametrize("num_tokens", [5, 64, 1000, 128_256])
+def test_the_likeliest_of_equal_logits_are_the_first_in_any_block_on_any_number_of_threads(
+    num_tokens, torch_threads
+):
+    random = np.random.Generator(np.random.PCG64(num_tokens))
+    logits = torch.from_numpy(random.standard_normal(num_tokens).round(1)).float()
+    order = np.lexsort((np.arange(num_tokens), -logits.numpy()))
+    found = []
+    for num_threads in (1, 2):
+        torch_threads(num_threads)
+        found += [token_log_probs(logits, 3, count) for count in (1, 5, 20)]
+    assert found[:3] == found[3:]
+    for each, count in zip(found, (1, 5, 20), strict=False):
+        assert [token for token, _ in each.top] == order[:count].tolist()
+        exact = logits.double() - torch.logsumexp(logits.double(), 0)
+        wanted = [float(exact[token]) for token in order[:count]]
+        assert [value for _, value in each.top] == pytest.approx(wanted, abs=1e-12)
+
+
 def test_logits_far_from_zero_do_not_overflow():
-    found = token_log_probs(np.array([3e4, 3e4, -3e4], np.float32), 2, 1)
+    found = token_log_probs(torch.tensor([3e4, 3e4, -3e4]), 2, 1)
     assert found.log_prob == pytest.approx(-6e4 - np.log(2))
     assert found.top[0][1] == pytest.approx(-np.log(2))
 

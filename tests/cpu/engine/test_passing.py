@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from fake_runner import PAGE_SIZE, Fault, World, answer_to, chunk, tokens
 
-from legokv.engine.passing import PASSING_MAX_TOKENS, PASSING_POOL_SHARE
+from legokv.engine.schedule import PASSING_MAX_TOKENS, PASSING_POOL_SHARE
 
 NUM_PAGES = 64
 POOL_TOKENS = NUM_PAGES * PAGE_SIZE

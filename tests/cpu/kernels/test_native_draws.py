@@ -8,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from legokv.engine import draw as draw_module
-from legokv.engine.draw import draw_tokens, drawn_rows
+from legokv.engine.draw import draw_tokens
+from legokv.engine.native_draw import drawn_rows
 from legokv.engine.sampling import Draw, LogitChanges, SamplingOptions
 from legokv.errors import LaunchRefused, NotFinite
 from legokv.kernels.build_cpu import build_native_library
@@ -115,6 +116,42 @@ def test_near_weights_choose_the_tokens_that_exact_weights_choose(library):
         assert drawn_rows(library, logits, draws) == exact, (trial, options)
         num_rows += len(draws)
     assert num_rows > 700
+
+
+def odd_rows(vocab, seed):
+    """Next to nothing, zeros of both signs, one of many alone, steps, and the ends of float32."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    some = random.standard_normal((7, vocab)).astype(np.float32)
+    some[0] *= np.float32(1e-40)
+    some[1] = np.where(some[1] > 0, 0.0, -0.0)
+    some[2:4] = -3e38
+    some[2, vocab // 2] = 1
+    some[3, : vocab // 3] = 3.2e38
+    some[4] = -50
+    some[4, vocab // 3 :] = 0.5
+    some[5] = random.integers(-2, 3, vocab) * np.float32(1.4e-45)
+    some[6] = 1e6 + 10 * some[6]
+    return torch.from_numpy(some)
+
+
+@pytest.mark.parametrize("instruction_set", BUILDS)
+def test_each_build_draws_of_odd_rows_what_its_exact_weights_choose(instruction_set, library):
+    """With masks, bans and changes that move most tokens, across blocks' ends and the row's."""
+    if instruction_set and not library.functions.legokv_cpu_has(instruction_set):
+        pytest.skip(f"this processor or compiler has no {instruction_set.name}")
+    random = np.random.Generator(np.random.PCG64(5))
+    for trial in range(40):
+        vocab = (9, 64, 65, 127, 700, 3001)[trial % 6]
+        logits = odd_rows(vocab, trial)
+        draws = []
+        for row in range(len(logits)):
+            options = drawn_options(random)
+            changes = LogitChanges(options, random.integers(0, vocab, vocab * (row % 2)).tolist())
+            allowed = mask_of(row, random, vocab)
+            banned = random.integers(0, vocab, 5).tolist() if allowed is None else []
+            draws.append(Draw(row, options, changes, float(random.random()), banned, allowed))
+        drawn = partial(drawn_rows, library, logits, draws, instruction_set)
+        assert drawn() == drawn(is_exact=True), (trial, [draw.options for draw in draws])
 
 
 def test_what_lies_on_an_edge_is_decided_by_the_exact_weights(library):
