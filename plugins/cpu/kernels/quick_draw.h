@@ -83,7 +83,7 @@ class QuickDraw {
     double num_above = 0;
     if (2 * row_.top_k <= blocks_.num_blocks) {
       // As many blocks have a token of at least the last of their peaks.
-      num_above = mark({kInfinity, peak_of_rank(row_.top_k)});
+      num_above = mark({kInfinity, std::max(peak_of_rank(row_.top_k), Bracket().low)});
     } else {
       guess_.look(kInfinity);
       guess_.weigh(kInfinity, -kInfinity);

@@ -154,6 +154,21 @@ def test_each_build_draws_of_odd_rows_what_its_exact_weights_choose(instruction_
         assert drawn() == drawn(is_exact=True), (trial, [draw.options for draw in draws])
 
 
+def test_top_k_keeps_all_that_may_come_where_these_are_fewer(library):
+    """In fewer blocks than top_k asks for, beside changed tokens that may not come."""
+    logits = torch.from_numpy(rounded_logits(3001, 1, 8))
+    allowed = np.zeros(3001, np.bool_)
+    allowed[[5, 77, 2900]] = True
+    options = SamplingOptions(temperature=1.0, top_k=7, repetition_penalty=1.2)
+    for changed in ([], [77], [77, 78, 1000], range(0, 3001, 3)):
+        changes = LogitChanges(options, list(changed))
+        places = (0.0, 0.4, 0.9)
+        draws = [Draw(0, options, changes, place, (), allowed) for place in places]
+        found = drawn_rows(library, logits, draws)
+        assert found == drawn_rows(library, logits, draws, is_exact=True), changed
+        assert set(found) <= {5, 77, 2900}
+
+
 def test_what_lies_on_an_edge_is_decided_by_the_exact_weights(library):
     """Shares that end where top_p, min_p or the random number stands, to the last bit."""
     logits = torch.zeros(1, 1000)
