@@ -154,19 +154,21 @@ def test_each_build_draws_of_odd_rows_what_its_exact_weights_choose(instruction_
         assert drawn() == drawn(is_exact=True), (trial, [draw.options for draw in draws])
 
 
-def test_top_k_keeps_all_that_may_come_where_these_are_fewer(library):
-    """In fewer blocks than top_k asks for, beside changed tokens that may not come."""
+@pytest.mark.parametrize("num_changed", [0, 1, 3, 4, 5, 11, 1000])
+def test_top_k_finds_its_last_where_fewer_blocks_than_it_have_a_token_that_may_come(
+    library, num_changed
+):
+    """Of 47 blocks three, and tokens that are changed: fewer than top_k, as many, and more."""
     logits = torch.from_numpy(rounded_logits(3001, 1, 8))
+    changed = range(0, 3 * num_changed, 3)
     allowed = np.zeros(3001, np.bool_)
-    allowed[[5, 77, 2900]] = True
+    allowed[[5, 77, 2900, *changed]] = True
     options = SamplingOptions(temperature=1.0, top_k=7, repetition_penalty=1.2)
-    for changed in ([], [77], [77, 78, 1000], range(0, 3001, 3)):
-        changes = LogitChanges(options, list(changed))
-        places = (0.0, 0.4, 0.9)
-        draws = [Draw(0, options, changes, place, (), allowed) for place in places]
-        found = drawn_rows(library, logits, draws)
-        assert found == drawn_rows(library, logits, draws, is_exact=True), changed
-        assert set(found) <= {5, 77, 2900}
+    changes = LogitChanges(options, list(changed))
+    draws = [Draw(0, options, changes, place, (), allowed) for place in (0.0, 0.4, 0.9)]
+    found = drawn_rows(library, logits, draws)
+    assert found == drawn_rows(library, logits, draws, is_exact=True)
+    assert allowed[found].all()
 
 
 def test_what_lies_on_an_edge_is_decided_by_the_exact_weights(library):
