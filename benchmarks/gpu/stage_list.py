@@ -42,7 +42,13 @@ NO_GPU = "torch finds no NVIDIA GPU"
 NO_LIBRARY = "there is no library of the kernels"
 NO_DRY_RUN = "a dry run has no GPU to check"
 SMOKE_TESTS = ("test_smoke.py",)
-KERNEL_TESTS = ("test_kv_import.py", "test_attention_kernels.py", "test_long_attention.py")
+KERNEL_TESTS = (
+    "test_kv_import.py",
+    "test_attention_kernels.py",
+    "test_link_graphs.py",
+    "test_long_attention.py",
+)
+SYSTEM_TESTS = ("test_system.py", "test_import_stream.py")
 # Every kernel once or more, in few calls: the sanitizer takes a hundred times as long.
 CHECKED = "one_token and 16-bfloat16 or one_token and 16-float32 or several-splits or outside"
 ENGINE = "out/engines/llama"
@@ -98,7 +104,7 @@ def later_stages(run: Run, facts: dict[str, Any], library: Any) -> list[Stage]:
         _measurements(run, path, reason),
         _profile(run, facts, path, reason),
         _kernel_tests(run, untestable),
-        _tests(run, "system", ("test_system.py",), untestable),
+        _tests(run, "system", SYSTEM_TESTS, untestable),
         *checks,
         _tests(run, "real model", ("test_real_model.py",), no_real_model),
         _tests(run, "plans", ("test_opened_plans.py",), untestable or no_plan),

@@ -1,5 +1,7 @@
 """Every attention kernel at every shape family, against float64 loops over fresh random inputs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from attention_cases import (
@@ -12,7 +14,7 @@ from attention_cases import (
     make_inputs,
     whole_chunk,
 )
-from gpu_kernels import KEY_TOLERANCE, Kernels, tolerance
+from gpu_kernels import KEY_TOLERANCE, Kernels, attend_in_place, on_device, tolerance
 
 from legokv.kernels.gpu import Regime
 
@@ -124,3 +126,33 @@ def test_a_step_without_tokens_changes_nothing(kernels: Kernels, seed: int, regi
     inputs = make_inputs(Step((Sequence((20,), ()),), dtype=torch.float16, seed=seed + 6))
     _, pool = kernels.attend(inputs, regime)
     assert torch.equal(pool.cpu().view(torch.int16), inputs.pool.view(torch.int16))
+
+
+@pytest.mark.parametrize(("dtype", "regime"), KERNELS)
+def test_q_k_and_v_may_be_parts_of_one_product(
+    kernels: Kernels, seed: int, dtype: torch.dtype, regime: Regime
+) -> None:
+    """The same bits as from tensors of their own; what is beside them is never read."""
+    sequences = (linked((150, 130), link_tokens=16, fresh=9), decoded(257))
+    inputs = make_inputs(Step(sequences, heads=(8, 2), dtype=dtype, seed=seed + 7))
+    rest = torch.full_like(inputs.k[:, :1], torch.nan)
+    product = torch.cat([rest, inputs.q, rest, inputs.k, inputs.v], dim=1).to(kernels.device)
+    _, q, _, k, v = product.split([1, 8, 1, 2, 2], dim=1)
+    assert not any(part.is_contiguous() for part in (q, k, v))
+    given = on_device(inputs, kernels.device)
+    meant, meant_pool = kernels.attend(inputs, regime)
+    pool = given.pool.clone()
+    made = attend_in_place(kernels, replace(given, q=q, k=k, v=v, pool=pool), regime)
+    assert torch.equal(made, meant)
+    assert torch.equal(pool.nan_to_num(7.0), meant_pool.nan_to_num(7.0))
+
+
+# More rows than a tile has, tiles that begin within a token's heads, groups of rows without any.
+@pytest.mark.parametrize("heads", [(2, 2), (6, 2), (7, 1)], ids=str)
+@pytest.mark.parametrize("head_size", [64, 80, 96, 128])
+def test_tiles_full_half_full_and_of_few_rows_are_those_of_the_loops(
+    kernels: Kernels, seed: int, head_size: int, heads: tuple[int, int]
+) -> None:
+    sequences = (whole_chunk(131), linked((40, 70), link_tokens=30, fresh=3), whole_chunk(17))
+    step = Step(sequences, heads, head_size, page_size=32, dtype=torch.bfloat16, seed=seed + 8)
+    check(kernels, step, Regime.TILED)
