@@ -14,7 +14,7 @@ from plan_builds import PLAN, settings_of
 from legokv.build.engine import build_engine_folder, facts_from_checkpoint, with_plan
 from legokv.built.folder import read_engine_folder
 from legokv.built.plan_facts import WEIGHT_STREAMING
-from legokv.built.plan_limits import PlanLimits, plan_profiles
+from legokv.built.plan_limits import PlanLimits, plan_profiles, scoring_profile
 from legokv.checkpoint import load_weights
 from legokv.errors import PlanBuildFailed
 from legokv.export import export_scoring_onnx
@@ -30,6 +30,7 @@ SUMMARY = re.compile(
     r"(\d+) profiles; (\S+) MiB"
 )
 LAYERS = "tensorrt-rtx.layers.json"
+SCORING, SCORING_LAYERS = "tensorrt-rtx.scoring.plan", "tensorrt-rtx.scoring.layers.json"
 Record = Callable[[str, object], None]
 Built = Callable[..., tuple[Path, str]]
 
@@ -87,9 +88,11 @@ def test_engine_json_records_the_plan_and_what_it_depends_on(
     assert (output / plan.library_file).read_bytes() == plugin_library.read_bytes()
     assert [profile.name for profile in plan.profiles] == ["prefill", "decode", "link"]
     assert [profile.ranges["B"].most for profile in plan.profiles] == [5, 5, 5]
+    assert (plan.scoring_file, plan.scored) == (SCORING, range(1))
+    models = [f"{of}.onnx{data}" for of in ("model", "scoring") for data in ("", ".data")]
+    plans = (PLAN, LAYERS, SCORING, SCORING_LAYERS)
     assert {file.name: file.size_bytes for file in facts.produced} == {
-        name: (output / name).stat().st_size
-        for name in ("model.onnx", "model.onnx.data", PLAN, LAYERS, plan.library_file)
+        name: (output / name).stat().st_size for name in (*models, *plans, plan.library_file)
     }
 
 
@@ -99,8 +102,12 @@ def test_a_build_lists_the_layers_of_its_plan_in_which_no_pool_is_copied(
 ) -> None:
     output, said = built("llama-wide", "bfloat16" if imports == "stream" else "float16", imports)
     listed = json.loads((output / LAYERS).read_text(encoding="utf-8"))
-    words = [line.strip() for line in said.splitlines() if line.startswith("  profile ")]
+    *words, scoring = (line.strip() for line in said.splitlines() if line.startswith("  profile "))
     assert words == listed["profiles"]
+    assert [scoring] == json.loads((output / SCORING_LAYERS).read_text())["profiles"]
+    assert scoring == (
+        "profile scoring: 1 ScoredAttention; between two attentions nothing; no copy of a pool"
+    )
     assert [line.split(":")[0] for line in words] == [
         "profile prefill",
         "profile decode",
@@ -163,7 +170,21 @@ def test_a_plan_of_other_limits_is_another_and_one_of_the_same_is_kept(
     assert all(plan != plans[0] for plan in plans[1:])
 
 
-def test_the_scoring_pass_becomes_a_plan_of_its_own(
+@pytest.mark.parametrize("imports", IMPORTS)
+def test_a_build_makes_a_plan_of_the_scoring_pass_too(
+    built: Built, imports: ImportBy, record_property: Record
+) -> None:
+    """The same whatever imports pages: its graph has none of these nodes."""
+    output, said = built("llama-wide", "bfloat16" if imports == "stream" else "float16", imports)
+    summary = next(line for line in said.splitlines() if "1 ScoredAttention; 1 profile;" in line)
+    content = (output / SCORING).read_bytes()
+    assert summary.endswith(f"{len(content) / 2**20:.1f} MiB")
+    assert content.count(b"ScoredAttention") >= 1
+    assert content.count(b"KvImport") == 0
+    record_property("fact", f"the scoring pass of llama-wide: {summary.strip()}")
+
+
+def test_a_scoring_pass_of_several_layers_is_a_plan_of_both_attentions(
     plugin_library: Path,
     tiny_engine_folder: Callable[[str], Path],
     tmp_path: Path,
@@ -174,7 +195,8 @@ def test_the_scoring_pass_becomes_a_plan_of_its_own(
     weights = load_weights(folder, facts.model, torch.bfloat16)
     shape = ScoringShape(graph_shape(facts.model, Dtypes.same("bfloat16"), 16), range(1, 3))
     model = export_scoring_onnx(decoder_from_weights(facts.model, weights), shape, tmp_path)
-    profiles = plan_profiles(facts.model, shape.graph, PlanLimits(256, 5, 8))[:1]
+    prefill, *_ = plan_profiles(facts.model, shape.graph, PlanLimits(256, 5, 8))
+    profiles = [scoring_profile(prefill)]
     files = PlanFiles(model, tmp_path / "scoring.plan", plugin_library)
     summary = build_plan(plan_request("tensorrt-rtx", shape, profiles, files), print)
     assert summary.plugins == {"LegoLinkAttention": 1, "ScoredAttention": 2}

@@ -1,5 +1,7 @@
 """When a build keeps the plan that is there, and what it says of one that it replaces."""
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +13,8 @@ from plan_builds import PLAN, settings_of
 
 from legokv.build import kept
 from legokv.build.engine import BuildSettings, build_engine_folder, facts_from_checkpoint, with_plan
-from legokv.build.kept import AskedPlan, is_up_to_date, kept_plan
+from legokv.build.kept import AskedPlan, is_up_to_date, kept_plan, replacement
+from legokv.built.folder import read_engine_folder
 from legokv.runners import opening
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
@@ -64,6 +67,32 @@ def test_with_a_gpu_auto_keeps_a_plan_only_if_it_runs_there_and_is_as_asked(
     assert keep(plan)
     monkeypatch.setattr(opening, "backend_version", lambda name: "0.0")
     assert keep(plan) is None
+
+
+def test_a_plan_by_older_code_opens_as_before_and_is_another_than_one_with_a_scoring_plan(
+    built: Built, plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    engine = Path(shutil.copytree(built()[0], tmp_path / "engine"))
+    asked = settings_of("llama-wide", plugin_library)
+    facts = facts_from_checkpoint(tiny_checkpoint("llama-wide"), asked)
+    planned, names = with_plan(facts, asked, plugin_library), [PLAN]
+    limits = AskedPlan(asked.limits, "stream", ())
+    other = replace(facts, backend="tensorrt")
+    assert kept_plan(engine, other, names, limits, keep_failed=False)
+    assert is_up_to_date(engine, planned, names, keep_failed=False)
+
+    written = json.loads((engine / "engine.json").read_text())
+    for name in ("scoring_file", "scoring_layers"):
+        del written["plan"][name]
+    old = [each for each in written["produced"] if "scoring" not in each["name"]]
+    (engine / "engine.json").write_text(json.dumps(written | {"produced": old}))
+    plan = read_engine_folder(engine).plan
+    assert plan is not None
+    assert (plan.scoring_file, plan.scoring_layers) == ("", ())
+    assert kept_plan(engine, other, names, limits, keep_failed=False) is None
+    assert not is_up_to_date(engine, planned, names, keep_failed=False)
+    words = replacement(engine, planned)
+    assert re.search(r" without a plan of the scoring pass.* becomes .* with a plan of the", words)
 
 
 def test_a_plan_of_autos_own_backend_is_kept_only_with_the_plugins_of_the_present_sources(

@@ -80,6 +80,34 @@ def test_an_engine_folder_has_the_plan_its_backend_serialized(
     assert (engine / plan.plan_file).read_bytes() == b"plan"
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_plan_of_the_scoring_pass_is_beside_it_but_for_tensorrt_llm(
+    built: dict[str, tuple[Path, list[str]]], backend: str
+) -> None:
+    engine, said = built[backend]
+    facts = read_engine_folder(engine)
+    assert facts.plan is not None
+    made = {file.name for file in facts.produced if "scoring" in file.name}
+    present = {path.name for path in engine.rglob("*scoring*")}
+    words = [line for line in said if "scoring" in line]
+    if backend == "tensorrt-llm":
+        assert (facts.plan.scoring_file, made, present, words) == ("", set(), set(), [])
+        return
+    assert (facts.plan.scoring_file, facts.plan.scored) == ("tensorrt.scoring.plan", range(1))
+    assert (
+        made
+        == present
+        == {
+            "scoring.onnx",
+            "scoring.onnx.data",
+            "tensorrt.scoring.plan",
+            "tensorrt.scoring.layers.json",
+        }
+    )
+    assert words[0] == "Exporting scoring.onnx, 1 layers in bfloat16"
+    assert words[1] == f"Building tensorrt.scoring.plan with tensorrt {VERSION}"
+
+
 def test_a_next_build_of_the_folder_takes_what_the_last_one_timed(
     standins: None, plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -87,7 +115,8 @@ def test_a_next_build_of_the_folder_takes_what_the_last_one_timed(
     for builds in (1, 2):
         checkpoint, folder = tiny_checkpoint("llama-wide"), tmp_path / "engine"
         assert build_engine_folder(checkpoint, folder, settings, force=True)
-        assert (folder / "tensorrt.timings").read_bytes() == b"timed" * builds
+        # The plan of the scoring pass takes what the main one's build timed, and adds to it.
+        assert (folder / "tensorrt.timings").read_bytes() == b"timed" * 2 * builds
     recorded = {file.name for file in read_engine_folder(folder).produced}
     assert {"tensorrt.timings", "tensorrt.layers.json"} <= recorded
     assert not build_engine_folder(checkpoint, folder, settings)

@@ -9,6 +9,7 @@ from legokv.built.plan_facts import PlanFacts
 from legokv.built.plan_limits import PlanLimits, settled_limits
 from legokv.built.seal import check_content
 from legokv.errors import EngineMismatch, UnsupportedModel
+from legokv.model.config import scoring_layers
 from legokv.plan.backends import PLAN_BACKENDS, gpu_architecture
 from legokv.runners.opening import check_machine
 from legokv.step.graph import graph_shape
@@ -88,7 +89,8 @@ def _plan(plan: PlanFacts) -> str:
         f"{plan.plan_file} ({plan.flavour} {plan.version}, architecture {plan.architecture}, at "
         f"most {limits.max_step_tokens} tokens, {limits.max_sequences} sequences and "
         f"{limits.max_import_pages} arriving pages a step, imported by {plan.imports}, "
-        f"{''.join(f'with {flag}, ' for flag in plan.flags)}plugins "
+        f"{''.join(f'with {flag}, ' for flag in plan.flags)}"
+        f"{'with' if plan.scoring_file else 'without'} a plan of the scoring pass, plugins "
         f"{plan.library_sha256[:12]})"
     )
 
@@ -114,6 +116,10 @@ def _bare(facts: EngineFacts) -> EngineFacts:
 def _is_as(asked: AskedPlan, plan: PlanFacts, facts: EngineFacts) -> bool:
     if facts.backend not in PLAN_BACKENDS:
         return True
+    has_scoring = PLAN_BACKENDS[plan.flavour].scoring_file == plan.scoring_file
+    scored = tuple(scoring_layers(facts.model.num_layers)) if plan.scoring_file else ()
+    if not has_scoring or plan.scoring_layers != scored:
+        return False
     graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
     limits = settled_limits(facts.model, graph, asked.limits)
     return (plan.limits, plan.imports, plan.flags) == (limits, asked.imports, asked.flags)

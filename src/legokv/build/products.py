@@ -1,7 +1,8 @@
-"""What an engine folder has besides its checkpoint's files: model.onnx, a plan and its plugins."""
+"""What an engine folder has besides its checkpoint's files: ONNX files, plans and their plugins."""
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -9,7 +10,13 @@ from pathlib import Path
 import torch
 
 from legokv.build.calibration import Calibration
-from legokv.built.folder import MODEL_FILE, WEIGHTS_FILE, EngineFacts
+from legokv.built.folder import (
+    MODEL_FILE,
+    SCORING_MODEL_FILE,
+    SCORING_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    EngineFacts,
+)
 from legokv.built.seal import CALIBRATION_FILE, is_calibrated
 from legokv.checkpoint.weights import Weight, dense_weight, load_kept_weights
 from legokv.errors import BackendMissing
@@ -17,7 +24,7 @@ from legokv.model.decoder import decoder_from_weights
 from legokv.ops.quantised_weight import QuantisedWeight
 from legokv.plan.llm import CONFIG_FILE, FLAVOUR, write_llm_config
 from legokv.plan.write import files_beside, write_plan
-from legokv.step.graph import GraphShape, ImportBy, graph_shape
+from legokv.step.graph import GraphShape, ImportBy, ScoringShape, graph_shape
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ def product_names(facts: EngineFacts, *, with_onnx: bool) -> frozenset[str]:
         names |= {facts.plan.plan_file, facts.plan.library_file}
         names |= {CONFIG_FILE} if facts.plan.flavour == FLAVOUR else set()
     names |= {CALIBRATION_FILE} if is_calibrated(facts) else set()
+    if facts.plan is not None and facts.plan.scoring_file:
+        names |= {facts.plan.scoring_file, SCORING_MODEL_FILE, SCORING_WEIGHTS_FILE}
     return frozenset(names)
 
 
@@ -71,24 +80,38 @@ def _graph(facts: EngineFacts) -> GraphShape:
 def _export(facts: EngineFacts, inputs: Inputs, folder: Path) -> None:
     try:
         # Here, since only this needs the optional onnx packages.
-        from legokv.export import Quantised, export_onnx
+        from legokv.export import Quantised, export_onnx, export_scoring_onnx
     except ModuleNotFoundError as error:
         raise BackendMissing(
             f"{MODEL_FILE} needs {error.name}: pip install 'legokv[onnx]', or choose --no-onnx"
         ) from error
-    started = time.monotonic()
-    inputs.say(f"Exporting {MODEL_FILE}, {facts.model.num_layers} layers in {facts.dtypes.compute}")
     dtype = getattr(torch, facts.dtypes.weights)
     kept = load_kept_weights(inputs.checkpoint, facts.model, dtype, facts.weights)
     quantised = {name: each for name, each in kept.items() if isinstance(each, QuantisedWeight)}
-    if quantised:
-        inputs.say(f"  {_said_of(kept, quantised)}")
     scales = inputs.calibration.scales if inputs.calibration is not None else {}
     decoder = decoder_from_weights(
         facts.model, {name: dense_weight(each, dtype) for name, each in kept.items()}
     )
-    export_onnx(decoder, _graph(facts), folder, Quantised(quantised, scales))
-    num_bytes = sum((folder / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE))
+    graph, nodes = _graph(facts), Quantised(quantised, scales)
+    with _said(inputs, folder, MODEL_FILE, facts, facts.model.num_layers):
+        if quantised:
+            inputs.say(f"  {_said_of(kept, quantised)}")
+        export_onnx(decoder, graph, folder, nodes)
+    if facts.plan is not None and facts.plan.scoring_file:
+        layers = facts.plan.scored
+        with _said(inputs, folder, SCORING_MODEL_FILE, facts, layers.stop):
+            export_scoring_onnx(decoder, ScoringShape(graph, layers), folder, nodes)
+
+
+@contextmanager
+def _said(
+    inputs: Inputs, folder: Path, name: str, facts: EngineFacts, num_layers: int
+) -> Iterator[None]:
+    """Say what is exported, then how large it is with its weights and how long it took."""
+    started = time.monotonic()
+    inputs.say(f"Exporting {name}, {num_layers} layers in {facts.dtypes.compute}")
+    yield
+    num_bytes = sum((folder / file).stat().st_size for file in (name, f"{name}.data"))
     inputs.say(f"  {num_bytes / 2**20:.1f} MiB in {time.monotonic() - started:.1f} s")
 
 

@@ -14,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from legokv.built.gate_facts import GateFacts
-from legokv.built.plan_facts import PlanFacts
+from legokv.built.plan_facts import PLAN_FLAGS, PlanFacts
+from legokv.built.plan_limits import PlanLimits
 from legokv.built.typed_json import typed
 from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.model.config import ModelConfig
 from legokv.model.dtypes import DTYPES, PLAN_FORMS, WEIGHT_FORMS, Dtypes
+from legokv.step.graph import IMPORTS
 from legokv.whole_files import replaced_folder
 
 FORMAT_VERSION = 3
 FACTS_FILE = "engine.json"
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
+SCORING_MODEL_FILE = "scoring.onnx"
+SCORING_WEIGHTS_FILE = "scoring.onnx.data"
 _SIZES = frozenset(
     ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
      "head_size", "max_positions")
@@ -155,13 +159,15 @@ def _engine_json(path: Path) -> dict[str, Any]:
         raise EngineMismatch(
             f"{path} has engine format {str(version)[:80]}, this legokv reads format "
             f"{FORMAT_VERSION}: build the engine again, from its own files with "
-            f"{_build_command(path, data)}"
+            f"{build_command(path, data)}"
         )
     return dict(data)
 
 
-def _build_command(path: Path, data: object) -> str:
-    """What builds the folder's engine again, with those of its settings that every format has."""
+def build_command(path: Path, data: object) -> str:
+    """What builds the folder's engine again, with its settings that `data` has as engine.json has
+    them, whatever its format.
+    """
     fields = data if isinstance(data, dict) else {}
     words = ["build/build_engine.py", "--checkpoint", str(path), "--output", str(path)]
     for name in ("name", "dtype", "weights", "page_size", "backend"):
@@ -170,7 +176,19 @@ def _build_command(path: Path, data: object) -> str:
             option, value = "--quantize", value.removeprefix("qdq-")
         if name in fields:
             words += [option, value]
-    return shlex.join(words)
+    plan = fields.get("plan")
+    return shlex.join([*words, *_plan_options(plan if isinstance(plan, dict) else {})])
+
+
+def _plan_options(plan: dict[str, Any]) -> Iterator[str]:
+    limits, flags = plan.get("limits"), plan.get("flags")
+    for name in asdict(PlanLimits()):
+        if isinstance(limits, dict) and name in limits:
+            yield from (f"--{name.replace('_', '-')}", str(limits[name])[:80])
+    if plan.get("imports") in IMPORTS:
+        yield from ("--import", str(plan["imports"]))
+    if isinstance(flags, list | tuple):
+        yield from (f"--{flag.replace('_', '-')}" for flag in PLAN_FLAGS if flag in flags)
 
 
 def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:

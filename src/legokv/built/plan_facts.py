@@ -27,6 +27,8 @@ class PlanFacts:
     plan_file and library_file lie in the engine folder; library_sha256 is the plugin library's.
     imports: what puts arriving pages into the pools; older engines, which don't say, have nodes.
     flags: of `PLAN_FLAGS`, what its builder was asked to do besides.
+    scoring_file: the plan of the scoring pass; none in older engines, nor where none is built.
+    scoring_layers: those in which it weighs keys, one after another.
     """
 
     flavour: str
@@ -39,6 +41,20 @@ class PlanFacts:
     profiles: tuple[Profile, ...]
     imports: str = "plugin"
     flags: tuple[str, ...] = ()
+    scoring_file: str = ""
+    scoring_layers: tuple[int, ...] = ()
+
+    @property
+    def scored(self) -> range:
+        """`scoring_layers`; EngineMismatch if they are no layers one after another."""
+        first, last = min(self.scoring_layers, default=0), max(self.scoring_layers, default=-1)
+        layers = range(first, last + 1)
+        if not layers or tuple(layers) != self.scoring_layers or first < 0:
+            raise EngineMismatch(
+                f"{self.scoring_file} weighs keys in layers {str(self.scoring_layers)[:80]}, which "
+                "do not follow one another: build the engine again"
+            )
+        return layers
 
     @property
     def import_by(self) -> ImportBy:

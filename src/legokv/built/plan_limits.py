@@ -117,6 +117,13 @@ def plan_profiles(model: ModelConfig, graph: GraphShape, limits: PlanLimits) -> 
     return tuple(Profile(name, _ordered(all_steps | ranges)) for name, ranges in profiles)
 
 
+def scoring_profile(prefill: Profile) -> Profile:
+    """The one profile of the scoring pass: prefill steps of one sequence, tuned for a question."""
+    tokens = prefill.ranges["T"]
+    usual = replace(tokens, usual=min(LINK_TOKENS, tokens.most))
+    return Profile("scoring", {**prefill.ranges, "T": usual, "B": SizeRange(1, 1, 1)})
+
+
 def profile_number(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
     """Which profile a step of these sizes runs under: decode if it can, else link if it can.
 

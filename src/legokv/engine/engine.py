@@ -247,10 +247,10 @@ class Engine:
         check_prompt(request.segments, request.max_tokens, self.facts.model)
         check_stop_token_ids(request.answering.stop_token_ids, self.facts.model)
         check_biased_ids(request.sampling.logit_bias, self.facts.model)
-        if request.mode in MODES_BY_ATTENTION and not self.runner.gives_attention:
+        if request.mode in MODES_BY_ATTENTION and self.runner.no_attention is not None:
+            reason = self.runner.no_attention
             raise InvalidRequest(
-                f"mode '{request.mode}' asks what the question attends to, which an engine's plan "
-                "does not say: open it with runner 'cuda', or 'torch' on a CPU"
+                f"mode '{request.mode}' asks what the question attends to, {reason}"
             )
         if request.mode in MODES_WITH_DRIFT and not self.runner.gives_drift:
             raise InvalidRequest(

@@ -1,7 +1,4 @@
-"""From a decoder to model.onnx, or the scoring pass alone, with its weights beside it.
-
-The scoring pass is exported by tests alone: no engine folder has scoring.onnx, no runner opens it.
-"""
+"""From a decoder to model.onnx, or the scoring pass alone, with its weights beside it."""
 
 import logging
 import warnings
@@ -18,7 +15,7 @@ import torch
 from onnxscript import ir
 from torch import Tensor
 
-from legokv.built.folder import MODEL_FILE
+from legokv.built.folder import MODEL_FILE, SCORING_MODEL_FILE
 from legokv.export.plugin_ops import translation_table
 from legokv.export.step_graph import ScoringGraph, StepGraph
 from legokv.model.decoder import Decoder
@@ -32,7 +29,6 @@ from legokv.step.graph import (
     ScoringShape,
 )
 
-SCORING_FILE = "scoring.onnx"
 # Sizes to trace with; no two alike, so that none is taken for another.
 _TRACED = {"T": 5, "B": 2, "P": 7, "N": 4, "M": 6}
 # The first opset with INT4, blocks, and E4M3 in types that a bfloat16 graph has.
@@ -75,14 +71,25 @@ def export_onnx(
     return _written(StepGraph(decoder), graph, arranged, path, quantised or Quantised())
 
 
-def export_scoring_onnx(decoder: Decoder, graph: ScoringShape, folder: Path) -> Path:
+def export_scoring_onnx(
+    decoder: Decoder, graph: ScoringShape, folder: Path, quantised: Quantised | None = None
+) -> Path:
     """The same of scoring.onnx: the first layers alone, for mode guided's pass over a plan."""
 
     def arranged(of: OfBinding) -> tuple[Any, ...]:
         return (*map(of, graph.tables), [*map(of, graph.pools)])
 
-    path = folder / SCORING_FILE
-    return _written(ScoringGraph(decoder, graph.layers), graph, arranged, path, Quantised())
+    path, module = folder / SCORING_MODEL_FILE, ScoringGraph(decoder, graph.layers)
+    return _written(module, graph, arranged, path, _of_first(quantised, graph.layers.stop))
+
+
+def _of_first(quantised: Quantised | None, num_layers: int) -> Quantised:
+    """What is quantised of so many layers, whose last ends with its q, k and v."""
+    if quantised is None:
+        return Quantised()
+    begin = (*(f"layers.{n}." for n in range(num_layers - 1)), f"layers.{num_layers - 1}.qkv.")
+    weights = {name: w for name, w in quantised.weights.items() if name.startswith(begin)}
+    return Quantised(weights, quantised.input_scales)
 
 
 OfBinding = Callable[[Binding], Any]

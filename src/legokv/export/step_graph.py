@@ -1,7 +1,4 @@
-"""One step of the model as a module of a graph's inputs: what an ONNX file is traced from.
-
-`ScoringGraph` is reached by tests alone, through `export_scoring_onnx`: no build writes its graph.
-"""
+"""One step of the model as a module of a graph's inputs: what an ONNX file is traced from."""
 
 from collections.abc import Sequence
 from functools import reduce

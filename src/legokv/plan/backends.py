@@ -15,6 +15,7 @@ from legokv.errors import BackendMissing
 class PlanBackend:
     """A TensorRT: the modules it is made of (the one with its version last), how to get them.
 
+    scoring_file: the plan of the scoring pass beside it; "": none is built.
     gpus: how the architectures begin that its support matrix lists; empty: all that we compile for.
     times: whether its builder measures, and can be given what an earlier build measured.
     """
@@ -24,6 +25,7 @@ class PlanBackend:
     plan_file: str
     needs_gpu: bool
     installed_by: str
+    scoring_file: str = ""
     gpus: tuple[str, ...] = ()
     times: bool = False
 
@@ -48,6 +50,7 @@ PLAN_BACKENDS = {
             plan_file="tensorrt.plan",
             needs_gpu=True,
             installed_by="pip install tensorrt, from the vendor's package index",
+            scoring_file="tensorrt.scoring.plan",
             times=True,
         ),
         PlanBackend(
@@ -56,6 +59,7 @@ PLAN_BACKENDS = {
             plan_file="tensorrt-rtx.plan",
             needs_gpu=False,
             installed_by="pip install 'legokv[tensorrt-rtx]'",
+            scoring_file="tensorrt-rtx.scoring.plan",
             # Its matrices up to 1.4: compute capability 7.5, 8.6, 8.9 and 12.x. No A100, no H100.
             gpus=("sm_75", "sm_86", "sm_89", "sm_12"),
         ),

@@ -64,9 +64,10 @@ class PlanSummary:
 
     def __str__(self) -> str:
         plugins = ", ".join(f"{count} {name}" for name, count in sorted(self.plugins.items()))
+        profiles = f"{self.num_profiles} profile{'s' * (self.num_profiles != 1)}"
         return (
             f"{self.backend} {self.version}: {self.num_layers} layers, of them {plugins}; "
-            f"{self.num_profiles} profiles; {self.plan_bytes / 2**20:.1f} MiB"
+            f"{profiles}; {self.plan_bytes / 2**20:.1f} MiB"
         )
 
 
@@ -74,13 +75,15 @@ class PlanSummary:
 class PlanFiles:
     """Where the build finds the model and the plugins, and where it puts the plan.
 
-    timings: where an earlier build of this backend left what it timed; None if it times nothing.
+    timings: where it leaves what it timed; None if it times nothing.
+    timings_before: where an earlier build of this backend left it.
     """
 
     model: Path
     plan: Path
     plugin_library: Path
     timings: Path | None = None
+    timings_before: Path | None = None
 
     @property
     def layers(self) -> Path:
@@ -112,8 +115,8 @@ def plan_request(
         profile_names=tuple(profile.name for profile in profiles),
         flags=tuple(flags),
         layers_file=str(files.layers),
-        timing_file=str(files.plan.with_suffix(TIMINGS_SUFFIX)) if files.timings else "",
-        timing_before=str(files.timings or ""),
+        timing_file=str(files.timings or ""),
+        timing_before=str(files.timings_before or ""),
     )
 
 

@@ -4,17 +4,24 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from legokv.built.folder import MODEL_FILE
+from legokv.built.folder import MODEL_FILE, SCORING_MODEL_FILE
 from legokv.built.plan_facts import ANY_ARCHITECTURE, PlanFacts
-from legokv.built.plan_limits import PlanLimits, plan_profiles, settled_limits
+from legokv.built.plan_limits import (
+    PREFILL,
+    PlanLimits,
+    Profile,
+    plan_profiles,
+    scoring_profile,
+    settled_limits,
+)
 from legokv.errors import UnsupportedModel
 from legokv.kernels.build_gpu import LIBRARY_NAME, library_digest
 from legokv.kernels.gpu import Launchers
-from legokv.model.config import ModelConfig
+from legokv.model.config import ModelConfig, scoring_layers
 from legokv.plan.backends import PLAN_BACKENDS, backend_version, gpu_architecture
 from legokv.plan.process import build_plan
 from legokv.plan.request import LAYERS_SUFFIX, TIMINGS_SUFFIX, PlanFiles, plan_request
-from legokv.step.graph import GraphShape
+from legokv.step.graph import GraphShape, ScoringShape
 
 # What the plugins have kernels for, to be known before they are compiled.
 HEAD_SIZES = (64, 80, 96, 128)
@@ -40,7 +47,7 @@ def engine_plan(
     UnsupportedModel if the plugin library has no kernel for the model's sizes.
     """
     _check_kernels(Launchers(library).info(), graph)
-    needs_gpu = PLAN_BACKENDS[backend].needs_gpu
+    needs_gpu, scoring_file = PLAN_BACKENDS[backend].needs_gpu, PLAN_BACKENDS[backend].scoring_file
     return PlanFacts(
         flavour=backend,
         version=backend_version(backend),
@@ -52,14 +59,16 @@ def engine_plan(
         profiles=plan_profiles(model, graph, limits),
         imports=graph.imports,
         flags=flags,
+        scoring_file=scoring_file,
+        scoring_layers=tuple(scoring_layers(model.num_layers)) if scoring_file else (),
     )
 
 
 def files_beside(plan: PlanFacts) -> frozenset[str]:
-    """What a build may leave beside a plan: the list of its layers, what its builder timed."""
-    file = Path(plan.plan_file)
-    suffixes = (LAYERS_SUFFIX, TIMINGS_SUFFIX)
-    return frozenset(file.with_suffix(suffix).as_posix() for suffix in suffixes)
+    """What a build may leave beside plans: lists of their layers, what their builder timed."""
+    plans = [Path(name) for name in (plan.plan_file, plan.scoring_file) if name]
+    beside = [file.with_suffix(LAYERS_SUFFIX) for file in plans]
+    return frozenset(file.as_posix() for file in (*beside, plans[0].with_suffix(TIMINGS_SUFFIX)))
 
 
 def write_plan(
@@ -70,22 +79,41 @@ def write_plan(
     before: Path,
     say: Callable[[str], None],
 ) -> None:
-    """Build the plan of `folder`'s model.onnx beside it, and put the plugin library there too.
+    """Build the plans of `folder`'s model.onnx and scoring.onnx there, beside the plugin library.
 
     What the build of the engine folder `before` timed is not timed again.
     """
-    say(f"Building {plan.plan_file} with {plan.flavour} {plan.version}")
     shutil.copyfile(library, folder / plan.library_file)
-    times = PLAN_BACKENDS[plan.flavour].times
-    files = PlanFiles(
-        folder / MODEL_FILE,
-        folder / plan.plan_file,
-        folder / plan.library_file,
-        (before / plan.plan_file).with_suffix(TIMINGS_SUFFIX) if times else None,
+    timings, earlier = (
+        (of / plan.plan_file).with_suffix(TIMINGS_SUFFIX)
+        if PLAN_BACKENDS[plan.flavour].times
+        else None
+        for of in (folder, before)
     )
-    files.plan.parent.mkdir(exist_ok=True)
-    request = plan_request(plan.flavour, graph, plan.profiles, files, plan.flags)
-    summary = build_plan(request, say)
+
+    def files(model: str, file: str, timings_before: Path | None) -> PlanFiles:
+        say(f"Building {file} with {plan.flavour} {plan.version}")
+        library_file = folder / plan.library_file
+        return PlanFiles(folder / model, folder / file, library_file, timings, timings_before)
+
+    model = files(MODEL_FILE, plan.plan_file, earlier)
+    model.plan.parent.mkdir(exist_ok=True)
+    _build(plan, graph, plan.profiles, model, say)
+    if plan.scoring_file:
+        # Of the same layers, so most of it was timed a moment ago.
+        scoring = files(SCORING_MODEL_FILE, plan.scoring_file, timings)
+        shape = ScoringShape(graph, plan.scored)
+        _build(plan, shape, [scoring_profile(plan.profiles[PREFILL])], scoring, say)
+
+
+def _build(
+    plan: PlanFacts,
+    graph: GraphShape | ScoringShape,
+    profiles: Sequence[Profile],
+    files: PlanFiles,
+    say: Callable[[str], None],
+) -> None:
+    summary = build_plan(plan_request(plan.flavour, graph, profiles, files, plan.flags), say)
     for line in (str(summary), *summary.layers):
         say(f"  {line}")
 

@@ -26,7 +26,7 @@ class DeviceGuard:
     def __init__(self, runner: Runner) -> None:
         self.num_pages, self.page_size = runner.num_pages, runner.page_size
         self.description = runner.description
-        self.device, self.gives_attention = runner.device, runner.gives_attention
+        self.device, self.no_attention = runner.device, runner.no_attention
         self.drawing, self.gives_drift = runner.drawing, runner.gives_drift
         self.lost: LegokvError | None = None
         self._runner = runner

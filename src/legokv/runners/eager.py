@@ -26,7 +26,8 @@ class EagerRunner:
     `attention` is the form of the two ops that it uses, made for the same `config` and device.
     """
 
-    gives_attention = gives_drift = True
+    gives_drift = True
+    no_attention: str | None = None
     lost: LegokvError | None = None
 
     def __init__(

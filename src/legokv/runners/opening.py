@@ -1,13 +1,14 @@
 """Which runner an engine folder gets on this machine: the choice, said with its reason."""
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from legokv.built.folder import EngineFacts
+from legokv.built.folder import EngineFacts, build_command
 from legokv.built.plan_facts import PlanFacts, PlanRuntime, check_plan
+from legokv.built.plan_limits import PREFILL, scoring_profile
 from legokv.built.settings import EngineSettings, RunnerName
 from legokv.checkpoint.weights import load_kept_weights
 from legokv.errors import EngineMismatch, InvalidRequest
@@ -34,10 +35,10 @@ from legokv.runners.attention_forms import (
 from legokv.runners.device_guard import DeviceGuard
 from legokv.runners.eager import EagerRunner
 from legokv.runners.page_store import Import, PageStore, import_stream
-from legokv.runners.plan.runner import TensorRTRunner
-from legokv.runners.plan.sessions import open_plan
+from legokv.runners.plan.runner import ScoringPlan, TensorRTRunner
+from legokv.runners.plan.sessions import ScoringFile, open_plan
 from legokv.runners.protocol import Runner
-from legokv.step.graph import graph_shape
+from legokv.step.graph import GraphShape, ScoringShape, graph_shape
 
 BUILT_LIBRARY = SOURCE.parent / "out" / "plugins" / LIBRARY_NAME
 
@@ -152,8 +153,32 @@ def _plan_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> 
         beside = import_stream(device) if plan.import_by == "stream" else None
         # First of all: streamed weights get what the pool leaves.
         store = PageStore(graph, num_pages, device, _plan_import(folder, plan), beside=beside)
-        session = open_plan(folder, plan)
-        return DeviceGuard(TensorRTRunner(session, plan, graph, store))
+        with (folder / plan.plan_file).open("rb") as file:
+            session = open_plan(folder, plan, file, len(plan.profiles))
+        scoring = _scoring_plan(folder, facts, plan, graph)
+        return DeviceGuard(TensorRTRunner(session, plan, graph, store, scoring))
+
+
+def _scoring_plan(
+    folder: Path, facts: EngineFacts, plan: PlanFacts, graph: GraphShape
+) -> ScoringPlan | str:
+    """The folder's plan of the scoring pass, or to end a sentence why there is none."""
+    others = "or open it with runner 'cuda', or 'torch' on a CPU"
+    flavour = plan.flavour
+    if not PLAN_BACKENDS[flavour].scoring_file:
+        named = ", ".join(name for name, each in PLAN_BACKENDS.items() if each.scoring_file)
+        return f"which no plan of {flavour} says: build it with --backend {named}, {others}"
+    if not plan.scoring_file:
+        return (
+            "which this engine's plan, built by older code, does not say: build it again with "
+            f"{build_command(folder, asdict(facts))}, {others}"
+        )
+    return ScoringPlan(
+        ScoringFile(folder, plan).open,
+        ScoringShape(graph, plan.scored),
+        scoring_profile(plan.profiles[PREFILL]),
+        facts.model.num_heads,
+    )
 
 
 def _plan_import(folder: Path, plan: PlanFacts) -> Import:

@@ -19,8 +19,8 @@ class Runner(Protocol):
     device: torch.device
     description: str
     """What computes its attention, in words."""
-    gives_attention: bool
-    """Whether it has an `attention_mass`."""
+    no_attention: str | None
+    """Why it has no `attention_mass`, to end a sentence, with the next step; None where it has."""
     gives_drift: bool
     """Whether its steps move what drifts."""
     drawing: NativeLibrary | None

@@ -321,8 +321,8 @@ def test_a_runner_that_gives_no_attention_refuses_what_asks_for_it_and_says_what
     engines, monkeypatch, mode
 ):
     engine = engines()
-    monkeypatch.setattr(engine.runner, "gives_attention", False, raising=False)
-    sentence = f"mode '{mode}' asks .*: open it with runner 'cuda', or 'torch' on a CPU"
+    monkeypatch.setattr(engine.runner, "no_attention", "which it does not say: open another")
+    sentence = f"mode '{mode}' asks what the question attends to, which .* say: open another$"
     with pytest.raises(InvalidRequest, match=sentence):
         engine.prefill([[5, 6]], mode=mode)
 

@@ -41,8 +41,7 @@ class Runner:
     """Computes on SECOND alone; raises `error` once it is set."""
 
     num_pages, page_size, device, lost = 4, 16, SECOND, None
-    gives_attention = gives_drift = True
-    drawing, description = None, "tests"
+    gives_drift, no_attention, drawing, description = True, None, None, "tests"
     error: Exception | None = None
 
     def __init__(self, device: Device) -> None:

@@ -1,6 +1,9 @@
 """Which runner an engine gets here, and what one is told that this machine can't run."""
 
 import logging
+import re
+import shlex
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -8,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from graph_session import plan_of
+from graph_session import LIMITS, plan_of
+from paths import ROOT
 
 from legokv.built.folder import EngineFacts, read_engine_folder
+from legokv.built.plan_limits import SizeRange
 from legokv.built.settings import EngineSettings
 from legokv.engine.engine import Engine
 from legokv.errors import EngineMismatch, InvalidRequest
@@ -18,7 +23,9 @@ from legokv.ops.kv_import import import_stored
 from legokv.runners import opening
 from legokv.runners.eager import EagerRunner
 from legokv.runners.opening import check_machine, open_runner
+from legokv.step.graph import graph_shape
 
+SCORING = "tensorrt-rtx.scoring.plan"
 SETTINGS = EngineSettings(attention="torch", pool_tokens=64, max_step_tokens=64)
 
 
@@ -106,7 +113,7 @@ def test_a_plan_that_imports_by_its_nodes_leaves_its_library_alone(
 
 
 def test_a_plan_s_pool_has_its_memory_before_weights_get_what_is_left(
-    planned: EngineFacts, folder: Path, monkeypatch: pytest.MonkeyPatch
+    planned: EngineFacts, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
     monkeypatch.setattr(opening, "check_machine", lambda *of: None)
@@ -116,8 +123,67 @@ def test_a_plan_s_pool_has_its_memory_before_weights_get_what_is_left(
     monkeypatch.setattr(opening, "open_plan", lambda *of: order.append("plan"))
     monkeypatch.setattr(opening, "TensorRTRunner", lambda *of: of)
     monkeypatch.setattr(opening, "DeviceGuard", lambda runner: runner)
-    open_runner(folder, planned, replace(SETTINGS, runner="plan"))
+    here = Path(shutil.copytree(folder, tmp_path / "e"))
+    assert planned.plan is not None
+    for name in (planned.plan.plan_file, SCORING):
+        (here / name).write_bytes(b"plan")
+    scored = replace(planned.plan, scoring_file=SCORING, scoring_layers=(0,))
+    facts = replace(planned, plan=scored)
+    *_, scoring = open_runner(here, facts, replace(SETTINGS, runner="plan"))  # type: ignore[misc]
+    # That of the scoring pass waits for who asks for it.
     assert order == ["pool", "plan"]
+    assert (scoring.shape.layers, scoring.profile.name) == (range(1), "scoring")
+    assert scoring.profile.ranges["B"] == SizeRange(1, 1, 1)
+    ranges = scored.profiles[0].ranges
+    assert all(scoring.profile.ranges[symbol] == ranges[symbol] for symbol in "PNM")
+    assert scoring.profile.ranges["T"].most == ranges["T"].most
+
+
+def scoring_of(folder: Path, facts: EngineFacts, **changes: object) -> object:
+    """What a runner is told of the scoring pass over a plan that is otherwise `facts`'."""
+    assert facts.plan is not None
+    graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
+    plan = replace(facts.plan, **changes)  # type: ignore[arg-type]
+    return opening._scoring_plan(folder, replace(facts, plan=plan), plan, graph)
+
+
+def test_a_plan_by_older_code_says_the_command_that_gives_it_a_scoring_plan(
+    folder: Path, planned: EngineFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = replace(LIMITS, max_step_tokens=99, max_sequences=7)
+    words = scoring_of(folder, planned, limits=limits, flags=("weight_streaming",))
+    before, command, after = re.split(r"again with |, or open", str(words))
+    assert before == "which this engine's plan, built by older code, does not say: build it "
+    assert after == " it with runner 'cuda', or 'torch' on a CPU"
+    script, *options = shlex.split(command)
+    assert (ROOT / script).is_file()
+    monkeypatch.syspath_prepend(str(ROOT / "build"))
+    import engine_command
+
+    asked = engine_command._settings(engine_command.parse_arguments(None, options), "auto")
+    assert (asked.name, asked.dtype, asked.page_size) == (
+        planned.name, planned.dtype, planned.page_size
+    )  # fmt: skip
+    assert (asked.limits, asked.imports, asked.flags) == (limits, "plugin", ("weight_streaming",))
+    assert options[:4] == ["--checkpoint", str(folder), "--output", str(folder)]
+
+
+def test_a_plan_of_tensorrt_llm_has_no_scoring_plan_and_says_whose_have(
+    folder: Path, planned: EngineFacts
+) -> None:
+    assert scoring_of(folder, planned, flavour="tensorrt-llm") == (
+        "which no plan of tensorrt-llm says: build it with --backend tensorrt, tensorrt-rtx, or "
+        "open it with runner 'cuda', or 'torch' on a CPU"
+    )
+
+
+@pytest.mark.parametrize("layers", [(), (0, 2), (1, 0), (-1, 0)])
+def test_a_scoring_plan_of_layers_that_are_none_is_a_mismatch(
+    folder: Path, planned: EngineFacts, tmp_path: Path, layers: tuple[int, ...]
+) -> None:
+    (tmp_path / SCORING).write_bytes(b"plan")
+    with pytest.raises(EngineMismatch, match="which do not follow one another: build the engine"):
+        scoring_of(tmp_path, planned, scoring_file=SCORING, scoring_layers=layers)
 
 
 def test_an_unknown_runner_is_refused_with_those_there_are(folder: Path) -> None:

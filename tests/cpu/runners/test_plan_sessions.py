@@ -5,17 +5,22 @@ what arguments.
 """
 
 import inspect
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tensorrt_runtime_standin import Device, cuda_stream, llm_runtime, tensorrt_module
 
-from legokv.built.plan_limits import DECODE, LINK, PREFILL
-from legokv.errors import EngineMismatch, StepFailed
-from legokv.runners.plan import contexts
+from legokv.built.plan_facts import PlanFacts
+from legokv.built.plan_limits import DECODE, LINK, PREFILL, PlanLimits
+from legokv.errors import EngineMismatch, OutOfMemory, StepFailed
+from legokv.runners.plan import contexts, sessions
 from legokv.runners.plan.contexts import PlanSession, addresses
-from legokv.runners.plan.sessions import LLMSession, TensorRTSession
+from legokv.runners.plan.sessions import LLMSession, ScoringFile, TensorRTSession, open_plan
 
 OPENED = ["0: created STATIC", "0: profile 0", "1: created ON_PROFILE_CHANGE", "1: profile 1"]
 POOL, BLOCK = torch.zeros(4, 2), torch.zeros(3, 2)
@@ -216,6 +221,98 @@ def test_without_memory_for_another_context_steps_go_on_without_a_graph(
     assert calls_of(device, session, 2) == ["2: created ON_PROFILE_CHANGE", "1: execute"]
     assert calls_of(device, session, 2) == ["1: execute"]
     assert "none is for 64 steps: TensorRT made no execution context" in caplog.text
+
+
+def test_a_plan_of_one_profile_has_one_context(device: Device, stream: Any) -> None:
+    session = open_tensorrt(device, stream, num_profiles=1)
+    assert device.calls == OPENED[:2]
+    assert calls_of(device, session, 5, PREFILL) == ["0: execute"]
+
+
+class Registry:
+    """A process' plugin registry: TensorRT gives None for what it has already, too."""
+
+    def __init__(self) -> None:
+        self.all_creators: list[object] = []
+        self.loads = True
+
+    def load_library(self, plugin_path: str) -> object | None:
+        if self.all_creators or not self.loads:
+            return None
+        self.all_creators.append(SimpleNamespace(plugin_namespace="legokv"))
+        return object()
+
+
+@pytest.fixture
+def registry(device: Device, stream: Any, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """That of a TensorRT whose plans open on the stand-in's device."""
+    registry, module = Registry(), tensorrt_module(device, rtx=True)
+    module.get_plugin_registry = lambda: registry
+    monkeypatch.setattr(sessions, "_imported", lambda name: module)
+    monkeypatch.setattr(sessions, "_loaded", {})
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (100 << 20, 200 << 20))
+    return registry
+
+
+PLAN = PlanFacts(
+    "tensorrt-rtx", "1.7", "any", "main.plan", "plugins.so", "ab12", PlanLimits(), (),
+    scoring_file="scoring.plan", scoring_layers=(0,),
+)  # fmt: skip
+
+
+def test_plugins_are_loaded_once_in_a_process_and_serve_all_plans_of_their_library(
+    registry: Registry, device: Device, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        open_plan(tmp_path, PLAN, BytesIO(b"plan"), 1)
+    assert len(device.contexts) == 2
+    other = replace(PLAN, library_sha256="cd34")
+    with pytest.raises(EngineMismatch, match=r"plugins of another library than .*plugins\.so in"):
+        open_plan(tmp_path, other, BytesIO(b"plan"), 1)
+
+
+def test_plugins_that_do_not_load_are_a_mismatch(registry: Registry, tmp_path: Path) -> None:
+    registry.loads = False
+    with pytest.raises(EngineMismatch, match=r"could not load the plugins of .*plugins\.so"):
+        open_plan(tmp_path, PLAN, BytesIO(b"plan"), 1)
+
+
+def test_the_scoring_plan_that_opens_is_the_one_of_the_start_whatever_is_built_meanwhile(
+    registry: Registry, device: Device, tmp_path: Path
+) -> None:
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    (folder / "scoring.plan").write_bytes(b"plan")
+    held = ScoringFile(folder, PLAN)
+    folder.rename(tmp_path / "replaced")
+    folder.mkdir()
+    (folder / "scoring.plan").write_bytes(b"another build's")
+    assert device.contexts == []
+    session = held.open()
+    assert calls_of(device, session, 5, PREFILL) == ["0: execute"]
+
+
+@pytest.mark.parametrize("flags", [(), ("weight_streaming",)])
+def test_a_scoring_plan_that_finds_no_room_is_not_tried_unless_its_weights_are_streamed(
+    registry: Registry,
+    device: Device,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+) -> None:
+    with (tmp_path / "scoring.plan").open("wb") as file:
+        file.truncate(101 << 20)
+    held = ScoringFile(tmp_path, replace(PLAN, flags=flags))
+    monkeypatch.setattr(sessions, "open_plan", lambda *of, **named: "opened")
+    if flags:
+        assert held.open() == "opened"  # type: ignore[comparison-overlap]
+        return
+    words = r"takes 101 MiB of the GPU's memory, of which 100 MiB are free: take a mode without"
+    with pytest.raises(OutOfMemory, match=words):
+        held.open()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (101 << 20, 200 << 20))
+    assert held.open() == "opened"  # type: ignore[comparison-overlap]
 
 
 def test_a_plan_of_tensorrt_llm_that_streams_weights_is_refused(

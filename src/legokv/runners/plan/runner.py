@@ -1,6 +1,6 @@
 """Runs a compiled plan over tensors set aside once; a pool is its input and its output."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from legokv.built.plan_facts import PlanFacts
 from legokv.built.plan_limits import DECODE, LINK, PREFILL, Profile, filled_up, profile_number
-from legokv.errors import InvalidRequest, LegokvError, StepFailed
+from legokv.errors import EngineMismatch, InvalidRequest, LegokvError, StepFailed
 from legokv.kernels.native_library import NativeLibrary
 from legokv.model.dtypes import Int32
 from legokv.runners.key_mass import KeyMass
@@ -17,23 +17,83 @@ from legokv.runners.page_store import PageStore
 from legokv.runners.plan.buffers import ArrivingPages, StepBuffers, largest, view_of
 from legokv.runners.plan.contexts import PlanSession
 from legokv.step.batch import StepBatch
-from legokv.step.graph import GraphShape, ScoringShape, batch_sizes, step_arrays
+from legokv.step.graph import SCORING, GraphShape, ScoringShape, batch_sizes, step_arrays
 
 
 @dataclass(frozen=True)
 class ScoringPlan:
-    """The opened plan of the scoring pass: of one profile, that holds steps of one sequence."""
+    """The plan of the scoring pass: of one profile, that holds steps of one sequence.
 
-    session: PlanSession
+    open: makes it ready to run. OutOfMemory, if there is no room for it now.
+    """
+
+    open: Callable[[], PlanSession]
     shape: ScoringShape
     profile: Profile
     num_heads: int
 
 
+class ScoringPass:
+    """The scoring plan over a runner's pools and tables, opened for the first step that asks.
+
+    Its weights are the first layers' once more, so that only who asks pays for them.
+    """
+
+    def __init__(self, plan: ScoringPlan, store: PageStore, buffers: StepBuffers) -> None:
+        self._plan, self._store, self._buffers = plan, store, buffers
+        self._pools = {b.name: pool for b, pool in zip(plan.shape.pools, store.pools, strict=False)}
+        self._rows = torch.zeros(1, dtype=torch.int32, device=store.device)
+        self._session: PlanSession | None = None
+        self._refusal: str | None = None
+
+    def mass(self, batch: StepBatch, num_rows: int) -> Tensor:
+        """What `Runner.attention_mass` gives; InvalidRequest if the plan can't hold the step."""
+        plan, shape, store = self._plan, self._plan.shape, self._store
+        sizes = batch_sizes(batch, 0, store.num_pages)
+        excess = plan.profile.excess(sizes)
+        if excess is not None:
+            raise InvalidRequest(
+                "a request's fresh tokens are one step of the scoring plan, which can't run it: "
+                f"{excess}; build it with more, or take a mode without 'guided'"
+            )
+        session = self._opened()
+        self._rows.fill_(num_rows)
+        held = {**self._buffers.load(step_arrays(batch), sizes), SCORING.name: self._rows}
+        inputs = {b.name: held[b.name] for b in shape.tables} | self._pools
+        outputs = {
+            b.name: self._pools[b.alias_of] if b.alias_of else view_of(self._mass, b.sized(sizes))
+            for b in shape.outputs
+        }
+        mass = KeyMass(batch, num_rows, shape.layers, store.page_size, store.device)
+        with store.step(batch):
+            session.run(PREFILL, inputs, outputs)
+        mass.add(view_of(self._mass, shape.outputs[0].sized(sizes)))
+        return mass.mean(plan.num_heads)
+
+    def _opened(self) -> PlanSession:
+        """The session. What failed once is not tried again: it would hold up each step."""
+        if self._refusal is not None:
+            raise StepFailed(self._refusal)
+        if self._session is None:
+            size = largest(self._plan.shape.outputs[0], [self._plan.profile])
+            try:
+                session = self._plan.open()
+                self._mass = torch.zeros(size, dtype=torch.float32, device=self._store.device)
+            except (EngineMismatch, torch.OutOfMemoryError) as error:
+                self._refusal = (
+                    "the plan of the scoring pass did not open, and modes with 'guided' are "
+                    f"refused until the engine is opened again: {error}"
+                )
+                raise StepFailed(self._refusal) from error
+            self._session = session
+        return self._session
+
+
 class TensorRTRunner:
     """A runner over an opened plan. Its tensors lie on one device, at one place for ever.
 
-    A `scoring` plan reads the same pools and tables: with one, it has an `attention_mass`.
+    A `scoring` plan reads the same pools and tables: with one, it has an `attention_mass`. A text
+    says why there is none, as `no_attention` does.
     """
 
     gives_drift = False
@@ -46,11 +106,11 @@ class TensorRTRunner:
         plan: PlanFacts,
         graph: GraphShape,
         store: PageStore,
-        scoring: ScoringPlan | None = None,
+        scoring: ScoringPlan | str = "which its plan does not say: take a mode without 'guided'",
     ) -> None:
         device = store.device
         self.description = f"a plan of {plan.flavour} {plan.version}"
-        self.gives_attention, self._scoring = scoring is not None, scoring
+        self.no_attention = scoring if isinstance(scoring, str) else None
         self.num_pages, self.page_size, self.device = store.num_pages, graph.page_size, device
         self._session, self._plan, self._graph = session, plan, graph
         self._store = store
@@ -63,10 +123,9 @@ class TensorRTRunner:
             largest(logits, plan.profiles), dtype=torch.float32, device=device
         )
         self._pools = dict(zip((b.name for b in graph.pools), self._store.pools, strict=True))
-        if scoring:
-            self._rows = torch.zeros(1, dtype=torch.int32, device=device)
-            size = largest(scoring.shape.outputs[0], [scoring.profile])
-            self._mass = torch.zeros(size, dtype=torch.float32, device=device)
+        self._scoring = (
+            None if isinstance(scoring, str) else ScoringPass(scoring, store, self._buffers)
+        )
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> Tensor:
@@ -107,29 +166,11 @@ class TensorRTRunner:
 
     @torch.inference_mode()
     def attention_mass(self, batch: StepBatch, num_rows: int) -> Tensor:
-        scoring = self._scoring
-        if scoring is None:
-            raise NotImplementedError("without a scoring plan, attention gives outputs alone")
-        sizes = batch_sizes(batch, 0, self.num_pages)
-        excess = scoring.profile.excess(sizes)
-        if excess is not None:
-            raise InvalidRequest(f"the scoring plan can't run this step: {excess}")
+        if self._scoring is None:
+            raise NotImplementedError(self.no_attention)
         # Its graph has no nodes for pages that arrive.
         self._arriving.put_in_pools()
-        shape = scoring.shape
-        self._rows.fill_(num_rows)
-        held = {**self._buffers.load(step_arrays(batch), sizes), "scoring": self._rows}
-        inputs = {b.name: held[b.name] for b in shape.tables}
-        inputs |= {b.name: self._pools[b.name] for b in shape.pools}
-        outputs = {
-            b.name: self._pools[b.alias_of] if b.alias_of else view_of(self._mass, b.sized(sizes))
-            for b in shape.outputs
-        }
-        mass = KeyMass(batch, num_rows, shape.layers, self.page_size, self.device)
-        with self._store.step(batch):
-            scoring.session.run(PREFILL, inputs, outputs)
-        mass.add(outputs["mass"])
-        return mass.mean(scoring.num_heads)
+        return self._scoring.mass(batch, num_rows)
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         self._arriving.put_in_pools()

@@ -2,16 +2,18 @@
 
 import importlib
 import logging
+import os
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from legokv.built.plan_facts import NO_STREAMING, PlanFacts
+from legokv.built.plan_facts import NO_STREAMING, WEIGHT_STREAMING, PlanFacts
 from legokv.built.plan_limits import PREFILL
-from legokv.errors import EngineMismatch, StepFailed
+from legokv.errors import EngineMismatch, OutOfMemory, StepFailed
 from legokv.plan.backends import PLAN_BACKENDS
+from legokv.plan.builders import PLUGIN_NAMESPACE
 from legokv.runners.plan.contexts import (
     ContextSteps,
     PlanSession,
@@ -24,17 +26,67 @@ from legokv.runners.plan.contexts import (
 log = logging.getLogger(__name__)
 
 
-def open_plan(folder: Path, plan: PlanFacts) -> PlanSession:
-    """The engine folder's plan, ready to run; EngineMismatch if the runtime refuses it."""
-    trt = _imported(PLAN_BACKENDS[plan.flavour].modules[-1])
-    if trt.get_plugin_registry().load_library(str(folder / plan.library_file)) is None:
-        raise EngineMismatch(f"{plan.flavour} could not load the plugins of {plan.library_file}")
-    content = (folder / plan.plan_file).read_bytes()
+def open_plan(folder: Path, plan: PlanFacts, file: BinaryIO, num_profiles: int) -> PlanSession:
+    """The plan in `file`, one of the engine folder's; EngineMismatch if the runtime refuses it."""
+    trt = with_plugins(folder, plan)
+    content = file.read()
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     if plan.flavour == "tensorrt-llm":
         runtime = _imported("tensorrt_llm.runtime")
-        return LLMSession(runtime, trt, content, stream, len(plan.profiles))
-    return TensorRTSession(trt, content, stream, len(plan.profiles))
+        return LLMSession(runtime, trt, content, stream, num_profiles)
+    return TensorRTSession(trt, content, stream, num_profiles)
+
+
+_loaded: dict[str, str] = {}
+"""By TensorRT's module, whose registry is the process': the digest of the plugins in it."""
+
+
+def with_plugins(folder: Path, plan: PlanFacts) -> Any:
+    """The plan's TensorRT, which has its plugins: EngineMismatch if it can't have them here."""
+    name, library = PLAN_BACKENDS[plan.flavour].modules[-1], folder / plan.library_file
+    trt = _imported(name)
+    registry = trt.get_plugin_registry()
+    if registry.load_library(str(library)) is not None:
+        _loaded[name] = plan.library_sha256
+        return trt
+    # None also says that plugins of these names are registered already.
+    if not any(creator.plugin_namespace == PLUGIN_NAMESPACE for creator in registry.all_creators):
+        raise EngineMismatch(f"{plan.flavour} could not load the plugins of {library}")
+    if _loaded.get(name) != plan.library_sha256:
+        raise EngineMismatch(
+            f"{plan.flavour} has plugins of another library than {library} in this process "
+            "already: open the engine in a process of its own"
+        )
+    return trt
+
+
+class ScoringFile:
+    """An engine folder's plan of the scoring pass, which is opened when it is first wanted.
+
+    The file is held from the start: what stands at its path by then may be another build's.
+    """
+
+    def __init__(self, folder: Path, plan: PlanFacts) -> None:
+        self._folder, self._plan = folder, plan
+        self._file = (folder / plan.scoring_file).open("rb")
+        self._num_bytes = os.fstat(self._file.fileno()).st_size
+
+    def open(self) -> PlanSession:
+        """The plan, ready to run; OutOfMemory, and nothing was tried, if it can't be held."""
+        name, mib = self._plan.scoring_file, self._num_bytes >> 20
+        # What torch keeps for itself, TensorRT can't have.
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info()
+        if free < self._num_bytes and WEIGHT_STREAMING not in self._plan.flags:
+            raise OutOfMemory(
+                f"{name}, which says what a question attends to, takes {mib} MiB of the GPU's "
+                f"memory, of which {free >> 20} MiB are free: take a mode without 'guided', or "
+                "open the engine with a smaller pool_tokens"
+            )
+        self._file.seek(0)
+        session = open_plan(self._folder, self._plan, self._file, num_profiles=1)
+        log.info("%s is open, of %d MiB, for modes with 'guided'", name, mib)
+        return session
 
 
 def _imported(module: str) -> Any:
