@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from onnx_by_torch import torch_execution
 from onnx_reference import Execution
 from torch import Tensor
 
 from legokv.built.folder import read_engine_folder
 from legokv.built.plan_facts import PlanFacts
-from legokv.built.plan_limits import PlanLimits, plan_profiles
+from legokv.built.plan_limits import PREFILL, PlanLimits, plan_profiles, scoring_profile
 from legokv.checkpoint import load_weights
-from legokv.export import export_onnx
+from legokv.export import export_onnx, export_scoring_onnx
+from legokv.model.config import scoring_layers
 from legokv.model.decoder import decoder_from_weights
 from legokv.model.dtypes import Dtypes
 from legokv.runners.page_store import PageStore
 from legokv.runners.plan.contexts import PlanSession, addresses
-from legokv.runners.plan.runner import TensorRTRunner
-from legokv.step.graph import GraphShape, ImportBy, graph_shape
+from legokv.runners.plan.runner import ScoringPlan, TensorRTRunner
+from legokv.step.graph import GraphShape, ImportBy, ScoringShape, graph_shape
 
 LIMITS = PlanLimits(max_step_tokens=64, max_sequences=8, max_import_pages=4)
 
@@ -70,14 +72,27 @@ def plan_of(folder: Path, dtype: str, limits: PlanLimits = LIMITS) -> PlanFacts:
     return PlanFacts("none", "0", "any", "none.plan", "none.so", "00", limits, profiles)
 
 
-def graph_runner(
+def graph_runner(  # noqa: PLR0913 - what a runner is made of
     folder: Path,
     dtype: str,
     session: PlanSession,
     num_pages: int,
     limits: PlanLimits = LIMITS,
     imports: ImportBy = "plugin",
+    scoring: ScoringPlan | str = "which the test's plan does not say",
 ) -> TensorRTRunner:
     plan, graph = plan_of(folder, dtype, limits), shape_of(folder, dtype, imports)
     store = PageStore(graph, num_pages, torch.device("cpu"))
-    return TensorRTRunner(session, plan, graph, store)
+    return TensorRTRunner(session, plan, graph, store, scoring)
+
+
+def graph_scoring(
+    folder: Path, dtype: str, target: Path, limits: PlanLimits, imports: ImportBy
+) -> ScoringPlan:
+    """scoring.onnx of the same weights in its plan's place, written into `target`."""
+    model = read_engine_folder(folder).model
+    decoder = decoder_from_weights(model, load_weights(folder, model, getattr(torch, dtype)))
+    shape = ScoringShape(shape_of(folder, dtype, imports), scoring_layers(model.num_layers))
+    execution = torch_execution(export_scoring_onnx(decoder, shape, target))
+    profile = scoring_profile(plan_of(folder, dtype, limits).profiles[PREFILL])
+    return ScoringPlan(lambda: GraphSession(execution), shape, profile, model.num_heads)

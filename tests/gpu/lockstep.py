@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class Lockstep:
         self._tolerance = tolerance
         self._page_size = runners[0].page_size
         self._free = PagePool(runners[0].num_pages, self._page_size)
-        self.num_steps = 0
+        self.num_steps = self.num_looks = 0
 
     def run(self, pieces: list[Piece]) -> Tensor:
         """The reference's logits of one step, after the others were found to give the same."""
@@ -75,6 +76,17 @@ class Lockstep:
             slots_left=slots[made.prompt_tokens - made.tail_position :],
         )
 
+    def look(self, request: "Request", num_rows: int) -> int:
+        """How many runners say what a request's last rows attend to, which is the same for all."""
+        batch = step_batch([request.sequence.next(request.sequence.num_left)])
+        able = [runner for runner in self._runners if runner.no_attention is None]
+        meant, *others = (runner.attention_mass(batch, num_rows) for runner in able)
+        assert float(meant.sum()) == pytest.approx(1, abs=0.02)
+        for mass in others:
+            allowed = self._tolerance * float(meant.max())
+            torch.testing.assert_close(mass, meant, rtol=0, atol=allowed)
+        return len(able)
+
     def answer(self, requests: list["Request"]) -> None:
         """All prompts in one step, then greedy tokens of all requests together."""
         for _ in range(ANSWER_TOKENS):
@@ -97,7 +109,10 @@ class Request:
 
 
 def whole_conversation(lockstep: Lockstep, vocab_size: int, policy: Policy, seed: int) -> None:
-    """Compile three chunks, move one through the host, answer two requests over them at once."""
+    """Compile three chunks, move one through the host, answer two requests over them at once.
+
+    What the question of the first attends to is looked at before, as mode `guided` does.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def ids(length: int) -> list[int]:
@@ -109,4 +124,5 @@ def whole_conversation(lockstep: Lockstep, vocab_size: int, policy: Policy, seed
     pages[b.key] = lockstep.move_through_the_host(pages[b.key], b.num_tokens)
     first = lockstep.ask([b, a, c, ids(7)], pages, policy)
     second = lockstep.ask([a, ids(3), b, b, ids(1)], pages, policy)
+    lockstep.num_looks = lockstep.look(first, num_rows=7)
     lockstep.answer([first, second])

@@ -33,6 +33,7 @@ def hold_to_the_cpu(folder: Path, runner: Runner, dtype: str, seed: int) -> int:
     runners = (cpu, runner)
     lockstep = Lockstep(runners, TOLERANCE[dtype])
     whole_conversation(lockstep, facts.model.vocab_size, legolink(16), seed)
+    assert lockstep.num_looks == sum(each.no_attention is None for each in runners)
     lockstep.run([read_what_arrives(runners, facts.model, seed)])
     return lockstep.num_steps
 

@@ -14,6 +14,7 @@ from plan_lockstep import NUM_PAGES, STEP_TOKENS, hold_to_the_cpu
 from legokv.built.folder import read_engine_folder
 from legokv.built.settings import EngineSettings
 from legokv.runners.opening import open_runner
+from legokv.runners.plan.sessions import with_plugins
 
 ENGINES = ROOT / "out" / "engines"
 PLAN = "tensorrt-rtx.plan"
@@ -42,7 +43,7 @@ def engine(plan: Path, gpu: torch.device):
 
     log = Log()
     facts = read_engine_folder(plan.parent)
-    trt.get_plugin_registry().load_library(str(plan.parent / facts.plan.library_file))
+    with_plugins(plan.parent, facts.plan)
     runtime = trt.Runtime(log)
     opened = runtime.deserialize_cuda_engine(plan.read_bytes())
     if opened is None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from graph_session import GraphSession, export_engine, graph_runner
+from graph_session import GraphSession, export_engine, graph_runner, graph_scoring
 from onnx_by_torch import torch_execution
 from paths import TESTS
 
@@ -35,7 +35,8 @@ def test_a_plans_runner_gives_the_cpu_s_logits_for_a_whole_conversation(
     folder = tiny_engine_folder("llama")
     session = GraphSession(torch_execution(export_engine(folder, dtype, tmp_path, imports)))
     limits = PlanLimits(lockstep.STEP_TOKENS, lockstep.NUM_SEQUENCES, max_import_pages=4)
-    runner = graph_runner(folder, dtype, session, lockstep.NUM_PAGES, limits, imports)
+    scoring = graph_scoring(folder, dtype, tmp_path, limits, imports)
+    runner = graph_runner(folder, dtype, session, lockstep.NUM_PAGES, limits, imports, scoring)
     num_steps = lockstep.hold_to_the_cpu(folder, runner, dtype, seed=1)
     assert num_steps == len(session.runs) == 14
     # A step that pages arrive with by the graph's own nodes is none of decode steps.
