@@ -12,8 +12,9 @@ run: $(VENV)/ready
 demo: $(VENV)/ready
 	$(BIN)/python examples/tour.py --stay
 
-# Two files at a time; what measures time comes after them, alone. Threads of OpenMP that have nothing
-# to do sleep: where there are fewer cores than threads, those that spin take them from the others.
+# Two files at a time, `e2e` and `contract` as one each (tests/by_folder.py); what measures time comes after
+# them, alone. Threads of OpenMP that have nothing to do sleep: where there are fewer cores than threads,
+# those that spin take them from the others.
 test: export OMP_WAIT_POLICY := passive
 test: export GOMP_SPINCOUNT := 0
 test: $(VENV)/ready
@@ -120,7 +121,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	sed -n '/^pip==/,/[^\\]$$/p' constraints.txt > $(VENV)/pip.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement $(VENV)/pip.txt
 	sed -n '/^torch==/,/[^\\]$$/{s/^torch==[^ ]*/&+cpu/;p}' constraints.txt > $(VENV)/torch.txt
-	test -e /proc/driver/nvidia || $(INSTALL) --no-deps --requirement $(VENV)/torch.txt || echo "pip's sources have no build of torch for CPUs: PyPI's is taken"
+	test -e /proc/driver/nvidia/version || $(INSTALL) --no-deps --requirement $(VENV)/torch.txt || echo "pip's sources have no build of torch for CPUs: PyPI's is taken"
 	$(BIN)/python build/requirements.py all > $(VENV)/requirements.txt
 	$(INSTALL) --constraint constraints.txt --requirement $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .

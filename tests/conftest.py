@@ -16,6 +16,21 @@ from legokv.build.engine import BuildSettings, build_engine_folder
 from legokv.engine.metrics import EngineMetrics, FailedStepReason
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    # Here, for a GPU's machine has no xdist.
+    from by_folder import ByFolder
+
+    return ByFolder(config, log)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m alone`, files without such a test are not imported: all of them take long."""
+    if config.option.markexpr != "alone" or not collection_path.match("test_*.py"):
+        return None
+    return "mark.alone" not in collection_path.read_text(encoding="utf-8") or None
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny checkpoint by its variant's name, made once. Not to be written to."""
