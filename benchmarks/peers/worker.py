@@ -60,9 +60,10 @@ def serve(open_peer: Callable[[Place], Peer]) -> None:
         request = json.loads(line)
         prompts = [_prompt(fields) for fields in request["prompts"]]
         peer.prepare(prompts, request["reuse"])
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         peer.generate(prompts, request["num_tokens"], request["reuse"])
-        _reply(replies, {"seconds": time.perf_counter() - started})
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - used
+        _reply(replies, {"seconds": seconds, "cpu_seconds": cpu_seconds})
 
 
 def _reply(file: TextIO, value: dict[str, object]) -> None:

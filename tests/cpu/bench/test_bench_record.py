@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
+from tiny_gguf import write_block_gguf
 
 from benchmarks.cost.cases import method
 from benchmarks.peers.engines import Engine, engine
 from benchmarks.peers.measure import Plan, run, turn
+from benchmarks.peers.same_gguf import token_times, write_q8_0
 from benchmarks.peers.tasks import MANY_ASKERS, TASKS, context_tokens, prompts, task
 from benchmarks.record import about as about_module
 from benchmarks.record import ending
@@ -147,6 +150,35 @@ def test_many_askers_are_timed_to_their_last_token_after_one_that_is_not_timed()
         "32 askers, shuffled orders/vllm/0": 4.0,
     }
     assert not MANY_ASKERS[0].is_for("llama_cpp")
+
+
+def test_a_decoded_token_s_times_are_those_of_an_answer_less_its_first_token_s():
+    class Clock:
+        def wake(self):
+            pass
+
+        def stop(self):
+            pass
+
+        def times(self, prompts, num_tokens, reuse):
+            return 5.0 + 2 * num_tokens, 7.0 + 3 * num_tokens
+
+    assert token_times(Clock(), 0, 64) == (2.0, 3.0)
+
+
+def test_the_file_for_both_peers_has_the_other_s_matrices_in_q8_0_and_its_fields(
+    tmp_path, tiny_checkpoint
+):
+    source = write_block_gguf(tmp_path / "a.gguf", tiny_checkpoint("llama"), "Q4_0")
+    write_q8_0(source, tmp_path / "b.gguf")
+    before, after = gguf.GGUFReader(source), gguf.GGUFReader(tmp_path / "b.gguf")
+    assert {name: field.contents() for name, field in before.fields.items()} == {
+        name: field.contents() for name, field in after.fields.items()
+    }
+    kinds = {tensor.name: tensor.tensor_type for tensor in after.tensors}
+    matrices = {tensor.name for tensor in before.tensors if len(tensor.shape) == 2}
+    assert kinds.keys() == {tensor.name for tensor in before.tensors}
+    assert {name for name, kind in kinds.items() if kind.name == "Q8_0"} == matrices
 
 
 def test_a_journal_outlives_a_commit_that_changes_nothing_measured(tmp_path, monkeypatch):
