@@ -131,8 +131,9 @@ def test_long_tables_are_split_over_keys_and_combined(launchers: Launchers, regi
 
 # Two groups of rows in a warp, the second of some warps or of all without rows; tiles that begin
 # within a token's heads; strips that all rows see, that some see and that none sees.
-@pytest.mark.parametrize("heads", [(2, 2), (6, 2), (7, 1)], ids=str)
-@pytest.mark.parametrize("head_size", [64, 80, 96, 128])
+@pytest.mark.parametrize(
+    ("head_size", "heads"), [(64, (2, 2)), (80, (6, 2)), (96, (6, 2)), (128, (7, 1))], ids=str
+)
 def test_tiles_full_half_full_and_of_few_rows_are_those_of_the_loops(
     launchers: Launchers, head_size: int, heads: tuple[int, int]
 ) -> None:
@@ -142,8 +143,7 @@ def test_tiles_full_half_full_and_of_few_rows_are_those_of_the_loops(
 
 
 # As steps have them: rows in order, each chunk's one after another, so that stages are full.
-@pytest.mark.parametrize("head_size", [64, 128])
-@pytest.mark.parametrize("num_splits", [1, 3])
+@pytest.mark.parametrize(("num_splits", "head_size"), [(1, 64), (3, 128)])
 def test_tables_in_order_of_several_bases_are_walked_whole(
     launchers: Launchers, num_splits: int, head_size: int
 ) -> None:
