@@ -22,6 +22,7 @@ from benchmarks.record.ending import WRONG_QUESTION, run
 from benchmarks.record.names import UnknownName
 from legokv.build.engine import BuildSettings, build_engine_folder
 from legokv.checkpoint.source import checkpoint_folder
+from legokv.kernels.build_cpu import build_native_library
 
 Q8_0 = PEERS / "SmolLM2-135M-Instruct.Q8_0.gguf"
 ENGINE = ROOT / "out" / "engines" / "q8_0"
@@ -70,6 +71,8 @@ def make_models() -> None:
     """The file and its engine, where they are missing."""
     if not GGUF.is_file():
         raise UnknownName(f"{GGUF} is missing: run `make peers`")
+    # Without it the engine would open with torch's attention, and weights as bfloat16.
+    build_native_library(print)
     if not Q8_0.is_file():
         write_q8_0(GGUF, Q8_0)
     if not (ENGINE / "engine.json").is_file():
