@@ -2,7 +2,8 @@
 
 One process a peer, loaded once, asked in turns, stopped in between. Stops at --minutes; the same
 command goes on where it stopped and writes peers.json each time. A load that is mostly decoding,
-many askers over few documents in one order and in shuffled orders, beside vLLM with prefix caching:
+many askers over few documents in one order and in shuffled orders, beside vLLM with prefix caching
+(its results are askers.json):
 
     python -m benchmarks.peers --peers legokv vllm --rounds 3 --minutes 40 \
         --tasks '32 askers, one order' '32 askers, shuffled orders'
@@ -15,7 +16,7 @@ from pathlib import Path
 from benchmarks.peers import measure
 from benchmarks.peers.engines import engine, engines
 from benchmarks.peers.install import GGUF
-from benchmarks.peers.tasks import TASKS, context_tokens, task
+from benchmarks.peers.tasks import MANY_ASKERS, TASKS, context_tokens, task
 from benchmarks.record.about import RESULTS, ROOT, about, model_label
 from benchmarks.record.clock import TimeLimit
 from benchmarks.record.ending import run
@@ -58,11 +59,12 @@ def main() -> int:
         },
     )
     settings = {"threads": arguments.threads, "document_tokens": arguments.document_tokens}
-    journal = open_journal("peers", settings)
+    name = "askers" if set(tasks) <= set(MANY_ASKERS) else "peers"
+    journal = open_journal(name, settings)
     reasons = measure.run(peers, plan, journal)
     described = about(model_label(facts), facts.dtype, len(journal), arguments.threads)
     rows = [*measure.rows(journal), *measure.skipped(reasons)]
-    print(write_results("peers", described, rows, arguments.results))
+    print(write_results(name, described, rows, arguments.results))
     return 0
 
 

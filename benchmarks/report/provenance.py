@@ -18,6 +18,8 @@ COMMANDS = {
     "cost": "python -m benchmarks.cost",
     "serving": "python -m benchmarks.serving",
     "peers": "python -m benchmarks.peers",
+    "askers": "python -m benchmarks.peers --peers legokv vllm --tasks "
+    "'32 askers, one order' '32 askers, shuffled orders'",
 }
 
 

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from benchmarks.peers.tasks import MANY_ASKERS
 from benchmarks.report.asked import Results
 from benchmarks.report.markdown import Row, of, one, table
 
@@ -53,6 +54,7 @@ def with_numbers(text: str, results: Results) -> str:
         "cost": _on(results["cost"], _cost(rows["cost"])),
         "serving": _on(results["serving"], _serving(rows["serving"])),
         "peers": _on(results["peers"], _peers(rows["peers"])),
+        "askers": _on(results["askers"], _askers(rows["askers"])),
         "heads": _on(results["heads"], _heads(rows["heads"], rows["modes"], rows["answers"])),
         "reuse": _on(results["fidelity"], _reuse(rows["fidelity"], rows["quality"])),
     }
@@ -148,6 +150,23 @@ def _peers(rows: list[Row]) -> str:
     counts = [row["count"] for row in of(rows, experiment="full prefill")]
     times = table(("", *(PEERS[name] for name in names)), lines)
     return f"{times}\n\nMedians of {min(counts)} to {max(counts)} times."
+
+
+def _askers(rows: list[Row]) -> str:
+    names = [name for name in PEERS if of(rows, method=name)]
+    if not names:
+        return NOT_MEASURED
+    lines = []
+    for task in MANY_ASKERS:
+        cells = [one(rows, experiment=task.name, method=name) for name in names]
+        if not any(cells):
+            continue
+        lines.append((task.name, *("" if cell is None else _seconds(cell) for cell in cells)))
+    return table(("", *(PEERS[name] for name in names)), lines)
+
+
+def _seconds(row: Row) -> str:
+    return f"{row['median']:.1f} s ({row['low']:.1f} to {row['high']:.1f})"
 
 
 def _reuse(fidelity: list[Row], quality: list[Row]) -> str:

@@ -140,4 +140,5 @@ BODIES: dict[str, Callable[[list[Row]], str]] = {
     "cost": cost,
     "serving": serving.section,
     "peers": peers,
+    "askers": peers,
 }

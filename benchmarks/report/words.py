@@ -159,6 +159,16 @@ SECTIONS = {
         "`documents reordered` is exact in the peers and LegoLink-16, an approximation, in "
         "legokv, whose documents were compiled before.",
     ),
+    "askers": Section(
+        "And when 32 ask about the same documents?",
+        "Eight documents of 512 random tokens, 32 questions of 32 tokens at once, each answered "
+        "with 97 tokens: a load that is mostly decoding. Before the clock starts one question is "
+        "answered, so vLLM has cached the documents in that question's order, as prefixes, and "
+        "legokv has compiled them. vLLM has memory for all 32 at once. The engines are asked as "
+        "libraries, without a server.",
+        "Answers are exact in vLLM; legokv's are LegoLink-16's. Real questions do not come all at "
+        "once.",
+    ),
 }
 PLOTS = {
     "fidelity": {"accuracy_ttft": "KL from full recompute over time to first token, by method"},

@@ -205,7 +205,7 @@ def test_readme_shows_the_numbers_of_the_result_files_and_no_others():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     results = {name: read_results(name) for name in SECTIONS}
     assert readme.with_numbers(text, results) == text, "python -m benchmarks.report writes them"
-    assert text.count("<!-- measured: ") == 5
+    assert text.count("<!-- measured: ") == 6
     assert readme.NOT_MEASURED not in text
 
 
@@ -222,6 +222,18 @@ def test_a_block_of_readme_without_results_says_so_and_the_rest_stays():
     text = "before\n<!-- measured: peers -->\n\n| 1 ms |\n\n<!-- end -->\nafter 2 ms"
     found = readme.with_numbers(text, NOTHING)
     assert found == text.replace("| 1 ms |", "Not measured.")
+
+
+def test_many_askers_stand_in_a_table_of_their_own_each_engine_with_its_range():
+    rows = [
+        {"experiment": "32 askers, one order", "method": name, "median": t, "low": t - 1, "high": t}
+        for name, t in (("legokv", 12.0), ("vllm", 17.7))
+    ]
+    results = {**NOTHING, "askers": {"about": ABOUT, "rows": rows}}
+    text = readme.with_numbers("<!-- measured: askers -->\n\nx\n\n<!-- end -->", results)
+    assert "|  | legokv | vLLM's CPU build |" in text
+    assert "| 32 askers, one order | 12.0 s (11.0 to 12.0) | 17.7 s (16.7 to 17.7) |" in text
+    assert "shuffled" not in text
 
 
 def test_a_rate_without_an_answer_is_said_so_and_one_that_was_not_tried_is_not():
