@@ -36,7 +36,7 @@ from legokv.runners.device_guard import DeviceGuard
 from legokv.runners.eager import EagerRunner
 from legokv.runners.page_store import Import, PageStore, import_stream
 from legokv.runners.plan.runner import ScoringPlan, TensorRTRunner
-from legokv.runners.plan.sessions import ScoringFile, open_plan
+from legokv.runners.plan.sessions import ScoringFile, open_plan, plan_file
 from legokv.runners.protocol import Runner
 from legokv.step.graph import GraphShape, ScoringShape, graph_shape
 
@@ -153,7 +153,7 @@ def _plan_runner(folder: Path, facts: EngineFacts, settings: EngineSettings) -> 
         beside = import_stream(device) if plan.import_by == "stream" else None
         # First of all: streamed weights get what the pool leaves.
         store = PageStore(graph, num_pages, device, _plan_import(folder, plan), beside=beside)
-        with (folder / plan.plan_file).open("rb") as file:
+        with plan_file(folder, plan.plan_file) as file:
             session = open_plan(folder, plan, file, len(plan.profiles))
         scoring = _scoring_plan(folder, facts, plan, graph)
         return DeviceGuard(TensorRTRunner(session, plan, graph, store, scoring))

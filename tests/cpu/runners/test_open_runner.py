@@ -112,9 +112,9 @@ def test_a_plan_that_imports_by_its_nodes_leaves_its_library_alone(
     assert opened == [(tmp_path / planned.plan.library_file, ("LegokvKvImport",))]
 
 
-def test_a_plan_s_pool_has_its_memory_before_weights_get_what_is_left(
-    planned: EngineFacts, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def opens_any_plan(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a plan's runner is made of, in order, where any plan opens."""
     order: list[str] = []
     monkeypatch.setattr(opening, "check_machine", lambda *of: None)
     monkeypatch.setattr(opening, "_gpu", lambda settings: torch.device("cpu"))
@@ -123,6 +123,23 @@ def test_a_plan_s_pool_has_its_memory_before_weights_get_what_is_left(
     monkeypatch.setattr(opening, "open_plan", lambda *of: order.append("plan"))
     monkeypatch.setattr(opening, "TensorRTRunner", lambda *of: of)
     monkeypatch.setattr(opening, "DeviceGuard", lambda runner: runner)
+    return order
+
+
+def test_a_plan_whose_file_is_gone_is_a_mismatch_and_auto_answers_without_it(
+    opens_any_plan: list[str], planned: EngineFacts, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EngineMismatch, match=r"none\.plan cannot be read: No such file"):
+        open_runner(folder, planned, replace(SETTINGS, runner="plan"))
+    monkeypatch.setattr(opening, "gpu_architecture", lambda *number: "sm_90")
+    monkeypatch.setattr(opening, "_library", lambda folder: None)
+    assert isinstance(open_runner(folder, planned, SETTINGS), EagerRunner)
+    assert "plan" not in opens_any_plan
+
+
+def test_a_plan_s_pool_has_its_memory_before_weights_get_what_is_left(
+    opens_any_plan: list[str], planned: EngineFacts, folder: Path, tmp_path: Path
+) -> None:
     here = Path(shutil.copytree(folder, tmp_path / "e"))
     assert planned.plan is not None
     for name in (planned.plan.plan_file, SCORING):
@@ -131,7 +148,7 @@ def test_a_plan_s_pool_has_its_memory_before_weights_get_what_is_left(
     facts = replace(planned, plan=scored)
     *_, scoring = open_runner(here, facts, replace(SETTINGS, runner="plan"))  # type: ignore[misc]
     # That of the scoring pass waits for who asks for it.
-    assert order == ["pool", "plan"]
+    assert opens_any_plan == ["pool", "plan"]
     assert (scoring.shape.layers, scoring.profile.name) == (range(1), "scoring")
     assert scoring.profile.ranges["B"] == SizeRange(1, 1, 1)
     ranges = scored.profiles[0].ranges

@@ -8,7 +8,6 @@ import inspect
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -233,14 +232,12 @@ class Registry:
     """A process' plugin registry: TensorRT gives None for what it has already, too."""
 
     def __init__(self) -> None:
-        self.all_creators: list[object] = []
+        self.asked: list[str] = []
         self.loads = True
 
     def load_library(self, plugin_path: str) -> object | None:
-        if self.all_creators or not self.loads:
-            return None
-        self.all_creators.append(SimpleNamespace(plugin_namespace="legokv"))
-        return object()
+        self.asked.append(plugin_path)
+        return object() if self.loads and len(self.asked) == 1 else None
 
 
 @pytest.fixture
@@ -284,13 +281,24 @@ def test_the_scoring_plan_that_opens_is_the_one_of_the_start_whatever_is_built_m
     folder = tmp_path / "engine"
     folder.mkdir()
     (folder / "scoring.plan").write_bytes(b"plan")
+    open_plan(folder, PLAN, BytesIO(b"plan"), 1)
     held = ScoringFile(folder, PLAN)
     folder.rename(tmp_path / "replaced")
     folder.mkdir()
     (folder / "scoring.plan").write_bytes(b"another build's")
-    assert device.contexts == []
+    assert len(device.contexts) == 1
     session = held.open()
-    assert calls_of(device, session, 5, PREFILL) == ["0: execute"]
+    assert calls_of(device, session, 5, PREFILL) == ["1: execute"]
+    # Nor are that build's plugins looked at.
+    assert registry.asked == [str(folder / "plugins.so")]
+
+
+def test_a_plan_file_that_is_gone_since_the_folder_was_checked_is_a_mismatch(
+    tmp_path: Path,
+) -> None:
+    words = r"/scoring\.plan cannot be read: No such file or directory; build the engine again"
+    with pytest.raises(EngineMismatch, match=words):
+        ScoringFile(tmp_path, PLAN)
 
 
 @pytest.mark.parametrize("flags", [(), ("weight_streaming",)])

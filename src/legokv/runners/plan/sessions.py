@@ -13,7 +13,6 @@ from legokv.built.plan_facts import NO_STREAMING, WEIGHT_STREAMING, PlanFacts
 from legokv.built.plan_limits import PREFILL
 from legokv.errors import EngineMismatch, OutOfMemory, StepFailed
 from legokv.plan.backends import PLAN_BACKENDS
-from legokv.plan.builders import PLUGIN_NAMESPACE
 from legokv.runners.plan.contexts import (
     ContextSteps,
     PlanSession,
@@ -37,6 +36,16 @@ def open_plan(folder: Path, plan: PlanFacts, file: BinaryIO, num_profiles: int) 
     return TensorRTSession(trt, content, stream, num_profiles)
 
 
+def plan_file(folder: Path, name: str) -> BinaryIO:
+    """A plan's file in the engine folder; EngineMismatch if it is there no longer."""
+    try:
+        return (folder / name).open("rb")
+    except OSError as error:
+        raise EngineMismatch(
+            f"{folder / name} cannot be read: {error.strerror or error}; build the engine again"
+        ) from None
+
+
 _loaded: dict[str, str] = {}
 """By TensorRT's module, whose registry is the process': the digest of the plugins in it."""
 
@@ -45,14 +54,13 @@ def with_plugins(folder: Path, plan: PlanFacts) -> Any:
     """The plan's TensorRT, which has its plugins: EngineMismatch if it can't have them here."""
     name, library = PLAN_BACKENDS[plan.flavour].modules[-1], folder / plan.library_file
     trt = _imported(name)
-    registry = trt.get_plugin_registry()
-    if registry.load_library(str(library)) is not None:
+    # Once: by now another build's may stand at this path, and of names that it has the registry
+    # takes no others.
+    if name not in _loaded:
+        if trt.get_plugin_registry().load_library(str(library)) is None:
+            raise EngineMismatch(f"{plan.flavour} could not load the plugins of {library}")
         _loaded[name] = plan.library_sha256
-        return trt
-    # None also says that plugins of these names are registered already.
-    if not any(creator.plugin_namespace == PLUGIN_NAMESPACE for creator in registry.all_creators):
-        raise EngineMismatch(f"{plan.flavour} could not load the plugins of {library}")
-    if _loaded.get(name) != plan.library_sha256:
+    if _loaded[name] != plan.library_sha256:
         raise EngineMismatch(
             f"{plan.flavour} has plugins of another library than {library} in this process "
             "already: open the engine in a process of its own"
@@ -68,7 +76,7 @@ class ScoringFile:
 
     def __init__(self, folder: Path, plan: PlanFacts) -> None:
         self._folder, self._plan = folder, plan
-        self._file = (folder / plan.scoring_file).open("rb")
+        self._file = plan_file(folder, plan.scoring_file)
         self._num_bytes = os.fstat(self._file.fileno()).st_size
 
     def open(self) -> PlanSession:
