@@ -247,17 +247,7 @@ class Engine:
         check_prompt(request.segments, request.max_tokens, self.facts.model)
         check_stop_token_ids(request.answering.stop_token_ids, self.facts.model)
         check_biased_ids(request.sampling.logit_bias, self.facts.model)
-        if request.mode in MODES_BY_ATTENTION and self.runner.no_attention is not None:
-            reason = self.runner.no_attention
-            raise InvalidRequest(
-                f"mode '{request.mode}' asks what the question attends to, {reason}"
-            )
-        if request.mode in MODES_WITH_DRIFT and not self.runner.gives_drift:
-            raise InvalidRequest(
-                f"mode '{request.mode}' moves stored keys and values, which an engine's plan does "
-                f"not: take mode '{request.mode.removesuffix('-drift')}', or open it with runner "
-                "'cuda', or 'torch' on a CPU"
-            )
+        self.check_mode(request.mode)
         segments = self._naming.segments(request)
         reserve = max(request.max_tokens - 1, 0)
         placement = place(segments, self.facts.page_size, reserve)
@@ -267,6 +257,21 @@ class Engine:
         job.submitted_at = submitted_at
         self.executor.submit(job)
         return job
+
+    def check_mode(self, mode: str, named: str = "mode") -> None:
+        """InvalidRequest, with the next step, for a mode in which the runner can't answer.
+
+        named: what asks for it, a request's field or a setting.
+        """
+        reason = self.runner.no_attention
+        if mode in MODES_BY_ATTENTION and reason is not None:
+            raise InvalidRequest(f"{named} '{mode}' asks what the question attends to, {reason}")
+        if mode in MODES_WITH_DRIFT and not self.runner.gives_drift:
+            raise InvalidRequest(
+                f"{named} '{mode}' moves stored keys and values, which an engine's plan does not: "
+                f"take mode '{mode.removesuffix('-drift')}', or open it with runner 'cuda', or "
+                "'torch' on a CPU"
+            )
 
     def submit_compile(self, chunk: Chunk) -> CompileJob:
         """Queue a chunk to be compiled and kept; ends with a Finished.

@@ -81,15 +81,18 @@ class EngineService:
     def open(cls, settings: Settings) -> "EngineService":
         """Load the settings' engine; chunks of pinned documents stay in its pool.
 
-        EngineMismatch, with the numbers, unless linking was found correct when it was built.
+        EngineMismatch, with the numbers, unless linking was found correct when it was built;
+        InvalidRequest for a usual mode in which its runner can't answer.
         """
         facts = read_engine_folder(settings.engine)
         check_gate(facts.gate, str(settings.engine))
         registry = open_registry(settings.registry_path(facts), settings.shared_cache(facts))
         pinned = LatestPins(registry.pinned_chunk_keys)
-        service = cls(
-            Engine.open(settings.engine, settings=settings, pinned_keys=pinned, write_behind=True)
+        engine = Engine.open(
+            settings.engine, settings=settings, pinned_keys=pinned, write_behind=True
         )
+        engine.check_mode(settings.default_mode, "default_mode")
+        service = cls(engine)
         folder = os.environ.get(FOLDER_VARIABLE)
         if folder is not None:
             EndingWatch(Path(folder), service.end_all)

@@ -26,6 +26,7 @@ from legokv.errors import (
     LegokvError,
     StepFailed,
 )
+from legokv.runners.eager import EagerRunner
 from legokv.serving.ending import EndingWatch, tell_ending
 from legokv.serving.engine_service import COMPUTE_NICENESS, EngineService
 from legokv.serving.event_stream import EventInbox, Events
@@ -42,6 +43,7 @@ from legokv.serving.messages import (
     encode_command,
     error_of,
 )
+from legokv.serving.settings import Settings
 from legokv.step.batch import StepBatch
 
 POOL_TOKENS = 1024
@@ -102,6 +104,31 @@ def command(
         link_tokens,
         SamplingOptions(),
     )
+
+
+@pytest.mark.parametrize(
+    ("mode", "lack", "words"),
+    [
+        ("guided", {"no_attention": "which it does not say: open another"}, "say: open another$"),
+        ("guided-drift", {"gives_drift": False}, "an engine's plan does not: take mode 'guided'"),
+    ],
+)
+def test_a_server_whose_usual_mode_its_runner_cannot_answer_in_does_not_start(
+    tiny_engine_folder: Callable[[], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    lack: dict[str, object],
+    words: str,
+) -> None:
+    for name, value in lack.items():
+        monkeypatch.setattr(EagerRunner, name, value)
+    settings = Settings(
+        engine=tiny_engine_folder(), cache_dir=tmp_path, pool_tokens=256, default_mode=mode
+    )
+    with pytest.raises(InvalidRequest, match=f"^default_mode '{mode}' .*{words}"):
+        EngineService.open(settings)
+    EngineService.open(replace(settings, default_mode="spread")).close()
 
 
 def answer(service: Asker, asked: Generate) -> tuple[list[int], Finished]:
