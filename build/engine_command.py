@@ -17,7 +17,7 @@ from legokv.checkpoint.tensor_table import read_tensor_table
 from legokv.checkpoint.weights import form_of_few_bits
 from legokv.errors import InvalidRequest
 from legokv.kernels.build_gpu import PluginBuild, build_plugin_library
-from legokv.model.dtypes import DTYPES, PLAN_FORMS, WEIGHT_FORMS
+from legokv.model.dtypes import DTYPES, PLAN_FORMS, QUANTIZE_WORDS, WEIGHT_FORMS
 from legokv.plan.backends import BACKENDS, PLAN_BACKENDS, choose_backend, this_machine
 from legokv.step.graph import IMPORTS
 
@@ -166,7 +166,7 @@ def _as_the_checkpoint(settings: BuildSettings, checkpoint: Path) -> BuildSettin
     form = form_of_few_bits(read_tensor_table(checkpoint)) if takes else "model"
     if form == "model" or settings.dtype != "bfloat16":
         return settings
-    bits = form.removeprefix("qdq-").upper()
+    bits = QUANTIZE_WORDS[form].upper()
     say(f"The checkpoint has {bits} weights, and so has its plan; --quantize none expands them")
     return replace(settings, weights=form)
 

@@ -28,7 +28,7 @@ from legokv.checkpoint.tensor_table import index_file, read_tensor_table, weight
 from legokv.checkpoint.weights import stored_input_scales
 from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.model.config import ModelConfig
-from legokv.model.dtypes import DTYPES, PLAN_FORMS, WEIGHT_FORMS, Dtypes
+from legokv.model.dtypes import DTYPES, PLAN_FORMS, QUANTIZE_WORDS, WEIGHT_FORMS, Dtypes
 from legokv.plan.backends import PLAN_BACKENDS
 from legokv.plan.llm import FLAVOUR as LLM_FLAVOUR
 from legokv.plan.write import check_sizes, engine_plan
@@ -47,7 +47,8 @@ class BuildSettings:
     name: the engine's, without a path.
     dtype: of weights and KV, "bfloat16", "float16" or "float32".
     page_size: tokens whose KV one page of the pool holds.
-    backend: "torch", or a TensorRT flavour that builds a plan.
+    backend: "torch", or a TensorRT flavour that builds a plan; "auto" while none is chosen, which
+        no build takes.
     exports_onnx: write model.onnx too, which a plan needs.
     plugin_library: makes a plan's plugins; called when all else is checked, as it may take minutes.
     limits: the most that one step of a plan holds.
@@ -95,7 +96,7 @@ class BuildSettings:
             raise InvalidRequest(f"a page must hold at least 1 token, not {self.page_size}")
 
     def _check_weights(self) -> None:
-        if self.weights in PLAN_FORMS.values():
+        if self.weights in QUANTIZE_WORDS:
             self._check_quantised()
             return
         if self.weights not in WEIGHT_FORMS:
@@ -113,8 +114,8 @@ class BuildSettings:
             )
 
     def _check_quantised(self) -> None:
-        quantized = self.weights.removeprefix("qdq-")
-        if self.backend not in PLAN_BACKENDS:
+        quantized = QUANTIZE_WORDS[self.weights]
+        if self.backend not in (*PLAN_BACKENDS, "auto"):
             raise InvalidRequest(
                 f"--quantize {quantized} is of a plan, and backend {self.backend} builds none: "
                 "choose --backend tensorrt-rtx or tensorrt, or --weights int8 or int4, which CPUs "

@@ -19,7 +19,7 @@ from legokv.built.plan_limits import PlanLimits
 from legokv.built.typed_json import typed
 from legokv.errors import EngineMismatch, InvalidRequest
 from legokv.model.config import ModelConfig
-from legokv.model.dtypes import DTYPES, PLAN_FORMS, WEIGHT_FORMS, Dtypes
+from legokv.model.dtypes import DTYPES, QUANTIZE_WORDS, WEIGHT_FORMS, Dtypes
 from legokv.step.graph import IMPORTS
 from legokv.whole_files import replaced_folder
 
@@ -172,8 +172,8 @@ def build_command(path: Path, data: object) -> str:
     words = ["build/build_engine.py", "--checkpoint", str(path), "--output", str(path)]
     for name in ("name", "dtype", "weights", "page_size", "backend"):
         option, value = f"--{name.replace('_', '-')}", str(fields.get(name))[:80]
-        if name == "weights" and value in PLAN_FORMS.values():
-            option, value = "--quantize", value.removeprefix("qdq-")
+        if name == "weights" and value in QUANTIZE_WORDS:
+            option, value = "--quantize", QUANTIZE_WORDS[value]
         if name in fields:
             words += [option, value]
     plan = fields.get("plan")
@@ -207,7 +207,7 @@ def _facts_from_json(data: dict[str, Any], path: Path) -> EngineFacts:
     faults = [f"{name} {sizes[name]}" for name in odd]
     faults += [f"a file {name[:80]!r}" for name in names]
     faults += [] if facts.dtype in DTYPES else [f"dtype {facts.dtype[:80]!r}"]
-    is_form = facts.weights in (*WEIGHT_FORMS, *PLAN_FORMS.values())
+    is_form = facts.weights in (*WEIGHT_FORMS, *QUANTIZE_WORDS)
     faults += [] if is_form else [f"weights {facts.weights[:80]!r}"]
     if faults:
         raise EngineMismatch(

@@ -31,6 +31,7 @@ WEIGHT_FORMS = ("model", "int8", "int4")
 in 4 where they are of the layers."""
 PLAN_FORMS = {"fp8": "qdq-fp8", "int4": "qdq-int4"}
 """How a plan may have the layers' matrices, by what `--quantize` calls it: as Q/DQ nodes."""
+QUANTIZE_WORDS = {form: word for word, form in PLAN_FORMS.items()}
 
 
 @dataclass(frozen=True)

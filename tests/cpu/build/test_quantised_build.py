@@ -4,13 +4,17 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from build_command import build_engine
+from paths import ROOT
 from quantised_checkpoints import COMPRESSED, fp8_checkpoint
+from safetensors.torch import load_file
 from torch import Tensor
 
+from legokv import Engine, EngineSettings
 from legokv.build.calibration import (
     CALIBRATION_FILE,
     MOST_TEXT_TOKENS,
@@ -24,6 +28,7 @@ from legokv.build.gate import PASSAGES
 from legokv.checkpoint import load_weights, read_model_config
 from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.model.decoder import decoder_from_weights
+from legokv.model.dtypes import PLAN_FORMS
 from legokv.ops.quantised_weight import FP8_MOST
 
 RTX = BuildSettings("e", backend="tensorrt-rtx", samples=PASSAGES)
@@ -35,6 +40,8 @@ RTX = BuildSettings("e", backend="tensorrt-rtx", samples=PASSAGES)
         (["--backend", "torch", "--quantize", "fp8"], "or --weights int8 or int4, which CPUs"),
         (["--backend", "torch", "--quantize", "int4"], "--quantize int4 is of a plan, and backend"),
         (["--weights", "int8", "--quantize", "int4"], "for a plan: leave out one of them"),
+        # Where there is no GPU.
+        (["--backend", "auto", "--quantize", "fp8"], "of a plan, and backend torch builds none"),
     ],
 )
 def test_the_command_refuses_what_cannot_be_in_one_sentence_with_the_alternatives(
@@ -45,6 +52,26 @@ def test_the_command_refuses_what_cannot_be_in_one_sentence_with_the_alternative
     assert words in finished.stderr
     assert finished.stderr.count("\n") == 1
     assert not (tmp_path / "e").exists()
+
+
+def test_where_auto_chooses_a_plan_it_is_quantised_as_asked(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "build"))
+    import engine_command
+
+    asked: list[BuildSettings] = []
+    monkeypatch.setattr(engine_command, "choose_backend", lambda *of: "tensorrt-rtx")
+    monkeypatch.setattr(
+        engine_command, "build_engine_folder", lambda *of, **named: asked.append(of[2])
+    )
+    monkeypatch.setattr(
+        engine_command, "read_engine_folder", lambda path: SimpleNamespace(gate=None)
+    )
+    options = ["--checkpoint", str(tiny_checkpoint("llama")), "--output", str(tmp_path / "e")]
+    for word, form in PLAN_FORMS.items():
+        engine_command.build(engine_command.parse_arguments(None, [*options, "--quantize", word]))
+        assert (asked[-1].backend, asked[-1].weights) == ("tensorrt-rtx", form)
 
 
 @pytest.mark.parametrize(
@@ -157,4 +184,14 @@ def test_an_fp8_checkpoint_is_an_engine_for_cpus_with_the_numbers_it_stands_for(
         *("--checkpoint", folder, "--output", tmp_path / "e", "--backend", "torch", "--no-onnx")
     )
     assert finished.returncode == 0, finished.stderr
-    assert "written" in finished.stdout
+    stored = load_file(folder / "model.safetensors")
+    name = "model.layers.1.self_attn.o_proj.weight"
+    expected = (stored[name].float() * stored[f"{name}_scale"].float()).bfloat16()
+    engine = Engine.open(tmp_path / "e", settings=EngineSettings(runner="torch", pool_tokens=64))
+    assert engine.facts.weights == "model"
+    weights = load_weights(tmp_path / "e", engine.facts.model, torch.bfloat16)
+    assert torch.equal(weights["layers.1.out.weight"], expected)
+    ids = list(range(5, 40))
+    meant = run_text(decoder_from_weights(engine.facts.model, weights), ids, [len(ids) - 1])[0]
+    found = engine.prefill([ids]).logits
+    assert (found - meant).abs().max() < 0.06 * meant.abs().max()
