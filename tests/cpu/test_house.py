@@ -180,6 +180,14 @@ def test_things_are_called_by_nouns() -> None:
     assert participles("def f(given):\n    found = given\n") == ["1: given", "2: found"]
 
 
+def test_no_test_imports_from_a_conftest() -> None:
+    """Each folder's has this one name: who imports it gets the one that was read last."""
+    importing = re.compile(r"^\s*(?:from|import) conftest\b", re.MULTILINE)
+    assert importing.search("from conftest import TEXTS")
+    files = (ROOT / "tests").rglob("*.py")
+    assert [file.name for file in files if importing.search(file.read_text("utf-8"))] == []
+
+
 # Whose JSON somebody else reads.
 SPOKEN_BY = ("cli.py", "serving", "commands", "chunks", "built", "plan")
 

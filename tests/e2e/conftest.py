@@ -5,21 +5,13 @@ from pathlib import Path
 
 import pytest
 from server import RunningServer, serving
+from server_texts import MAX_CHUNK_TOKENS, TEXTS
 
 from legokv import Engine, EngineSettings
 from legokv.chunks.chunk import Chunk
 from legokv.documents.cut import cut, document_token_ids
 from legokv.documents.document import normalise_text
 from legokv.text.prompt import build_prompt, prompt_format
-
-TEXTS = (
-    "The harbour of Vellin has three lighthouses. The oldest stands on the northern pier. " * 3,
-    "The ferry of Vellin leaves at seven and comes back at nine, except on market days. " * 3,
-    "Größe und Gewicht: 12 µm, 東京, 👩‍🔬. The keeper of the oldest lighthouse is called Orrin. "
-    * 3,
-    "On market days the baker of Vellin sells rye bread from a blue cart by the well. " * 3,
-)
-MAX_CHUNK_TOKENS = 64
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TEXTS
 from paths import CLIENT
 from server import RunningServer, serving
+from server_texts import TEXTS
 
 NO_DOCUMENT = "no document is called 'nowhere' in namespace 'clients'"
 

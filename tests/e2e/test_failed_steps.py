@@ -4,9 +4,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import TEXTS
 from faults import Faults
 from server import RunningServer, refusal, replies, serving
+from server_texts import TEXTS
 from tritonclient.utils import InferenceServerException
 
 QUESTION = "Who keeps the oldest lighthouse?"

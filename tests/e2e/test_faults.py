@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEXTS
 from killing import kill_model, next_events
 from scrape import at_rest
 from server import RunningServer, replies, serving
+from server_texts import TEXTS
 from tritonclient.utils import InferenceServerException
 
 QUESTION = "Who keeps the oldest lighthouse?"

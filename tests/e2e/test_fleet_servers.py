@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import MAX_CHUNK_TOKENS, TEXTS
 from nginx_server import balancing
 from paths import CLIENT
 from redis_server import RedisServer, redis_running
 from scrape import at_rest
 from server import ANSWER_SECONDS, RunningServer, refusal, serving
+from server_texts import MAX_CHUNK_TOKENS, TEXTS
 from tritonclient.utils import InferenceServerException
 
 CLIENT = CLIENT / "ask.py"

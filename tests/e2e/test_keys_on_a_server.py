@@ -15,9 +15,9 @@ import openai
 import pytest
 from browser import keep_screenshot, running_browser
 from clients import WAYS, Ask
-from conftest import TEXTS
 from playwright.sync_api import expect
 from server import RunningServer, serving
+from server_texts import TEXTS
 
 from legokv.serving.api_keys import add_key, revoke_key
 

@@ -7,10 +7,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import TEXTS
 from processes import has_ended
 from scrape import at_rest
 from server import RunningServer, command, replies, serving
+from server_texts import TEXTS
 
 from legokv.built.folder import FORMAT_VERSION
 from legokv.serving.triton.processes import child_processes

@@ -8,10 +8,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import TEXTS
 from processes import soon
 from scrape import at_rest
 from server import RunningServer, refusal, replies, serving
+from server_texts import TEXTS
 from tritonclient.utils import InferenceServerException
 
 QUESTION = "Who keeps the oldest lighthouse?"

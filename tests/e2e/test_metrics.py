@@ -7,9 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import TEXTS
 from scrape import Scrape, at_rest, scrape, settled
 from server import RunningServer, replies, serving
+from server_texts import TEXTS
 
 from legokv.serving.error_codes import HTTP_STATUS
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEXTS
 from server import RunningServer, serving
+from server_texts import TEXTS
 
 from legokv.build.engine import BuildSettings, build_engine_folder
 
