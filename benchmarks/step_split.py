@@ -185,6 +185,11 @@ def main() -> None:
         ),
     )
     attention: Any = engine.runner.attention  # type: ignore[attr-defined]
+    if attention.library is None:
+        raise SystemExit(
+            f"the engine attends by {attention.description}, and the CPU library's steps are timed "
+            "here: run build/build_native.py"
+        )
     print(f"{arguments.threads} threads, {attention.description}; {limits()}")
     jobs = decoding_jobs(engine, arguments, most_steps)
     clock = Clock(arguments.threads)

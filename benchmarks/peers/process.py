@@ -48,8 +48,7 @@ class PeerProcess:
 
     def seconds(self, prompts: list[dict[str, object]], num_tokens: int, reuse: str) -> float:
         """How long the peer took, by its own clock around its own call."""
-        request = {"prompts": prompts, "num_tokens": num_tokens, "reuse": reuse}
-        return float(self._ask(request)["seconds"])
+        return self.times(prompts, num_tokens, reuse)[1]
 
     def times(
         self, prompts: list[dict[str, object]], num_tokens: int, reuse: str

@@ -114,7 +114,8 @@ def _refuse_quantised(config: JsonObject) -> None:
         raise UnsupportedModel(
             f"the checkpoint is quantised ({named}) with {other} "
             f"{str(quantisation[other])[:80]}: only FP8 weights with one scale, or one an output, "
-            "are supported; take the unquantised checkpoint"
+            "and packed INT4 weights are supported, and nothing else in few bits; take the "
+            "unquantised checkpoint"
         )
 
 

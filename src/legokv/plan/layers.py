@@ -9,8 +9,8 @@ from itertools import groupby
 from typing import Any
 
 ATTENTION = ("LegoLinkAttention", "ScoredAttention")
-# What stands in the list and puts nothing on a stream.
 _FEW_BITS = ("FP8", "Int4")
+# What stands in the list and puts nothing on a stream.
 _NOTHING = ("NoOp", "Constant", "shape_call")
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), (?P<rest>.*)$")
 _TENSOR = re.compile(
