@@ -5,8 +5,7 @@
 // which the last that top_k or top_p keeps must be.
 #pragma once
 
-#include "cpu/kernels/likeliest.h"
-#include "cpu/kernels/list_edge.h"
+#include "cpu/kernels/marked_tokens.h"
 
 namespace legokv::cpu {
 namespace {
@@ -31,8 +30,7 @@ class QuickDraw {
         blocks_(blocks),
         sums_(parts.take<double>(blocks.num_blocks)),
         room_(parts.take<double>(blocks.num_blocks)),
-        marks_(parts.take<BlockBits>(blocks.num_blocks)),
-        list_(token_list(parts, int64_t{blocks.num_blocks} * kDrawBlock)),
+        marked_(blocks, parts),
         search_(int64_t{blocks.num_blocks} * kDrawBlock, parts),
         guess_(blocks, parts) {}
 
@@ -61,6 +59,8 @@ class QuickDraw {
     return [unit, offset](Doubles values) { return near_power(values * unit - offset); };
   }
 
+  const TokenList& list() const { return marked_.list; }
+
   void weigh_list(const TokenList list) const {
     const auto weights_of = weights();
     for (int64_t i = 0; i < list.size; i += kDrawLanes) {
@@ -79,24 +79,27 @@ class QuickDraw {
 
   // Keeps only the top_k likeliest, of equal ones the first.
   void keep_top_k() {
-    const auto count = static_cast<double>(row_.top_k);
-    double num_above = 0;
+    const int64_t count = row_.top_k;
+    Bracket bracket;
+    typename MarkedTokens<Raw>::Counts counts;
     if (2 * row_.top_k <= blocks_.num_blocks) {
       // As many blocks have a token of at least the last of their peaks.
-      num_above = mark({kInfinity, std::max(peak_of_rank(row_.top_k), Bracket().low)});
+      bracket.low = std::max(peak_of_rank(count), bracket.low);
+      counts = marked_.mark(bracket);
     } else {
       guess_.look(kInfinity);
       guess_.weigh(kInfinity, -kInfinity);
       for (int attempt = 0; attempt < kGuesses; ++attempt) {
-        num_above = mark(guess_.bracket(count, attempt));
-        if (num_above < count && num_above + static_cast<double>(num_marked_) >= count) break;
+        bracket = guess_.bracket(static_cast<double>(count), attempt);
+        counts = marked_.mark(bracket);
+        if (counts.above < count && counts.above + counts.within >= count) break;
       }
     }
     // All that may come may be fewer.
-    if (num_above + static_cast<double>(num_marked_) < count) return;
-    list_marked();
-    std::fill(list_.weights, list_.weights + list_.size, 1.0);
-    edge_ = search_.find(list_, num_above, count);
+    if (counts.above + counts.within < count) return;
+    marked_.list_all(bracket, edge_);
+    std::fill(list().weights, list().weights + list().size, 1.0);
+    edge_ = search_.find(list(), static_cast<double>(counts.above), static_cast<double>(count));
   }
 
   double peak_of_rank(int64_t rank) {
@@ -104,62 +107,6 @@ class QuickDraw {
     std::nth_element(room_, room_ + rank - 1, room_ + blocks_.num_blocks,
                      [](double a, double b) { return a > b; });
     return room_[rank - 1];
-  }
-
-  // Marks the tokens in the bracket, and counts those above it.
-  double mark(Bracket bracket) {
-    bracket_ = bracket;
-    const float high = least_float(bracket.high), low = least_float(bracket.low);
-    int64_t num_above = 0;
-    num_marked_ = 0;
-    for (int block = 0; block < blocks_.num_blocks; ++block) {
-      marks_[block] = 0;
-      if (blocks_.peaks[block] < bracket.low) continue;
-      const Raw* values = blocks_.at(block);
-      const BlockBits above = blocks_.live[block] & block_at_least(values, high);
-      marks_[block] = blocks_.live[block] & block_at_least(values, low) & ~above;
-      num_above += __builtin_popcountll(above);
-      num_marked_ += __builtin_popcountll(marks_[block]);
-    }
-    const TokenList changed = blocks_.changed;
-    for (int64_t i = 0; i < changed.size; ++i) {
-      num_above += changed.values[i] >= bracket.high;
-      num_marked_ += (changed.values[i] >= bracket.low) & (changed.values[i] < bracket.high);
-    }
-    return static_cast<double>(num_above);
-  }
-
-  void list_marked() {
-    // Copies: else each store might change them, for all that the compiler knows.
-    TokenList list = list_;
-    const BlockBits* marks = marks_;
-    list.size = 0;
-    for (int block = 0; block < blocks_.num_blocks; ++block) {
-      const auto first = static_cast<int32_t>(blocks_.first_id(block));
-      list.size += append_numbers(marks[block], first, list.ids + list.size);
-    }
-    blocks_.values_of(list);
-    list_.size = list.size;
-    list_changed();
-  }
-
-  void list_changed() {
-    const TokenList changed = blocks_.changed;
-    TokenList list = list_;
-    const Bracket bracket = bracket_;
-    const Edge edge = edge_;
-    for (int64_t i = 0; i < changed.size; i += kDrawLanes) {
-      const Doubles values = load_doubles(changed.values + i);
-      const Longs here =
-          (values >= bracket.low) & (values < bracket.high) & edge.keeps(values, changed.ids + i);
-      if (!any_lane(here)) continue;
-      for (int lane = 0; lane < kDrawLanes; ++lane) {
-        list.ids[list.size] = changed.ids[i + lane];
-        list.values[list.size] = values[lane];
-        list.size -= here[lane];
-      }
-    }
-    list_.size = list.size;
   }
 
   // Which live tokens of a block top_k keeps.
@@ -186,8 +133,8 @@ class QuickDraw {
       if (is_unsure_) return false;
       const double wanted = share * total_, doubt = kDoubt * total_;
       if (above_ < wanted - doubt) {
-        list_marked();
-        weigh_list(list_);
+        marked_.list_all(bracket, edge_);
+        weigh_list(list());
         if (above_ + listed_weight() >= wanted + doubt) return keep_listed(wanted, doubt);
       }
       if (is_few) return false;
@@ -197,14 +144,14 @@ class QuickDraw {
 
   double listed_weight() const {
     double listed = 0;
-    for (int64_t i = 0; i < list_.size; ++i) listed += list_.weights[i];
+    for (int64_t i = 0; i < list().size; ++i) listed += list().weights[i];
     return listed;
   }
 
   // Keeps of the list the likeliest that with what is above weigh `wanted`; false if others may.
   bool keep_listed(double wanted, double doubt) {
-    edge_ = search_.find(list_, above_, wanted);
-    const TokenList list = list_;
+    const TokenList list = marked_.list;
+    edge_ = search_.find(list, above_, wanted);
     const Edge edge = edge_;
     double* sums = sums_;
     for (int64_t i = 0; i < list.size; i += kDrawLanes) {
@@ -220,7 +167,6 @@ class QuickDraw {
   // from `bracket.high`; then it marks the tokens that the bracket holds.
   template <bool kTopP, bool kFloor>
   void weigh(Bracket bracket) {
-    bracket_ = bracket;
     double least = std::max(blocks_.most - kFarthest * row_.temperature, edge_.value);
     if (!kTopP) least = std::max(least, under_floor_);
     const auto weights_of = weights();
@@ -231,14 +177,14 @@ class QuickDraw {
     for (int block = 0; block < blocks_.num_blocks; ++block) {
       prefetch(block);
       sums_[block] = 0;
-      if (kTopP) marks_[block] = 0;
+      if (kTopP) marked_.marks[block] = 0;
       if (blocks_.peaks[block] < least) continue;
       const Raw* values = blocks_.at(block);
       const BlockBits kept = kept_of(block, values);
       BlockBits over = kept;
       if constexpr (kTopP) {
         over &= block_at_least(values, high);
-        marks_[block] = kept & ~over & block_at_least(values, low);
+        marked_.marks[block] = kept & ~over & block_at_least(values, low);
       }
       BlockBits summed = over;
       if constexpr (kFloor) {
@@ -334,13 +280,10 @@ class QuickDraw {
   const RowBlocks<Raw>& blocks_;
   double* sums_;  // of each block's weights, those that are kept
   double* room_;
-  BlockBits* marks_;  // the tokens of each block that are to be listed
-  TokenList list_;
+  MarkedTokens<Raw> marked_;
   EdgeSearch search_;
   Guess<Raw> guess_;
-  Bracket bracket_;
   Edge edge_;  // behind it nothing is kept
-  int64_t num_marked_ = 0;
   double unit_ = 0, offset_ = 0;
   double floor_ = -kInfinity, under_floor_ = -kInfinity;
   double total_ = 0, above_ = 0;
