@@ -17,6 +17,7 @@ LEGOKV_HOST_DEVICE int64_t num_tiles(const LegokvLegolinkAttention& a) {
 template <typename T, int kHeadSize>
 LEGOKV_DEVICE void fill_memory(const LegokvLegolinkAttention& a, const QueryTile& tile,
                                TileMemory<T, kHeadSize>* memory) {
+  static_assert(kTileRows <= kThreads && kHeadSize / 2 <= kThreads);
   const int thread = device::thread_index();
   if (thread < kHeadSize / 2) memory->inv_freq[thread] = a.inv_freq[thread];
   if (thread < kTileRows) {

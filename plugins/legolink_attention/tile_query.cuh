@@ -51,8 +51,8 @@ struct alignas(16) TileQuery {
 
 // Rotates a lane's part of one row to a base and scales it, so that its products with keys are
 // scores in base 2. Of every 8 dimensions a lane has the two at 2 * (lane % 4), so those that turn
-// together are its own: they stay in registers until they are rotated. Zeros for a row that isn't
-// there.
+// together are its own: they stay in registers until they are rotated. A row that isn't there gets
+// zeros, or no numbers if q begins with such: its results go nowhere.
 template <typename T, int kHeadSize>
 LEGOKV_DEVICE void turn_row(const LegokvLegolinkAttention& a, const TileRow& row, int base,
                             const float* inv_freq, T* turned_row) {

@@ -12,8 +12,8 @@ namespace legokv::cpu {
 namespace {
 
 // Expand::step<kLower>(from, to) makes a step of bfloat16. Tiles::multiply_expanding(block, from)
-// makes the block's steps at its weight, kExpandedSteps in a ring. Tiles::raised(rows, to) copies
-// the rows for a lowered weight; null where it wants none, or not for these rows.
+// makes the block's steps at its weight, kExpandedSteps in a ring. Tiles::raised(rows, size, to)
+// copies the rows for a lowered weight; null where it wants none, or not for these rows.
 template <typename Tiles, typename Expand, typename Step>
 class BlockProduct {
  public:
