@@ -1,5 +1,6 @@
 """Tokens drawn by the library: those of torch's form, in each of its builds."""
 
+import math
 from functools import partial
 
 import numpy as np
@@ -185,6 +186,25 @@ def test_what_lies_on_an_edge_is_decided_by_the_exact_weights(library):
         draw = Draw(0, options, LogitChanges(options), place)
         assert drawn_rows(library, logits, [draw]) == [token_id], (kwargs, place)
         assert draw_tokens(logits, [draw]) == [token_id], (kwargs, place)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.999])
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_a_logit_where_min_p_ends_is_kept_if_the_exact_weights_keep_it(library, is_changed, top_p):
+    """By the last bits of min_p, which the near weights do not tell apart."""
+    value = float(np.float32(-0.7))
+    logits = torch.zeros(1, 100)
+    logits[0, 20] = 0.0 if is_changed else value
+    bias = {20: value} if is_changed else {}
+    drawn = []
+    for step in range(-4, 5):
+        min_p = math.exp(value) + step * 2**-53
+        options = SamplingOptions(temperature=1.0, top_p=top_p, min_p=min_p, logit_bias=bias)
+        draw = Draw(0, options, LogitChanges(options), 20.25 / 99.5)
+        drawn += drawn_rows(library, logits, [draw])
+        assert drawn[-1:] == drawn_rows(library, logits, [draw], is_exact=True), step
+    assert sorted(set(drawn)) == [20, 21]
+    assert drawn == sorted(drawn)
 
 
 @pytest.mark.parametrize("bias", [1e-310, -1e-310, 5e-324, 1e-305, 1e-300])
