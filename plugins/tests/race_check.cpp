@@ -1,7 +1,7 @@
 // Runs one kernel on a small ragged step under ThreadSanitizer, every thread of a block a thread to
 // it.
 //
-//   race_check split|float-split|tiled|reference [block|warp ORDINAL]
+//   race_check split|float-split|tiled|long-tiled|reference [block|warp ORDINAL]
 //
 // With a second argument, that barrier of every thread does nothing. Exit status 66 and a report: a
 // race was found. Status 0: none was.
@@ -20,7 +20,17 @@ namespace legokv {
 namespace {
 
 constexpr int kHeads = 4, kKvHeads = 2, kHeadSize = 64, kPageSize = 16;
-constexpr int kChunks = 12, kChunkTokens = 27, kPagesPerChunk = 2;
+constexpr int kChunkTokens = 27, kPagesPerChunk = 2;
+
+// Two splits, whatever the shapes would suggest: long enough for every buffer to be used again.
+struct Shape {
+  int regime;
+  int num_chunks = 12;
+  int num_splits = 2;
+};
+
+// Tiles of more than one group of rows, and more strips than are listed at once.
+constexpr Shape kLongTiled = {LEGOKV_TILED, 40, 1};
 
 // Every chunk's last token is computed, in one sequence: tables of many strips and many bases.
 template <typename T>
@@ -40,9 +50,9 @@ std::vector<T> numbers(size_t count) {
 }
 
 template <typename T>
-Step<T> make_step() {
+Step<T> make_step(int num_chunks) {
   Step<T> step;
-  for (int chunk = 0; chunk < kChunks; ++chunk) {
+  for (int chunk = 0; chunk < num_chunks; ++chunk) {
     const int base = chunk * kChunkTokens, page = chunk * kPagesPerChunk;
     step.rows.push_back({page, base, base, kPageSize});
     step.rows.push_back({page + 1, base, base + kPageSize, kChunkTokens - kPageSize});
@@ -50,10 +60,10 @@ Step<T> make_step() {
     step.key_positions.push_back(kChunkTokens - 1);
     step.slots.push_back(page * kPageSize + kChunkTokens - 1);
   }
-  step.query_start = {0, kChunks};
-  step.q = numbers<T>(kChunks * kHeads * kHeadSize);
-  step.k = step.v = numbers<T>(kChunks * kKvHeads * kHeadSize);
-  step.pool = numbers<T>(kChunks * kPagesPerChunk * 2 * kPageSize * kKvHeads * kHeadSize);
+  step.query_start = {0, num_chunks};
+  step.q = numbers<T>(num_chunks * kHeads * kHeadSize);
+  step.k = step.v = numbers<T>(num_chunks * kKvHeads * kHeadSize);
+  step.pool = numbers<T>(num_chunks * kPagesPerChunk * 2 * kPageSize * kKvHeads * kHeadSize);
   step.out.resize(step.q.size());
   for (int i = 0; i < kHeadSize / 2; ++i) step.inv_freq.push_back(1.0f / float(i + 1));
   return step;
@@ -73,10 +83,9 @@ LegokvLegolinkAttention arguments_of(Step<T>& step, int regime) {
   a.query_start = step.query_start.data();
   a.pages = reinterpret_cast<const int32_t*>(step.rows.data());
   a.inv_freq = step.inv_freq.data();
-  a.num_pool_pages = kChunks * kPagesPerChunk;
-  a.num_tokens = kChunks;
+  a.num_pool_pages = a.num_table_rows = static_cast<int32_t>(step.rows.size());
+  a.num_tokens = static_cast<int32_t>(step.positions.size());
   a.num_sequences = 1;
-  a.num_table_rows = static_cast<int32_t>(step.rows.size());
   a.num_heads = kHeads;
   a.num_kv_heads = kKvHeads;
   a.head_size = kHeadSize;
@@ -89,26 +98,27 @@ LegokvLegolinkAttention arguments_of(Step<T>& step, int regime) {
   return a;
 }
 
-// Two splits, whatever the shapes would suggest: long enough for every buffer to be used again.
 template <typename T>
-Status run(int regime) {
-  Step<T> step = make_step<T>();
-  AttentionCall call = {arguments_of(step, regime),
-                        {regime, regime == LEGOKV_REFERENCE ? 1 : 2, 0, 0}};
-  step.workspace.resize(2 * step.out.size() + 4 * kChunks * kHeads);
+Status run(const Shape& shape) {
+  const int regime = shape.regime, num_splits = regime == LEGOKV_REFERENCE ? 1 : shape.num_splits;
+  Step<T> step = make_step<T>(shape.num_chunks);
+  AttentionCall call = {arguments_of(step, regime), {regime, num_splits, 0, 0}};
+  step.workspace.resize(2 * step.out.size() + 4 * shape.num_chunks * kHeads);
   call.arguments.workspace = step.workspace.data();
   Status status = launch_write_kv(call.arguments, nullptr);
   if (status != Status::kOk) return status;
   if (regime == LEGOKV_REFERENCE) return launch_attend_reference(call.arguments, nullptr);
   status = regime == LEGOKV_SPLIT ? launch_attend_split(call, nullptr)
                                   : launch_attend_tiled(call, nullptr);
-  return status == Status::kOk ? launch_combine_splits(call, nullptr) : status;
+  if (num_splits == 1 || status != Status::kOk) return status;
+  return launch_combine_splits(call, nullptr);
 }
 
 Status run_named(const std::string& name) {
-  if (name == "float-split") return run<float>(LEGOKV_SPLIT);
-  if (name == "split") return run<bfloat16>(LEGOKV_SPLIT);
-  return run<bfloat16>(name == "tiled" ? LEGOKV_TILED : LEGOKV_REFERENCE);
+  if (name == "float-split") return run<float>({LEGOKV_SPLIT});
+  if (name == "split") return run<bfloat16>({LEGOKV_SPLIT});
+  if (name == "long-tiled") return run<bfloat16>(kLongTiled);
+  return run<bfloat16>({name == "tiled" ? LEGOKV_TILED : LEGOKV_REFERENCE});
 }
 
 }  // namespace
