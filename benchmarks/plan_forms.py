@@ -26,7 +26,7 @@ from legokv.built.folder import read_engine_folder
 from legokv.checkpoint.weights import load_weights
 from legokv.model.decoder import Decoder, decoder_from_weights
 from legokv.model.dtypes import PLAN_FORMS
-from legokv.ops.quantised_weight import fp8_near
+from legokv.ops.quantised_weight import fake_fp8
 from legokv.text.tokenizer import Tokenizer
 
 SAMPLES = ROOT / "examples" / "documents"
@@ -61,7 +61,7 @@ def round_inputs(decoder: Decoder, scales: Mapping[str, float]) -> None:
 
     def rounding(scale: float) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         def rounded(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (fp8_near(inputs[0], scale), *inputs[1:])
+            return (fake_fp8(inputs[0], scale), *inputs[1:])
 
         return rounded
 

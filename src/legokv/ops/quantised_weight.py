@@ -59,8 +59,8 @@ def fp8_numbers(values: Tensor, scale: Tensor) -> Tensor:
     return (values.float() / scale.float()).clamp_(-FP8_MOST, FP8_MOST).to(FP8)
 
 
-def fp8_near(x: Tensor, scale: float) -> Tensor:
-    """`x` in its type as a QuantizeLinear of E4M3 and a DequantizeLinear by `scale` give it."""
+def fake_fp8(x: Tensor, scale: float) -> Tensor:
+    """`x`, in its type, by fake quantisation: by `scale` to E4M3 and back, as Q/DQ nodes do it."""
     numbers = fp8_numbers(x, torch.tensor(scale))
     return (numbers.float() * scale).to(x.dtype)
 

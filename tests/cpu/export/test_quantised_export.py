@@ -23,7 +23,7 @@ from legokv.checkpoint.weights import dense_weight, load_kept_weights
 from legokv.export import Quantised, export_onnx
 from legokv.model.decoder import Decoder, decoder_from_weights
 from legokv.model.dtypes import PLAN_FORMS
-from legokv.ops.quantised_weight import QuantisedWeight, fp8_near
+from legokv.ops.quantised_weight import QuantisedWeight, fake_fp8
 from legokv.step.batch import step_batch
 from legokv.step.sequence import chunk_sequence
 
@@ -108,7 +108,7 @@ def test_each_product_of_the_graph_is_the_eager_model_s_with_rounded_inputs(
         # Some of it is past what FP8 has with this scale.
         x = (torch.randn(9, product.in_features, generator=seeded(name)) * 5).bfloat16()
         found = by_its_nodes(graph, constants, name, x)
-        near = fp8_near(x, made.quantised.input_scales[name]) if form == "fp8" else x
+        near = fake_fp8(x, made.quantised.input_scales[name]) if form == "fp8" else x
         assert torch.equal(near, x) == (form == "int4")
         expected = product.forward(near)
         most = 0.01 * float(expected.abs().max())

@@ -10,7 +10,7 @@ from legokv.errors import UnsupportedModel
 from legokv.ops.quantised_weight import (
     FP8,
     QuantisedWeight,
-    fp8_near,
+    fake_fp8,
     fp8_weight,
     int4_weight,
     stacked_quantised,
@@ -63,7 +63,7 @@ def test_fp8_keeps_what_is_a_number_of_its_own_and_is_within_a_sixteenth_of_all_
 
 def test_an_input_past_the_largest_is_the_largest_and_its_zeros_stay_zeros() -> None:
     x = torch.tensor([1000.0, -1000, 0, 1], dtype=torch.bfloat16)
-    near = fp8_near(x, 0.5)
+    near = fake_fp8(x, 0.5)
     assert near.dtype == torch.bfloat16
     assert near.tolist() == [224, -224, 0, 1]
 
