@@ -116,9 +116,9 @@ def _bare(facts: EngineFacts) -> EngineFacts:
 def _is_as(asked: AskedPlan, plan: PlanFacts, facts: EngineFacts) -> bool:
     if facts.backend not in PLAN_BACKENDS:
         return True
-    has_scoring = PLAN_BACKENDS[plan.flavour].scoring_file == plan.scoring_file
-    scored = tuple(scoring_layers(facts.model.num_layers)) if plan.scoring_file else ()
-    if not has_scoring or plan.scoring_layers != scored:
+    scoring_file = PLAN_BACKENDS[plan.flavour].scoring_file
+    scored = tuple(scoring_layers(facts.model.num_layers)) if scoring_file else ()
+    if (plan.scoring_file, plan.scoring_layers) != (scoring_file, scored):
         return False
     graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
     limits = settled_limits(facts.model, graph, asked.limits)
