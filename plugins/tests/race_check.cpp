@@ -30,7 +30,7 @@ struct Shape {
 };
 
 // Tiles of more than one group of rows, and more strips than are listed at once.
-constexpr Shape kLongTiled = {LEGOKV_TILED, 40, 1};
+constexpr Shape kLongTiled = {LEGOKV_TILED, 34, 1};
 
 // Every chunk's last token is computed, in one sequence: tables of many strips and many bases.
 template <typename T>

@@ -142,13 +142,13 @@ def test_tiles_full_half_full_and_of_few_rows_are_those_of_the_loops(
     check(launchers, step, Regime.TILED)
 
 
-# As steps have them: rows in order, each chunk's one after another, so that stages are full. The
-# list of strips goes round.
-@pytest.mark.parametrize(("num_splits", "head_size"), [(1, 64), (3, 128)])
+# As steps have them: rows in order, each chunk's one after another, so that stages are full. Where
+# nothing is split the list of strips goes round.
+@pytest.mark.parametrize(("num_splits", "head_size", "longest"), [(1, 64, 900), (3, 128, 600)])
 def test_tables_in_order_of_several_bases_are_walked_whole(
-    launchers: Launchers, num_splits: int, head_size: int
+    launchers: Launchers, num_splits: int, head_size: int, longest: int
 ) -> None:
-    sequence = linked((150, 37, 900, 16), link_tokens=20, fresh=9)
+    sequence = linked((150, 37, longest, 16), link_tokens=20, fresh=9)
     inputs = make_inputs(Step((sequence,), (4, 1), head_size, dtype=torch.bfloat16, seed=22))
     rows = sorted(inputs.tables.pages[0].tolist(), key=lambda row: (row[3] == 0, row[2]))
     inputs.tables.pages[0] = torch.tensor(rows, dtype=torch.int32)
