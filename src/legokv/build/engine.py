@@ -23,12 +23,13 @@ from legokv.built.plan_limits import PlanLimits
 from legokv.built.seal import is_calibrated
 from legokv.checkpoint.fingerprint import calibrated_fingerprint, model_fingerprint
 from legokv.checkpoint.hf_config import read_model_config
-from legokv.checkpoint.layout import check_tensors, with_its_head
+from legokv.checkpoint.layout import check_tensors, decoder_tensors, with_its_head
 from legokv.checkpoint.tensor_table import index_file, read_tensor_table, weight_files
-from legokv.checkpoint.weights import stored_input_scales
+from legokv.checkpoint.weights import form_of_few_bits, stored_input_scales
 from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.model.config import ModelConfig
 from legokv.model.dtypes import DTYPES, PLAN_FORMS, QUANTIZE_WORDS, WEIGHT_FORMS, Dtypes
+from legokv.ops.quantised_weight import int4_block
 from legokv.plan.backends import PLAN_BACKENDS
 from legokv.plan.llm import FLAVOUR as LLM_FLAVOUR
 from legokv.plan.write import check_sizes, engine_plan
@@ -244,6 +245,8 @@ def facts_from_checkpoint(checkpoint: Path, settings: BuildSettings) -> EngineFa
             graph_shape(model, Dtypes.same(settings.dtype), settings.page_size),
             settings.limits,
         )
+    if settings.weights == PLAN_FORMS["int4"] != form_of_few_bits(stored):
+        _check_blocks(model)
     return EngineFacts(
         format_version=FORMAT_VERSION,
         legokv_version=VERSION,
@@ -256,6 +259,13 @@ def facts_from_checkpoint(checkpoint: Path, settings: BuildSettings) -> EngineFa
         files=_files(checkpoint),
         weights=settings.weights,
     )
+
+
+def _check_blocks(model: ModelConfig) -> None:
+    """UnsupportedModel for a product whose rows are no blocks of INT4, before plugins compile."""
+    for tensor in decoder_tensors(model):
+        if tensor.name.startswith("layers.") and len(tensor.shape) == 2:
+            int4_block(tensor.shape[1], tensor.name)
 
 
 def with_plan(facts: EngineFacts, settings: BuildSettings, library: Path | None) -> EngineFacts:

@@ -176,25 +176,31 @@ def _check_source(table: Mapping[str, StoredTensor], source: Source, config: Mod
 
 def _check_scales(source: Source, table: Mapping[str, StoredTensor]) -> None:
     """UnsupportedModel unless FP8 numbers have one scale, or one an output; their inputs one."""
+    _refuse_vector(source, "F8_E4M3")
     scales, inputs = table.get(weight_scale(source.name)), table.get(input_scale(source.name))
     if scales is None:
         raise UnsupportedModel(
             f"{source.name} is stored as F8_E4M3, and there is no {weight_scale(source.name)}: "
             "only FP8 weights with one scale, or one an output, are read; take another checkpoint"
         )
-    for each, counts in ((scales, (1, source.shape[0])), (inputs, (1,))):
-        if each is not None and (prod(each.shape) not in counts or each.dtype not in FLOAT_DTYPES):
+    one = ((), (1,), (1, 1))
+    an_output = ((source.shape[0],), (source.shape[0], 1))
+    # Not by how many they are: blocks of a matrix may be as many as its rows.
+    for each, shapes in ((scales, (*one, *an_output)), (inputs, one)):
+        if each is not None and (each.shape not in shapes or each.dtype not in FLOAT_DTYPES):
+            counts = dict.fromkeys(prod(shape) for shape in shapes)
             raise UnsupportedModel(
                 f"{each.name} is {each.dtype} {list(each.shape)}: FP8 weights "
-                f"{list(source.shape)} have {' or '.join(map(str, dict.fromkeys(counts)))} floats "
-                "there; take another checkpoint"
+                f"{list(source.shape)} have {' or '.join(map(str, counts))} floats there; take "
+                "another checkpoint"
             )
 
 
 def _check_packed(source: Source, table: Mapping[str, StoredTensor]) -> None:
     """UnsupportedModel unless INT4 numbers are as many as the model's, in blocks of a row."""
+    _refuse_vector(source, "packed INT4")
     packed, scales = table[packed_weight(source.name)], table.get(weight_scale(source.name))
-    rows, columns = source.shape if len(source.shape) == 2 else (source.shape[0], 0)
+    rows, columns = source.shape
     if packed.dtype != "I32" or packed.shape != (rows, columns // 8) or columns % 8:
         raise UnsupportedModel(
             f"{packed.name} is {packed.dtype} {list(packed.shape)}: {list(source.shape)} numbers "
@@ -207,6 +213,14 @@ def _check_packed(source: Source, table: Mapping[str, StoredTensor]) -> None:
         raise UnsupportedModel(
             f"{weight_scale(source.name)} is {what}: {list(source.shape)} numbers of 4 bits have "
             "floats for the blocks of each row there; take another checkpoint"
+        )
+
+
+def _refuse_vector(source: Source, stored_as: str) -> None:
+    if len(source.shape) != 2:
+        raise UnsupportedModel(
+            f"{source.name} is stored as {stored_as}: only matrices are read in few bits; take "
+            "another checkpoint"
         )
 
 

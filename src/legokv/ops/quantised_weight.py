@@ -72,7 +72,14 @@ def int4_weight(weight: Tensor, name: str) -> QuantisedWeight:
     Blocks are of 128 numbers in a row, or of 64, 32 or 16 where K is not two or more of these.
     UnsupportedModel, with the `name`, where it is not of 16 either, or for a number that is none.
     """
-    num_in = weight.shape[1]
+    blocks = _finite(weight, name).view(weight.shape[0], -1, int4_block(weight.shape[1], name))
+    scales = _scales(blocks.abs().amax(2), INT4_MOST)
+    numbers = (blocks / scales.float()[..., None]).round_().clamp_(-INT4_MOST, INT4_MOST)
+    return QuantisedWeight(numbers.char().flatten(1), scales)
+
+
+def int4_block(num_in: int, name: str) -> int:
+    """How many numbers share a scale in a row of `num_in`; UnsupportedModel where none may."""
     # Two blocks at least: one scale a row is expanded to bfloat16 in front of the product.
     block = next((size for size in BLOCKS if num_in % size == 0 and num_in > size), None)
     if block is None:
@@ -80,10 +87,7 @@ def int4_weight(weight: Tensor, name: str) -> QuantisedWeight:
             f"{name} has rows of {num_in} numbers, which are no two or more blocks of "
             f"{BLOCKS[-1]}: a plan can't have it as INT4; choose --quantize fp8, or none"
         )
-    blocks = _finite(weight, name).view(weight.shape[0], -1, block)
-    scales = _scales(blocks.abs().amax(2), INT4_MOST)
-    numbers = (blocks / scales.float()[..., None]).round_().clamp_(-INT4_MOST, INT4_MOST)
-    return QuantisedWeight(numbers.char().flatten(1), scales)
+    return block
 
 
 def stacked_quantised(weights: Sequence[QuantisedWeight]) -> QuantisedWeight:

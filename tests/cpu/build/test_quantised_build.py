@@ -96,6 +96,18 @@ def test_each_form_has_a_fingerprint_of_its_own(tiny_checkpoint: Callable[[str],
     assert [each.weights for each in facts] == [*forms]
 
 
+def test_rows_that_are_no_blocks_of_int4_are_refused_before_plugins_are_compiled(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("legokv.ops.quantised_weight.BLOCKS", (48,))
+    checkpoint = tiny_checkpoint("llama-wide")
+    with pytest.raises(
+        UnsupportedModel, match=r"layers\.0\.qkv\.weight has rows of .* blocks of 48"
+    ):
+        facts_from_checkpoint(checkpoint, replace(RTX, weights="qdq-int4"))
+    assert facts_from_checkpoint(checkpoint, replace(RTX, weights="qdq-fp8"))
+
+
 def largest_inputs(checkpoint: Path, texts: list[list[int]]) -> dict[str, float]:
     """By hooks on a model of its own: what each product of layer 1 is given at most."""
     config = read_model_config(checkpoint)

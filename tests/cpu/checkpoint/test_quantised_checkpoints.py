@@ -118,6 +118,15 @@ def test_scales_are_of_the_model_s_fingerprint(fp8: Callable[..., Path]) -> None
     [
         ({f"{UP}_scale": None}, f"{UP} is stored as F8_E4M3, and there is no {UP}_scale"),
         ({f"{UP}_scale": torch.ones(3, 1)}, rf"{UP}_scale is F32 \[3, 1\]: FP8 weights \[96, 64\]"),
+        ({f"{UP}_scale": torch.ones(12, 8)}, rf"{UP}_scale is F32 \[12, 8\]: FP8 weights"),
+        ({f"{UP}_scale": torch.ones(1, 96)}, r"\[1, 96\]: FP8 weights \[96, 64\] have 1 or 96 "),
+        (
+            {
+                "model.norm.weight": torch.ones(64).to(FP8),
+                "model.norm.weight_scale": torch.ones(64),
+            },
+            r"model\.norm\.weight is stored as F8_E4M3: only matrices are read in few bits",
+        ),
         ({f"{UP}_scale": torch.full((96, 1), float("nan"))}, f"{UP}_scale is not all above 0"),
         ({UP.replace("weight", "k_scale"): torch.ones(1)}, "tensors LlamaForCausalLM does not use"),
     ],
