@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from legokv.built.folder import FACTS_FILE
 from legokv.built.seal import CALIBRATION_FILE
 from legokv.built.typed_json import typed
 from legokv.checkpoint import load_weights
+from legokv.checkpoint.fingerprint import calibrated_fingerprint
 from legokv.checkpoint.layout import decoder_tensors
 from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.model.config import ModelConfig
@@ -25,6 +27,7 @@ from legokv.model.rope import layer_frequencies, layer_scale
 from legokv.ops.quantised_weight import FP8_MOST
 from legokv.ops.rotary import cos_sin, rotate
 from legokv.text.formats import PromptFormats
+from legokv.text.json_file import json_object
 from legokv.text.prompt import head_ids
 from legokv.text.tokenizer import Tokenizer
 
@@ -55,7 +58,11 @@ class Calibration:
 def kept_calibration(
     folders: Sequence[Path], config: ModelConfig, model: str
 ) -> Calibration | None:
-    """That of the model of this fingerprint which the first of `folders` keeps, if one does."""
+    """That of the model of this fingerprint which the first of `folders` keeps, if one does.
+
+    One that is not of its engine's fingerprint was changed since: that engine is refused, and what
+    is built again has none of it.
+    """
     products = {
         tensor.name.removesuffix(".weight")
         for tensor in decoder_tensors(config)
@@ -63,13 +70,15 @@ def kept_calibration(
     }
     for folder in folders:
         try:
-            data = json.loads((folder / CALIBRATION_FILE).read_text(encoding="utf-8"))
-            calibration: Calibration = typed(Calibration, data, "")
-        except (OSError, ValueError, TypeError, RecursionError):
+            text = (folder / CALIBRATION_FILE).read_text(encoding="utf-8")
+            calibration: Calibration = typed(Calibration, json.loads(text), "")
+            engine = json_object(folder / FACTS_FILE)
+        except (OSError, ValueError, TypeError, RecursionError, UnsupportedModel):
             # None is kept there, or one that nobody can read: it is measured again.
             continue
         is_sound = all(0 < scale < _TOO_LARGE for scale in calibration.scales.values())
-        if calibration.model == model and calibration.scales.keys() == products and is_sound:
+        is_unchanged = engine.get("fingerprint") == calibrated_fingerprint(model, text)
+        if is_unchanged and is_sound and calibration.scales.keys() == products:
             return calibration
     return None
 

@@ -25,7 +25,9 @@ from legokv.build.calibration import (
 )
 from legokv.build.engine import BuildSettings, facts_from_checkpoint
 from legokv.build.gate import PASSAGES
+from legokv.built.folder import FACTS_FILE
 from legokv.checkpoint import load_weights, read_model_config
+from legokv.checkpoint.fingerprint import calibrated_fingerprint
 from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.model.decoder import decoder_from_weights
 from legokv.model.dtypes import PLAN_FORMS
@@ -148,6 +150,14 @@ def test_a_calibration_divides_each_product_s_largest_input_to_448_the_same_each
         assert first.scales[name] == torch.tensor(most / FP8_MOST).bfloat16().item()
 
 
+def put_calibration(folder: Path, text: str) -> None:
+    """The two files of an engine folder that say what its model was calibrated by."""
+    folder.mkdir(exist_ok=True)
+    (folder / CALIBRATION_FILE).write_text(text)
+    fingerprint = calibrated_fingerprint("of this", text)
+    (folder / FACTS_FILE).write_text(json.dumps({"fingerprint": fingerprint}))
+
+
 def test_a_calibration_is_kept_for_its_model_alone_and_only_a_whole_one(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -156,8 +166,7 @@ def test_a_calibration_is_kept_for_its_model_alone_and_only_a_whole_one(
     made = Calibration("of this", "2 texts", dict.fromkeys(names, 0.0625))
     other, mine = tmp_path / "other", tmp_path / "mine"
     for folder, text in ((other, "{damaged"), (mine, made.to_json())):
-        folder.mkdir()
-        (folder / CALIBRATION_FILE).write_text(text)
+        put_calibration(folder, text)
     folders = (tmp_path / "none", other, mine)
     assert kept_calibration(folders, config, "of this") == made
     assert kept_calibration(folders, config, "of that") is None
@@ -166,8 +175,11 @@ def test_a_calibration_is_kept_for_its_model_alone_and_only_a_whole_one(
         {"model": "of this"},
         *(asdict(made) | {"scales": made.scales | c} for c in changes),
     ):
-        (mine / CALIBRATION_FILE).write_text(json.dumps(odd))
+        put_calibration(mine, json.dumps(odd))
         assert kept_calibration(folders, config, "of this") is None
+    put_calibration(mine, made.to_json())
+    (mine / CALIBRATION_FILE).write_text(made.to_json().replace("0.0625", "0.0626", 1))
+    assert kept_calibration(folders, config, "of this") is None, "changed since it was written"
 
 
 def test_without_texts_or_with_inputs_that_are_none_there_is_no_calibration(
