@@ -31,6 +31,8 @@ from legokv.ops.quantised_weight import (
 )
 
 Weight = Tensor | BlockWeight | QuantisedWeight
+# E4M3's 448 times more than this would be infinite in bfloat16.
+_LARGEST_SCALE = 7e35
 
 
 def load_weights(
@@ -166,7 +168,7 @@ def _read(name: str, readers: dict[str, Any]) -> Tensor:
     stored: Tensor = readers[name].get_tensor(name)
     if stored.dtype != FP8:
         return stored
-    return stored.float() * _scales(name, readers).float().view(-1, 1)
+    return _finite_fp8(stored, name).float() * _scales(name, readers).float().view(-1, 1)
 
 
 def _unpacked(name: str, readers: dict[str, Any]) -> Tensor:
@@ -180,9 +182,23 @@ def _unpacked(name: str, readers: dict[str, Any]) -> Tensor:
 def _scales(name: str, readers: dict[str, Any]) -> Tensor:
     scale = weight_scale(name)
     scales: Tensor = readers[scale].get_tensor(scale)
-    if not bool((scales.isfinite() & (scales > 0)).all()):
-        raise UnsupportedModel(f"{scale} is not all above 0 and finite: fetch the checkpoint again")
+    if not bool(((scales > 0) & (scales <= _LARGEST_SCALE)).all()):
+        raise UnsupportedModel(
+            f"{scale} is not all above 0 and at most {_LARGEST_SCALE:.0e}: fetch the checkpoint "
+            "again"
+        )
     return scales
+
+
+def _finite_fp8(numbers: Tensor, name: str) -> Tensor:
+    """The same, refused where a byte of E4M3 is no number: it has no infinity, and two of these."""
+    none = int((numbers.view(torch.uint8) & 0x7F == 0x7F).sum())
+    if none:
+        raise UnsupportedModel(
+            f"{name} holds {none:,} of {numbers.numel():,} FP8 numbers that are none: fetch the "
+            "checkpoint again"
+        )
+    return numbers
 
 
 def _quantised(
@@ -207,4 +223,5 @@ def _part(name: str, readers: dict[str, Any]) -> QuantisedWeight | None:
     if numbers.dtype != FP8:
         return None
     scales = _scales(name, readers).bfloat16().flatten()
+    _finite_fp8(numbers, name)
     return QuantisedWeight(numbers, scales[0] if len(scales) == 1 else scales)

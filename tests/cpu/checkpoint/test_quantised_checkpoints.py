@@ -128,6 +128,11 @@ def test_scales_are_of_the_model_s_fingerprint(fp8: Callable[..., Path]) -> None
             r"model\.norm\.weight is stored as F8_E4M3: only matrices are read in few bits",
         ),
         ({f"{UP}_scale": torch.full((96, 1), float("nan"))}, f"{UP}_scale is not all above 0"),
+        ({f"{UP}_scale": torch.full((96, 1), 3e38)}, f"{UP}_scale is not all above 0 and at most"),
+        (
+            {UP: torch.tensor([[0x7F, 0xFF, *[0x38] * 62]] * 96, dtype=torch.uint8).view(FP8)},
+            f"{UP} holds 192 of 6,144 FP8 numbers that are none: fetch the checkpoint again",
+        ),
         ({UP.replace("weight", "k_scale"): torch.ones(1)}, "tensors LlamaForCausalLM does not use"),
     ],
 )
