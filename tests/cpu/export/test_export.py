@@ -73,7 +73,8 @@ class BothRunners:
 
     def __init__(self, eager: Runner, graph: Runner, tolerance: float) -> None:
         self.num_pages, self.page_size = eager.num_pages, eager.page_size
-        self.drawing = eager.drawing
+        self.drawing, self.gives_drift = eager.drawing, eager.gives_drift
+        self.no_attention = eager.no_attention
         self._eager, self._graph, self._tolerance = eager, graph, tolerance
         self.steps: list[tuple[int, int]] = []
         self.worst = 0.0
