@@ -24,7 +24,7 @@ from legokv.errors import InvalidRequest, UnsupportedModel
 from legokv.model.config import ModelConfig
 from legokv.model.decoder import Attention, Decoder, Linear, decoder_from_weights
 from legokv.model.rope import layer_frequencies, layer_scale
-from legokv.ops.quantised_weight import FP8_MOST
+from legokv.ops.quantised_weight import FP8_LARGEST_SCALE, FP8_MOST
 from legokv.ops.rotary import cos_sin, rotate
 from legokv.text.formats import PromptFormats
 from legokv.text.json_file import json_object
@@ -33,9 +33,6 @@ from legokv.text.tokenizer import Tokenizer
 
 MOST_TOKENS, MOST_TEXT_TOKENS = 2048, 256
 """Of all texts together, and of one: a model of 8 billion numbers takes a CPU minutes for them."""
-
-# Times 448 it is the largest float there is, about.
-_TOO_LARGE = 2.0**119
 
 Say = Callable[[str], None]
 
@@ -66,7 +63,7 @@ def kept_calibration(
     products = {
         tensor.name.removesuffix(".weight")
         for tensor in decoder_tensors(config)
-        if tensor.name.startswith("layers.") and len(tensor.shape) == 2
+        if tensor.is_product
     }
     for folder in folders:
         try:
@@ -76,7 +73,7 @@ def kept_calibration(
         except (OSError, ValueError, TypeError, RecursionError, UnsupportedModel):
             # None is kept there, or one that nobody can read: it is measured again.
             continue
-        is_sound = all(0 < scale < _TOO_LARGE for scale in calibration.scales.values())
+        is_sound = all(0 < scale < FP8_LARGEST_SCALE for scale in calibration.scales.values())
         is_unchanged = engine.get("fingerprint") == calibrated_fingerprint(model, text)
         if is_unchanged and is_sound and calibration.scales.keys() == products:
             return calibration
@@ -181,7 +178,7 @@ def _input_maxima(decoder: Decoder) -> Iterator[dict[str, float]]:
 
 def _scale(name: str, most: float) -> float:
     scale = float(torch.tensor(most / FP8_MOST).bfloat16())
-    if not 0 < scale < _TOO_LARGE:
+    if not 0 < scale < FP8_LARGEST_SCALE:
         raise UnsupportedModel(
             f"the inputs of {name} are at most {most} over the sample texts, which gives no scale "
             "for FP8: choose --quantize int4, or none"

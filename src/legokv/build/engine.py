@@ -264,7 +264,7 @@ def facts_from_checkpoint(checkpoint: Path, settings: BuildSettings) -> EngineFa
 def _check_blocks(model: ModelConfig) -> None:
     """UnsupportedModel for a product whose rows are no blocks of INT4, before plugins compile."""
     for tensor in decoder_tensors(model):
-        if tensor.name.startswith("layers.") and len(tensor.shape) == 2:
+        if tensor.is_product:
             int4_block(tensor.shape[1], tensor.name)
 
 

@@ -51,6 +51,11 @@ class DecoderTensor:
     def shape(self) -> tuple[int, ...]:
         return (sum(source.shape[0] for source in self.sources), *self.sources[0].shape[1:])
 
+    @property
+    def is_product(self) -> bool:
+        """Whether it is a layer's matrix, as a plan may have in few bits; a head is none."""
+        return self.name.startswith("layers.") and len(self.shape) == 2
+
 
 def decoder_tensors(config: ModelConfig) -> tuple[DecoderTensor, ...]:
     """All tensors of the decoder; `head.weight` is absent where the embedding is tied."""

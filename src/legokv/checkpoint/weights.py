@@ -24,6 +24,7 @@ from legokv.model.dtypes import PLAN_FORMS
 from legokv.ops.block_weight import BlockWeight, block_weight, stacked
 from legokv.ops.quantised_weight import (
     FP8,
+    FP8_LARGEST_SCALE,
     QuantisedWeight,
     fp8_weight,
     int4_weight,
@@ -31,8 +32,6 @@ from legokv.ops.quantised_weight import (
 )
 
 Weight = Tensor | BlockWeight | QuantisedWeight
-# E4M3's 448 times more than this would be infinite in bfloat16.
-_LARGEST_SCALE = 7e35
 
 
 def load_weights(
@@ -76,7 +75,7 @@ def stored_input_scales(folder: Path, config: ModelConfig) -> dict[str, float]:
         for tensor in decoder_tensors(config):
             names = [source.name for source in tensor.sources]
             fp8 = all(name in stored and stored[name].is_fp8 for name in names)
-            if not (tensor.name.startswith("layers.") and fp8):
+            if not (tensor.is_product and fp8):
                 continue
             scales = [input_scale(name) for name in names]
             if not all(scale in stored for scale in scales):
@@ -133,13 +132,12 @@ def _weight(
 ) -> Weight:
     if form == "model" or len(tensor.shape) != 2:
         return _stacked(tensor, readers, dtype)
-    of_a_layer = tensor.name.startswith("layers.")
     if form in PLAN_FORMS.values():
-        if not of_a_layer:
+        if not tensor.is_product:
             return _stacked(tensor, readers, dtype)
         return _quantised(tensor, readers, dtype, form)
     # The embedding and a head are of 8 bits in either form.
-    return _in_blocks(tensor, readers, 4 if form == "int4" and of_a_layer else 8)
+    return _in_blocks(tensor, readers, 4 if form == "int4" and tensor.is_product else 8)
 
 
 def _in_blocks(tensor: DecoderTensor, readers: dict[str, Any], bits: int) -> BlockWeight:
@@ -182,9 +180,9 @@ def _unpacked(name: str, readers: dict[str, Any]) -> Tensor:
 def _scales(name: str, readers: dict[str, Any]) -> Tensor:
     scale = weight_scale(name)
     scales: Tensor = readers[scale].get_tensor(scale)
-    if not bool(((scales > 0) & (scales <= _LARGEST_SCALE)).all()):
+    if not bool(((scales > 0) & (scales <= FP8_LARGEST_SCALE)).all()):
         raise UnsupportedModel(
-            f"{scale} is not all above 0 and at most {_LARGEST_SCALE:.0e}: fetch the checkpoint "
+            f"{scale} is not all above 0 and at most {FP8_LARGEST_SCALE:.0e}: fetch the checkpoint "
             "again"
         )
     return scales

@@ -10,6 +10,8 @@ from legokv.errors import UnsupportedModel
 
 FP8 = torch.float8_e4m3fn
 FP8_MOST = 448.0
+FP8_LARGEST_SCALE = 2.0**119
+"""Times 448 it is the largest float there is, about."""
 INT4_MOST = 7
 BLOCKS = (128, 64, 32, 16)
 """Numbers of a row that may share a scale of INT4: what TensorRT-RTX expands in the product."""
