@@ -162,7 +162,8 @@ def _settings(arguments: argparse.Namespace, backend: str) -> BuildSettings:
 
 def _as_the_checkpoint(settings: BuildSettings, checkpoint: Path) -> BuildSettings:
     """The settings, with what the checkpoint has of few bits in a plan that can have it."""
-    takes = settings.backend in PLAN_BACKENDS and settings.backend != "tensorrt-llm"
+    backend = PLAN_BACKENDS.get(settings.backend)
+    takes = backend is not None and backend.takes_qdq
     form = form_of_few_bits(read_tensor_table(checkpoint)) if takes else "model"
     if form == "model" or settings.dtype != "bfloat16":
         return settings

@@ -31,7 +31,6 @@ from legokv.model.config import ModelConfig
 from legokv.model.dtypes import DTYPES, PLAN_FORMS, QUANTIZE_WORDS, WEIGHT_FORMS, Dtypes
 from legokv.ops.quantised_weight import int4_block
 from legokv.plan.backends import PLAN_BACKENDS
-from legokv.plan.llm import FLAVOUR as LLM_FLAVOUR
 from legokv.plan.write import check_sizes, engine_plan
 from legokv.step.graph import ImportBy, graph_shape
 from legokv.text.formats import PromptFormats
@@ -122,7 +121,7 @@ class BuildSettings:
                 "choose --backend tensorrt-rtx or tensorrt, or --weights int8 or int4, which CPUs "
                 "compute with"
             )
-        if self.backend == LLM_FLAVOUR:
+        if self.backend in PLAN_BACKENDS and not PLAN_BACKENDS[self.backend].takes_qdq:
             raise InvalidRequest(
                 f"--quantize {quantized} is not for backend {self.backend}, whose builder nobody "
                 "has shown to take Q/DQ nodes: choose --backend tensorrt or tensorrt-rtx"

@@ -9,7 +9,6 @@ from legokv.built.plan_facts import PlanFacts
 from legokv.built.plan_limits import PlanLimits, settled_limits
 from legokv.built.seal import check_content
 from legokv.errors import EngineMismatch, UnsupportedModel
-from legokv.model.config import scoring_layers
 from legokv.plan.backends import PLAN_BACKENDS, gpu_architecture
 from legokv.runners.opening import check_machine
 from legokv.step.graph import graph_shape
@@ -116,9 +115,8 @@ def _bare(facts: EngineFacts) -> EngineFacts:
 def _is_as(asked: AskedPlan, plan: PlanFacts, facts: EngineFacts) -> bool:
     if facts.backend not in PLAN_BACKENDS:
         return True
-    scoring_file = PLAN_BACKENDS[plan.flavour].scoring_file
-    scored = tuple(scoring_layers(facts.model.num_layers)) if scoring_file else ()
-    if (plan.scoring_file, plan.scoring_layers) != (scoring_file, scored):
+    scoring = PLAN_BACKENDS[plan.flavour].scoring(facts.model.num_layers)
+    if (plan.scoring_file, plan.scoring_layers) != scoring:
         return False
     graph = graph_shape(facts.model, facts.dtypes, facts.page_size)
     limits = settled_limits(facts.model, graph, asked.limits)

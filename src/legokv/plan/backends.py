@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from legokv.errors import BackendMissing
+from legokv.model.config import scoring_layers
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class PlanBackend:
     """A TensorRT: the modules it is made of (the one with its version last), how to get them.
 
     scoring_file: the plan of the scoring pass beside it; "": none is built.
+    takes_qdq: whether its builder is known to take Q/DQ nodes.
     gpus: how the architectures begin that its support matrix lists; empty: all that we compile for.
     times: whether its builder measures, and can be given what an earlier build measured.
     """
@@ -26,12 +28,18 @@ class PlanBackend:
     needs_gpu: bool
     installed_by: str
     scoring_file: str = ""
+    takes_qdq: bool = True
     gpus: tuple[str, ...] = ()
     times: bool = False
 
     def lists(self, gpu: str) -> bool:
         """Whether it says that it runs on a GPU of this architecture ("sm_90")."""
         return not self.gpus or gpu.startswith(self.gpus)
+
+    def scoring(self, num_layers: int) -> tuple[str, tuple[int, ...]]:
+        """The scoring plan's file and the layers it weighs keys in; "" and none where none is."""
+        layers = tuple(scoring_layers(num_layers)) if self.scoring_file else ()
+        return self.scoring_file, layers
 
 
 PLAN_BACKENDS = {
@@ -43,6 +51,7 @@ PLAN_BACKENDS = {
             plan_file="tensorrt-llm/rank0.engine",
             needs_gpu=True,
             installed_by="pip install 'tensorrt-llm==1.2.*', from the vendor's package index",
+            takes_qdq=False,
         ),
         PlanBackend(
             "tensorrt",

@@ -17,7 +17,7 @@ from legokv.built.plan_limits import (
 from legokv.errors import UnsupportedModel
 from legokv.kernels.build_gpu import LIBRARY_NAME, library_digest
 from legokv.kernels.gpu import Launchers
-from legokv.model.config import ModelConfig, scoring_layers
+from legokv.model.config import ModelConfig
 from legokv.plan.backends import PLAN_BACKENDS, backend_version, gpu_architecture
 from legokv.plan.process import build_plan
 from legokv.plan.request import LAYERS_SUFFIX, TIMINGS_SUFFIX, PlanFiles, plan_request
@@ -47,7 +47,8 @@ def engine_plan(
     UnsupportedModel if the plugin library has no kernel for the model's sizes.
     """
     _check_kernels(Launchers(library).info(), graph)
-    needs_gpu, scoring_file = PLAN_BACKENDS[backend].needs_gpu, PLAN_BACKENDS[backend].scoring_file
+    needs_gpu = PLAN_BACKENDS[backend].needs_gpu
+    scoring_file, scored = PLAN_BACKENDS[backend].scoring(model.num_layers)
     return PlanFacts(
         flavour=backend,
         version=backend_version(backend),
@@ -60,7 +61,7 @@ def engine_plan(
         imports=graph.imports,
         flags=flags,
         scoring_file=scoring_file,
-        scoring_layers=tuple(scoring_layers(model.num_layers)) if scoring_file else (),
+        scoring_layers=scored,
     )
 
 
