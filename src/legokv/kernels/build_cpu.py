@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from legokv.errors import NativeBuildFailed, NativeLibraryMissing
-from legokv.kernels.cmake import run_compiler
-from legokv.kernels.toolchain import find_cmake
+from legokv.kernels.toolchain import find_cmake, run_compiler
 
 ROOT = Path(__file__).resolve().parents[3]
 LIBRARY_NAME = "liblegokv_cpu.so"

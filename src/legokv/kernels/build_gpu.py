@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from legokv.errors import PluginBuildFailed, ToolMisnamed
-from legokv.kernels.cmake import drop_foreign_cache, run_compiler
-from legokv.kernels.toolchain import find_cmake, nvcc_or_wheels, tensorrt_headers
+from legokv.kernels.toolchain import (
+    drop_foreign_cache,
+    find_cmake,
+    nvcc_or_wheels,
+    run_compiler,
+    tensorrt_headers,
+)
 from legokv.version import VERSION
 
 SOURCE = Path(__file__).resolve().parents[3] / "plugins"

@@ -13,7 +13,7 @@ from processes import has_ended, soon
 COMPILE = """
 import signal, sys
 from pathlib import Path
-from legokv.kernels.cmake import run_compiler
+from legokv.kernels.toolchain import run_compiler
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 command = ["sh", "-c", "sleep 300 & echo [$!]; wait"]

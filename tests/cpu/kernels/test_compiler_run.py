@@ -1,6 +1,6 @@
 """What is kept of a failed build's output."""
 
-from legokv.kernels.cmake import KEPT_LINES, why_it_failed
+from legokv.kernels.toolchain import KEPT_LINES, why_it_failed
 
 
 def test_the_first_error_is_kept_however_much_comes_after_it() -> None:

@@ -10,7 +10,7 @@ from processes import soon
 
 from legokv.errors import PluginBuildFailed, ToolMisnamed
 from legokv.kernels.build_gpu import PluginBuild, build_host_kernels
-from legokv.kernels.cmake import drop_foreign_cache
+from legokv.kernels.toolchain import drop_foreign_cache
 
 LISTS = """cmake_minimum_required(VERSION 3.25)
 project(small LANGUAGES CXX)
