@@ -26,8 +26,9 @@ ARCHITECTURES = ("80-real", "90-real")
 # What a multiprocessor has: registers, and shared memory, of which each block takes 1 KiB more.
 REGISTERS = 64 * 1024
 SHARED_BYTES = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}
-THREADS = {"attend_tiled": 128, "kv_import": 256, "write_kv": 256, "attend_reference": 32,
-           "combine_splits": 128, "norm_rows": 32, "sum_weights": 32}  # fmt: skip
+THREADS = {"attend_tiled": 128, "attend_shared": 128, "kv_import": 256, "write_kv": 256,
+           "attend_reference": 32, "combine_splits": 128, "norm_rows": 32,
+           "sum_weights": 32}  # fmt: skip
 MOST_BLOCKS = 32
 KINDS = {
     "tensor": ("HMMA",),
@@ -48,8 +49,8 @@ RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)([^;]*);")
 TARGET = re.compile(r"0x([0-9a-f]+)\s*$")
 NAME = re.compile(rf"({'|'.join(THREADS)}|attend_split)_kernelI(.*?)EEv")
-ARGUMENT = re.compile(r"NS_8bfloat16E|NS_7float16E|S2_|Li\d+E|f")
-TYPES = {"NS_8bfloat16E": "bf16", "NS_7float16E": "f16", "f": "f32"}
+ARGUMENT = re.compile(r"NS_8bfloat16E|NS_7float16E|S2_|Li\d+E|Lb1E|f")
+TYPES = {"NS_8bfloat16E": "bf16", "NS_7float16E": "f16", "f": "f32", "Lb1E": "shared"}
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def shared_bytes(name: str) -> int:
     """Of a block: two stages of keys and values, query and lists, or each warp's own."""
     kernel, dtype, *sizes = name.split()
     size = 4 if dtype == "f32" else 2
-    if kernel == "attend_tiled":
+    if kernel in ("attend_tiled", "attend_shared"):
         head_size = int(sizes[0])
         row, strips = (head_size + 8) * size, 2 if head_size > 80 else 4
         lists = 64 * 32 + 128 * 16 + head_size // 2 * 4  # strips, rows, frequencies

@@ -96,6 +96,10 @@ std::string attention_layout() {
   LEGOKV_PLACE(Attention, query_start);
   LEGOKV_PLACE(Attention, pages);
   LEGOKV_PLACE(Attention, inv_freq);
+  LEGOKV_PLACE(Attention, shared_tiles);
+  LEGOKV_PLACE(Attention, shared_members);
+  LEGOKV_PLACE(Attention, shared_pages);
+  LEGOKV_PLACE(Attention, shared_start);
   LEGOKV_PLACE(Attention, workspace);
   LEGOKV_PLACE(Attention, workspace_bytes);
   LEGOKV_PLACE(Attention, num_pool_pages);
@@ -109,7 +113,38 @@ std::string attention_layout() {
   LEGOKV_PLACE(Attention, dtype);
   LEGOKV_PLACE(Attention, regime);
   LEGOKV_PLACE(Attention, num_splits);
+  LEGOKV_PLACE(Attention, num_shared_tiles);
+  LEGOKV_PLACE(Attention, num_shared_members);
+  LEGOKV_PLACE(Attention, num_shared_pages);
   LEGOKV_PLACE(Attention, scale);
+  return '{' + fields + '}';
+}
+
+std::string sharing_layout() {
+  std::string fields;
+  LEGOKV_PLACE(LegokvSharing, positions);
+  LEGOKV_PLACE(LegokvSharing, query_start);
+  LEGOKV_PLACE(LegokvSharing, pages);
+  LEGOKV_PLACE(LegokvSharing, own_pages);
+  LEGOKV_PLACE(LegokvSharing, shared_tiles);
+  LEGOKV_PLACE(LegokvSharing, shared_members);
+  LEGOKV_PLACE(LegokvSharing, shared_pages);
+  LEGOKV_PLACE(LegokvSharing, shared_start);
+  LEGOKV_PLACE(LegokvSharing, num_pool_pages);
+  LEGOKV_PLACE(LegokvSharing, num_tokens);
+  LEGOKV_PLACE(LegokvSharing, num_sequences);
+  LEGOKV_PLACE(LegokvSharing, num_table_rows);
+  LEGOKV_PLACE(LegokvSharing, num_heads);
+  LEGOKV_PLACE(LegokvSharing, num_kv_heads);
+  LEGOKV_PLACE(LegokvSharing, head_size);
+  LEGOKV_PLACE(LegokvSharing, page_size);
+  LEGOKV_PLACE(LegokvSharing, max_tiles);
+  LEGOKV_PLACE(LegokvSharing, max_members);
+  LEGOKV_PLACE(LegokvSharing, max_pages);
+  LEGOKV_PLACE(LegokvSharing, num_tiles);
+  LEGOKV_PLACE(LegokvSharing, num_members);
+  LEGOKV_PLACE(LegokvSharing, num_pages);
+  LEGOKV_PLACE(LegokvSharing, num_own_rows);
   return '{' + fields + '}';
 }
 
@@ -123,8 +158,9 @@ std::string dtypes() {
 
 std::string structs() {
   return '{' +
-         joined(member("LegokvKvImport", kv_import_layout()),
-                member("LegokvLegolinkAttention", attention_layout())) +
+         joined(joined(member("LegokvKvImport", kv_import_layout()),
+                       member("LegokvLegolinkAttention", attention_layout())),
+                member("LegokvSharing", sharing_layout())) +
          '}';
 }
 

@@ -11,6 +11,7 @@
 #include <deque>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "race_detector.h"
@@ -34,13 +35,8 @@ struct PendingCopy {
   int64_t group;
 };
 
-// Where a thread goes on. swapcontext would keep the mask of signals too: a system call each time.
-using Place = void* [5];
-
 struct Fiber {
-  ucontext_t beginning = {};
-  Place place = {};
-  bool has_begun = false;
+  ucontext_t context = {};
   State state = State::kDone;
   int block_barriers = 0;  // come to, the skipped one too
   int warp_barriers = 0;
@@ -58,7 +54,7 @@ struct Settings {
 };
 
 struct Grid {
-  Place scheduler = {};
+  ucontext_t scheduler = {};
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   std::vector<std::unique_ptr<unsigned char[]>> shared_memories;
@@ -75,6 +71,7 @@ struct Grid {
 
 thread_local Settings settings;
 thread_local Grid* grid = nullptr;
+thread_local int64_t num_copies = 0;
 
 // Not memcpy: ThreadSanitizer would take its accesses for the kernel's.
 void copy_bytes(unsigned char* to, const unsigned char* from, size_t bytes) {
@@ -89,14 +86,11 @@ Fiber& running() { return grid->fibers[grid->current]; }
   abort();
 }
 
-// A function of its own: the two builtins may not stand in one.
-[[noreturn, gnu::noinline]] void go_on_at(Place& place) { __builtin_longjmp(place, 1); }
-
 void park(State state) {
-  Fiber& me = running();
-  me.state = state;
+  const int me = grid->current;
+  grid->fibers[me].state = state;
   grid->races.switch_to_scheduler();
-  if (__builtin_setjmp(me.place) == 0) go_on_at(grid->scheduler);
+  swapcontext(&grid->fibers[me].context, &grid->scheduler);
 }
 
 // A fiber lives as long as its grid and runs the kernel once for each block.
@@ -116,7 +110,7 @@ void create_fibers(int threads) {
   if (stacks == MAP_FAILED) fail("no memory for the stacks");
   grid->stacks = static_cast<unsigned char*>(stacks);
   for (int i = 0; i < threads; ++i) {
-    ucontext_t& context = grid->fibers[i].beginning;
+    ucontext_t& context = grid->fibers[i].context;
     getcontext(&context);
     context.uc_stack.ss_sp = grid->stacks + kStackBytes * i;
     context.uc_stack.ss_size = kStackBytes;
@@ -127,11 +121,7 @@ void create_fibers(int threads) {
 void resume(int thread) {
   grid->current = thread;
   grid->races.switch_to_thread(thread);
-  if (__builtin_setjmp(grid->scheduler) != 0) return;
-  Fiber& fiber = running();
-  if (fiber.has_begun) go_on_at(fiber.place);
-  fiber.has_begun = true;
-  setcontext(&fiber.beginning);
+  swapcontext(&grid->scheduler, &grid->fibers[thread].context);
 }
 
 void start_block(int shared_bytes) {
@@ -250,9 +240,12 @@ void start_copy(void* shared, const void* global, bool valid) {
       reinterpret_cast<uintptr_t>(global) % 16 != 0) {
     fail("copies 16 bytes at an address that is not a multiple of 16");
   }
+  num_copies += valid;
   Fiber& fiber = running();
   fiber.copies.push_back({{shared, global, valid}, fiber.copy_group});
 }
+
+int64_t take_num_copies() { return std::exchange(num_copies, 0); }
 
 void commit_copies() { ++running().copy_group; }
 

@@ -52,6 +52,8 @@ struct Copy {
   const void* global;
   bool valid;
 };
+// Of 16 bytes from global memory, since this was last asked.
+int64_t take_num_copies();
 // Takes a copy of a group that is older than the last `pending` ones; false if there is none.
 bool take_due_copy(int pending, Copy* copy);
 

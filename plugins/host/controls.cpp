@@ -14,3 +14,5 @@ LEGOKV_EXPORT void legokv_host_skip_block_barrier(int ordinal) {
 LEGOKV_EXPORT void legokv_host_skip_warp_barrier(int ordinal) {
   legokv::host::skip_warp_barrier(ordinal);
 }
+
+LEGOKV_EXPORT int64_t legokv_host_take_num_copies() { return legokv::host::take_num_copies(); }

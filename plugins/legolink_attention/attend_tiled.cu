@@ -1,13 +1,10 @@
 #include "legokv/device.h"
 #include "legolink_attention/head_sizes.h"
 #include "legolink_attention/kernels.h"
-#include "legolink_attention/strip_list.cuh"
-#include "legolink_attention/tile_warp.cuh"
+#include "legolink_attention/tile_block.cuh"
 
 namespace legokv {
 namespace {
-
-constexpr int kThreads = kTileWarps * kWarpLanes;
 
 LEGOKV_HOST_DEVICE int64_t num_tiles(const LegokvLegolinkAttention& a) {
   return max_tiles(a.num_tokens, a.num_sequences, heads_per_kv_head(a), kTileRows);
@@ -17,7 +14,7 @@ LEGOKV_HOST_DEVICE int64_t num_tiles(const LegokvLegolinkAttention& a) {
 template <typename T, int kHeadSize>
 LEGOKV_DEVICE void fill_memory(const LegokvLegolinkAttention& a, const QueryTile& tile,
                                TileMemory<T, kHeadSize>* memory) {
-  static_assert(kTileRows <= kThreads && kHeadSize / 2 <= kThreads);
+  static_assert(kTileRows <= kTileThreads && kHeadSize / 2 <= kTileThreads);
   const int thread = device::thread_index();
   if (thread < kHeadSize / 2) memory->inv_freq[thread] = a.inv_freq[thread];
   if (thread < kTileRows) {
@@ -25,37 +22,24 @@ LEGOKV_DEVICE void fill_memory(const LegokvLegolinkAttention& a, const QueryTile
   }
 }
 
-// All threads of the block start the copies of the listed strips from `first` on, as many as a
-// stage has that are of one base.
-template <typename T, int kHeadSize>
-LEGOKV_DEVICE TileStage start_stage(const LegokvLegolinkAttention& a, int first, int buffer,
-                                    TileMemory<T, kHeadSize>* memory) {
-  constexpr int kStrips = kStageStrips<kHeadSize>, kStripThreads = kThreads / kStrips;
-  const int base = memory->list.at(first).base;
-  int num_strips = 0;
-  bool goes_on = true;
-#pragma unroll
-  for (int i = 0; i < kStrips; ++i) {
-    const ListedStrip& strip = memory->list.at(first + i);
-    goes_on = goes_on && strip.num_keys > 0 && strip.base == base;
-    num_strips += goes_on;
-  }
-  const int mine = device::thread_index() / kStripThreads;
-  if (mine < num_strips) {
-    const ListedStrip& strip = memory->list.at(first + mine);
-    start_strip_copies<kStripThreads>(a, static_cast<const T*>(strip.keys), strip.num_keys,
-                                      device::thread_index() % kStripThreads,
-                                      &memory->keys[buffer][mine], &memory->values[buffer][mine]);
-  }
-  device::commit_copies();
-  return {first, num_strips, base};
-}
+// Where a tile's rows leave their results: final ones, or those of one split.
+template <typename T>
+struct TiledResults {
+  const AttentionCall& call;
 
-// One block attends for a tile of query rows over one split of the keys that the tile can see,
-// stage by stage, the next one on its way meanwhile. The first warp lists the strips. Each warp has
-// 16 rows of every group and rotates them again whenever the list comes to another chunk.
+  LEGOKV_DEVICE void store_state(int64_t row, const SoftmaxState& state) const {
+    legokv::store_state(call, {row, row}, state);
+  }
+
+  LEGOKV_DEVICE void store_values(int64_t row, int dimension, const float (&values)[2],
+                                  float sum) const {
+    legokv::store_values<T>(call, {row, row}, dimension, values, sum);
+  }
+};
+
+// One block attends for a tile of query rows over one split of the keys that the tile can see.
 template <typename T, int kHeadSize>
-LEGOKV_KERNEL(kThreads)
+LEGOKV_KERNEL(kTileThreads)
 attend_tiled_kernel(LEGOKV_PARAMETER AttentionCall call) {
   const LegokvLegolinkAttention& a = call.arguments;
   auto& memory = *reinterpret_cast<TileMemory<T, kHeadSize>*>(device::shared_memory());
@@ -66,35 +50,16 @@ attend_tiled_kernel(LEGOKV_PARAMETER AttentionCall call) {
   const int few = call.plan.few_tokens;
   if (few > 0 && has_few_tokens(sequences(a), tile.sequence, few)) return;
   fill_memory(a, tile, &memory);
-  constexpr int kStrips = kStageStrips<kHeadSize>;
-  StripLister<T, kStrips> lister = {a, device::block_y(),
-                                    walk_strips(a, tile.sequence, last_position(a, tile),
-                                                device::block_z(), call.plan.num_splits),
-                                    &memory.list};
-  const bool lists = device::thread_index() < kWarpLanes;
-  if (lists) lister.list_until(2 * kStrips);
-  device::sync_block();
-  WarpTile<T, kHeadSize> warp(a, memory);
-  int buffer = 0;
-  TileStage stage = start_stage(a, 0, buffer, &memory);
-  while (stage.num_strips > 0) {
-    device::wait_copies<0>();
-    // From here on all see this stage, and none reads the one before.
-    device::sync_block();
-    const TileStage next = start_stage(a, stage.first + stage.num_strips, buffer ^ 1, &memory);
-    if (lists) lister.list_until(next.first + 2 * kStrips);
-    warp.take(stage, buffer);
-    stage = next;
-    buffer ^= 1;
-  }
-  warp.finish(call);
+  const StripWalk walk = walk_strips(a, tile.sequence, last_position(a, tile), device::block_z(),
+                                     call.plan.num_splits);
+  attend_listed(a, walk, TiledResults<T>{call}, &memory);
 }
 
 template <typename T, int kHeadSize>
 Status launch_typed(const AttentionCall& call, void* stream) {
   static_assert(sizeof(TileMemory<T, kHeadSize>) <= kMaxSharedBytes);
   const LegokvLegolinkAttention& a = call.arguments;
-  const LaunchShape shape = {num_tiles(a), a.num_kv_heads, call.plan.num_splits, kThreads,
+  const LaunchShape shape = {num_tiles(a), a.num_kv_heads, call.plan.num_splits, kTileThreads,
                              static_cast<int>(sizeof(TileMemory<T, kHeadSize>))};
   return device::launch(attend_tiled_kernel<T, kHeadSize>, shape, stream, call);
 }

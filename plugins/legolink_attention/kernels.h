@@ -15,7 +15,10 @@ Status launch_attend_reference(const LegokvLegolinkAttention& attention, void* s
 Status launch_attend_split(const AttentionCall& call, void* stream);
 Status launch_attend_tiled(const AttentionCall& call, void* stream);
 
-// Puts the splits' partial results together.
+// Leaves partial results of what shared tiles attend to.
+Status launch_attend_shared(const AttentionCall& call, void* stream);
+
+// Puts the splits' partial results together, and what shared tiles left of the same rows.
 Status launch_combine_splits(const AttentionCall& call, void* stream);
 
 }  // namespace legokv

@@ -20,6 +20,15 @@ Status check_memory(const LegokvLegolinkAttention& a) {
         static_cast<long long>(a.q_stride), static_cast<long long>(a.k_stride),
         static_cast<long long>(a.v_stride));
   }
+  const bool is_listed = is_aligned(a.shared_tiles) && is_aligned(a.shared_members) &&
+                         is_aligned(a.shared_pages) && a.shared_tiles && a.shared_members &&
+                         a.shared_pages && a.shared_start;
+  if (shares(a) && !is_listed) {
+    return invalid_argument(
+        "legolink_attention: %d shared tiles without lists of tiles, members, pages that are "
+        "16-byte aligned, and without starts",
+        a.num_shared_tiles);
+  }
   const int64_t need = workspace_bytes(a);
   if (need > 0 && (a.workspace == nullptr || a.workspace_bytes < need)) {
     return invalid_argument("legolink_attention: %lld bytes of workspace are too few, %lld needed",
@@ -46,10 +55,13 @@ Status run(const LegokvLegolinkAttention& attention, void* stream) {
   status = check_memory(attention);
   if (status == Status::kOk) status = launch_write_kv(attention, stream);
   const AttentionPlans plans = plan_attention(attention);
+  if (status == Status::kOk && shares(attention)) {
+    status = launch_attend_shared({attention, plans.parts[0], plans.shared_floats}, stream);
+  }
   for (int part = 0; part < plans.num_parts && status == Status::kOk; ++part) {
-    const AttentionCall call = {attention, plans.parts[part]};
+    const AttentionCall call = {attention, plans.parts[part], plans.shared_floats};
     status = launch_attend(call, stream);
-    if (status == Status::kOk && call.plan.num_splits > 1) {
+    if (status == Status::kOk && call.plan.is_partial) {
       status = launch_combine_splits(call, stream);
     }
   }

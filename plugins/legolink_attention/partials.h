@@ -1,4 +1,4 @@
-// Where the splits of the keys leave their partial results, and where a row's final result goes.
+// Where the splits of the keys, and shared tiles, leave their partial results.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,15 @@ LEGOKV_HOST_DEVICE Partials partials(const AttentionCall& call) {
   float* values = static_cast<float*>(a.workspace) + call.plan.workspace_floats;
   float* maxima = values + call.plan.num_splits * rows * a.head_size;
   return {values, maxima, maxima + call.plan.num_splits * rows, rows};
+}
+
+// Those of shared tiles, as of one split: rows are the heads of each member's place.
+LEGOKV_HOST_DEVICE Partials shared_partials(const AttentionCall& call) {
+  const LegokvLegolinkAttention& a = call.arguments;
+  const int64_t rows = int64_t{a.num_shared_members} * a.num_heads;
+  float* values = static_cast<float*>(a.workspace) + call.shared_floats;
+  float* maxima = values + rows * a.head_size;
+  return {values, maxima, maxima + rows, rows};
 }
 
 }  // namespace legokv

@@ -14,6 +14,9 @@ namespace legokv {
 constexpr int kTileRows = 128;
 constexpr int kMaxSplitRows = 8;
 constexpr int kMaxSplits = 32;
+// Blocks of the tensor-core kernel that keep a large GPU busy, two on each of an H100's 132
+// multiprocessors.
+constexpr int64_t kTargetTiles = 256;
 
 // One kernel's share of a step. `few_tokens` > 0: sequences of at most so many tokens are the split
 // kernel's, all others the tiled kernel's; 0: all are this kernel's.
@@ -21,19 +24,29 @@ struct AttentionPlan {
   int regime;
   int num_splits;
   int few_tokens;
+  int is_partial;            // whether its results are put together with others
   int64_t workspace_floats;  // where its partial results begin
 };
 
+// `shared_floats`: where those of shared tiles begin.
 struct AttentionPlans {
   AttentionPlan parts[2];
   int num_parts;
+  int64_t shared_floats;
 };
 
 // What a kernel gets: the arguments and its share of the plan made from them.
 struct AttentionCall {
   LegokvLegolinkAttention arguments;
   AttentionPlan plan;
+  int64_t shared_floats;
 };
+
+// The most tokens of a sequence whose query rows are few.
+int few_tokens(int heads_per_kv_head);
+
+// Whether some of the keys are attended to by tiles of rows of several sequences.
+LEGOKV_HOST_DEVICE bool shares(const LegokvLegolinkAttention& a) { return a.num_shared_tiles > 0; }
 
 bool is_supported_head_size(int head_size);
 bool is_supported_page_size(int page_size);

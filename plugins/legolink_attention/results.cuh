@@ -25,7 +25,7 @@ LEGOKV_DEVICE float normalizer(float sum) { return sum > 0 ? 1 / sum : 0; }
 template <typename T>
 LEGOKV_DEVICE void store_values(const AttentionCall& call, const ResultRow& row, int dimension,
                                 const float (&values)[2], float sum) {
-  if (call.plan.num_splits == 1) {
+  if (!call.plan.is_partial) {
     T* out = static_cast<T*>(call.arguments.out) + row.out * call.arguments.head_size + dimension;
     const float factor = normalizer(sum);
     *reinterpret_cast<Vector<T, 2>*>(out) = {
@@ -38,10 +38,10 @@ LEGOKV_DEVICE void store_values(const AttentionCall& call, const ResultRow& row,
   *reinterpret_cast<Vector<float, 2>*>(out) = {{values[0], values[1]}};
 }
 
-// By one thread of the row, where there are splits.
+// By one thread of the row, where there are partial results.
 LEGOKV_DEVICE void store_state(const AttentionCall& call, const ResultRow& row,
                                const SoftmaxState& state) {
-  if (call.plan.num_splits == 1) return;
+  if (!call.plan.is_partial) return;
   const Partials all = partials(call);
   const int64_t place = device::block_z() * all.num_rows + row.partial;
   all.maxima[place] = state.max;

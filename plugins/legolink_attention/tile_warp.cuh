@@ -214,7 +214,9 @@ struct WarpTile {
     }
   }
 
-  LEGOKV_DEVICE void finish(const AttentionCall& call) {
+  // `results` takes a row's state by one of its lanes, and its values two by two.
+  template <typename Results>
+  LEGOKV_DEVICE void finish(const Results& results) {
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
 #pragma unroll
@@ -224,12 +226,11 @@ struct WarpTile {
         state.sum += device::shuffle_xor(state.sum, 2);
         const TileRow& of = memory.rows[lane_row(group, i)];
         if (of.query < 0) continue;
-        const ResultRow place = {of.result, of.result};
-        if (lane % 4 == 0) store_state(call, place, state);
+        if (lane % 4 == 0) results.store_state(of.result, state);
 #pragma unroll
         for (int j = 0; j < 2 * kSteps; ++j) {
           const float pair[2] = {values[group][j][2 * i], values[group][j][2 * i + 1]};
-          store_values<T>(call, place, j * 8 + lane % 4 * 2, pair, state.sum);
+          results.store_values(of.result, j * 8 + lane % 4 * 2, pair, state.sum);
         }
       }
     }

@@ -1,7 +1,7 @@
 // Runs one kernel on a small ragged step under ThreadSanitizer, every thread of a block a thread to
 // it.
 //
-//   race_check split|float-split|tiled|long-tiled|reference [block|warp ORDINAL]
+//   race_check split|float-split|tiled|long-tiled|shared|reference [block|warp ORDINAL]
 //
 // With a second argument, that barrier of every thread does nothing. Exit status 66 and a report: a
 // race was found. Status 0: none was.
@@ -102,7 +102,7 @@ template <typename T>
 Status run(const Shape& shape) {
   const int regime = shape.regime, num_splits = regime == LEGOKV_REFERENCE ? 1 : shape.num_splits;
   Step<T> step = make_step<T>(shape.num_chunks);
-  AttentionCall call = {arguments_of(step, regime), {regime, num_splits, 0, 0}};
+  AttentionCall call = {arguments_of(step, regime), {regime, num_splits, 0, num_splits > 1, 0}, 0};
   step.workspace.resize(2 * step.out.size() + 4 * shape.num_chunks * kHeads);
   call.arguments.workspace = step.workspace.data();
   Status status = launch_write_kv(call.arguments, nullptr);
@@ -114,9 +114,38 @@ Status run(const Shape& shape) {
   return launch_combine_splits(call, nullptr);
 }
 
+// One tile of all tokens, as of sequences of their own, over the first page of each chunk.
+Status run_shared() {
+  Step<bfloat16> step = make_step<bfloat16>(kLongTiled.num_chunks);
+  AttentionCall call = {arguments_of(step, LEGOKV_SPLIT), {LEGOKV_SPLIT, 1, 0, 1, 0}, 0};
+  LegokvLegolinkAttention& a = call.arguments;
+  std::vector<PageRow> pages, members;
+  std::vector<int32_t> start = {0};
+  for (int chunk = 0; chunk < a.num_tokens; ++chunk) {
+    pages.push_back({chunk * kPagesPerChunk, 0, INT32_MIN / 2, kPageSize});
+    members.push_back({chunk, chunk * kChunkTokens, chunk, 0});
+    start.push_back(chunk + 1);
+  }
+  const PageRow tile = {0, a.num_tokens, 0, a.num_tokens};
+  a.shared_tiles = reinterpret_cast<const int32_t*>(&tile);
+  a.shared_members = reinterpret_cast<const int32_t*>(members.data());
+  a.shared_pages = reinterpret_cast<const int32_t*>(pages.data());
+  a.shared_start = start.data();
+  a.num_shared_tiles = 1;
+  a.num_shared_members = a.num_shared_pages = a.num_tokens;
+  call.shared_floats = partial_rows(a, call.plan) * (kHeadSize + 2);
+  step.workspace.resize(2 * call.shared_floats);
+  a.workspace = step.workspace.data();
+  Status status = launch_write_kv(a, nullptr);
+  if (status == Status::kOk) status = launch_attend_shared(call, nullptr);
+  if (status == Status::kOk) status = launch_attend_split(call, nullptr);
+  return status == Status::kOk ? launch_combine_splits(call, nullptr) : status;
+}
+
 Status run_named(const std::string& name) {
   if (name == "float-split") return run<float>({LEGOKV_SPLIT});
   if (name == "split") return run<bfloat16>({LEGOKV_SPLIT});
+  if (name == "shared") return run_shared();
   if (name == "long-tiled") return run<bfloat16>(kLongTiled);
   return run<bfloat16>({name == "tiled" ? LEGOKV_TILED : LEGOKV_REFERENCE});
 }

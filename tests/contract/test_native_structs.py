@@ -15,7 +15,8 @@ from legokv.kernels.cpu import (
     PageCopyArguments,
     StepArguments,
 )
-from legokv.kernels.gpu import AttentionArguments, KvImportArguments, Regime
+from legokv.kernels.gpu import Regime
+from legokv.kernels.gpu_structs import AttentionArguments, KvImportArguments, SharingArguments
 from legokv.kernels.linear import GateArguments, LinearArguments, NormArguments
 from legokv.kernels.native_library import InstructionSet
 
@@ -53,6 +54,7 @@ def fields_of(header: Path, name: str) -> list[tuple[str, type]]:
         (CPU, "LegokvCpuDrawRow", DrawRowArguments),
         (CUDA, "LegokvKvImport", KvImportArguments),
         (CUDA, "LegokvLegolinkAttention", AttentionArguments),
+        (CUDA, "LegokvSharing", SharingArguments),
     ],
 )
 def test_a_structure_has_the_header_s_fields_of_its_types(

@@ -13,7 +13,8 @@ import legokv.ops.kv_import
 import legokv.ops.legolink_attention
 import legokv.ops.scored_attention  # noqa: F401 - registers the op
 from legokv.export.plugin_ops import OUTPUTS
-from legokv.kernels.gpu import DTYPES, STRUCTS, Launchers, layout_of
+from legokv.kernels.gpu import DTYPES, Launchers
+from legokv.kernels.gpu_structs import STRUCTS, layout_of
 from legokv.plan.write import HEAD_SIZES, PAGE_SIZES
 
 OPS = {

@@ -48,6 +48,7 @@ def test_registers_spills_and_loops_are_those_of_the_table(
 # Of the stack 32 bytes are for the slow path of a sine; one form keeps 8 more there.
 STACK_BYTES = {
     "attend_reference": 32,
+    "attend_shared": 0,
     "attend_split": 32,
     "attend_tiled": 0,
     "combine_splits": 0,
@@ -78,9 +79,10 @@ def test_16_bit_rows_are_multiplied_on_tensor_cores_few_or_many() -> None:
         products = {name: kernel["loop"].get("tensor", 0) for name, kernel in kernels.items()}
         for head_size in (64, 80, 96, 128):
             assert products[f"attend_split bf16 {head_size} 8"] == head_size // 8
-            assert products[f"attend_tiled bf16 {head_size}"] == head_size * (
-                1 if head_size > 80 else 2
-            )
+            for kind in ("attend_tiled", "attend_shared"):
+                assert products[f"{kind} bf16 {head_size}"] == head_size * (
+                    1 if head_size > 80 else 2
+                )
             assert products[f"attend_split f32 {head_size} 8"] == 0
 
 
@@ -123,4 +125,7 @@ def test_a_loop_is_all_that_a_branch_goes_back_over_wherever_it_lies(sass: Modul
     assert sass.short_name("_ZN1x16kv_import_kernelINS_8bfloat16ES2_EEv14LegokvKvImport") == (
         "kv_import bf16 bf16"
     )
+    shared = "_ZN1x21combine_splits_kernelINS_8bfloat16ELb1EEEvNS_13AttentionCallE"
+    assert sass.short_name(shared) == "combine_splits bf16 shared"
+    assert sass.short_name(shared.replace("Lb1E", "Lb0E")) == "combine_splits bf16"
     assert sass.short_name("_ZN1x9combine_splits_kernelINS_7float16EEEvE") is None

@@ -1,12 +1,20 @@
 """Running the launchers over memory that gives away whoever reads or writes the wrong place."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from attention_cases import Inputs
+from guarded import Guarded
 from torch import Tensor
 
-from legokv.kernels.gpu import AttentionTables, Launchers, Regime, attention_arguments
+from legokv.kernels.gpu import (
+    INDEX_TABLES,
+    AttentionTables,
+    Launchers,
+    Regime,
+    Room,
+    attention_arguments,
+)
 
 # Absolute, for values of about 1. The plain kernel computes in float32 and rounds once, at the end;
 # those on tensor cores also round the rotated query and the weights to 16 bits.
@@ -14,8 +22,6 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 TENSOR_CORE_TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2.5e-2}
 # One unit in the last place of a rotated key: its sine and cosine are of another library.
 KEY_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-
-GUARD_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -50,26 +56,6 @@ def attend_in_place(kernels: Kernels, given: Inputs, regime: Regime) -> Tensor:
     return out.inner
 
 
-class Guarded:
-    """A tensor of NaNs inside a larger one, whose rest must stay as it is."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        row = 1
-        for size in shape[1:]:
-            row *= size
-        # 64 elements keep the inner tensor aligned for every dtype.
-        self._edge = max(row, 64) * GUARD_ROWS
-        size = shape[0] * row
-        self._whole = torch.full((size + 2 * self._edge,), 7.0, dtype=dtype, device=device)
-        self.inner = self._whole[self._edge : self._edge + size].view(shape)
-        self.inner.fill_(torch.nan)
-
-    def check(self, what: str) -> None:
-        before, after = self._whole[: self._edge], self._whole[len(self._whole) - self._edge :]
-        assert (before == 7.0).all(), f"something wrote before {what}"
-        assert (after == 7.0).all(), f"something wrote past {what}"
-
-
 def on_device(inputs: Inputs, device: torch.device) -> Inputs:
     """The same inputs, each tensor on `device`."""
     moved = {name: getattr(inputs, name).to(device) for name in ("q", "k", "v", "pool")}
@@ -77,8 +63,18 @@ def on_device(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 def tables_on_device(tables: AttentionTables, device: torch.device) -> AttentionTables:
-    names = [field.name for field in fields(tables) if field.name != "scale"]
+    """Of a step without shared tiles; these are listed from its tables on the host."""
+    names = [*INDEX_TABLES, "inv_freq"]
     return replace(tables, **{name: getattr(tables, name).to(device) for name in names})
+
+
+def with_shared_tiles(kernels: Kernels, inputs: Inputs, room: Room | None = None) -> Inputs:
+    """The inputs on the device, with what their sequences have in common listed; there is some."""
+    index = {name: getattr(inputs.tables, name) for name in INDEX_TABLES}
+    given = on_device(inputs, kernels.device)
+    found = kernels.launchers.list_shared(index, given.q.shape[1], given.pool, room)
+    assert found is not None
+    return replace(given, tables=replace(given.tables, pages=found[0], shared=found[1]))
 
 
 def tolerance(dtype: torch.dtype, regime: Regime) -> float:

@@ -62,6 +62,11 @@ struct LegokvLegolinkAttention {
   const int32_t* query_start;    // [B + 1], ascending from 0
   const int32_t* pages;          // [B, P, 4]: page, base, position of slot 0, filled slots
   const float* inv_freq;         // [D / 2]
+  // What LegokvSharing lists, if there are shared tiles; `pages` are its own_pages then.
+  const int32_t* shared_tiles;    // [X, 4]
+  const int32_t* shared_members;  // [Y, 4]
+  const int32_t* shared_pages;    // [Z, 4]
+  const int32_t* shared_start;    // [T + 1]
   void* workspace;
   int64_t workspace_bytes;
   int64_t num_pool_pages;
@@ -74,8 +79,41 @@ struct LegokvLegolinkAttention {
   int32_t page_size;
   int32_t dtype;
   int32_t regime;
-  int32_t num_splits;  // of the keys; 0: as many as keep a large GPU busy
+  int32_t num_splits;        // of the keys; 0: as many as keep a large GPU busy
+  int32_t num_shared_tiles;  // 0: nothing is shared; else of 16-bit dtypes alone
+  int32_t num_shared_members;
+  int32_t num_shared_pages;
   float scale;
+};
+
+// Lists the pages that sequences of few tokens have in common, at whatever bases, so that each is
+// read once for many query rows. All pointers are the host's, and none is kept. The lists have room
+// for X tiles, Y members and Z pages: what finds none is not shared, and unused entries are -1, so
+// a captured graph of these sizes may run with other lists.
+struct LegokvSharing {
+  const int32_t* positions;    // [T]
+  const int32_t* query_start;  // [B + 1]
+  const int32_t* pages;        // [B, P, 4]
+  int32_t* own_pages;          // [B, P, 4]: what each sequence still reads alone, then empty rows
+  int32_t* shared_tiles;       // [X, 4]: first page, pages, first member, members
+  int32_t* shared_members;     // [Y, 4]: token, base, place of its partial result, 0
+  int32_t* shared_pages;       // [Z, 4]: page, 0, a position before all others, filled slots
+  int32_t* shared_start;       // [T + 1]: where each token's places begin
+  int64_t num_pool_pages;
+  int32_t num_tokens;
+  int32_t num_sequences;
+  int32_t num_table_rows;
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t head_size;
+  int32_t page_size;
+  int32_t max_tiles;    // X
+  int32_t max_members;  // Y
+  int32_t max_pages;    // Z
+  int32_t num_tiles;    // from here on what was found
+  int32_t num_members;
+  int32_t num_pages;
+  int32_t num_own_rows;  // the most that one sequence still reads alone
 };
 
 // All enqueue on `stream` (a cudaStream_t) and return a LegokvStatus. Nothing is allocated.
@@ -90,6 +128,9 @@ int legokv_scored_attention(const struct LegokvLegolinkAttention* attention, con
 // Bytes of workspace the calls need; pointers and positions are not read.
 int64_t legokv_legolink_attention_workspace(const struct LegokvLegolinkAttention* attention);
 int64_t legokv_scored_attention_workspace(const struct LegokvLegolinkAttention* attention);
+
+// Fills the lists, and says what was found. Enqueues nothing.
+int legokv_list_shared(struct LegokvSharing* sharing);
 
 // What the last failed call of this thread had to say.
 const char* legokv_last_error(void);

@@ -12,11 +12,11 @@ from legokv.errors import LaunchRefused
 from legokv.kernels.gpu import (
     DTYPES,
     AttentionTables,
-    KvImportArguments,
     check_scoring,
     kv_import_arguments,
     stored_import_arguments,
 )
+from legokv.kernels.gpu_structs import KvImportArguments
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.ops.drift import DriftTables
 

@@ -5,7 +5,7 @@ The same functions exist in the kernels' host form, where addresses are a CPU's.
 
 import ctypes
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -14,11 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from legokv.errors import EngineMismatch, LaunchRefused
+from legokv.errors import LaunchRefused
+from legokv.kernels.gpu_structs import (
+    STRUCTS,
+    AttentionArguments,
+    KvImportArguments,
+    SharingArguments,
+    check_layouts,
+)
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 INDEX_TABLES = ("positions", "key_positions", "slots", "query_start", "pages")
 """The tables of a step that attention reads, all int32, by the names the op and its batch use."""
+
+
+# Of a sequence's keys, that have room in the lists: of 512 keys each at 128k tokens.
+_MOST_PARTS = 256
 
 
 class Regime(IntEnum):
@@ -31,80 +42,50 @@ class Regime(IntEnum):
     MIXED = 4
 
 
-class KvImportArguments(ctypes.Structure):
-    """LegokvKvImport of launchers.h."""
+@dataclass(frozen=True)
+class SharedTables:
+    """Which pages sequences attend to together, as LegokvSharing of launchers.h lists them.
 
-    _fields_ = (
-        ("pool", ctypes.c_void_p),
-        ("block", ctypes.c_void_p),
-        ("pages", ctypes.c_void_p),
-        ("num_layers", ctypes.c_int64),
-        ("num_pool_pages", ctypes.c_int64),
-        ("num_import_pages", ctypes.c_int64),
-        ("half_elements", ctypes.c_int64),
-        ("layer_stride", ctypes.c_int64),
-        ("value_stride", ctypes.c_int64),
-        ("page_stride", ctypes.c_int64),
-        ("last_elements", ctypes.c_int64),
-        ("pool_dtype", ctypes.c_int32),
-        ("block_dtype", ctypes.c_int32),
-    )
+    tiles [X, 4], members [Y, 4], pages [Z, 4] and start [T + 1], all int32.
+    """
 
+    tiles: Tensor
+    members: Tensor
+    pages: Tensor
+    start: Tensor
 
-class AttentionArguments(ctypes.Structure):
-    """LegokvLegolinkAttention of launchers.h."""
+    def __post_init__(self) -> None:
+        for name in ("tiles", "members", "pages", "start"):
+            _check(f"shared {name}", getattr(self, name), torch.int32)
 
-    _fields_ = (
-        ("q", ctypes.c_void_p),
-        ("k", ctypes.c_void_p),
-        ("v", ctypes.c_void_p),
-        ("q_stride", ctypes.c_int64),
-        ("k_stride", ctypes.c_int64),
-        ("v_stride", ctypes.c_int64),
-        ("pool", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("positions", ctypes.c_void_p),
-        ("key_positions", ctypes.c_void_p),
-        ("slots", ctypes.c_void_p),
-        ("query_start", ctypes.c_void_p),
-        ("pages", ctypes.c_void_p),
-        ("inv_freq", ctypes.c_void_p),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_bytes", ctypes.c_int64),
-        ("num_pool_pages", ctypes.c_int64),
-        ("num_tokens", ctypes.c_int32),
-        ("num_sequences", ctypes.c_int32),
-        ("num_table_rows", ctypes.c_int32),
-        ("num_heads", ctypes.c_int32),
-        ("num_kv_heads", ctypes.c_int32),
-        ("head_size", ctypes.c_int32),
-        ("page_size", ctypes.c_int32),
-        ("dtype", ctypes.c_int32),
-        ("regime", ctypes.c_int32),
-        ("num_splits", ctypes.c_int32),
-        ("scale", ctypes.c_float),
-    )
+    def fields(self) -> dict[str, int]:
+        """Addresses and sizes, by their fields in LegokvLegolinkAttention."""
+        return {
+            "shared_tiles": self.tiles.data_ptr(),
+            "shared_members": self.members.data_ptr(),
+            "shared_pages": self.pages.data_ptr(),
+            "shared_start": self.start.data_ptr(),
+            "num_shared_tiles": len(self.tiles),
+            "num_shared_members": len(self.members),
+            "num_shared_pages": len(self.pages),
+        }
 
 
-STRUCTS: dict[str, type[ctypes.Structure]] = {
-    "LegokvKvImport": KvImportArguments,
-    "LegokvLegolinkAttention": AttentionArguments,
-}
-"""The structures that cross to the library, by their names in launchers.h."""
+@dataclass(frozen=True)
+class Room:
+    """How many tiles, members and pages lists have room for; what finds none is not shared."""
 
-Layout = Mapping[str, Sequence[int]]
-"""Where a structure's fields lie: by name, the first byte and how many."""
-
-
-def layout_of(structure: type[ctypes.Structure]) -> Layout:
-    """As `Launchers.info` has a library's."""
-    places = {name: getattr(structure, name) for name, *_ in structure._fields_}
-    return {name: [place.offset, place.size] for name, place in places.items()}
+    tiles: int
+    members: int
+    pages: int
 
 
 @dataclass(frozen=True)
 class AttentionTables:
-    """The inputs of legolink_attention that all layers of a step share (shapes: see the op)."""
+    """The inputs of legolink_attention that all layers of a step share (shapes: see the op).
+
+    With `shared` the `pages` are those that each sequence still reads alone.
+    """
 
     positions: Tensor
     key_positions: Tensor
@@ -113,6 +94,7 @@ class AttentionTables:
     pages: Tensor
     inv_freq: Tensor
     scale: float
+    shared: SharedTables | None = None
 
     def __post_init__(self) -> None:
         for name in INDEX_TABLES:
@@ -120,7 +102,7 @@ class AttentionTables:
         _check("inv_freq", self.inv_freq, torch.float32)
 
     def addresses(self) -> dict[str, int]:
-        """Where each table lies, by its field in the launchers' structures."""
+        """Where each of them lies, by its field in the launchers' structures."""
         return {name: getattr(self, name).data_ptr() for name in (*INDEX_TABLES, "inv_freq")}
 
 
@@ -164,6 +146,39 @@ def attention_arguments(
         dtype=DTYPES[q.dtype],
         scale=tables.scale,
         **tables.addresses(),
+        **({} if tables.shared is None else tables.shared.fields()),
+    )
+
+
+def sharing_arguments(
+    index: Mapping[str, Tensor],
+    num_heads: int,
+    pool: Tensor,
+    room: Room,
+    lists: tuple[Tensor, ...],
+) -> SharingArguments:
+    """Addresses and sizes for listing what a step shares. `lists`: own pages, tiles, members, pages
+    and starts, all on the host as the tables of `index` are.
+    """
+    read = ("positions", "query_start", "pages")
+    for name in read:
+        _check(name, index[name], torch.int32)
+    num_pages, _, page_size, num_kv_heads, head_size = pool.shape
+    written = ("own_pages", "shared_tiles", "shared_members", "shared_pages", "shared_start")
+    return SharingArguments(
+        **{name: index[name].data_ptr() for name in read},
+        **{name: each.data_ptr() for name, each in zip(written, lists, strict=True)},
+        num_pool_pages=num_pages,
+        num_tokens=len(index["positions"]),
+        num_sequences=index["pages"].shape[0],
+        num_table_rows=index["pages"].shape[1],
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_size=head_size,
+        page_size=page_size,
+        max_tiles=room.tiles,
+        max_members=room.members,
+        max_pages=room.pages,
     )
 
 
@@ -235,7 +250,7 @@ class Launchers:
         self.library.legokv_last_error.restype = ctypes.c_char_p
         self.library.legokv_library_info.restype = ctypes.c_char_p
         # Before any other function is named: an older library has fewer of them.
-        _check_layouts(library, self.info()["structs"], structs)
+        check_layouts(library, self.info()["structs"], structs)
         if "LegokvLegolinkAttention" in structs:
             self.library.legokv_legolink_attention_workspace.restype = ctypes.c_int64
             self.library.legokv_scored_attention_workspace.restype = ctypes.c_int64
@@ -268,6 +283,34 @@ class Launchers:
         if need < 0:
             raise LaunchRefused(self._last_error())
         return need
+
+    def list_shared(
+        self, index: Mapping[str, Tensor], num_heads: int, pool: Tensor, room: Room | None = None
+    ) -> tuple[Tensor, SharedTables] | None:
+        """What each sequence still reads alone, as `pages`, and what is attended to together, from
+        a step's INDEX_TABLES on the host; None where nothing is worth it.
+
+        Lists are as long as what was found, or as `room`. All are parts of one tensor.
+        """
+        pages = index["pages"]
+        num_sequences, num_rows, _ = pages.shape
+        parts = num_sequences * _MOST_PARTS
+        most = room or Room(parts, parts, num_sequences * num_rows)
+        sizes = (num_sequences * num_rows, most.tiles, most.members, most.pages)
+        lists = [torch.empty((max(0, size), 4), dtype=torch.int32) for size in sizes]
+        start = torch.empty(len(index["positions"]) + 1, dtype=torch.int32)
+        sharing = sharing_arguments(index, num_heads, pool, most, (*lists, start))
+        self._call(self.library.legokv_list_shared(ctypes.byref(sharing)))
+        if sharing.num_tiles == 0:
+            return None
+        own, *used = lists
+        own = own.view(pages.shape)
+        if room is None:
+            own = own[:, : max(1, sharing.num_own_rows)]
+            counts = (sharing.num_tiles, sharing.num_members, sharing.num_pages)
+            used = [each[:count] for each, count in zip(used, counts, strict=True)]
+        own, tiles, members, listed, start = _together([own, *used, start], pool.device)
+        return own, SharedTables(tiles, members, listed, start)
 
     def legolink_attention(
         self,
@@ -321,23 +364,14 @@ class Launchers:
         return message.decode()
 
 
-def _check_layouts(
-    library: Path, theirs_of: Mapping[str, Layout], structs: Collection[str]
-) -> None:
-    for name in structs:
-        ours, theirs = layout_of(STRUCTS[name]), theirs_of.get(name, {})
-        if theirs == ours:
-            continue
-        fields = sorted(field for field in {*ours, *theirs} if ours.get(field) != theirs.get(field))
-        raise EngineMismatch(
-            f"{library} is of other code: it takes {name} of {_num_bytes(theirs)} bytes, this "
-            f"legokv gives {_num_bytes(ours)}, and {', '.join(fields)} lie elsewhere: build the "
-            "engine again, or the plugins with build/build_plugins.py if they are not an engine's"
-        )
-
-
-def _num_bytes(layout: Layout) -> int:
-    return max((offset + size for offset, size in layout.values()), default=0)
+def _together(tables: list[Tensor], device: torch.device) -> list[Tensor]:
+    """The same on `device`, by one copy."""
+    flat = torch.cat([table.reshape(-1) for table in tables]).to(device)
+    placed, first = [], 0
+    for table in tables:
+        placed.append(flat[first : first + table.numel()].view(table.shape))
+        first += table.numel()
+    return placed
 
 
 def _give(arguments: AttentionArguments, out: Tensor, workspace: Tensor | None) -> None:

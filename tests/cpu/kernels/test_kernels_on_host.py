@@ -392,7 +392,9 @@ def race_check(tests_folder: Path, *arguments: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("kernel", ["split", "float-split", "tiled", "long-tiled", "reference"])
+@pytest.mark.parametrize(
+    "kernel", ["split", "float-split", "tiled", "long-tiled", "shared", "reference"]
+)
 def test_no_two_threads_race(tests_folder: Path, kernel: str) -> None:
     finished = race_check(tests_folder, kernel)
     assert finished.returncode == 0, finished.stderr
@@ -413,6 +415,10 @@ NEEDED_BARRIERS = [
     ("tiled", "block", 2, "the strips are replaced and others listed"),
     ("tiled", "warp", 0, "the rotated query is read by other lanes"),
     ("tiled", "warp", 1, "the query, rotated again, is read by other lanes"),
+    ("shared", "block", 0, "rows and the first strips are listed by other threads"),
+    ("shared", "block", 1, "copied strips are read by other threads"),
+    ("shared", "block", 2, "the strips are replaced and others listed"),
+    ("shared", "warp", 0, "the rotated query is read by other lanes"),
 ]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from legokv.errors import EngineMismatch
-from legokv.kernels.gpu import STRUCTS, Launchers, Layout, layout_of
+from legokv.kernels.gpu import Launchers
+from legokv.kernels.gpu_structs import STRUCTS, Layout, layout_of
 
 
 def library_of(folder: Path, structs: dict[str, Layout], code: str = "") -> Path:
@@ -40,7 +41,7 @@ def test_a_library_of_before_num_splits_is_refused_with_both_sizes(tmp_path: Pat
     attention["scale"] = attention.pop("num_splits")
     with pytest.raises(
         EngineMismatch,
-        match=r"takes LegokvLegolinkAttention of 176 bytes, this legokv gives 180, and num_splits, "
+        match=r"takes LegokvLegolinkAttention of 220 bytes, this legokv gives 224, and num_splits, "
         r"scale lie elsewhere: build the engine again",
     ):
         Launchers(library_of(tmp_path, structs))
