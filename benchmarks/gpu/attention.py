@@ -39,11 +39,13 @@ class Form:
 
     regime: Regime = Regime.AUTO
     num_splits: int = 0
+    lists: bool = False  # what sequences have in common is read by shared tiles, as by runner cuda
 
     @property
     def name(self) -> str:
         splits = f" {self.num_splits} splits" if self.num_splits else ""
-        return f"{self.regime.name.lower()}{splits}"
+        lists = " shared tiles" if self.lists else ""
+        return f"{self.regime.name.lower()}{splits}{lists}"
 
 
 def measure(session: Session) -> Iterator[dict[str, Any]]:
@@ -56,8 +58,12 @@ def measure(session: Session) -> Iterator[dict[str, Any]]:
 
 
 def forms(session: Session, work: Work) -> list[Form]:
-    """What is timed: the plan's choice, the kernels by name, and splits where keys are many."""
+    """What is timed: the plan's choice, with what is shared read once and without, the kernels by
+    name, and splits where keys are many.
+    """
     named = [Form()]
+    if session.shared(work.batch) is not None:
+        named.append(Form(lists=True))
     if work.is_ragged:
         return [*named, Form(Regime.SPLIT), Form(Regime.TILED)]
     swept = (
@@ -72,7 +78,11 @@ def measure_step(session: Session, work: Work) -> dict[str, Any]:
     tables = session.tables(work.batch)
     num_pools = session.num_pools(needed_bytes(session, work))
     layers = [make_layer(session, work) for _ in range(num_pools)]
-    calls = {form.name: kernel_call(session, layers, tables, form) for form in forms(session, work)}
+    listed = session.shared(work.batch) or tables
+    calls = {
+        form.name: kernel_call(session, layers, listed if form.lists else tables, form)
+        for form in forms(session, work)
+    }
     calls["auto"]()
     others, meant, refused = gathered_calls(session, work, layers, tables)
     errors = {}

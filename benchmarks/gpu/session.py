@@ -1,11 +1,12 @@
 """What a measurement runs on: device, library, model shape, step sizes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from shape import PAGE_SIZE
 from work import WorkSizes
 
-from legokv.kernels.gpu import AttentionTables, Launchers
+from legokv.kernels.gpu import INDEX_TABLES, AttentionTables, Launchers
 from legokv.model.config import ModelConfig
 from legokv.model.rope import inverse_frequencies
 from legokv.step.batch import StepBatch
@@ -57,3 +58,17 @@ class Session:
             inv_freq=torch.tensor(frequencies, dtype=torch.float32, device=self.device),
             scale=model.head_size**-0.5,
         )
+
+    def shared(self, batch: StepBatch) -> AttentionTables | None:
+        """The same with what its sequences have in common listed; None where they share nothing."""
+        tables, model = self.tables(batch), self.model
+        if len(batch.pages) < 2:
+            return None
+        num_pages = int(batch.pages[..., 0].max()) + 1
+        # Only its shape and where it lies are asked for.
+        pool = torch.empty(1, dtype=self.dtype, device=self.device).expand(
+            num_pages, 2, PAGE_SIZE, model.num_kv_heads, model.head_size
+        )
+        index = {name: torch.from_numpy(getattr(batch, name)) for name in INDEX_TABLES}
+        found = self.launchers.list_shared(index, model.num_heads, pool)
+        return None if found is None else replace(tables, pages=found[0], shared=found[1])

@@ -50,7 +50,10 @@ KERNEL_TESTS = (
 )
 SYSTEM_TESTS = ("test_system.py", "test_import_stream.py")
 # Every kernel once or more, in few calls: the sanitizer takes a hundred times as long.
-CHECKED = "one_token and 16-bfloat16 or one_token and 16-float32 or several-splits or outside"
+CHECKED = (
+    "one_token and 16-bfloat16 or one_token and 16-float32 or several-splits or outside "
+    "or shared_tiles and 128-"
+)
 ENGINE = "out/engines/llama"
 PLANS = "out/engines/*/tensorrt-rtx.plan"
 

@@ -14,7 +14,15 @@ from attention_cases import (
     make_inputs,
     whole_chunk,
 )
-from gpu_kernels import KEY_TOLERANCE, Kernels, attend_in_place, on_device, tolerance
+from gpu_kernels import (
+    KEY_TOLERANCE,
+    Kernels,
+    attend_in_place,
+    on_device,
+    tolerance,
+    with_shared_tiles,
+)
+from shared_cases import Sizes, asking, inputs_of
 
 from legokv.kernels.gpu import Regime
 
@@ -156,3 +164,25 @@ def test_tiles_full_half_full_and_of_few_rows_are_those_of_the_loops(
     sequences = (whole_chunk(131), linked((40, 70), link_tokens=30, fresh=3), whole_chunk(17))
     step = Step(sequences, heads, head_size, page_size=32, dtype=torch.bfloat16, seed=seed + 8)
     check(kernels, step, Regime.TILED)
+
+
+# In orders of their own, one with three tokens, one with many, one twice over a chunk.
+ASKED = (((0, 1, 2), 5, 1), ((2, 1, 0), 21, 1), ((1, 0), 40, 3), ((0, 0, 2), 17, 1), ((1,), 30, 18))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("head_size", "heads"), [(64, (6, 2)), (80, (2, 2)), (96, (14, 2)),
+                                                  (128, (8, 2))], ids=str)  # fmt: skip
+def test_shared_tiles_are_those_of_the_loops(
+    kernels: Kernels, seed: int, head_size: int, heads: tuple[int, int], dtype: torch.dtype
+) -> None:
+    sizes = Sizes(heads, head_size)
+    inputs = inputs_of(asking(ASKED, sizes, seed=seed), sizes, dtype, seed)
+    given = with_shared_tiles(kernels, inputs)
+    out = attend_in_place(kernels, given, Regime.AUTO).cpu()
+    torch.testing.assert_close(
+        out.double(),
+        expected_out(inputs, given.pool.cpu()),
+        rtol=0,
+        atol=tolerance(dtype, Regime.SPLIT),
+    )

@@ -6,11 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import Step, decoded, expected_out, expected_pool, linked, make_inputs
-from gpu_kernels import KEY_TOLERANCE, Kernels, on_device, tolerance
+from attention_cases import (
+    Inputs,
+    Step,
+    decoded,
+    expected_out,
+    expected_pool,
+    linked,
+    make_inputs,
+)
+from gpu_kernels import KEY_TOLERANCE, Kernels, on_device, tolerance, with_shared_tiles
+from shared_cases import Sizes, asking, inputs_of
 from torch import Tensor
 
-from legokv.kernels.gpu import Regime, attention_arguments
+from legokv.kernels.gpu import INDEX_TABLES, AttentionTables, Regime, Room, attention_arguments
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Long enough for splits, so that they are combined; a link beside a decode.
@@ -63,6 +72,79 @@ def test_attention_is_that_of_the_loops(
     torch.testing.assert_close(
         out.cpu().double(), expected_out(inputs, pool), rtol=0, atol=tolerance(dtype, regime)
     )
+
+
+ROOM = Room(tiles=12, members=40, pages=60)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_shared_tiles_are_those_of_the_loops_also_of_lists_that_come_later(
+    kernels: Kernels, seed: int, dtype: torch.dtype
+) -> None:
+    """A captured graph reads whatever lists lie where its own lay."""
+    sizes = Sizes(heads=(8, 2), head_size=128)
+    orders = [((0, 1), 5, 1), ((1, 0), 9, 1), ((0, 2), 3, 1)]
+    steps = [
+        inputs_of(asking(made, sizes, seed=seed), sizes, dtype, seed)
+        for made in (orders, [*orders[1:], ((1, 2), 7, 1)])
+    ]
+    width = max(step.tables.pages.shape[1] for step in steps)
+    first, second = (
+        with_shared_tiles(kernels, replace(step, tables=padded(step.tables, width)), ROOM)
+        for step in steps
+    )
+    arguments = attention_arguments(first.q, first.k, first.v, first.pool, first.tables)
+    size = kernels.launchers.workspace_bytes(arguments)
+    workspace = torch.empty(size, dtype=torch.uint8, device=kernels.device)
+    out = torch.full_like(first.q, torch.nan)
+
+    def call() -> None:
+        kernels.launchers.legolink_attention(arguments, out, workspace, kernels.stream())
+
+    replay = captured(kernels, call)
+    for given, step in ((first, steps[0]), (second, steps[1])):
+        put_into(first, given)
+        out.fill_(torch.nan)
+        replay()
+        torch.testing.assert_close(
+            out.cpu().double(),
+            expected_out(step, first.pool.cpu()),
+            rtol=0,
+            atol=tolerance(dtype, Regime.SPLIT),
+        )
+
+
+def padded(tables: AttentionTables, width: int) -> AttentionTables:
+    rows = tables.pages.new_zeros((len(tables.pages), width - tables.pages.shape[1], 4))
+    return replace(tables, pages=torch.cat([tables.pages, rows], 1))
+
+
+def captured(kernels: Kernels, call: Callable[[], None]) -> Callable[[], None]:
+    """The call's graph; the host form has none and calls again."""
+    if kernels.device.type != "cuda":
+        return call
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        call()
+    return graph.replay
+
+
+def put_into(place: Inputs, inputs: Inputs) -> None:
+    """Inputs of the same sizes, where those of `place` lie."""
+    for name in ("q", "k", "v", "pool"):
+        getattr(place, name).copy_(getattr(inputs, name))
+    for name in INDEX_TABLES:
+        getattr(place.tables, name).copy_(getattr(inputs.tables, name))
+    ours, theirs = place.tables.shared, inputs.tables.shared
+    assert ours is not None
+    assert theirs is not None
+    for name in ("tiles", "members", "pages", "start"):
+        getattr(ours, name).copy_(getattr(theirs, name))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -16,7 +16,13 @@ from legokv.errors import InvalidRequest, NativeLibraryMissing
 from legokv.kernels.build_cpu import build_native_library, find_native_library
 from legokv.kernels.cpu import NativeCalls, NativeStep, StepShape
 from legokv.kernels.fastest import able_forms, measured_forms, measured_threads
-from legokv.kernels.gpu import INDEX_TABLES, AttentionTables, Launchers, attention_arguments
+from legokv.kernels.gpu import (
+    INDEX_TABLES,
+    AttentionTables,
+    Launchers,
+    SharedTables,
+    attention_arguments,
+)
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.model.config import ModelConfig
 from legokv.model.decoder import Attention
@@ -93,9 +99,11 @@ def index_tables(batch: StepBatch, device: torch.device = CPU) -> dict[str, Tens
     return {name: torch.from_numpy(getattr(batch, name)).to(device) for name in INDEX_TABLES}
 
 
-def attention_tables(index: dict[str, Tensor], rotation: Rotation) -> AttentionTables:
+def attention_tables(
+    index: dict[str, Tensor], rotation: Rotation, shared: SharedTables | None = None
+) -> AttentionTables:
     """What the launchers read of a step in layers of one kind, all on one device."""
-    return AttentionTables(**index, inv_freq=rotation.inv_freq, scale=rotation.scale)
+    return AttentionTables(**index, inv_freq=rotation.inv_freq, scale=rotation.scale, shared=shared)
 
 
 class TorchForm:
@@ -208,6 +216,9 @@ class NativeForm:
 class KernelForm:
     """The plugins' own kernels on `device`: a CUDA one, or the CPU for their host form.
 
+    What several sequences of a step see is read once for tiles of their rows, where that is worth
+    it: by their page tables alone, so a chunk counts wherever it stands.
+
     LaunchRefused at the first step if the library has no kernel for the model's sizes.
     """
 
@@ -216,14 +227,15 @@ class KernelForm:
         self.library: NativeLibrary | None = None
         self._launchers = launchers
         self._rotations = rotations_of(config, device)
+        self._num_heads = config.num_heads
         self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
 
     @contextmanager
     def step(
         self, batch: StepBatch, pools: Sequence[Tensor], mass: KeyMass | None = None
     ) -> Iterator[Attention]:
-        index = index_tables(batch, self._workspace.device)
-        tables = by_layer(self._rotations, partial(attention_tables, index))
+        index, shared = self._listed(batch, pools[0], shares=mass is None)
+        tables = by_layer(self._rotations, partial(attention_tables, index, shared=shared))
 
         def attend(
             layer: int, q: Tensor, k: Tensor, v: Tensor, pool: Tensor
@@ -244,6 +256,21 @@ class KernelForm:
             return out, pool
 
         yield attend
+
+    def _listed(
+        self, batch: StepBatch, pool: Tensor, *, shares: bool
+    ) -> tuple[dict[str, Tensor], SharedTables | None]:
+        """The step's tables on the device, and what is shared.
+
+        Shared pages are no sequence's own: they have no slots for a mass. float32 has no kernel.
+        """
+        index, shared = index_tables(batch), None
+        if shares and pool.dtype != torch.float32 and len(batch.pages) > 1:
+            listed = self._launchers.list_shared(index, self._num_heads, pool)
+            if listed is not None:
+                index["pages"], shared = listed
+        device = self._workspace.device
+        return {name: table.to(device) for name, table in index.items()}, shared
 
     def import_kv(self, pools: Tensor, kv: Tensor, pages: Tensor) -> None:
         self._launchers.import_kv(pools, kv, pages, stream_of(pools.device))

@@ -193,7 +193,7 @@ def test_the_sanitizer_runs_every_kernel_once_and_fails_on_what_it_finds(
     assert result.ended == "ok", result.detail
     said = (tmp_path / "log").read_text()
     assert said.startswith("1 --tool memcheck --error-exitcode 1\n")
-    assert "11 passed" in said
+    assert "13 passed" in said
 
 
 def test_under_require_gpu_a_skip_is_a_failure() -> None:
@@ -232,7 +232,12 @@ def test_all_measurements_run_in_one_process_on_a_cpu_at_tiny_sizes(
     assert worst < 2.5e-2
     assert {name.split()[0] for name in steps} == {"compile", "link", "decode"}
     mixed = [step for name, step in steps.items() if " and " in name]
-    assert [list(step["seconds"]) for step in mixed] == [["auto", "split", "tiled"]] * 2
+    assert [list(step["seconds"]) for step in mixed] == [
+        ["auto", "auto shared tiles", "split", "tiled"],
+        ["auto", "split", "tiled"],
+    ]
+    shared = [list(step["seconds"]) for name, step in steps.items() if " shared" in name]
+    assert all(forms[:2] == ["auto", "auto shared tiles"] for forms in shared)
     assert all(step["logits_are_finite"] for step in measured["step"])
     assert {each["source"] for each in measured["import"]} >= {"from device", "runner, pinned"}
 
