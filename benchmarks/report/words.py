@@ -157,7 +157,8 @@ SECTIONS = {
         "its turn. llama.cpp computes 4-bit weights, the others bfloat16. Decode times are those "
         "of 32 tokens after a 4,000-token context.",
         "`documents reordered` is exact in the peers and LegoLink-16, an approximation, in "
-        "legokv, whose documents were compiled before.",
+        "legokv, whose documents were compiled before. llama.cpp's weights are not legokv's: "
+        "`python -m benchmarks.peers.same_gguf` decodes one Q8_0 file with both.",
     ),
     "askers": Section(
         "And when 32 ask about the same documents?",

@@ -23,7 +23,7 @@ enum LegokvInstructionSet {
   LEGOKV_PORTABLE = 2,
   LEGOKV_AVX2 = 3,         // with FMA and F16C
   LEGOKV_AVX512 = 4,       // F, BW, DQ, VL
-  LEGOKV_AVX512_BF16 = 5,  // bfloat16 only, no linear layers
+  LEGOKV_AVX512_BF16 = 5,  // bfloat16 only
   LEGOKV_AMX = 6,          // bfloat16 only
 };
 
@@ -119,7 +119,7 @@ struct LegokvCpuLinear {
   int32_t num_columns;
   int32_t num_products;  // a multiple of 32
   int32_t dtype;
-  int32_t instruction_set;  // for bfloat16 SOFTWARE_TILES or AMX
+  int32_t instruction_set;  // for bfloat16 SOFTWARE_TILES, AVX512_BF16 or AMX
   int32_t num_threads;
   int32_t block_bits;  // 8, 4: as legokv_cpu_pack_blocks left the weight, dtype bfloat16; else 0
   int32_t gated;       // not 0: x goes through legokv_cpu_gate first, and has no norm

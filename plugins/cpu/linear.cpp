@@ -22,6 +22,15 @@ using MultiplyGroup = void (*)(const LinearGroup<Number>&);
 template <typename Step>
 using MultiplyBlocks = void (*)(const LinearGroup<bfloat16, Step>&, bfloat16*);
 
+#if defined(LEGOKV_HAS_PAIR_PANELS)
+constexpr MultiplyGroup<bfloat16> kMultiplyByPairs = multiply_by_pairs;
+template <typename Step>
+constexpr MultiplyBlocks<Step> kMultiplyBlocksByPairs = multiply_blocks_by_pairs<Step>;
+#else
+constexpr MultiplyGroup<bfloat16> kMultiplyByPairs = nullptr;
+template <typename Step>
+constexpr MultiplyBlocks<Step> kMultiplyBlocksByPairs = nullptr;
+#endif
 #if defined(LEGOKV_HAS_AMX_PANELS)
 constexpr MultiplyGroup<bfloat16> kMultiplyByAmx = multiply_by_amx;
 template <typename Step>
@@ -67,8 +76,9 @@ template <typename Number>
 MultiplyGroup<Number> multiplier(int instruction_set) {
   if constexpr (std::is_same_v<Number, bfloat16>) {
     if (instruction_set == LEGOKV_SOFTWARE_TILES) return multiply_by_software;
-    const bool amx = instruction_set == LEGOKV_AMX && has_instruction_set(LEGOKV_AMX);
-    return amx ? kMultiplyByAmx : nullptr;
+    if (!has_instruction_set(instruction_set)) return nullptr;
+    if (instruction_set == LEGOKV_AVX512_BF16) return kMultiplyByPairs;
+    return instruction_set == LEGOKV_AMX ? kMultiplyByAmx : nullptr;
   } else {
     const Kernels* kernels = choose_kernels(instruction_set, LEGOKV_FLOAT32).kernels;
     return kernels == nullptr ? nullptr : kernels->multiply;
@@ -160,11 +170,16 @@ void multiply_all(const LegokvCpuLinear& linear) {
   });
 }
 
+// Where `multiplier` knows the set.
+template <typename Step>
+MultiplyBlocks<Step> blocks_multiplier(int instruction_set) {
+  if (instruction_set == LEGOKV_SOFTWARE_TILES) return multiply_blocks_by_software<Step>;
+  return instruction_set == LEGOKV_AMX ? kMultiplyBlocksByAmx<Step> : kMultiplyBlocksByPairs<Step>;
+}
+
 template <typename Step>
 void multiply_blocks(const LegokvCpuLinear& linear) {
-  const MultiplyBlocks<Step> multiply_group = linear.instruction_set == LEGOKV_SOFTWARE_TILES
-                                                  ? multiply_blocks_by_software<Step>
-                                                  : kMultiplyBlocksByAmx<Step>;
+  const MultiplyBlocks<Step> multiply_group = blocks_multiplier<Step>(linear.instruction_set);
   const int64_t elements = expanded_elements(linear.num_rows, linear.num_products);
   const auto scratch = uninitialised<bfloat16>(elements * linear.num_threads);
   for_groups<bfloat16, Step>(linear, [&](const LinearGroup<bfloat16, Step>& group, int thread) {

@@ -71,11 +71,14 @@ struct LinearGroup {
 };
 
 void multiply_by_software(const LinearGroup<bfloat16>& group);
+void multiply_by_pairs(const LinearGroup<bfloat16>& group);
 void multiply_by_amx(const LinearGroup<bfloat16>& group);
 
 // `scratch`: expanded_elements(group.num_rows, group.num_products), 64-aligned.
 template <typename Step>
 void multiply_blocks_by_software(const LinearGroup<bfloat16, Step>& group, bfloat16* scratch);
+template <typename Step>
+void multiply_blocks_by_pairs(const LinearGroup<bfloat16, Step>& group, bfloat16* scratch);
 template <typename Step>
 void multiply_blocks_by_amx(const LinearGroup<bfloat16, Step>& group, bfloat16* scratch);
 

@@ -185,21 +185,22 @@ class LinearCalls:
         instruction_set: InstructionSet,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """nn.Linear's result [T, N] of `x` [T, K], or [T, 2 * K] where the weight is `gated`.
+        """nn.Linear's result [T, N] of `x` [T, K], or [T, 2 * K] where a gate is put before.
 
-        It is added to `residual` [T, N]. bfloat16 goes by SOFTWARE_TILES or AMX.
+        It is added to `residual` [T, N]. bfloat16 goes by SOFTWARE_TILES, AVX512_BF16 or AMX.
         """
-        num_columns, num_products = weight.shape
-        shape = (len(x), 2 * num_products if weight.gated else num_products)
+        # Not len(x), which torch answers in Python: this is called for each layer of a step.
+        num_rows, (num_columns, num_products) = x.shape[0], weight.shape
+        arguments = LinearArguments.from_buffer_copy(weight.arguments)
+        shape = (num_rows, 2 * num_products if arguments.gated else num_products)
         _check_rows("x", x, shape, weight.dtype)
         x = x.contiguous()
-        out = x.new_empty(len(x), num_columns)
-        arguments = LinearArguments.from_buffer_copy(weight.arguments)
+        out = x.new_empty(num_rows, num_columns)
         if residual is not None:
-            _check_rows("residual", residual, (len(x), num_columns), weight.dtype)
+            _check_rows("residual", residual, (num_rows, num_columns), weight.dtype)
             residual = residual.contiguous()
             arguments.residual = residual.data_ptr()
-        arguments.x, arguments.out, arguments.num_rows = x.data_ptr(), out.data_ptr(), len(x)
+        arguments.x, arguments.out, arguments.num_rows = x.data_ptr(), out.data_ptr(), num_rows
         arguments.instruction_set = instruction_set
         arguments.num_threads = torch.get_num_threads()
         self._library.check(self._functions.legokv_cpu_multiply(ctypes.byref(arguments)))
@@ -296,11 +297,6 @@ class NativeWeight:
             dtype=DTYPES[self.dtype],
             block_bits=block_bits,
         )
-
-    @property
-    def gated(self) -> bool:
-        """Whether x goes through the gate."""
-        return bool(self.arguments.gated)
 
     def put_norm_before(self, norm: NativeNorm) -> None:
         """x goes through `norm`, which must be of its size."""

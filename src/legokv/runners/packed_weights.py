@@ -1,9 +1,10 @@
 """bfloat16 weights kept as the kernels read them, instead of repacked by every step.
 
-A row has the same bits in any company. Where the processor has AMX, our own kernel sums a result's
-products in one order. Elsewhere oneDNN multiplies: it cuts that sum by the number of rows, the
-processor and the number of threads, and a sum cut elsewhere is rounded elsewhere. So each number of
-rows is tried once a shape, and a step's rows are padded or parted to numbers that agree.
+A row has the same bits in any company. Where the processor multiplies pairs of bfloat16 (AMX, or
+AVX-512 with bf16), our own kernels sum a result's products in one order. Elsewhere oneDNN
+multiplies: it cuts that sum by the number of rows, the processor and the number of threads, and a
+sum cut elsewhere is rounded elsewhere. So each number of rows is tried once a shape, and a step's
+rows are padded or parted to numbers that agree.
 """
 
 import logging
@@ -130,8 +131,9 @@ def parted_weights(
 ) -> tuple[dict[str, Tensor], dict[str, BlockWeight]]:
     """All weights as tensors, and those in blocks that `pack_decoder` puts in the place of theirs.
 
-    Blocks stay blocks where the `library` multiplies bfloat16 by AMX: their tensors hold nothing
-    then. Elsewhere they become bfloat16, or the type of the others, as a plan's numbers always do.
+    Blocks stay blocks where the `library` multiplies bfloat16 by AMX or AVX-512: their tensors hold
+    nothing then. Elsewhere they become bfloat16, or the type of the others, as a plan's numbers
+    always do.
     """
     in_blocks = {name: each for name, each in weights.items() if isinstance(each, BlockWeight)}
     norm = weights["norm.weight"]
@@ -160,9 +162,10 @@ def pack_decoder(
 ) -> None:
     """Replace the decoder's linear layers by packed ones, the head too, its norms and gates.
 
-    float32 goes by the CPU `library`, bfloat16 where the processor has AMX; other bfloat16 goes by
-    oneDNN. A head tied to the embedding takes its size once more, since rows of the embedding are
-    still looked up. What neither takes stays, as do other types: nothing is promised of its bits.
+    float32 goes by the CPU `library`, bfloat16 where the processor has AMX or AVX-512 with bf16;
+    other bfloat16 goes by oneDNN. A head tied to the embedding takes its size once more, since rows
+    of the embedding are still looked up. What neither takes stays, as do other types: nothing is
+    promised of its bits.
     `in_blocks`: what takes the place of tensors that hold nothing, by their names.
     """
     calls = None if library is None else LinearCalls(library)
@@ -228,9 +231,12 @@ def _pack_blocks(
 
 
 def _multiplies(calls: LinearCalls, dtype: torch.dtype) -> bool:
-    """Whether the library is fast for it: for bfloat16 only with AMX."""
-    sets = calls.instruction_sets(dtype)
-    return InstructionSet.AMX in sets if dtype == torch.bfloat16 else bool(sets)
+    """Whether the library is fast for it: for bfloat16 with AMX, or with AVX-512 where a library
+    compiled without AMX does not leave the processor's tiles to oneDNN."""
+    best = calls.instruction_sets(dtype)[-1:]
+    if dtype == torch.bfloat16 and best == [InstructionSet.AVX512_BF16]:
+        return not torch.cpu._is_amx_tile_supported()
+    return best == [InstructionSet.AMX] if dtype == torch.bfloat16 else bool(best)
 
 
 def _pack_linear_layers(module: nn.Module, calls: LinearCalls | None) -> None:

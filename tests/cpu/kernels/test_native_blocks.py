@@ -18,7 +18,7 @@ from legokv.ops.block_weight import BlockEmbedding, BlockWeight, block_weight
 Q8_0, Q4_0 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0
 # Columns and products: a panel that is not full, one step, parts of steps, many panels.
 SHAPES = [(32, 32), (7, 64), (40, 96), (100, 608), (300, 1536)]
-FORMS = [InstructionSet.SOFTWARE_TILES, InstructionSet.AMX]
+FORMS = [InstructionSet.SOFTWARE_TILES, InstructionSet.AVX512_BF16, InstructionSet.AMX]
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,20 @@ def test_every_byte_is_its_number(calls):
     numbers = torch.arange(-128, 128, dtype=torch.int16).char().view(8, 32).contiguous()
     scales = torch.tensor([1, 2, 0.5, 2**-24, -3, 0.1, 1000, 0]).half()[:, None].contiguous()
     weight = BlockWeight(numbers, scales)
+    out = calls.multiply(torch.eye(32).bfloat16(), NativeWeight(calls, weight, None), best(calls))
+    assert torch.equal(out, weight.dense().T)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_number_by_every_scale_is_rounded_as_the_dense_form_is(calls, bits):
+    scales = torch.arange(0x7C00, dtype=torch.int16).view(torch.float16)
+    columns = max(2**bits // 32, 1)
+    numbers = (torch.arange(32 * columns) % 2**bits - 2 ** (bits - 1)).char()
+    weight = BlockWeight(
+        numbers.view(columns, 32).repeat(len(scales), 1),
+        scales.repeat_interleave(columns)[:, None].contiguous(),
+        bits,
+    )
     out = calls.multiply(torch.eye(32).bfloat16(), NativeWeight(calls, weight, None), best(calls))
     assert torch.equal(out, weight.dense().T)
 

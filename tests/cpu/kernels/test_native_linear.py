@@ -4,12 +4,15 @@ import errno
 import logging
 import mmap
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from legokv.checkpoint import load_weights, read_model_config
+from legokv.checkpoint.weights import load_kept_weights
 from legokv.errors import LaunchRefused
 from legokv.kernels.build_cpu import build_native_library
 from legokv.kernels.linear import (
@@ -22,8 +25,8 @@ from legokv.kernels.linear import (
 )
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.model.decoder import Gate, RMSNorm, decoder_from_weights
-from legokv.ops.block_weight import block_weight
-from legokv.runners.packed_weights import PackedLinear, pack_decoder
+from legokv.ops.block_weight import BlockWeight, block_weight
+from legokv.runners.packed_weights import PackedLinear, pack_decoder, parted_weights
 
 # Rows, columns, products: a lone row, tiles that are not full, columns that end within a panel,
 # sums of several parts, several panels at once.
@@ -35,6 +38,7 @@ FORMS = [
     (InstructionSet.AVX2, torch.float32),
     (InstructionSet.AVX512, torch.float32),
     (InstructionSet.SOFTWARE_TILES, torch.bfloat16),
+    (InstructionSet.AVX512_BF16, torch.bfloat16),
     (InstructionSet.AMX, torch.bfloat16),
 ]
 IN_BYTES = [(each, torch.int8) for each, dtype in FORMS if dtype == torch.bfloat16]
@@ -238,7 +242,7 @@ def test_a_decoder_is_packed_whole(library, calls, name, dtype, tiny_checkpoint)
     pack_decoder(decoder, library)
     layers = [each for each in decoder.modules() if isinstance(each, NativeLinear | PackedLinear)]
     assert len(layers) == 4 * config.num_layers + 1
-    has_best = dtype == torch.float32 or InstructionSet.AMX in calls.instruction_sets(dtype)
+    has_best = len(calls.instruction_sets(dtype)) > 1
     for layer in layers:
         assert isinstance(layer, NativeLinear if has_best else PackedLinear)
     assert not [each for each in decoder.modules() if isinstance(each, Gate | RMSNorm)]
@@ -248,6 +252,45 @@ def test_a_decoder_is_packed_whole(library, calls, name, dtype, tiny_checkpoint)
     counts = Counter(type(each) for each in decoder.modules())
     assert counts[NativeGate] == num_apart
     assert counts[NativeNorm] == 2 * num_apart + num_head_norms + 1
+
+
+def test_tiles_that_the_library_was_compiled_without_are_left_to_onednn(
+    library: NativeLibrary,
+    calls: LinearCalls,
+    tiny_checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if calls.instruction_sets(torch.bfloat16)[-1] != InstructionSet.AVX512_BF16:
+        pytest.skip("this library has AMX, or no products of bfloat16")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    folder = tiny_checkpoint("llama")
+    config = read_model_config(folder)
+    weights = load_kept_weights(folder, config, torch.bfloat16, "int8")
+    ready, in_blocks = parted_weights(weights, library)
+    assert not in_blocks
+    decoder = decoder_from_weights(config, ready)
+    pack_decoder(decoder, library)
+    assert not [each for each in decoder.modules() if isinstance(each, NativeLinear)]
+    assert isinstance(decoder.head, PackedLinear)
+
+
+def test_weights_in_blocks_stay_so_where_the_processor_multiplies_pairs_of_bfloat16(
+    library: NativeLibrary, calls: LinearCalls, tiny_checkpoint: Callable[[str], Path]
+) -> None:
+    if len(calls.instruction_sets(torch.bfloat16)) == 1:
+        pytest.skip("this processor or compiler has neither AMX nor AVX-512 with bf16")
+    folder = tiny_checkpoint("llama")
+    config = read_model_config(folder)
+    weights = load_kept_weights(folder, config, torch.bfloat16, "int8")
+    names = {name for name, each in weights.items() if isinstance(each, BlockWeight)}
+    ready, in_blocks = parted_weights(weights, library)
+    assert set(in_blocks) == names
+    assert all(ready[name].is_meta for name in names)
+    decoder = decoder_from_weights(config, ready)
+    pack_decoder(decoder, library, in_blocks)
+    layers = [each for each in decoder.modules() if isinstance(each, NativeLinear)]
+    assert len(layers) == 4 * config.num_layers + 1
+    assert all(each.weight.packed.dtype == torch.uint8 for each in layers)
 
 
 def test_where_no_memory_can_be_mapped_weights_lie_in_ordinary_memory_and_the_log_says_it_once(
