@@ -24,17 +24,47 @@ inline float least_float(double bound) {
   return nearest < bound ? std::nextafter(nearest, kFar) : nearest;
 }
 
-inline BlockBits floats_at_least(Floats a, Floats b) {
+// Some lanes of a vector of float32: bits, or all bits of these lanes.
 #if defined(__AVX512F__)
+using Lanes = __mmask16;
+
+inline Lanes at_least(Floats a, Floats b) {
   return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GE_OQ);
-#elif defined(__AVX2__)
-  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(a >= b)));
+}
+
+inline Lanes lanes_of(BlockBits bits) { return static_cast<Lanes>(bits); }
+
+inline BlockBits bits_of(Lanes lanes) { return lanes; }
+
+inline Floats chosen(Lanes lanes, Floats values, Floats others) {
+  return reinterpret_cast<Floats>(_mm512_mask_mov_ps(reinterpret_cast<__m512>(others), lanes,
+                                                     reinterpret_cast<__m512>(values)));
+}
+#else
+using Lanes = Ints;
+
+inline Lanes at_least(Floats a, Floats b) { return a >= b; }
+
+inline Lanes lanes_of(BlockBits bits) {
+  Ints lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = 1 << i;
+  return ((static_cast<int32_t>(bits & ((1 << kLanes) - 1)) - Ints{}) & lane) != 0;
+}
+
+inline BlockBits bits_of(Lanes lanes) {
+#if defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(lanes)));
 #else
   BlockBits bits = 0;
-  for (int i = 0; i < kLanes; ++i) bits |= BlockBits{a[i] >= b[i]} << i;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<BlockBits>(lanes[i] & 1) << i;
   return bits;
 #endif
 }
+
+inline Floats chosen(Lanes lanes, Floats values, Floats others) { return lanes ? values : others; }
+#endif
+
+inline BlockBits floats_at_least(Floats a, Floats b) { return bits_of(at_least(a, b)); }
 
 template <typename Raw>
 inline BlockBits block_at_least(const Raw* values, float bound) {
@@ -62,17 +92,7 @@ inline BlockBits bits_of_bytes(const uint8_t* bytes) {
 
 // The values of these tokens, and -infinity for the others.
 inline Floats floats_of(BlockBits lanes, Floats values) {
-  const Floats none = all_lanes(-std::numeric_limits<float>::infinity());
-#if defined(__AVX512F__)
-  return reinterpret_cast<Floats>(_mm512_mask_mov_ps(reinterpret_cast<__m512>(none),
-                                                     static_cast<__mmask16>(lanes),
-                                                     reinterpret_cast<__m512>(values)));
-#else
-  Ints lane;
-  for (int i = 0; i < kLanes; ++i) lane[i] = 1 << i;
-  const Ints bits = static_cast<int32_t>(lanes & ((1 << kLanes) - 1)) - Ints{};
-  return (bits & lane) != 0 ? values : none;
-#endif
+  return chosen(lanes_of(lanes), values, all_lanes(-std::numeric_limits<float>::infinity()));
 }
 
 // Writes the numbers of the tokens behind `first`; may write four more. How many there are.

@@ -28,8 +28,8 @@ class Guess {
  public:
   Guess(const RowBlocks<Raw>& blocks, Parts& parts)
       : blocks_(blocks),
-        peaks_(parts.take<int32_t>(kGuessBuckets)),
-        others_(parts.take<int32_t>(kGuessBuckets)),
+        peaks_(parts.take<int32_t>(kGuessBuckets + 1)),
+        others_(parts.take<int32_t>(kGuessBuckets + 1)),
         sums_(parts.take<double>(kGuessBuckets)),
         spreads_(parts.take<double>(kGuessBuckets)) {}
 
@@ -102,13 +102,14 @@ class Guess {
   void count(const double* values, int64_t size) const {
     typedef int32_t Numbers __attribute__((vector_size(kDrawLanes * 4)));
     const Doubles far = all_doubles(kGuessBuckets - 1);
+    int32_t* counts = peaks_;
     int64_t i = 0;
     for (; i + kDrawLanes <= size; i += kDrawLanes) {
       const Doubles scaled = (blocks_.most - load_doubles(values + i)) * scale_;
       const Numbers places = __builtin_convertvector(scaled < far ? scaled : far, Numbers);
-      for (int lane = 0; lane < kDrawLanes; ++lane) ++peaks_[places[lane]];
+      for (int lane = 0; lane < kDrawLanes; ++lane) ++counts[places[lane]];
     }
-    for (; i < size; ++i) ++peaks_[place_of(values[i])];
+    for (; i < size; ++i) ++counts[place_of(values[i])];
   }
 
   // Counts some live tokens from a place in a block on, but those that are its peak.
@@ -117,11 +118,13 @@ class Guess {
     const auto most = static_cast<float>(blocks_.most), scale = static_cast<float>(scale_);
     const Floats far = all_lanes(kGuessBuckets - 1);
     const Floats scaled = (most - values) * scale;
-    const Floats near = scaled < far ? scaled : far;
-    const Ints places = __builtin_convertvector(near > Floats{} ? near : Floats{}, Ints);
+    const Floats near = larger(scaled < far ? scaled : far, Floats{});
     const Floats peak = all_lanes(static_cast<float>(blocks_.peaks[block]));
     const BlockBits others = (blocks_.live[block] >> place) & ~floats_at_least(values, peak);
-    for (int i = 0; i < kLanes; ++i) counts[places[i]] += static_cast<int32_t>((others >> i) & 1);
+    // What is not counted goes to a bucket of its own.
+    const Floats bucket = chosen(lanes_of(others), near, all_lanes(kGuessBuckets));
+    const Ints places = __builtin_convertvector(bucket, Ints);
+    for (int i = 0; i < kLanes; ++i) ++counts[places[i]];
   }
 
   double value_of(int bucket, double otherwise) const {

@@ -56,10 +56,7 @@ class MarkedTokens {
     list_changed(bracket, edge);
   }
 
-  BlockBits* marks;  // of each block
-  TokenList list;
-
- private:
+  // Adds the changed tokens of the bracket that are kept.
   void list_changed(Bracket bracket, const Edge edge) {
     const TokenList changed = blocks_.changed;
     TokenList listed = list;
@@ -77,6 +74,10 @@ class MarkedTokens {
     list.size = listed.size;
   }
 
+  BlockBits* marks;  // of each block
+  TokenList list;
+
+ private:
   const RowBlocks<Raw>& blocks_;
 };
 

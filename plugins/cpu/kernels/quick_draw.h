@@ -6,21 +6,18 @@
 #pragma once
 
 #include "cpu/kernels/marked_tokens.h"
+#include "cpu/kernels/near_weights.h"
 
 namespace legokv::cpu {
 namespace {
 
 constexpr int64_t kUnsure = -2;
 
-// Of a sum of weights: more than near_power's error, that of adding some millions of them, here and
-// by the exact way, and all weights of what is not looked at.
-constexpr double kDoubt = 1e-9;
-// Further below the likeliest, in units of the temperature, is not looked at: a weight of 6e-19.
-constexpr double kFarthest = 42;
-// Beyond, its last bit is more than the doubt.
-constexpr double kFarthestOffset = 1e6;
 // Of so few, all are listed that top_k keeps.
 constexpr int64_t kFewTokens = 1024;
+// So many blocks have a sum of weights together.
+constexpr int kSumBlocks = 8;
+constexpr int kSumTokens = kSumBlocks * kDrawBlock;
 
 template <typename Raw>
 class QuickDraw {
@@ -28,44 +25,51 @@ class QuickDraw {
   QuickDraw(const DrawRow& row, const RowBlocks<Raw>& blocks, Parts& parts)
       : row_(row),
         blocks_(blocks),
-        sums_(parts.take<double>(blocks.num_blocks)),
+        num_sums_((blocks.num_blocks + kSumBlocks - 1) / kSumBlocks),
+        sums_(parts.take<double>(num_sums_)),
         room_(parts.take<double>(blocks.num_blocks)),
         marked_(blocks, parts),
         search_(int64_t{blocks.num_blocks} * kDrawBlock, parts),
         guess_(blocks, parts) {}
 
-  // Of a row that is read, and not only for its likeliest.
+  // Of a row that is read, and not only for its likeliest. By float32 weights if they can tell.
   int64_t run() {
-    unit_ = 1.4426950408889634 / row_.temperature;
-    offset_ = unit_ * blocks_.most;
-    if (!(std::abs(offset_) < kFarthestOffset)) return kUnsure;
+    weights_ = NearWeights(blocks_.most, row_.temperature);
+    if (!weights_.can_tell<double>()) return kUnsure;
     if (row_.top_k > 0 && row_.top_k < row_.num_tokens) keep_top_k();
     set_floor();
-    if (row_.top_p < 1) {
-      if (!keep_top_p()) return kUnsure;
-    } else if (row_.min_p > 0) {
-      weigh<false, true>({});
-    } else {
-      weigh<false, false>({});
+    if (kHasFloatWeights && weights_.can_tell<float>()) {
+      const Edge edge = edge_;
+      const int64_t id = drawn_by<float>();
+      if (id != kUnsure) return id;
+      edge_ = edge;
     }
-    return is_unsure_ ? kUnsure : drawn();
+    return drawn_by<double>();
   }
 
  private:
-  // Relative to the likeliest's, but for a factor that all have in common. A copy of what it needs:
-  // of a member the compiler would not know that no store changes it.
-  auto weights() const {
-    const Doubles unit = all_doubles(unit_), offset = all_doubles(offset_);
-    return [unit, offset](Doubles values) { return near_power(values * unit - offset); };
+  template <typename Number>
+  int64_t drawn_by() {
+    if (row_.top_p < 1) return keep_top_p<Number>() ? drawn<Number>() : kUnsure;
+    const Bracket bracket = {floor_, under_floor_};
+    weigh<false, Number>(bracket);
+    return is_on_floor(bracket) ? kUnsure : drawn<Number>();
   }
 
   const TokenList& list() const { return marked_.list; }
 
-  void weigh_list(const TokenList list) const {
-    const auto weights_of = weights();
+  // Their sum. A copy of what they need: of a member the compiler would not know that no store
+  // changes it.
+  double weigh_list(const TokenList list) const {
+    const NearWeights weights = weights_;
+    Doubles sum{};
+    std::fill(list.values + list.size, list.values + list.size + kDrawLanes, -kInfinity);
     for (int64_t i = 0; i < list.size; i += kDrawLanes) {
-      store_vector(list.weights + i, weights_of(load_doubles(list.values + i)));
+      const Doubles some = weights(load_doubles(list.values + i));
+      sum += some;
+      store_vector(list.weights + i, some);
     }
+    return sum_of_doubles(sum);
   }
 
   // min_p as the least value that is kept: from floor_ surely, below under_floor_ surely not.
@@ -110,42 +114,50 @@ class QuickDraw {
   }
 
   // Which live tokens of a block top_k keeps.
-  BlockBits kept_of(int block, const Raw* values) const {
-    if (edge_.value == -kInfinity) return blocks_.live[block];
-    const float above = least_float(std::nextafter(edge_.value, kInfinity));
-    const int64_t num_before = edge_.id - blocks_.first_id(block) + 1;
-    if (num_before <= 0) return blocks_.live[block] & block_at_least(values, above);
-    const BlockBits from = blocks_.live[block] & block_at_least(values, least_float(edge_.value));
-    if (num_before >= kDrawBlock) return from;
-    return from & (block_at_least(values, above) | first_bits(num_before));
+  Kept kept_of(int block, const Raw* values, const FloatEdge edge) const {
+    const BlockBits live = blocks_.live[block];
+    const int64_t last = edge.id - blocks_.first_id(block);
+    if (last >= kDrawBlock - 1) return {live, edge.from};
+    if (last < 0) return {live, edge.above};
+    return {live & (block_at_least(values, edge.above) | first_bits(last + 1)), edge.from};
   }
 
+  // Keeps of what top_k keeps the likeliest that have top_p of the weights, and are not below the
+  // floor; false if others may be these.
+  template <typename Number>
   bool keep_top_p() {
     const bool is_few = 0 < row_.top_k && row_.top_k <= kFewTokens && edge_.value > -kInfinity;
     if (!is_few) {
       guess_.look(40 * row_.temperature);
       guess_.weigh(row_.temperature, edge_.value);
     }
-    const double share = row_.top_p;
     for (int attempt = 0; attempt < kGuesses; ++attempt) {
-      const Bracket bracket = is_few ? Bracket{} : guess_.bracket(share * guess_.total(), attempt);
-      row_.min_p > 0 ? weigh<true, true>(bracket) : weigh<true, false>(bracket);
-      if (is_unsure_) return false;
-      const double wanted = share * total_, doubt = kDoubt * total_;
+      Bracket bracket = is_few ? Bracket{} : guess_.bracket(row_.top_p * guess_.total(), attempt);
+      const bool is_by_floor = floor_ > bracket.high;
+      if (is_by_floor) bracket = {floor_, under_floor_};
+      weigh<true, Number>(bracket);
+      const double wanted = row_.top_p * total_, doubt = kDoubtOf<Number> * total_;
       if (above_ < wanted - doubt) {
+        // Then what is not below the floor is kept.
+        if (is_by_floor) return !is_on_floor(bracket);
         marked_.list_all(bracket, edge_);
-        weigh_list(list());
-        if (above_ + listed_weight() >= wanted + doubt) return keep_listed(wanted, doubt);
+        const double listed = weigh_list(list());
+        if (above_ + listed >= wanted + doubt) return keep_listed(wanted, doubt);
       }
       if (is_few) return false;
     }
     return false;
   }
 
-  double listed_weight() const {
-    double listed = 0;
-    for (int64_t i = 0; i < list().size; ++i) listed += list().weights[i];
-    return listed;
+  // Whether a token lies where the floor may be.
+  bool is_on_floor(Bracket bracket) {
+    if (floor_ == -kInfinity) return false;
+    BlockBits marks = 0;
+    for (int block = 0; block < blocks_.num_blocks; ++block) marks |= marked_.marks[block];
+    if (marks != 0) return true;
+    marked_.list.size = 0;
+    marked_.list_changed(bracket, edge_);
+    return list().size > 0;
   }
 
   // Keeps of the list the likeliest that with what is above weigh `wanted`; false if others may.
@@ -153,72 +165,71 @@ class QuickDraw {
     const TokenList list = marked_.list;
     edge_ = search_.find(list, above_, wanted);
     const Edge edge = edge_;
-    double* sums = sums_;
+    const double floor = floor_, under_floor = under_floor_;
+    Longs unsure{};
     for (int64_t i = 0; i < list.size; i += kDrawLanes) {
       const Doubles values = load_doubles(list.values + i);
-      const Longs kept = edge.keeps(values, list.ids + i) & (values >= floor_);
-      store_vector(list.weights + i, only(kept, load_doubles(list.weights + i)));
+      const Longs kept = edge.keeps(values, list.ids + i);
+      unsure |= kept & (values < floor) & (values >= under_floor);
+      store_vector(list.weights + i,
+                   only(kept & (values >= floor), load_doubles(list.weights + i)));
     }
-    for (int64_t i = 0; i < list.size; ++i) sums[list.ids[i] / kDrawBlock] += list.weights[i];
-    return edge_.before <= wanted - doubt && edge_.with >= wanted + doubt;
+    add_to_sums(list);
+    return !any_lane(unsure) && edge_.before <= wanted - doubt && edge_.with >= wanted + doubt;
   }
 
-  // Leaves each block's sum of the weights, of what top_k keeps, from the floor and, with top_p,
-  // from `bracket.high`; then it marks the tokens that the bracket holds.
-  template <bool kTopP, bool kFloor>
+  // Of four places in the list in turns: neighbours mostly go to the same sum, and would wait for
+  // each other.
+  void add_to_sums(const TokenList list) {
+    double* sums = sums_;
+    const int64_t quarter = list.size / 4;
+    for (int64_t i = 0; i < quarter; ++i) {
+      for (int part = 0; part < 4; ++part) {
+        const int64_t at = i + part * quarter;
+        sums[static_cast<uint32_t>(list.ids[at]) / kSumTokens] += list.weights[at];
+      }
+    }
+    for (int64_t i = 4 * quarter; i < list.size; ++i) {
+      sums[static_cast<uint32_t>(list.ids[i]) / kSumTokens] += list.weights[i];
+    }
+  }
+
+  // Leaves the sums of the weights, of what top_k keeps, from `bracket.high`, and with top_p their
+  // total without that bound; then it marks the tokens that the bracket holds.
+  template <bool kTopP, typename Number>
   void weigh(Bracket bracket) {
     double least = std::max(blocks_.most - kFarthest * row_.temperature, edge_.value);
-    if (!kTopP) least = std::max(least, under_floor_);
-    const auto weights_of = weights();
+    if (!kTopP) least = std::max(least, bracket.low);
+    const NearWeights weights = weights_;
+    const FloatEdge edge = float_edge_of(edge_);
     const float high = least_float(bracket.high), low = least_float(bracket.low);
-    const float floor = least_float(floor_), under_floor = least_float(under_floor_);
     Doubles all{}, above{};
-    BlockBits unsure = 0;
-    for (int block = 0; block < blocks_.num_blocks; ++block) {
-      prefetch(block);
-      sums_[block] = 0;
-      if (kTopP) marked_.marks[block] = 0;
-      if (blocks_.peaks[block] < least) continue;
-      const Raw* values = blocks_.at(block);
-      const BlockBits kept = kept_of(block, values);
-      BlockBits over = kept;
-      if constexpr (kTopP) {
-        over &= block_at_least(values, high);
-        marked_.marks[block] = kept & ~over & block_at_least(values, low);
+    for (int number = 0; number < num_sums_; ++number) {
+      const int first = number * kSumBlocks;
+      const int end = std::min(first + kSumBlocks, blocks_.num_blocks);
+      BlockSums sums;
+      for (int block = first; block < end; ++block) {
+        prefetch(block);
+        marked_.marks[block] = 0;
+        if (blocks_.peaks[block] < least) continue;
+        const Raw* values = blocks_.at(block);
+        const Kept kept = kept_of(block, values, edge);
+        add_block<kTopP, Number>(weights, values, kept, high, low, &marked_.marks[block], &sums);
       }
-      BlockBits summed = over;
-      if constexpr (kFloor) {
-        const BlockBits from_floor = block_at_least(values, floor);
-        if (under_floor < floor) {
-          unsure |= kept & (from_floor ^ block_at_least(values, under_floor));
-        }
-        summed &= from_floor;
-      }
-      Doubles sum{};
-      for (int i = 0; i < kDrawBlock; i += kDrawLanes) {
-        const Doubles some = weights_of(load_doubles(values + i));
-        if constexpr (kTopP) {
-          all = add_lanes(all, kept >> i, some);
-          if (kFloor) above = add_lanes(above, over >> i, some);
-        }
-        sum = add_lanes(sum, summed >> i, some);
-      }
-      if (kTopP && !kFloor) above += sum;
-      sums_[block] = sum_of_doubles(sum);
+      const Doubles over = kTopP ? sums.over : sums.all;
+      sums_[number] = sum_of_doubles(over);
+      all += sums.all;
+      above += over;
     }
-    is_unsure_ = unsure != 0;
     total_ = sum_of_doubles(all);
     above_ = sum_of_doubles(above);
-    weigh_changed(kTopP ? bracket.high : -kInfinity);
+    weigh_changed(bracket.high);
   }
 
   void weigh_changed(double high) {
     const TokenList changed = blocks_.changed;
     const Edge edge = edge_;
-    const double floor = floor_, under_floor = under_floor_;
-    double* sums = sums_;
     Doubles all{}, above{};
-    Longs unsure{};
     weigh_list(changed);
     for (int64_t i = 0; i < changed.size; i += kDrawLanes) {
       const Doubles values = load_doubles(changed.values + i);
@@ -227,15 +238,11 @@ class QuickDraw {
       const Doubles over = only(values >= high, kept);
       all += kept;
       above += over;
-      unsure |= (values < floor) & (values >= under_floor);
-      store_vector(changed.weights + i, only(values >= floor, over));
+      store_vector(changed.weights + i, over);
     }
-    for (int64_t i = 0; i < changed.size; ++i) {
-      sums[changed.ids[i] / kDrawBlock] += changed.weights[i];
-    }
+    add_to_sums(changed);
     total_ += sum_of_doubles(all);
     above_ += sum_of_doubles(above);
-    is_unsure_ |= any_lane(unsure);
   }
 
   // The row that comes next, while this one's weights are computed.
@@ -247,30 +254,36 @@ class QuickDraw {
   }
 
   // The token where the growing sum passes the random number's share.
+  template <typename Number>
   int64_t drawn() const {
     double total = 0;
-    for (int block = 0; block < blocks_.num_blocks; ++block) total += sums_[block];
-    const double aim = row_.place * total, doubt = kDoubt * total;
+    for (int number = 0; number < num_sums_; ++number) total += sums_[number];
+    const double aim = row_.place * total, doubt = kDoubtOf<Number> * total;
     double before = 0;
-    for (int block = 0; block < blocks_.num_blocks; ++block) {
-      if (before + sums_[block] > aim) return drawn_of(block, before, aim, doubt);
-      before += sums_[block];
+    for (int number = 0; number < num_sums_; ++number) {
+      if (before + sums_[number] > aim) return drawn_of(number, before, aim, doubt);
+      before += sums_[number];
     }
     return kUnsure;
   }
 
-  int64_t drawn_of(int block, double before, double aim, double doubt) const {
-    const auto weights_of = weights();
-    double values[kDrawBlock], weights[kDrawBlock];
-    blocks_.copy(block, values);
-    for (int i = 0; i < kDrawBlock; i += kDrawLanes) {
-      store_vector(weights + i, weights_of(load_doubles(values + i)));
+  int64_t drawn_of(int number, double before, double aim, double doubt) const {
+    double values[kSumTokens], weights[kSumTokens];
+    int32_t ids[kSumTokens];
+    const int first = number * kSumBlocks;
+    const int end = std::min(first + kSumBlocks, blocks_.num_blocks);
+    const auto first_id = static_cast<int32_t>(blocks_.first_id(first));
+    const int size = (end - first) * kDrawBlock;
+    blocks_.copy(first, end, values);
+    for (int i = 0; i < size; ++i) ids[i] = first_id + i;
+    for (int i = 0; i < size; i += kDrawLanes) {
+      const Doubles some = load_doubles(values + i);
+      const Longs kept = edge_.keeps(some, ids + i) & (some >= floor_);
+      store_vector(weights + i, only(kept, weights_(some)));
     }
-    const int64_t first = blocks_.first_id(block);
-    for (int i = 0; i < kDrawBlock; ++i) {
-      if (!edge_.keeps(values[i], first + i) || values[i] < floor_) continue;
+    for (int i = 0; i < size; ++i) {
       const double with = before + weights[i];
-      if (with > aim) return before <= aim - doubt && with >= aim + doubt ? first + i : kUnsure;
+      if (with > aim) return before <= aim - doubt && with >= aim + doubt ? ids[i] : kUnsure;
       before = with;
     }
     return kUnsure;
@@ -278,16 +291,16 @@ class QuickDraw {
 
   const DrawRow& row_;
   const RowBlocks<Raw>& blocks_;
-  double* sums_;  // of each block's weights, those that are kept
+  int num_sums_;
+  double* sums_;  // of each kSumBlocks blocks' weights, those that are kept
   double* room_;
   MarkedTokens<Raw> marked_;
   EdgeSearch search_;
   Guess<Raw> guess_;
   Edge edge_;  // behind it nothing is kept
-  double unit_ = 0, offset_ = 0;
+  NearWeights weights_;
   double floor_ = -kInfinity, under_floor_ = -kInfinity;
   double total_ = 0, above_ = 0;
-  bool is_unsure_ = false;
 };
 
 }  // namespace

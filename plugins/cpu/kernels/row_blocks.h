@@ -71,7 +71,11 @@ class RowBlocks {
       if (check[i] != 0) return false;
     }
     change_values();
-    for (int64_t i = 0; i < changed.size; ++i) most = std::max(most, changed.values[i]);
+    Doubles largest = all_doubles(most);
+    for (int64_t i = 0; i < changed.size; i += kDrawLanes) {
+      largest = larger_doubles(load_doubles(changed.values + i), largest);
+    }
+    most = most_of_doubles(largest);
     return true;
   }
 
@@ -82,16 +86,21 @@ class RowBlocks {
   }
 
   // Of listed live tokens.
-  void values_of(const TokenList& list) const {
-    for (int64_t i = 0; i < list.size; ++i) list.values[i] = to_float(raw_[list.ids[i]]);
+  void values_of(const TokenList list) const {
+    const Raw* raw = raw_;
+    for (int64_t i = 0; i < list.size; ++i) list.values[i] = to_float(raw[list.ids[i]]);
   }
 
-  // Its values as they are drawn from, -infinity for what must not come.
-  void copy(int block, double* to) const {
-    copy_live(block, to);
-    for (int64_t i = 0; i < changed.size; ++i) {
-      const int id = changed.ids[i];
-      if (id / kDrawBlock == block) to[id % kDrawBlock] = changed.values[i];
+  // The values of some blocks as they are drawn from, -infinity for what must not come.
+  void copy(int first, int end, double* to) const {
+    for (int block = first; block < end; ++block) {
+      copy_live(block, to + first_id(block) - first_id(first));
+    }
+    const auto size = static_cast<uint64_t>(end - first) * kDrawBlock;
+    const TokenList listed = changed;
+    for (int64_t i = 0; i < listed.size; ++i) {
+      const auto place = static_cast<uint64_t>(listed.ids[i] - first_id(first));
+      if (place < size) to[place] = listed.values[i];
     }
   }
 
@@ -140,14 +149,18 @@ class RowBlocks {
     for (int block = 0; block < num_blocks; ++block) live[block] = kAllBits;
     live[num_blocks - 1] = first_bits(row_.num_tokens - first_id(num_blocks - 1));
     if (row_.allowed != nullptr) keep_allowed();
-    for (int64_t i = 0; i < row_.num_banned; ++i) leave_out(row_.banned_ids[i]);
+    for (int64_t i = 0; i < row_.num_banned; ++i) leave_out(live, row_.banned_ids[i]);
     // Of two changes of a token the last counts.
+    const int64_t* ids = row_.change_ids;
+    int32_t* changes = changes_;
+    TokenList listed = changed;
+    BlockBits* bits = live;
     for (int64_t i = row_.num_changes - 1; i >= 0; --i) {
-      const int64_t id = row_.change_ids[i];
-      changed.ids[changed.size] = static_cast<int32_t>(id);
-      changes_[changed.size] = static_cast<int32_t>(i);
-      changed.size += leave_out(id);
+      listed.ids[listed.size] = static_cast<int32_t>(ids[i]);
+      changes[listed.size] = static_cast<int32_t>(i);
+      listed.size += leave_out(bits, ids[i]);
     }
+    changed.size = listed.size;
   }
 
   void keep_allowed() {
@@ -155,15 +168,16 @@ class RowBlocks {
       live[block] = bits_of_bytes(row_.allowed + first_id(block));
     }
     for (int64_t id = row_.num_tokens / kDrawBlock * kDrawBlock; id < row_.num_tokens; ++id) {
-      if (row_.allowed[id] == 0) leave_out(id);
+      if (row_.allowed[id] == 0) leave_out(live, id);
     }
   }
 
   // Whether it was live.
-  bool leave_out(int64_t id) {
-    BlockBits& bits = live[id / kDrawBlock];
-    const bool was_live = (bits >> (id % kDrawBlock)) & 1;
-    bits &= ~(BlockBits{1} << (id % kDrawBlock));
+  static bool leave_out(BlockBits* live, int64_t id) {
+    const auto number = static_cast<uint64_t>(id);
+    BlockBits& bits = live[number / kDrawBlock];
+    const bool was_live = (bits >> (number % kDrawBlock)) & 1;
+    bits &= ~(BlockBits{1} << (number % kDrawBlock));
     return was_live;
   }
 
@@ -189,20 +203,24 @@ class RowBlocks {
   }
 
   void change_values() {
-    double* divisors = changed.weights;
-    for (int64_t i = 0; i < changed.size; ++i) {
-      const int32_t change = changes_[i];
-      changed.values[i] = static_cast<double>(to_float(raw_[changed.ids[i]])) + row_.bias[change];
-      divisors[i] = row_.divisor[change];
+    // Copies: else each store might change them, for all that the compiler knows.
+    const TokenList listed = changed;
+    const LegokvCpuDrawRow row = row_;
+    const Raw* raw = raw_;
+    const int32_t* changes = changes_;
+    double* divisors = listed.weights;
+    for (int64_t i = 0; i < listed.size; ++i) {
+      const int32_t change = changes[i];
+      listed.values[i] = static_cast<double>(to_float(raw[listed.ids[i]])) + row.bias[change];
+      divisors[i] = row.divisor[change];
     }
     // Whether a logit is above 0 cannot be foretold: both are computed.
-    for (int64_t i = 0; i < changed.size; i += kDrawLanes) {
-      const Doubles before = load_doubles(changed.values + i), divisor = load_doubles(divisors + i);
-      store_vector(changed.values + i, before > Doubles{} ? before / divisor : before * divisor);
+    for (int64_t i = 0; i < listed.size; i += kDrawLanes) {
+      const Doubles before = load_doubles(listed.values + i), divisor = load_doubles(divisors + i);
+      store_vector(listed.values + i, before > Doubles{} ? before / divisor : before * divisor);
     }
-    for (int64_t i = 0; i < changed.size; ++i) changed.values[i] -= row_.taken[changes_[i]];
-    std::fill(changed.values + changed.size, changed.values + changed.size + kDrawLanes,
-              -kInfinity);
+    for (int64_t i = 0; i < listed.size; ++i) listed.values[i] -= row.taken[changes[i]];
+    std::fill(listed.values + listed.size, listed.values + listed.size + kDrawLanes, -kInfinity);
   }
 
   void copy_live(int block, double* to) const {

@@ -188,6 +188,61 @@ def test_what_lies_on_an_edge_is_decided_by_the_exact_weights(library):
         assert draw_tokens(logits, [draw]) == [token_id], (kwargs, place)
 
 
+def stepped_rows(count, vocab):
+    """Logits of three values each, falling: what rounds a weight rounds a third of them."""
+    random = np.random.Generator(np.random.PCG64(31))
+    values = np.sort(random.standard_normal((count, 3)))[:, ::-1]
+    return values[:, np.arange(vocab) * 3 // vocab].astype(np.float32)
+
+
+@pytest.mark.parametrize("instruction_set", BUILDS)
+def test_a_token_or_top_p_that_ends_next_to_its_share_is_decided_by_weights_that_can_tell(
+    instruction_set, library
+):
+    """By a hundred-millionth of the sum, which float32 weights do not tell."""
+    if instruction_set and not library.functions.legokv_cpu_has(instruction_set):
+        pytest.skip(f"this processor or compiler has no {instruction_set.name}")
+    rows, all_tokens = stepped_rows(300, 90), SamplingOptions(temperature=1.0)
+    logits, no_changes = torch.from_numpy(rows), LogitChanges(all_tokens)
+    shares = np.exp(rows.astype(np.float64) - rows.max(1, keepdims=True))
+    shares = shares.cumsum(1) / shares.sum(1, keepdims=True)
+    for step in (-1e-8, -3e-9, 3e-9, 1e-8):
+        draws, wanted = [], []
+        for row, share in enumerate(shares):
+            last = 5 + row % 80
+            draws.append(Draw(row, all_tokens, no_changes, share[last] + step))
+            top_p = SamplingOptions(temperature=1.0, top_p=share[last] + step)
+            kept = last + (step > 0)
+            inside = (share[kept - 1] + share[kept]) / 2 / share[kept]
+            draws.append(Draw(row, top_p, no_changes, inside))
+            wanted += [kept, kept]
+        assert drawn_rows(library, logits, draws, instruction_set) == wanted, step
+        assert drawn_rows(library, logits, draws, instruction_set, is_exact=True) == wanted, step
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_min_p_and_top_p_keep_the_same_by_near_weights_wherever_each_ends(dtype, library):
+    """Of flat and peaked rows, also with changes and a top_k that keeps most: 1,280 draws."""
+    logits = torch.from_numpy(hard_rows(9000, 17)[[0, 1, 3, 6]].numpy()).to(dtype)
+    random = np.random.Generator(np.random.PCG64(18))
+    draws = []
+    for top_p in (0.1, 0.5, 0.9, 0.999):
+        for min_p in (0.001, 0.2, 0.7, 0.9, 0.97):
+            for top_k, penalty in ((0, 1.0), (7000, 1.0), (0, 1.3), (7000, 1.3)):
+                for temperature in (0.7, 30.0):
+                    options = SamplingOptions(
+                        temperature, top_k, top_p, min_p=min_p, repetition_penalty=penalty
+                    )
+                    changes = changes_of(options, random, 9000)
+                    draws += [
+                        Draw(row, options, changes, float(random.random()))
+                        for row in range(len(logits))
+                        for _ in range(2)
+                    ]
+    assert len(draws) == 1280
+    assert drawn_rows(library, logits, draws) == drawn_rows(library, logits, draws, is_exact=True)
+
+
 @pytest.mark.parametrize("top_p", [1.0, 0.999])
 @pytest.mark.parametrize("is_changed", [False, True])
 def test_a_logit_where_min_p_ends_is_kept_if_the_exact_weights_keep_it(library, is_changed, top_p):
