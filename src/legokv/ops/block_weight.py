@@ -67,8 +67,8 @@ def block_weight(weight: Tensor, name: str, bits: int = 8) -> BlockWeight:
     num_columns, num_products = weight.shape
     if num_products % BLOCK:
         raise UnsupportedModel(
-            f"{name} has rows of {num_products} numbers, which are no blocks of {BLOCK}: it can't "
-            f"be kept as int{bits}; build with --weights model"
+            f"{name} has rows of {num_products} numbers, which are no blocks of {BLOCK}, as "
+            "--weights int8 and int4 keep it: build with --weights model"
         )
     blocks = weight.float().view(-1, BLOCK)
     scales = _scales(blocks, bits)
