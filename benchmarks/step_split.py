@@ -93,7 +93,8 @@ class Clock:
     def calls_of(self, path: Path) -> NativeCalls:
         """A library whose steps' beginnings are watched."""
         library = NativeLibrary(path)
-        self.watch("begin", library.functions, "legokv_cpu_begin")
+        for name in ("legokv_cpu_begin", "legokv_cpu_advance"):
+            self.watch("begin", library.functions, name)
         return NativeCalls(library)
 
     def step(self, engine: Engine) -> Seconds:
@@ -172,7 +173,7 @@ def main() -> None:
     most, documents = max(arguments.sequences), arguments.documents
     num_libraries = 1 + len(arguments.compare)
     num_timed = (arguments.rounds + 1) * len(arguments.sequences) * num_libraries
-    most_steps = num_timed + 2 * most + 64
+    most_steps = 2 * num_timed + 2 * most + 64
     pool_tokens = documents * arguments.document_tokens * (most if arguments.unshared else 1)
     pool_tokens += most * (most_steps + 64 + 16 * documents)
     engine = Engine.open(
@@ -202,6 +203,7 @@ def main() -> None:
             for name, calls in libraries.items():
                 attention.calls = calls
                 with only(engine, jobs[:number]):
+                    engine.step()  # what is kept of a step is of the same sequences
                     split = clock.step(engine)
                 if round_number:
                     taken[name, number].append(split)

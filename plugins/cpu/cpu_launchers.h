@@ -185,6 +185,11 @@ struct LegokvCpuDraw {
 // A step for the next three; null if it is refused. One thread at a time may use it.
 void* legokv_cpu_begin(const struct LegokvCpuStep* step);
 
+// Makes a step that is over the one behind it, without planning it anew: 1 where all sequences go
+// on by one token each and their tables only grew, as those of answers do. Else 0: it is to be
+// freed, and another begun.
+int legokv_cpu_advance(void* begun, const struct LegokvCpuStep* step);
+
 // Writes the tokens' K and V into the pool, then attends over the page table.
 void legokv_cpu_attend(void* begun, const struct LegokvCpuLayer* layer);
 

@@ -41,6 +41,17 @@ LEGOKV_EXPORT void* legokv_cpu_begin(const LegokvCpuStep* step) {
   }
 }
 
+LEGOKV_EXPORT int legokv_cpu_advance(void* begun, const LegokvCpuStep* step) {
+  using namespace legokv::cpu;
+  if (check_step(*step) != legokv::Status::kOk) return 0;
+  try {
+    const Choice choice = choose_kernels(step->instruction_set, step->dtype);
+    return static_cast<Step*>(begun)->advance(*step, choice) ? 1 : 0;
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
+}
+
 LEGOKV_EXPORT void legokv_cpu_attend(void* begun, const LegokvCpuLayer* layer) {
   static_cast<legokv::cpu::Step*>(begun)->attend(*layer);
 }

@@ -1,6 +1,7 @@
 #include "cpu/sequence_plan.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/turn.h"
 
@@ -16,15 +17,33 @@ int short_block(int page_size) {
 }
 
 // In the order of the parts.
-std::vector<const PageRow*> seen_rows(const PageRow* rows, int num_rows, int last_position) {
+std::vector<const PageRow*> seen_rows(const std::vector<PageRow>& rows, int last_position) {
   std::vector<const PageRow*> seen;
-  for (const PageRow* row = rows; row != rows + num_rows; ++row) {
-    if (row->filled > 0 && sees(last_position, row->first_position)) seen.push_back(row);
+  for (const PageRow& row : rows) {
+    if (row.filled > 0 && sees(last_position, row.first_position)) seen.push_back(&row);
   }
   std::sort(seen.begin(), seen.end(), [](const PageRow* a, const PageRow* b) {
     return a->base != b->base ? a->base < b->base : a->first_position < b->first_position;
   });
   return seen;
+}
+
+// The sequence's part of a step's table, up to its last row with filled slots.
+struct Rows {
+  const PageRow *begin, *end;
+
+  Rows(const LegokvCpuStep& step, int sequence)
+      : begin(reinterpret_cast<const PageRow*>(step.pages) +
+              int64_t{sequence} * step.num_table_rows),
+        end(begin + step.num_table_rows) {
+    while (end != begin && end[-1].filled <= 0) --end;
+  }
+};
+
+int last_position_of(const PageRow& row) { return row.first_position + row.filled - 1; }
+
+PoolLayout layout_of(const LegokvCpuStep& step) {
+  return {step.page_size, step.num_kv_heads, step.head_size};
 }
 
 }  // namespace
@@ -34,10 +53,95 @@ SequencePlan::SequencePlan(const LegokvCpuStep& step, int sequence)
   const int end = step.query_start[sequence + 1];
   if (end == first_token_) return;
   positions_.assign(step.positions + first_token_, step.positions + end);
-  const auto* rows = reinterpret_cast<const PageRow*>(step.pages);
-  find_parts(rows + int64_t{sequence} * step.num_table_rows, step.num_table_rows,
-             {step.page_size, step.num_kv_heads, step.head_size});
+  const Rows rows(step, sequence);
+  rows_.assign(rows.begin, rows.end);
+  for (const PageRow& row : rows_) {
+    hides_keys_ |= row.filled > 0 && !sees(positions_.back(), last_position_of(row));
+  }
+  find_parts(layout_of(step));
   turn_queries(step.inv_freq, step.head_size / 2);
+}
+
+bool SequencePlan::advance(const LegokvCpuStep& step, int sequence) {
+  const Rows rows(step, sequence);
+  const int position = step.positions[first_token_];
+  const size_t num_known = rows_.size(), num_rows = static_cast<size_t>(rows.end - rows.begin);
+  const bool may_be_next = num_tokens() == 1 && !hides_keys_ && position >= positions_[0] &&
+                           num_known > 0 && (num_rows == num_known || num_rows == num_known + 1);
+  if (!may_be_next || !sees(position, last_position_of(rows.end[-1]))) return false;
+  const size_t num_settled = num_known - 1;
+  if (memcmp(rows.begin, rows_.data(), num_settled * sizeof(PageRow)) != 0) return false;
+  if (!grow_row(rows.begin[num_settled], step.page_size)) return false;
+  if (num_rows > num_known && !follow_row(rows.begin[num_known], layout_of(step))) return false;
+  positions_[0] = position;
+  turn_anew(step.inv_freq, step.head_size / 2);
+  return true;
+}
+
+// `row` stands where the last one did.
+bool SequencePlan::grow_row(const PageRow& row, int page_size) {
+  PageRow& last = rows_.back();
+  if (row.page != last.page || row.base != last.base || row.first_position != last.first_position ||
+      row.filled < last.filled) {
+    return false;
+  }
+  const int num_keys = row.filled - last.filled;
+  last.filled = row.filled;
+  if (num_keys == 0) return true;
+  Part* part = growing_part(page_size);
+  if (part == nullptr) return false;
+  part->runs.back().num_keys += num_keys;
+  return add_keys(part, num_keys);
+}
+
+// `row` comes behind the last one, to a part that goes on.
+bool SequencePlan::follow_row(const PageRow& row, const PoolLayout& layout) {
+  const PageRow last = rows_.back();
+  if (row.base != last.base || row.first_position <= last_position_of(last) ||
+      last.filled < layout.page_size) {
+    return false;
+  }
+  Part* part = growing_part(layout.page_size);
+  if (part == nullptr) return false;
+  part->runs.push_back({key_offset(layout, row.page, 0, 0), row.first_position, row.filled,
+                        static_cast<int32_t>(rows_.size()) * layout.page_size});
+  rows_.push_back(row);
+  return add_keys(part, row.filled);
+}
+
+// That of the last row, if it is the last of its base and the sequence's own.
+SequencePlan::Part* SequencePlan::growing_part(int page_size) {
+  const int row = static_cast<int>(rows_.size()) - 1;
+  for (const KeyGroup& group : groups_) {
+    Part& part = parts_[group.part];
+    const size_t next = static_cast<size_t>(group.part) + 1;
+    const bool is_last = next == parts_.size() || parts_[next].base != part.base;
+    if (is_last && part.runs.back().first_place / page_size == row) return &part;
+  }
+  return nullptr;
+}
+
+// Its runs have so many more by now.
+bool SequencePlan::add_keys(Part* part, int num_keys) {
+  part->num_keys += num_keys;
+  const auto number = static_cast<int32_t>(part - parts_.data());
+  for (std::vector<KeyGroup>* groups : {&part_groups_, &groups_}) {
+    for (KeyGroup& group : *groups) {
+      if (group.part != number) continue;
+      group.runs = part->runs.data();
+      group.num_runs = static_cast<int32_t>(part->runs.size());
+    }
+  }
+  return part->num_keys <= kPartKeys;
+}
+
+void SequencePlan::turn_anew(const float* inv_freq, int half) {
+  float* turns = turns_.get();
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    if (i > 0 && parts_[i].base == parts_[i - 1].base) continue;
+    write_turns(parts_[i], inv_freq, half, turns);
+    turns += num_tokens() * int64_t{2} * half;
+  }
 }
 
 bool SequencePlan::sees_whole(int part) const {
@@ -58,16 +162,16 @@ int64_t SequencePlan::num_own_keys() const {
   return count;
 }
 
-void SequencePlan::find_parts(const PageRow* rows, int num_rows, const PoolLayout& layout) {
+void SequencePlan::find_parts(const PoolLayout& layout) {
   const int last_position = positions_.back();
   const PageRow* before = nullptr;
-  for (const PageRow* row : seen_rows(rows, num_rows, last_position)) {
+  for (const PageRow* row : seen_rows(rows_, last_position)) {
     // A page that is not full ends a chunk; another one's may be linked behind it.
     if (before == nullptr || before->base != row->base || before->filled < layout.page_size) {
       parts_.push_back({row->base, 0, short_block(layout.page_size), {}});
     }
     const int num_keys = std::min(row->filled, last_position - row->first_position + 1);
-    const int first_place = static_cast<int>(row - rows) * layout.page_size;
+    const int first_place = static_cast<int>(row - rows_.data()) * layout.page_size;
     add_run({key_offset(layout, row->page, 0, 0), row->first_position, num_keys, first_place},
             token_stride(layout));
     before = row;

@@ -16,6 +16,10 @@ class SequencePlan {
   // position are left out: none of its queries may look at them.
   SequencePlan(const LegokvCpuStep& step, int sequence);
 
+  // Makes the plan of a sequence's one token that of the token behind it: true where its table is
+  // as it was, but that its last page is fuller or another follows. Else false, and it is no plan.
+  bool advance(const LegokvCpuStep& step, int sequence);
+
   int num_tokens() const { return static_cast<int>(positions_.size()); }
 
   // Tiles of at most `max_tokens` tokens that the tokens are cut into, for each KV head and share.
@@ -49,12 +53,19 @@ class SequencePlan {
     std::vector<KeyRun> runs;
   };
 
-  void find_parts(const PageRow* rows, int num_rows, const PoolLayout& layout);
+  void find_parts(const PoolLayout& layout);
+  bool grow_row(const PageRow& row, int page_size);
+  bool follow_row(const PageRow& row, const PoolLayout& layout);
+  Part* growing_part(int page_size);
+  bool add_keys(Part* part, int num_keys);
+  void turn_anew(const float* inv_freq, int half);
   void add_run(KeyRun run, int64_t token_stride);
   void turn_queries(const float* inv_freq, int half);
   void write_turns(const Part& part, const float* inv_freq, int half, float* turns) const;
 
   int first_token_;
+  std::vector<PageRow> rows_;  // of its table, up to the last with filled slots
+  bool hides_keys_ = false;    // whether filled slots lie past the last token
   std::vector<Part> parts_;
   std::vector<KeyGroup> part_groups_;  // one for each part
   std::vector<KeyGroup> groups_;       // of the parts that are not given away

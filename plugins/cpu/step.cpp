@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <tuple>
 
 #include "cpu/parallel.h"
 #include "cpu/turn.h"
@@ -75,6 +76,8 @@ Shape shape_of(const LegokvCpuStep& step) {
 
 Step::Step(const LegokvCpuStep& step, const Choice& choice)
     : choice_(choice),
+      begun_(step),
+      inv_freq_(step.inv_freq, step.inv_freq + step.head_size / 2),
       num_threads_(step.num_threads),
       num_tokens_(step.num_tokens),
       num_attending_(step.query_start[step.num_sequences]),
@@ -86,6 +89,32 @@ Step::Step(const LegokvCpuStep& step, const Choice& choice)
   if (step.scoring != nullptr) plan_scoring(step);
   scratch_bytes_ = choice.kernels->scratch_bytes(shape_);
   scratch_ = uninitialised<char>(scratch_bytes_ * num_threads_);
+}
+
+bool Step::advance(const LegokvCpuStep& step, const Choice& choice) {
+  if (!is_like(step, choice)) return false;
+  for (int b = 0; b < step.num_sequences; ++b) {
+    if (!sequences_[b].advance(step, b)) return false;
+  }
+  writes_.clear();
+  plan_writes(step);
+  return true;
+}
+
+// All that a step's plan depends on but positions, slots and page tables.
+bool Step::is_like(const LegokvCpuStep& step, const Choice& choice) const {
+  const auto sizes = [](const LegokvCpuStep& s) {
+    return std::make_tuple(s.num_tokens, s.num_sequences, s.num_heads, s.num_kv_heads, s.head_size,
+                           s.page_size, s.num_threads, s.scale);
+  };
+  if (choice.kernels != choice_.kernels || sizes(step) != sizes(begun_)) return false;
+  if (step.scoring != nullptr || begun_.scoring != nullptr) return false;
+  // One token each: where they begin is then known.
+  if (num_attending_ != step.num_sequences) return false;
+  for (int b = 0; b <= step.num_sequences; ++b) {
+    if (step.query_start[b] != b) return false;
+  }
+  return std::equal(inv_freq_.begin(), inv_freq_.end(), step.inv_freq);
 }
 
 void Step::plan_writes(const LegokvCpuStep& step) {

@@ -15,6 +15,11 @@ class Step {
   // For a step that passed check_step; it keeps nothing of the caller's.
   Step(const LegokvCpuStep& step, const Choice& choice);
 
+  // Makes this step, which is over, the one that follows it: true where all sequences have one
+  // token each, as they had, and their tables grew by what was written. Else false, and it is no
+  // step.
+  bool advance(const LegokvCpuStep& step, const Choice& choice);
+
   void attend(const LegokvCpuLayer& layer);
 
   int instruction_set() const { return choice_.instruction_set; }
@@ -44,6 +49,7 @@ class Step {
     int sequence;
   };
 
+  bool is_like(const LegokvCpuStep& step, const Choice& choice) const;
   void plan_writes(const LegokvCpuStep& step);
   void plan_tiles(const LegokvCpuStep& step);
   void add_sequence(const SequencePlan& sequence, int max_tokens);
@@ -57,6 +63,8 @@ class Step {
   void clear_unattended(void* out) const;
 
   const Choice choice_;
+  const LegokvCpuStep begun_;  // its sizes; what it points to is gone
+  const std::vector<float> inv_freq_;
   const int num_threads_;
   const int num_tokens_;
   const int num_attending_;  // tokens of the sequences; those after them give zeros

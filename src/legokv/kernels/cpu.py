@@ -1,6 +1,8 @@
 """The CPU library's two operations, called with tensors' addresses."""
 
 import ctypes
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,7 +121,10 @@ class StepShape:
 
 
 class NativeStep:
-    """A step that was begun; one thread at a time may use it, until its `with` block ends."""
+    """A step that was begun; one thread at a time may use it, until its `with` block ends.
+
+    It is freed by `end`, or when nobody holds it.
+    """
 
     def __init__(
         self,
@@ -131,7 +136,10 @@ class NativeStep:
     ) -> None:
         self._attend = library.functions.legokv_cpu_attend
         self._num_keys_read = library.functions.legokv_cpu_num_keys_read
+        self._advance = library.functions.legokv_cpu_advance
         self._begun = begun
+        self.end = weakref.finalize(self, library.functions.legokv_cpu_end, begun)
+        self.library = library
         self._shape = shape
         self._num_tokens = num_tokens
         self._mass_shape = mass_shape
@@ -144,6 +152,15 @@ class NativeStep:
         Once for all sequences that share a chunk, once for each tile of a longer piece.
         """
         return int(self._num_keys_read(self._begun))
+
+    def advance(self, arguments: StepArguments, shape: StepShape) -> bool:
+        """Whether this step, which is over, has become the one that follows it; else `end` it.
+
+        It does where each sequence has one token, as before, and tables only grew by those written:
+        then nothing of them is planned anew.
+        """
+        self._shape = shape
+        return bool(self._advance(self._begun, ctypes.byref(arguments)))
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, pool: Tensor, mass: Tensor | None = None
@@ -204,6 +221,28 @@ class NativeStep:
             raise LaunchRefused(f"{name}'s heads lie {heads.stride()[1:]} apart, not one by one")
 
 
+class StepBefore:
+    """The last step of those that one model computes one after another: the next goes on from it.
+
+    Only one whose sequences have a token each, as when answers are written. Who computes two steps
+    at once has one of them begun anew.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._over: NativeStep | None = None
+
+    def take(self, library: NativeLibrary) -> NativeStep | None:
+        """The step, if there is one of this library; nobody else gets it before it is put back."""
+        with self._lock:
+            over, self._over = self._over, None
+        return over if over is not None and over.library is library else None
+
+    def put(self, over: NativeStep) -> None:
+        with self._lock:
+            self._over = over
+
+
 class NativeCalls:
     """The two operations of one loaded library."""
 
@@ -228,11 +267,13 @@ class NativeCalls:
         num_threads: int,
         instruction_set: InstructionSet = InstructionSet.BEST,
         scoring: Tensor | None = None,
+        before: StepBefore | None = None,
     ) -> Iterator[NativeStep]:
         """A step over `tables`, freed at the end; the library's refusal where it makes none.
 
         With `scoring` int32 [B], how many of each sequence's last tokens score keys, its layers can
-        give their mass.
+        give their mass. It goes on from the step `before`, if it can, and is kept there for the
+        next.
         """
         num_tokens, mass_shape = len(tables.positions), None
         if scoring is not None:
@@ -242,13 +283,21 @@ class NativeCalls:
         arguments.num_threads = num_threads
         arguments.instruction_set = instruction_set
         arguments.scoring = None if scoring is None else scoring.data_ptr()
-        begun = self._functions.legokv_cpu_begin(ctypes.byref(arguments))
-        if begun is None:
-            raise self.library.refusal()
+        step = None if before is None else before.take(self.library)
+        if step is None or not step.advance(arguments, shape):
+            begun = self._functions.legokv_cpu_begin(ctypes.byref(arguments))
+            if begun is None:
+                raise self.library.refusal()
+            step = NativeStep(self.library, begun, shape, num_tokens, mass_shape)
+        is_over = False
         try:
-            yield NativeStep(self.library, begun, shape, num_tokens, mass_shape)
+            yield step
+            is_over = True
         finally:
-            self._functions.legokv_cpu_end(begun)
+            if before is not None and is_over and num_tokens == len(tables.pages):
+                before.put(step)
+            else:
+                step.end()
 
     def kv_import(self, pool: Tensor, block: Tensor, pages: Tensor, *, num_threads: int) -> None:
         """Write `block` [M, 2, S, G, D] over `pages` int32 [M] of `pool` [N, 2, S, G, D]."""

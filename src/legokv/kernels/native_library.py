@@ -55,6 +55,7 @@ class NativeLibrary:
         self.functions.legokv_cpu_num_keys_read.restype = ctypes.c_int64
         for name in _ONE_ADDRESS:
             getattr(self.functions, f"legokv_cpu_{name}").argtypes = [ctypes.c_void_p]
+        self.functions.legokv_cpu_advance.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self.functions.legokv_cpu_attend.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self.functions.legokv_cpu_attend.restype = None
         self.functions.legokv_cpu_end.restype = None

@@ -14,7 +14,7 @@ from torch import Tensor
 from legokv.built.settings import AttentionName, FormName
 from legokv.errors import InvalidRequest, NativeLibraryMissing
 from legokv.kernels.build_cpu import build_native_library, find_native_library
-from legokv.kernels.cpu import NativeCalls, NativeStep, StepShape
+from legokv.kernels.cpu import NativeCalls, NativeStep, StepBefore, StepShape
 from legokv.kernels.fastest import able_forms, measured_forms, measured_threads
 from legokv.kernels.gpu import (
     INDEX_TABLES,
@@ -166,6 +166,7 @@ class NativeForm:
         self.library: NativeLibrary | None = calls.library
         self.calls = calls
         self._rotations = rotations_of(config)
+        self._before = {rotation: StepBefore() for rotation in self._rotations}
         self._num_heads = config.num_heads
 
     @contextmanager
@@ -187,6 +188,7 @@ class NativeForm:
                     num_threads=num_threads,
                     instruction_set=self.instruction_set,
                     scoring=None if mass is None else mass.scoring,
+                    before=None if mass is not None else self._before[rotation],
                 )
                 return stack.enter_context(step)
 

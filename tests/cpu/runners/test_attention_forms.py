@@ -63,6 +63,36 @@ def test_both_forms_give_the_same_answers_on_the_real_model(smollm2_engine_folde
     assert tokens == torch_tokens
 
 
+def test_the_steps_of_an_answer_go_on_from_each_other_beside_another_engine(
+    tiny_engine_folder, monkeypatch
+):
+    """Two engines answer in turn: each goes on from its own step before."""
+    settings = EngineSettings(pool_tokens=2048, attention="native")
+    engines = [Engine.open(tiny_engine_folder(), settings=settings) for _ in range(2)]
+    begun = [[], []]
+    for engine, own in zip(engines, begun, strict=True):
+        functions = engine.runner.attention.library.functions
+        begin = functions.legokv_cpu_begin
+
+        def noted(arguments, own=own, begin=begin):
+            own.append(arguments)
+            return begin(arguments)
+
+        monkeypatch.setattr(functions, "legokv_cpu_begin", noted)
+    # Other tables of one size.
+    answers = [
+        engine.generate([random_ids(number, 40)], max_tokens=12)
+        for number, engine in enumerate(engines)
+    ]
+    tokens = [[a.id, b.id] for a, b in zip(*answers, strict=True)]
+    assert len(tokens) == 12
+    # The prompt's step, and the first with a token of the answer.
+    assert [len(own) for own in begun] == [2, 2]
+    for number, engine in enumerate(engines):
+        alone = engine.generate([random_ids(number, 40)], max_tokens=12)
+        assert [token.id for token in alone] == [both[number] for both in tokens]
+
+
 def test_a_chunk_stored_by_one_form_is_read_by_the_other(tiny_engine_folder, tmp_path):
     logits = []
     for attention in ("torch", "native"):
