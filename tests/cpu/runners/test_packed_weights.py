@@ -62,6 +62,17 @@ def test_sums_that_are_cut_elsewhere_are_told_apart():
     assert np.mean(whole != halves.sum(-1)) > 0.5
 
 
+# With rows that are multiplied as they are, with zeros behind them, and in two parts.
+@pytest.mark.parametrize("num_rows", [1, 16, 17, 513])
+def test_a_result_is_added_to_rows_that_stay_as_they_were(num_rows):
+    x, residual = torch.randn(num_rows, 64).bfloat16(), torch.randn(num_rows, 96).bfloat16()
+    layer = PackedLinear(torch.randn(96, 64).bfloat16())
+    before = x.clone(), residual.clone()
+    assert torch.equal(layer(x, residual), residual + layer(x))
+    assert torch.equal(x, before[0])
+    assert torch.equal(residual, before[1])
+
+
 @pytest.mark.parametrize("name", ["llama", "llama-untied"])
 def test_a_bfloat16_decoder_is_packed_whole_and_answers_as_before(name, tiny_checkpoint):
     folder = tiny_checkpoint(name)
