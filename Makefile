@@ -14,7 +14,10 @@ demo: $(VENV)/ready
 
 # Two files at a time, `e2e` and `contract` as one each (tests/by_folder.py); what measures time comes after
 # them, alone. Threads of OpenMP that have nothing to do sleep: where there are fewer cores than threads,
-# those that spin take them from the others.
+# those that spin take them from the others. What Python compiles is kept, though the environment may say
+# not to: some hundred processes import torch, the web server or this package.
+test: export PYTHONDONTWRITEBYTECODE :=
+test: export PYTHONPYCACHEPREFIX := $(CURDIR)/out/bytecode
 test: export OMP_WAIT_POLICY := passive
 test: export GOMP_SPINCOUNT := 0
 test: $(VENV)/ready
