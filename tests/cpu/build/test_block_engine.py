@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from build_command import build_engine
 from safetensors.torch import load_file, save_file
 from tiny_gguf import write_block_gguf
 from torch import Tensor
@@ -170,14 +169,6 @@ def test_what_blocks_are_not_for_is_refused_with_the_next_step(
 ) -> None:
     with pytest.raises(InvalidRequest, match=message):
         BuildSettings("e", **settings)  # type: ignore[arg-type]
-
-
-def test_the_command_refuses_a_form_that_is_none_in_one_sentence(tmp_path: Path) -> None:
-    finished = build_engine("--weights", "int3", "--output", tmp_path / "e")
-    assert finished.returncode == 1
-    assert "weights 'int3' are none of model, int8, int4" in finished.stderr
-    assert finished.stderr.count("\n") == 1
-    assert not (tmp_path / "e").exists()
 
 
 def test_a_tensor_with_a_number_that_is_none_is_refused_by_its_name(

@@ -19,6 +19,8 @@ from legokv.errors import InvalidRequest
 from legokv.plan.backends import this_machine
 
 SCRIPT = ROOT / "build" / "build_engine.py"
+TORCH = ("--backend", "torch")
+OF_NO_PLAN = " is of a plan, and backend torch builds none"
 
 
 def run_script(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -52,6 +54,18 @@ def test_a_checkpoint_becomes_an_engine_once(
         (["--checkpoint", "/nowhere/at/all"], "--checkpoint /nowhere/at/all does not exist"),
         (["--checkpoint", str(SCRIPT)], "is neither a folder nor a .gguf file"),
         (["--checkpoint", str(SCRIPT.parent)], "tokenizer.json is missing"),
+        ([*TORCH, "--quantize", "fp8"], "or --weights int8 or int4, which CPUs"),
+        ([*TORCH, "--quantize", "int4"], "--quantize int4 is of a plan, and backend"),
+        (["--weights", "int8", "--quantize", "int4"], "for a plan: leave out one of them"),
+        # Where there is no GPU.
+        (["--backend", "auto", "--quantize", "fp8"], "of a plan, and backend torch builds none"),
+        (["--max-step-tokens", "1", *TORCH], f"--max-step-tokens{OF_NO_PLAN}"),
+        (["--max-sequences", "1", *TORCH], f"--max-sequences{OF_NO_PLAN}"),
+        (["--plugin-library", "1", *TORCH], f"--plugin-library{OF_NO_PLAN}"),
+        (["--import", "plugin", *TORCH], f"--import{OF_NO_PLAN}"),
+        (["--weight-streaming", *TORCH], f"--weight-streaming{OF_NO_PLAN}"),
+        (["--refit", *TORCH], f"--refit{OF_NO_PLAN}"),
+        (["--weights", "int3"], "weights 'int3' are none of model, int8, int4"),
     ],
 )
 def test_what_cannot_be_built_is_one_sentence_and_exit_status_1(
@@ -118,27 +132,6 @@ def test_a_name_that_is_a_path_is_refused_before_anything_is_read(
     assert finished.returncode == 1
     assert f"an engine's name is one folder's, without a path: '{name}'" in finished.stderr
     assert finished.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--max-step-tokens", "1"),
-        ("--max-sequences", "1"),
-        ("--plugin-library", "1"),
-        ("--import", "plugin"),
-        ("--weight-streaming", None),
-        ("--refit", None),
-    ],
-)
-def test_options_of_a_plan_are_refused_where_none_is_built(
-    option: str, value: str | None, tmp_path: Path
-) -> None:
-    given = [option] if value is None else [option, value]
-    finished = build_engine(*given, "--backend", "torch", "--output", tmp_path / "e")
-    assert finished.returncode == 1
-    assert f"{option} is of a plan, and backend torch builds none" in finished.stderr
-    assert not (tmp_path / "e").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

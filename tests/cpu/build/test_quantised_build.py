@@ -36,26 +36,6 @@ from legokv.ops.quantised_weight import FP8_MOST
 RTX = BuildSettings("e", backend="tensorrt-rtx", samples=PASSAGES)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--backend", "torch", "--quantize", "fp8"], "or --weights int8 or int4, which CPUs"),
-        (["--backend", "torch", "--quantize", "int4"], "--quantize int4 is of a plan, and backend"),
-        (["--weights", "int8", "--quantize", "int4"], "for a plan: leave out one of them"),
-        # Where there is no GPU.
-        (["--backend", "auto", "--quantize", "fp8"], "of a plan, and backend torch builds none"),
-    ],
-)
-def test_the_command_refuses_what_cannot_be_in_one_sentence_with_the_alternatives(
-    arguments: list[str], words: str, tmp_path: Path
-) -> None:
-    finished = build_engine(*arguments, "--output", tmp_path / "e")
-    assert finished.returncode == 1
-    assert words in finished.stderr
-    assert finished.stderr.count("\n") == 1
-    assert not (tmp_path / "e").exists()
-
-
 def test_where_auto_chooses_a_plan_it_is_quantised_as_asked(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
