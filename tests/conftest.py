@@ -1,20 +1,23 @@
 """Fixtures every test folder may use. Its being here also puts tests/ on the import path."""
 
 import gc
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from build_command import build_engine
+from made_once import made_once
 from paths import ROOT
 from recorded_facts import pytest_terminal_summary  # noqa: F401 - the hook
 from redis_server import redis_running
 from tiny_checkpoints import make_tiny_checkpoint
 
 from legokv.build.engine import BuildSettings, build_engine_folder
+from legokv.built.folder import MODEL_FILE
 from legokv.engine.metrics import EngineMetrics, FailedStepReason
+from legokv.step.graph import ImportBy
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -47,12 +50,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny checkpoint by its variant's name, made once. Not to be written to."""
-    made: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = make_tiny_checkpoint(name, tmp_path_factory.mktemp("tiny") / name)
-        return made[name]
+        make = partial(make_tiny_checkpoint, name)
+        return made_once(tmp_path_factory, f"checkpoints/{name}", make)
 
     return folder
 
@@ -62,16 +63,32 @@ def tiny_engine_folder(
     tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """The float32 engine folder of a tiny checkpoint by its variant's name, built once."""
-    built: dict[str, Path] = {}
 
     def folder(name: str = "llama") -> Path:
-        if name not in built:
-            built[name] = tmp_path_factory.mktemp("engines") / name
-            settings = BuildSettings(name, dtype="float32")
-            build_engine_folder(tiny_checkpoint(name), built[name], settings)
-        return built[name]
+        settings = BuildSettings(name, dtype="float32")
+        build = partial(build_engine_folder, tiny_checkpoint(name), settings=settings)
+        return made_once(tmp_path_factory, f"engines/{name}", build)
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(
+    tiny_engine_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """model.onnx of a tiny checkpoint in a dtype, by what its pages arrive with; made once."""
+    from graph_session import export_engine
+
+    def file(name: str, dtype: str, imports: ImportBy = "plugin") -> Path:
+        folder = tiny_engine_folder(name)
+
+        def make(target: Path) -> None:
+            target.mkdir()
+            export_engine(folder, dtype, target, imports)
+
+        return made_once(tmp_path_factory, f"onnx/{name}-{dtype}-{imports}", make) / MODEL_FILE
+
+    return file
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +130,6 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def smollm2_engine_folder() -> Path:
     """The real small model's engine folder, built as `make run` builds it if it is missing."""
-    script = ROOT / "build" / "build_engine.py"
-    subprocess.run([sys.executable, str(script), "--model", "llama"], check=True)
+    finished = build_engine("--model", "llama")
+    assert finished.returncode == 0, finished.stderr
     return ROOT / "out" / "engines" / "llama"

@@ -4,11 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from paths import CLIENT
-from server import RunningServer, serving
+from ports import free_port
+from server import RunningServer
 from server_texts import TEXTS
 
 NO_DOCUMENT = "no document is called 'nowhere' in namespace 'clients'"
@@ -184,9 +186,8 @@ def test_several_answers_are_printed_one_after_another_with_what_they_took(
     assert first.startswith(one)
 
 
-def test_a_server_that_is_not_there_is_said_so(engine_folder: Path, tmp_path: Path) -> None:
-    with serving(engine_folder, tmp_path) as gone:
-        pass
+def test_a_server_that_is_not_there_is_said_so(server: RunningServer) -> None:
+    gone = replace(server, grpc=f"127.0.0.1:{free_port()}")
     result = run(gone, "ask.py", "Who?")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from graph_session import GraphSession, export_engine, graph_runner, graph_scoring
+from graph_session import GraphSession, graph_runner, graph_scoring
 from onnx_by_torch import torch_execution
 from paths import TESTS
 
@@ -28,12 +28,13 @@ def lockstep(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_a_plans_runner_gives_the_cpu_s_logits_for_a_whole_conversation(
     lockstep: ModuleType,
     tiny_engine_folder: Callable[[str], Path],
+    exported: Callable[..., Path],
     tmp_path: Path,
     dtype: str,
     imports: ImportBy,
 ) -> None:
     folder = tiny_engine_folder("llama")
-    session = GraphSession(torch_execution(export_engine(folder, dtype, tmp_path, imports)))
+    session = GraphSession(torch_execution(exported("llama", dtype, imports)))
     limits = PlanLimits(lockstep.STEP_TOKENS, lockstep.NUM_SEQUENCES, max_import_pages=4)
     scoring = graph_scoring(folder, dtype, tmp_path, limits, imports)
     runner = graph_runner(folder, dtype, session, lockstep.NUM_PAGES, limits, imports, scoring)

@@ -20,7 +20,7 @@ from legokv.chunks.chunk import Chunk
 from legokv.engine.jobs import GenerateJob
 from legokv.engine.request import GenerateRequest, Token
 from legokv.errors import EngineMismatch, InvalidRequest, LegokvError, OutOfMemory, StepFailed
-from legokv.export import export_onnx, export_scoring_onnx
+from legokv.export import export_scoring_onnx
 from legokv.model.config import scoring_layers
 from legokv.model.decoder import decoder_from_weights
 from legokv.runners.page_store import PageStore
@@ -45,17 +45,16 @@ class Files:
 def files(
     request: pytest.FixtureRequest,
     tiny_engine_folder: Callable[[str], Path],
+    exported: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Files:
-    folder, target = tiny_engine_folder("llama"), tmp_path_factory.mktemp("onnx")
+    folder = tiny_engine_folder("llama")
     model = read_engine_folder(folder).model
     decoder = decoder_from_weights(model, load_weights(folder, model, torch.float32))
     graph = shape_of(folder, "float32", request.param)
     shape = ScoringShape(graph, scoring_layers(model.num_layers))
-    whole, scoring = (
-        export_onnx(decoder, graph, target),
-        export_scoring_onnx(decoder, shape, target),
-    )
+    whole = exported("llama", "float32", request.param)
+    scoring = export_scoring_onnx(decoder, shape, tmp_path_factory.mktemp("onnx"))
     return Files(folder, whole, scoring, shape)
 
 

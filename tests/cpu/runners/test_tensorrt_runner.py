@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from graph_session import LIMITS, GraphSession, export_engine, graph_runner, plan_of
+from graph_session import LIMITS, GraphSession, graph_runner, plan_of
 from onnx_reference import reference_execution
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,10 +37,8 @@ NUM_PAGES, PAGE_SIZE = 32, 16
 
 
 @pytest.fixture(scope="module")
-def model(
-    tiny_engine_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return export_engine(tiny_engine_folder("llama"), "float32", tmp_path_factory.mktemp("onnx"))
+def model(exported: Callable[..., Path]) -> Path:
+    return exported("llama", "float32")
 
 
 @pytest.fixture
