@@ -2,28 +2,19 @@
 
 Seeded: a variant is the same bytes in every process. Weights are large enough that attention is
 far from uniform and norms far from one, so that a wrong rotation, norm or bias shows in the logits.
+transformers is imported where one is made: it takes seconds, and most processes make none.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MAX_POSITIONS = 2048
@@ -45,11 +36,14 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A model class and what its config has besides the sizes all variants share."""
+    """A family as transformers calls it, and what its config has besides all variants' sizes."""
 
-    model: Callable[[Any], PreTrainedModel]
-    config: Callable[..., Any]
+    family: str
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        return f"{self.family}ForCausalLM"
 
 
 def _rope(variant: str, theta: float = 10000.0, **parameters: float) -> dict[str, Any]:
@@ -57,20 +51,20 @@ def _rope(variant: str, theta: float = 10000.0, **parameters: float) -> dict[str
 
 
 _LLAMA3 = partial(_rope, "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
-_LLAMA = partial(Variant, LlamaForCausalLM, LlamaConfig)
+_LLAMA = partial(Variant, "Llama")
 VARIANTS = {
     "llama": _LLAMA({"tie_word_embeddings": True}),
     "llama-untied": _LLAMA({"head_dim": 32, "num_key_value_heads": 1}),
     "llama-biased": _LLAMA({"attention_bias": True, "mlp_bias": True}),
     # Head sizes that the plugins have kernels for; the others are smaller, to be quick.
     "llama-wide": _LLAMA({"tie_word_embeddings": True, "head_dim": 64}),
-    "qwen3-wide": Variant(Qwen3ForCausalLM, Qwen3Config, {"head_dim": 128}),
+    "qwen3-wide": Variant("Qwen3", {"head_dim": 128}),
     "llama3": _LLAMA(_LLAMA3(theta=500000.0, original_max_position_embeddings=64)),
     "llama-linear": _LLAMA(_rope("linear", factor=4.0)),
     "llama-yarn": _LLAMA(_rope("yarn", factor=4.0, original_max_position_embeddings=512)),
-    "mistral": Variant(MistralForCausalLM, MistralConfig, {"sliding_window": None}),
-    "qwen2": Variant(Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
-    "qwen3": Variant(Qwen3ForCausalLM, Qwen3Config, {"head_dim": 32}),
+    "mistral": Variant("Mistral", {"sliding_window": None}),
+    "qwen2": Variant("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": Variant("Qwen3", {"head_dim": 32}),
 }
 
 
@@ -82,8 +76,10 @@ def make_tiny_checkpoint(name: str, folder: Path, *, max_shard_size: str = "1GB"
     return folder
 
 
-def tiny_model(variant: Variant) -> PreTrainedModel:
-    config = variant.config(
+def tiny_model(variant: Variant) -> "PreTrainedModel":
+    import transformers
+
+    config = getattr(transformers, f"{variant.family}Config")(
         vocab_size=_VOCAB_SIZE,
         hidden_size=64,
         intermediate_size=96,
@@ -94,13 +90,15 @@ def tiny_model(variant: Variant) -> PreTrainedModel:
         eos_token_id=2,
         **({"num_key_value_heads": 2, "head_dim": 16} | variant.settings),
     )
-    model = variant.model(config).to(torch.float32).eval()
+    model = getattr(transformers, variant.architecture)(config).to(torch.float32).eval()
     _randomise(model)
     return model
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
     """A byte-level BPE tokenizer trained on a few sentences; it can spell any text."""
+    from transformers import PreTrainedTokenizerFast
+
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -121,7 +119,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @torch.no_grad()
-def _randomise(model: PreTrainedModel) -> None:
+def _randomise(model: "PreTrainedModel") -> None:
     generator = torch.Generator().manual_seed(20240)
     for name, parameter in sorted(model.named_parameters()):
         values = torch.randn(parameter.shape, generator=generator)

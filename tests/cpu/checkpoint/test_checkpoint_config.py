@@ -47,7 +47,7 @@ def test_what_transformers_saves_is_read_back(
 ) -> None:
     settings = VARIANTS[name].settings
     model = read_model_config(tiny_checkpoint(name))
-    assert model.architecture == VARIANTS[name].model.__name__
+    assert model.architecture == VARIANTS[name].architecture
     assert (model.num_layers, model.num_heads, model.hidden_size) == (3, 4, 64)
     assert model.num_kv_heads == settings.get("num_key_value_heads", 2)
     assert model.head_size == settings.get("head_dim", 16)
