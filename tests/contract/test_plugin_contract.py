@@ -88,6 +88,7 @@ def test_only_the_entry_points_and_launchers_are_visible(plugin_library: Path) -
         "legokv_legolink_attention_workspace",
         "legokv_last_error",
         "legokv_library_info",
+        "legokv_list_shared",
         "legokv_scored_attention",
         "legokv_scored_attention_workspace",
     }
