@@ -47,9 +47,12 @@ std::string numbers_that(bool (*pass)(int)) {
                    '}')
 
 std::string ops() {
-  const std::string attention = joined(LEGOKV_OP("LegoLinkAttention", LEGOLINK_ATTENTION),
-                                       LEGOKV_OP("ScoredAttention", SCORED_ATTENTION));
-  return '{' + joined(LEGOKV_OP("KvImport", KV_IMPORT), attention) + '}';
+  std::string list = LEGOKV_OP("KvImport", KV_IMPORT);
+  list = joined(list, LEGOKV_OP("LegoLinkAttention", LEGOLINK_ATTENTION));
+  list = joined(list, LEGOKV_OP("PackedLegoLinkAttention", PACKED_LEGOLINK_ATTENTION));
+  list = joined(list, LEGOKV_OP("ScoredAttention", SCORED_ATTENTION));
+  list = joined(list, LEGOKV_OP("PackedScoredAttention", PACKED_SCORED_ATTENTION));
+  return '{' + list + '}';
 }
 
 template <typename Struct, typename Member>

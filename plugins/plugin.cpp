@@ -9,14 +9,17 @@ namespace legokv {
 nvinfer1::IPluginCreatorInterface* kv_import_creator();
 nvinfer1::IPluginCreatorInterface* legolink_attention_creator();
 nvinfer1::IPluginCreatorInterface* scored_attention_creator();
+nvinfer1::IPluginCreatorInterface* packed_legolink_attention_creator();
+nvinfer1::IPluginCreatorInterface* packed_scored_attention_creator();
 
 }  // namespace legokv
 
 LEGOKV_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& num_creators) {
   static nvinfer1::IPluginCreatorInterface* const creators[] = {
       legokv::kv_import_creator(), legokv::legolink_attention_creator(),
-      legokv::scored_attention_creator()};
-  num_creators = 3;
+      legokv::scored_attention_creator(), legokv::packed_legolink_attention_creator(),
+      legokv::packed_scored_attention_creator()};
+  num_creators = sizeof(creators) / sizeof(creators[0]);
   return creators;
 }
 

@@ -67,7 +67,7 @@ def run_plugin(name: str, attributes: Attributes, inputs: list[Tensor]) -> tuple
     """One of this project's ops, by its torch body."""
     for attribute, text in PLUGIN_ATTRIBUTES.items():
         assert attributes.pop(attribute) == text.encode()
-    made = TORCH_OPS[name](*inputs, *attributes.values())
+    made = TORCH_OPS[name](*inputs, **attributes)
     return made if isinstance(made, tuple) else (made,)
 
 

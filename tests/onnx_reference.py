@@ -15,34 +15,17 @@ Execution = Callable[[Sequence[str], Mapping[str, Tensor]], list[Tensor]]
 """(names of outputs, inputs by name) -> the outputs."""
 
 
-class KvImport(OpRun):
+class PluginOp(OpRun):
     op_domain = DOMAIN
 
-    def _run(self, *inputs, plugin_version, plugin_namespace):
+    def _run(self, *inputs, plugin_version, plugin_namespace, **numbers):
         assert (plugin_version, plugin_namespace) == ("1", "legokv")
         tensors = [torch.from_numpy(np.array(given)) for given in inputs]
-        return (TORCH_OPS["KvImport"](*tensors).numpy(),)
+        made = TORCH_OPS[type(self).__name__](*tensors, **numbers)
+        return tuple(t.numpy() for t in (made if isinstance(made, tuple) else (made,)))
 
 
-class LegoLinkAttention(OpRun):
-    op_domain = DOMAIN
-
-    def _run(self, *inputs, scale, plugin_version, plugin_namespace):
-        assert (plugin_version, plugin_namespace) == ("1", "legokv")
-        tensors = [torch.from_numpy(np.array(given)) for given in inputs]
-        return tuple(t.numpy() for t in TORCH_OPS["LegoLinkAttention"](*tensors, scale))
-
-
-class ScoredAttention(OpRun):
-    op_domain = DOMAIN
-
-    def _run(self, *inputs, scale, plugin_version, plugin_namespace):
-        assert (plugin_version, plugin_namespace) == ("1", "legokv")
-        tensors = [torch.from_numpy(np.array(given)) for given in inputs]
-        return tuple(t.numpy() for t in TORCH_OPS["ScoredAttention"](*tensors, scale))
-
-
-OPS = [KvImport, LegoLinkAttention, ScoredAttention]
+OPS = [type(name, (PluginOp,), {}) for name in TORCH_OPS]
 
 
 def reference_execution(model: Path) -> Execution:

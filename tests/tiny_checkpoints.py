@@ -58,6 +58,7 @@ VARIANTS = {
     "llama-biased": _LLAMA({"attention_bias": True, "mlp_bias": True}),
     # Head sizes that the plugins have kernels for; the others are smaller, to be quick.
     "llama-wide": _LLAMA({"tie_word_embeddings": True, "head_dim": 64}),
+    "qwen2-wide": Variant("Qwen2", {"head_dim": 64}),
     "qwen3-wide": Variant("Qwen3", {"head_dim": 128}),
     "llama3": _LLAMA(_LLAMA3(theta=500000.0, original_max_position_embeddings=64)),
     "llama-linear": _LLAMA(_rope("linear", factor=4.0)),

@@ -44,6 +44,7 @@ def input_shapes(dtype: int) -> dict[str, tuple[int, list[str | int]]]:
         "query_start": (index, ["B1"]),
         "pages": (index, ["B", "P", 4]),
         "inv_freq": (TensorProto.FLOAT, [HEAD_SIZE // 2]),
+        "qkv": (number, ["T", HEADS + 2 * KV_HEADS, HEAD_SIZE]),
         "pool": (number, POOL),
         "scoring": (index, ["B"]),
         "block": (TensorProto.FLOAT, ["M", *POOL[1:]]),
@@ -52,7 +53,7 @@ def input_shapes(dtype: int) -> dict[str, tuple[int, list[str | int]]]:
 
 
 def small_graph(dtype: int) -> onnx.ModelProto:
-    """import → attention → attention that scores, all writing the one pool."""
+    """import → attention → attention that scores, then both packed, all writing the one pool."""
     imported = helper.make_node(
         "KvImport", ["pool", "block", "import_pages"], ["imported"], **PLUGIN
     )
@@ -67,17 +68,40 @@ def small_graph(dtype: int) -> onnx.ModelProto:
     scored = helper.make_node(
         "ScoredAttention",
         ["attended", "k", "v", "attended_pool", *tables, "scoring"],
-        ["out", "pool_out", "mass"],
+        ["out", "scored_pool", "mass"],
+        scale=0.125,
+        **PLUGIN,
+    )
+    packed = helper.make_node(
+        "PackedLegoLinkAttention",
+        ["qkv", "scored_pool", *tables],
+        ["packed_attended", "packed_pool"],
+        scale=0.125,
+        num_heads=HEADS,
+        **PLUGIN,
+    )
+    packed_scored = helper.make_node(
+        "PackedScoredAttention",
+        ["qkv", "packed_pool", *tables, "scoring"],
+        ["packed_out", "pool_out", "packed_mass"],
+        num_heads=HEADS,
         scale=0.125,
         **PLUGIN,
     )
     inputs = [helper.make_tensor_value_info(name, *of) for name, of in input_shapes(dtype).items()]
     outputs = [
-        helper.make_tensor_value_info("out", dtype, ["T", HEADS, HEAD_SIZE]),
+        *(
+            helper.make_tensor_value_info(name, dtype, ["T", HEADS, HEAD_SIZE])
+            for name in ("out", "packed_attended", "packed_out")
+        ),
         helper.make_tensor_value_info("pool_out", dtype, POOL),
-        helper.make_tensor_value_info("mass", TensorProto.FLOAT, ["B", "P", PAGE_SIZE]),
+        *(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "P", PAGE_SIZE])
+            for name in ("mass", "packed_mass")
+        ),
     ]
-    graph = helper.make_graph([imported, attention, scored], "small", inputs, outputs)
+    nodes = [imported, attention, scored, packed, packed_scored]
+    graph = helper.make_graph(nodes, "small", inputs, outputs)
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("legokv", 1)]
     return helper.make_model(graph, opset_imports=opsets)
 

@@ -17,7 +17,7 @@ from legokv.built.plan_facts import WEIGHT_STREAMING
 from legokv.built.plan_limits import PlanLimits, plan_profiles, scoring_profile
 from legokv.checkpoint import load_weights
 from legokv.errors import PlanBuildFailed
-from legokv.export import export_scoring_onnx
+from legokv.export import export_scoring_onnx, onnx_file
 from legokv.model.decoder import decoder_from_weights
 from legokv.model.dtypes import Dtypes
 from legokv.plan.process import build_plan
@@ -26,7 +26,7 @@ from legokv.step.graph import IMPORTS, ImportBy, ScoringShape, graph_shape
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
 SUMMARY = re.compile(
-    r"tensorrt-rtx \S+: (\d+) layers, of them (?:(\d+) KvImport, )?(\d+) LegoLinkAttention; "
+    r"tensorrt-rtx \S+: (\d+) layers, of them (?:(\d+) KvImport, )?(\d+) (\w+); "
     r"(\d+) profiles; (\S+) MiB"
 )
 LAYERS = "tensorrt-rtx.layers.json"
@@ -44,7 +44,8 @@ def summary_of(output: str) -> re.Match[str]:
 
 def named_in(plan: bytes) -> dict[str, int]:
     """How often a plan's own bytes name each plugin: once or more for each of its layers."""
-    return {name: plan.count(name.encode()) for name in ("KvImport", "LegoLinkAttention")}
+    names = ("KvImport", "LegoLinkAttention", "PackedLegoLinkAttention")
+    return {name: plan.count(name.encode()) for name in names}
 
 
 @pytest.mark.parametrize(
@@ -61,13 +62,16 @@ def test_a_tiny_model_becomes_a_plan_with_the_plugins_of_its_imports_in_every_la
 ) -> None:
     output, said = built(name, dtype, imports)
     summary = summary_of(said)
-    num_layers, num_imports, *others = (int(number or 0) for number in summary.groups()[:4])
-    assert (num_imports, *others) == (3 if imports == "plugin" else 0, 3, 3)
-    assert num_layers > 100
+    counts = [int(summary[number] or 0) for number in (2, 3, 5)]
+    assert counts == [3 if imports == "plugin" else 0, 3, 3]
+    assert int(summary[1]) > 100
+    # Of Qwen3 norms stand between the product and attention.
+    attention = "LegoLinkAttention" if name == "qwen3-wide" else "PackedLegoLinkAttention"
+    assert summary[4] == attention
     content = (output / PLAN).read_bytes()
-    assert summary[5] == f"{len(content) / 2**20:.1f}"
+    assert summary[6] == f"{len(content) / 2**20:.1f}"
     named = named_in(content)
-    assert named["LegoLinkAttention"] >= 3
+    assert named[attention] >= 3
     assert named["KvImport"] >= 3 if imports == "plugin" else named["KvImport"] == 0
     plan = read_engine_folder(output).plan
     assert plan is not None
@@ -106,20 +110,23 @@ def test_a_build_lists_the_layers_of_its_plan_in_which_no_pool_is_copied(
     assert words == listed["profiles"]
     assert [scoring] == json.loads((output / SCORING_LAYERS).read_text())["profiles"]
     assert scoring == (
-        "profile scoring: 1 ScoredAttention; between two attentions nothing; no copy of a pool"
+        "profile scoring: 1 PackedScoredAttention; between two attentions nothing; "
+        "no copy of a pool"
     )
     assert [line.split(":")[0] for line in words] == [
         "profile prefill",
         "profile decode",
         "profile link",
     ]
-    nodes = "3 LegoLinkAttention" if imports == "stream" else "3 KvImport, 3 LegoLinkAttention"
+    nodes = "3 PackedLegoLinkAttention"
+    nodes = nodes if imports == "stream" else f"3 KvImport, {nodes}"
     for line in words:
         assert line.split(": ")[1].startswith(f"{nodes}; between two attentions 2 times "), line
         assert " kernels of 1 fused region (" in line
+        assert "Slic" not in line, "q, k and v are copied apart"
         assert line.endswith("; no copy of a pool")
     plugins = [layer["plugin"] for layer in listed["layers"] if layer["kind"] == "PluginV3"]
-    assert plugins.count("LegoLinkAttention") == 3 * 3
+    assert plugins.count("PackedLegoLinkAttention") == 3 * 3
     products = [layer for layer in listed["layers"] if layer["kind"] == "gemm"]
     assert products
     assert all("Row major" in tensor["format"] for each in products for tensor in each["inputs"])
@@ -176,7 +183,9 @@ def test_a_build_makes_a_plan_of_the_scoring_pass_too(
 ) -> None:
     """The same whatever imports pages: its graph has none of these nodes."""
     output, said = built("llama-wide", "bfloat16" if imports == "stream" else "float16", imports)
-    summary = next(line for line in said.splitlines() if "1 ScoredAttention; 1 profile;" in line)
+    summary = next(
+        line for line in said.splitlines() if "1 PackedScoredAttention; 1 profile;" in line
+    )
     content = (output / SCORING).read_bytes()
     assert summary.endswith(f"{len(content) / 2**20:.1f} MiB")
     assert content.count(b"ScoredAttention") >= 1
@@ -199,7 +208,7 @@ def test_a_scoring_pass_of_several_layers_is_a_plan_of_both_attentions(
     profiles = [scoring_profile(prefill)]
     files = PlanFiles(model, tmp_path / "scoring.plan", plugin_library)
     summary = build_plan(plan_request("tensorrt-rtx", shape, profiles, files), print)
-    assert summary.plugins == {"LegoLinkAttention": 1, "ScoredAttention": 2}
+    assert summary.plugins == {"PackedLegoLinkAttention": 1, "PackedScoredAttention": 2}
     assert summary.num_profiles == 1
     assert files.plan.read_bytes().count(b"ScoredAttention") >= 2
     record_property("fact", f"the scoring pass of llama-wide: {summary}")
@@ -208,9 +217,12 @@ def test_a_scoring_pass_of_several_layers_is_a_plan_of_both_attentions(
 def test_smollm2_becomes_a_plan(
     plugin_library: Path, smollm2_engine_folder: Path, tmp_path: Path, record_property: Record
 ) -> None:
+    # Exported here: the folder may be there from before with what an older exporter made.
     facts = read_engine_folder(smollm2_engine_folder)
     graph = graph_shape(facts.model, facts.dtypes, facts.page_size, "plugin")
-    model, plan = smollm2_engine_folder / "model.onnx", tmp_path / PLAN
+    weights = load_weights(smollm2_engine_folder, facts.model, torch.bfloat16)
+    model = onnx_file.export_onnx(decoder_from_weights(facts.model, weights), graph, tmp_path)
+    plan = tmp_path / PLAN
     profiles = plan_profiles(facts.model, graph, PlanLimits())
     files = PlanFiles(model, plan, plugin_library)
     said: list[str] = []
@@ -218,7 +230,7 @@ def test_smollm2_becomes_a_plan(
     progress = [line for line in said if re.fullmatch(r"  .+: \d+ of \d+", line)]
     weight_bytes = model.with_name("model.onnx.data").stat().st_size
     record_property("fact", f"SmolLM2: model.onnx.data of {weight_bytes:,} bytes; {summary}")
-    assert summary.plugins == {"KvImport": 30, "LegoLinkAttention": 30}
+    assert summary.plugins == {"KvImport": 30, "PackedLegoLinkAttention": 30}
     assert summary.num_layers > 1000
     assert summary.num_profiles == 3
     assert progress, f"a build of seconds said nothing of how far it was: {said}"

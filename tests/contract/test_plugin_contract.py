@@ -9,19 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-import legokv.ops.kv_import
-import legokv.ops.legolink_attention
-import legokv.ops.scored_attention  # noqa: F401 - registers the op
-from legokv.export.plugin_ops import OUTPUTS
+from legokv.export.plugin_ops import OUTPUTS, PACKED, TORCH_OPS
 from legokv.kernels.gpu import DTYPES, Launchers
 from legokv.kernels.gpu_structs import STRUCTS, layout_of
+from legokv.plan.layers import ATTENTION
 from legokv.plan.write import HEAD_SIZES, PAGE_SIZES
-
-OPS = {
-    "KvImport": torch.ops.legokv.kv_import,
-    "LegoLinkAttention": torch.ops.legokv.legolink_attention,
-    "ScoredAttention": torch.ops.legokv.scored_attention,
-}
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +21,23 @@ def info(plugin_library: Path) -> dict[str, Any]:
     return Launchers(plugin_library).info()
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", TORCH_OPS)
 def test_a_plugin_has_the_inputs_and_attributes_of_its_op(info: dict[str, Any], name: str) -> None:
-    arguments = OPS[name].default._schema.arguments
+    arguments = TORCH_OPS[name]._schema.arguments
     tensors = [a.name for a in arguments if isinstance(a.type, torch.TensorType)]
     assert info["ops"][name]["inputs"] == tensors
     assert info["ops"][name]["attributes"] == [a.name for a in arguments if a.name not in tensors]
 
 
 def test_a_plugin_gives_what_its_op_returns(info: dict[str, Any]) -> None:
-    outputs = {name: info["ops"][name]["outputs"] for name in OPS}
+    outputs = {name: op["outputs"] for name, op in info["ops"].items()}
     assert outputs == {name: list(names) for name, names in OUTPUTS.items()}
-    returned = {name: len(op.default._schema.returns) for name, op in OPS.items()}
+    returned = {name: len(op._schema.returns) for name, op in TORCH_OPS.items()}
     assert returned == {name: len(of) for name, of in outputs.items()}
+
+
+def test_a_list_of_layers_knows_every_attention() -> None:
+    assert set(ATTENTION) == {*PACKED, *PACKED.values()} == set(TORCH_OPS) - {"KvImport"}
 
 
 @pytest.mark.parametrize("name", STRUCTS)
@@ -69,13 +65,15 @@ def test_the_library_says_what_it_was_built_for(
     assert tuple(info["page_sizes"]) == PAGE_SIZES == (16, 32, 64)
 
 
-def test_the_library_loads_without_a_gpu_and_hands_out_three_creators(plugin_library: Path) -> None:
+def test_the_library_loads_without_a_gpu_and_hands_out_a_creator_of_each_op(
+    plugin_library: Path,
+) -> None:
     count = ctypes.c_int32(0)
     get_creators = ctypes.CDLL(str(plugin_library)).getCreators
     get_creators.restype = ctypes.POINTER(ctypes.c_void_p)
     creators = get_creators(ctypes.byref(count))
-    assert count.value == 3
-    assert all(creators[i] for i in range(3))
+    assert count.value == len(TORCH_OPS)
+    assert all(creators[i] for i in range(count.value))
 
 
 def test_only_the_entry_points_and_launchers_are_visible(plugin_library: Path) -> None:

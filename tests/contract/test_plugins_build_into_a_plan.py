@@ -46,13 +46,18 @@ def test_a_plan_with_all_plugins_is_built_without_a_gpu(
         "KvImport": ["1", []],
         "LegoLinkAttention": ["1", ["scale"]],
         "ScoredAttention": ["1", ["scale"]],
+        "PackedLegoLinkAttention": ["1", ["num_heads", "scale"]],
+        "PackedScoredAttention": ["1", ["num_heads", "scale"]],
     }
-    assert list(made["layers"].values()) == ["LayerType.PLUGIN_V3"] * 3
+    assert list(made["layers"].values()) == ["LayerType.PLUGIN_V3"] * 5
     number = f"DataType.{TRT_TYPES[dtype]}"
     assert made["outputs"] == {
         "out": [number, [-1, HEADS, HEAD_SIZE]],
+        "packed_attended": [number, [-1, HEADS, HEAD_SIZE]],
+        "packed_out": [number, [-1, HEADS, HEAD_SIZE]],
         "pool_out": [number, [-1, 2, PAGE_SIZE, KV_HEADS, HEAD_SIZE]],
         "mass": ["DataType.FLOAT", [-1, -1, PAGE_SIZE]],
+        "packed_mass": ["DataType.FLOAT", [-1, -1, PAGE_SIZE]],
     }
     names = [name.encode() for name in made["creators"]]
     serialized = plan.read_bytes()

@@ -161,7 +161,7 @@ def test_every_product_of_a_layer_is_in_the_form_that_the_build_was_asked_for(
         inputs = {each["inputs"][0]["dtype"] for each in of_layers}
         assert inputs == {"FP8" if form == "fp8" else "BFloat16"}
         # From the first attention of three to the last.
-        assert said.count(f"3 LegoLinkAttention, 8 kernels read {kind} weights; ") == 2, said
+        assert said.count(f"3 PackedLegoLinkAttention, 8 kernels read {kind} weights; ") == 2, said
         record_property("fact", [line for line in said.splitlines() if "profile decode" in line])
         facts = read_engine_folder(folder)
         assert facts.weights == PLAN_FORMS[form]

@@ -1,4 +1,4 @@
-"""The model as ONNX files: standard ops, and this project's three, which the plugins implement."""
+"""The model as ONNX files: standard ops, and this project's own, which the plugins implement."""
 
 from legokv.export.onnx_file import Quantised, export_onnx, export_scoring_onnx
 

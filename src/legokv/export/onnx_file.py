@@ -16,7 +16,7 @@ from onnxscript import ir
 from torch import Tensor
 
 from legokv.built.folder import MODEL_FILE, SCORING_MODEL_FILE
-from legokv.export.plugin_ops import translation_table
+from legokv.export.plugin_ops import take_whole_products, translation_table
 from legokv.export.step_graph import ScoringGraph, StepGraph
 from legokv.model.decoder import Decoder
 from legokv.ops.quantised_weight import FP8, QuantisedWeight
@@ -116,6 +116,7 @@ def _written(
             external_data=True,
             verbose=False,
         )
+    take_whole_products(program.model)
     _put_quantised(program.model, quantised)
     _forget_sources(program.model)
     program.save(str(path), external_data=True)

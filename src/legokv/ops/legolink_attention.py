@@ -6,6 +6,7 @@ The body here is the definition, written to be read. `paged_attention.py` is the
 import torch
 from torch import Tensor
 
+from legokv.errors import LaunchRefused
 from legokv.ops.rotary import cos_sin, rotate
 
 
@@ -104,3 +105,55 @@ def _(  # type: ignore[no-untyped-def]  # noqa: PLR0913
     scale: float,
 ):
     return torch.empty_like(q), torch.empty_like(pool)
+
+
+@torch.library.custom_op("legokv::packed_legolink_attention", mutates_args=())
+def packed_legolink_attention(  # noqa: PLR0913 - one graph node carries one step's tables
+    qkv: Tensor,
+    pool: Tensor,
+    positions: Tensor,
+    key_positions: Tensor,
+    slots: Tensor,
+    query_start: Tensor,
+    pages: Tensor,
+    inv_freq: Tensor,
+    num_heads: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """legolink_attention of a product [T, H + 2 G, D] whose heads are q's, then k's, then v's.
+
+    LaunchRefused unless there are `num_heads` of q and the pool's of k and v, and no more.
+    """
+    q, k, v = parts_of(qkv, num_heads, pool)
+    out, pool_out = legolink_attention(
+        q, k, v, pool, positions, key_positions, slots, query_start, pages, inv_freq, scale
+    )
+    return out, pool_out
+
+
+def parts_of(qkv: Tensor, num_heads: int, pool: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q [T, H, D], k and v [T, G, D] of a product [T, H + 2 G, D], for a pool of G KV heads."""
+    num_kv_heads, head_size = pool.shape[3:]
+    if qkv.shape[1:] != (num_heads + 2 * num_kv_heads, head_size):
+        raise LaunchRefused(
+            f"qkv has {qkv.shape[1]} heads of {qkv.shape[2]}, but {num_heads} of q and twice "
+            f"{num_kv_heads} KV heads of {head_size} make {num_heads + 2 * num_kv_heads}"
+        )
+    q, k, v = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+    return q, k, v
+
+
+@packed_legolink_attention.register_fake
+def _(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    qkv: Tensor,
+    pool: Tensor,
+    positions: Tensor,
+    key_positions: Tensor,
+    slots: Tensor,
+    query_start: Tensor,
+    pages: Tensor,
+    inv_freq: Tensor,
+    num_heads: int,
+    scale: float,
+):
+    return torch.empty_like(qkv[:, :num_heads]), torch.empty_like(pool)

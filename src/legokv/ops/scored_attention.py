@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from legokv.ops.legolink_attention import legolink_attention, weights_of_one
+from legokv.ops.legolink_attention import legolink_attention, parts_of, weights_of_one
 from legokv.ops.rotary import cos_sin, rotate
 
 _ROWS_AT_ONCE = 64
@@ -64,6 +64,46 @@ def _(  # type: ignore[no-untyped-def]  # noqa: PLR0913
     scoring: Tensor,
     scale: float,
 ):
+    mass = q.new_empty((*pages.shape[:2], pool.shape[2]), dtype=torch.float32)
+    return torch.empty_like(q), torch.empty_like(pool), mass
+
+
+@torch.library.custom_op("legokv::packed_scored_attention", mutates_args=())
+def packed_scored_attention(  # noqa: PLR0913 - one graph node carries one step's tables
+    qkv: Tensor,
+    pool: Tensor,
+    positions: Tensor,
+    key_positions: Tensor,
+    slots: Tensor,
+    query_start: Tensor,
+    pages: Tensor,
+    inv_freq: Tensor,
+    scoring: Tensor,
+    num_heads: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """scored_attention of a product, as packed_legolink_attention takes it."""
+    q, k, v = parts_of(qkv, num_heads, pool)
+    tables = (positions, key_positions, slots, query_start, pages, inv_freq, scoring)
+    out, pool_out, mass = scored_attention(q, k, v, pool, *tables, scale)
+    return out, pool_out, mass
+
+
+@packed_scored_attention.register_fake
+def _(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    qkv: Tensor,
+    pool: Tensor,
+    positions: Tensor,
+    key_positions: Tensor,
+    slots: Tensor,
+    query_start: Tensor,
+    pages: Tensor,
+    inv_freq: Tensor,
+    scoring: Tensor,
+    num_heads: int,
+    scale: float,
+):
+    q = qkv[:, :num_heads]
     mass = q.new_empty((*pages.shape[:2], pool.shape[2]), dtype=torch.float32)
     return torch.empty_like(q), torch.empty_like(pool), mass
 

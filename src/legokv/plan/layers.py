@@ -8,7 +8,12 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-ATTENTION = ("LegoLinkAttention", "ScoredAttention")
+ATTENTION = (
+    "LegoLinkAttention",
+    "PackedLegoLinkAttention",
+    "ScoredAttention",
+    "PackedScoredAttention",
+)
 _FEW_BITS = ("FP8", "Int4")
 # What stands in the list and puts nothing on a stream.
 _NOTHING = ("NoOp", "Constant", "shape_call")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -15,6 +16,7 @@ from graph_session import GraphSession, graph_runner, shape_of
 from onnx import TensorProto
 from onnx_by_torch import torch_execution
 from onnx_reference import Execution, reference_execution
+from onnxscript import ir
 from paths import ROOT
 from texts import random_ids
 from torch import Tensor
@@ -27,8 +29,12 @@ from legokv.engine.engine import Engine
 from legokv.engine.executor import Executor
 from legokv.engine.parts import EngineParts
 from legokv.engine.request import GenerateRequest, Token
+from legokv.errors import LaunchRefused
+from legokv.export import onnx_file
+from legokv.export.plugin_ops import TORCH_OPS, take_whole_products
 from legokv.runners import Runner
-from legokv.step.batch import StepBatch
+from legokv.step.batch import StepBatch, step_batch
+from legokv.step.sequence import chunk_sequence
 from legokv.stores.tiers import open_tiers
 from legokv.text.tokenizer import Tokenizer
 
@@ -220,7 +226,7 @@ def test_the_file_holds_primitives_and_one_of_each_plugin_a_layer(
     onnx.checker.check_model(str(path))
     nodes = onnx.load(path, load_external_data=False).graph.node
     ours = Counter(node.op_type for node in nodes if node.domain == "legokv")
-    assert ours == {"KvImport": 3, "LegoLinkAttention": 3}
+    assert ours == {"KvImport": 3, "PackedLegoLinkAttention": 3}
     assert {node.op_type for node in nodes if node.domain == ""} <= PRIMITIVES
     weights = path.with_name(WEIGHTS_FILE).stat().st_size
     record_property("fact", f"{dtype}: {len(nodes)} nodes, of them {dict(ours)}; {weights:,} bytes")
@@ -230,6 +236,115 @@ def test_the_file_holds_primitives_and_one_of_each_plugin_a_layer(
             assert texts == {"plugin_version": "1", "plugin_namespace": "legokv"}
 
 
+def attentions(model: Path) -> list[onnx.NodeProto]:
+    nodes = onnx.load(model, load_external_data=False).graph.node
+    return [node for node in nodes if node.op_type.endswith("Attention")]
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-untied", "qwen2"])
+def test_attention_takes_one_input_where_q_k_and_v_are_parts_of_one_product(
+    exported: Exported, tiny_engine_folder: Callable[[str], Path], name: str
+) -> None:
+    model = exported(name, "float32")
+    config = read_engine_folder(tiny_engine_folder(name)).model
+    graph = onnx.load(model, load_external_data=False).graph
+    made_by = {output: node for node in graph.node for output in node.output}
+    for layer, node in enumerate(attentions(model)):
+        assert node.op_type == "PackedLegoLinkAttention"
+        assert len(node.input) == 8
+        numbers = {a.name: a.i for a in node.attribute if a.type == a.INT}
+        assert numbers == {"num_heads": config.num_heads}
+        whole = made_by[node.input[0]]
+        assert whole.op_type == "Reshape"
+        product = made_by[whole.input[0]]
+        assert (product.op_type, product.input[1]) == ("Gemm", f"decoder.layers.{layer}.qkv.weight")
+    # What is left is of the gate's product; nor does the file keep the sizes of the others' parts.
+    assert [node.input[0] for node in graph.node if node.op_type == "Split"] == [
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "Gemm" and "gate_up" in node.input[1]
+    ]
+    read = {name for node in graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.initializer} <= read
+
+
+def test_attention_takes_three_inputs_where_norms_stand_between_it_and_the_product(
+    exported: Exported,
+) -> None:
+    for node in attentions(exported("qwen3", "float32")):
+        assert node.op_type == "LegoLinkAttention"
+        assert len(node.input) == 10
+        assert [a.name for a in node.attribute if a.type == a.INT] == []
+
+
+@pytest.mark.parametrize(
+    ("axis", "parts", "num_inputs"),
+    [(1, "qkv", 8), (1, "qvk", 10), (1, "qkq", 10), (2, "qkv", 10)],
+)
+def test_a_product_is_taken_whole_only_as_heads_of_q_then_k_then_v(
+    axis: int, parts: str, num_inputs: int
+) -> None:
+    sizes = onnx.numpy_helper.from_array(np.array([4, 4, 4]), "sizes")
+    shape: list[str | int] = ["T", 12, 12]
+    tables = [f"table_{number}" for number in range(7)]
+    nodes = [
+        onnx.helper.make_node("Split", ["whole", "sizes"], list("qkv"), axis=axis),
+        onnx.helper.make_node(
+            "LegoLinkAttention", [*parts, *tables], ["out", "pool"], domain="legokv", scale=1.0
+        ),
+    ]
+    edges = (["whole", *tables], ["out", "pool"])
+    inputs, outputs = (
+        [onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names]
+        for names in edges
+    )
+    graph = onnx.helper.make_graph(nodes, "small", inputs, outputs, [sizes])
+    known = [onnx.helper.make_tensor_value_info("q", TensorProto.FLOAT, ["T", 4, 12])]
+    graph.value_info.extend(known)
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("legokv", 1)]
+    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=opsets))
+    take_whole_products(model)
+    (attention,) = (node for node in model.graph if node.domain == "legokv")
+    assert len(attention.inputs) == num_inputs
+    assert attention.op_type.startswith("Packed") == (num_inputs == 8)
+    # A split that someone reads stays.
+    assert len(model.graph) == (1 if num_inputs == 8 else 2)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_one_input_gives_the_very_numbers_of_three(
+    exported: Exported,
+    tiny_engine_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    folder, whole = tiny_engine_folder(name), exported(name, "bfloat16")
+    # As exporters from before: their files have a split in front of every attention.
+    monkeypatch.setattr(onnx_file, "take_whole_products", lambda model: None)
+    apart = export_engine(folder, "bfloat16", tmp_path)
+    assert {node.op_type for node in attentions(apart)} == {"LegoLinkAttention"}
+    logits, pools = [], []
+    for model in (whole, apart):
+        runner = graph_runner(folder, "bfloat16", GraphSession(torch_execution(model)), NUM_PAGES)
+        sequence = chunk_sequence(tuple(random_ids(3, 40)), [4, 1, 7], runner.page_size)
+        logits.append(runner.run(step_batch([sequence.next(40)])))
+        pools.append(runner.export_pages([4, 1, 7], 40))
+    assert torch.equal(*logits)
+    assert torch.equal(*pools)
+
+
+def test_a_product_that_contradicts_its_number_of_heads_is_refused_with_the_numbers() -> None:
+    shape, index = (1, 2, 16, 1, 64), torch.zeros(3, dtype=torch.int32)
+    tables = (index, index, index, index[:2], index.new_zeros(1, 1, 4), torch.ones(32))
+    qkv, pool = torch.zeros(3, 4, 64), torch.zeros(shape)
+    words = "qkv has 4 heads of 64, but 3 of q and twice 1 KV heads of 64 make 5"
+    with pytest.raises(LaunchRefused, match=words):
+        TORCH_OPS["PackedLegoLinkAttention"](qkv, pool, *tables, 3, 0.125)
+    with pytest.raises(LaunchRefused, match=words):
+        TORCH_OPS["PackedScoredAttention"](qkv, pool, *tables, index[:1], 3, 0.125)
+
+
 def test_where_a_launch_imports_the_file_has_neither_nodes_nor_inputs_for_it(
     exported: Exported, tiny_engine_folder: Callable[[str], Path]
 ) -> None:
@@ -237,7 +352,7 @@ def test_where_a_launch_imports_the_file_has_neither_nodes_nor_inputs_for_it(
     path = exported("llama", "bfloat16", "stream")
     graph = onnx.load(path, load_external_data=False).graph
     ours = Counter(node.op_type for node in graph.node if node.domain == "legokv")
-    assert ours == {"LegoLinkAttention": 3}
+    assert ours == {"PackedLegoLinkAttention": 3}
     bindings = shape_of(folder, "bfloat16", "stream").inputs
     assert [value.name for value in graph.input] == [binding.name for binding in bindings]
     assert not [name for name in (b.name for b in bindings) if name.startswith("import_")]

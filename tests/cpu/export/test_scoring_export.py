@@ -126,7 +126,7 @@ def test_the_file_has_a_scoring_node_a_layer_and_the_weights_of_no_other_layers(
     path, shape = exported(tiny_engine_folder("llama"), "bfloat16", range(1, 2), tmp_path)
     graph = onnx.load(path, load_external_data=False).graph
     ours = Counter(node.op_type for node in graph.node if node.domain == "legokv")
-    assert ours == {"LegoLinkAttention": 1, "ScoredAttention": 1}
+    assert ours == {"PackedLegoLinkAttention": 1, "PackedScoredAttention": 1}
     assert [value.name for value in graph.input] == [b.name for b in shape.inputs]
     assert [value.name for value in graph.output] == [b.name for b in shape.outputs]
     matrices = [tensor.name for tensor in graph.initializer if len(tensor.dims) == 2]
