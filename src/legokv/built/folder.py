@@ -174,6 +174,9 @@ def build_command(path: Path, data: object) -> str:
         option, value = f"--{name.replace('_', '-')}", str(fields.get(name))[:80]
         if name == "weights" and value in QUANTIZE_WORDS:
             option, value = "--quantize", QUANTIZE_WORDS[value]
+        if name == "weights" and value == "model" and fields.get("plan"):
+            # Without it a plan takes the few bits that its checkpoint may have.
+            option, value = "--quantize", "none"
         if name in fields:
             words += [option, value]
     plan = fields.get("plan")

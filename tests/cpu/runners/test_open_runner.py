@@ -177,7 +177,10 @@ def test_a_plan_by_older_code_says_the_command_that_gives_it_a_scoring_plan(
     monkeypatch.syspath_prepend(str(ROOT / "build"))
     import engine_command
 
-    asked = engine_command._settings(engine_command.parse_arguments(None, options), "auto")
+    arguments = engine_command.parse_arguments(None, options)
+    # Not left out: a checkpoint in few bits would make the plan one of few bits.
+    assert (planned.weights, arguments.quantize) == ("model", "none")
+    asked = engine_command._settings(arguments, "auto")
     assert (asked.name, asked.dtype, asked.page_size) == (
         planned.name, planned.dtype, planned.page_size
     )  # fmt: skip
