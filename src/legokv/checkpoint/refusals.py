@@ -109,7 +109,14 @@ def _refuse_quantised(config: JsonObject) -> None:
         )
     if (method, form) == _PACKED:
         _refuse_other_packing(quantisation)
-    other = next((key for key in _FEW_BITS_OTHER if quantisation.get(key)), None)
+    says = {key: quantisation[key] for key in _FEW_BITS_OTHER if quantisation.get(key)}
+    if (
+        isinstance(sparsity := says.get("sparsity_config"), dict)
+        and sparsity.get("format") == "dense"
+    ):
+        # Every number is there, in its place.
+        del says["sparsity_config"]
+    other = next(iter(says), None)
     if other is not None:
         raise UnsupportedModel(
             f"the checkpoint is quantised ({named}) with {other} "

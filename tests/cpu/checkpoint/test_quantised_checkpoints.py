@@ -163,6 +163,8 @@ def test_an_input_scale_that_is_none_is_refused_by_name(fp8: Callable[..., Path]
         (packed_with("input_activations", {"num_bits": 8}), "only symmetric INT4 weights alone"),
         (AUTO_FP8 | {"weight_block_size": [128, 128]}, r"with weight_block_size \[128, 128\]"),
         (COMPRESSED | {"kv_cache_scheme": {"num_bits": 8}}, "with kv_cache_scheme"),
+        (COMPRESSED | {"sparsity_config": {"format": "sparse-24"}}, "with sparsity_config"),
+        (COMPRESSED | {"sparsity_config": "dense"}, "with sparsity_config dense"),
     ],
 )
 def test_other_quantised_checkpoints_are_refused_with_what_they_are(
@@ -172,6 +174,16 @@ def test_other_quantised_checkpoints_are_refused_with_what_they_are(
     put_config(folder, config)
     with pytest.raises(UnsupportedModel, match=message):
         read_model_config(folder)
+
+
+def test_a_checkpoint_that_says_its_weights_are_stored_dense_is_taken(
+    fp8: Callable[..., Path],
+) -> None:
+    folder = fp8(COMPRESSED)
+    expected = read_model_config(folder)
+    dense = {"format": "dense", "global_sparsity": 0.1, "sparsity_structure": "unstructured"}
+    put_config(folder, COMPRESSED | {"sparsity_config": dense})
+    assert read_model_config(folder) == expected
 
 
 def test_int4_numbers_and_scales_are_taken_as_they_are_for_plans_and_expanded_for_cpus(
