@@ -100,7 +100,7 @@ def layers_from_inspector(text: str) -> tuple[PlanLayer, ...]:
 def short_words(layers: Sequence[PlanLayer], profiles: Sequence[str]) -> list[str]:
     """A line for each profile: its layers by kind, and what runs between two attentions."""
     return [
-        f"profile {name}: {_profile_words(list(_of_profile(layers, number)))}"
+        f"profile {name}: {_profile_words(layers, number, alone=len(profiles) == 1)}"
         for number, name in enumerate(profiles)
         if layers
     ]
@@ -161,13 +161,16 @@ def _of_profile(layers: Sequence[PlanLayer], number: int) -> Iterator[PlanLayer]
     yield from layers[at[0] : at[-1] + 1] if at else ()
 
 
-def _profile_words(layers: Sequence[PlanLayer]) -> str:
-    plugins = Counter(layer.plugin for layer in layers if layer.plugin)
-    between = Counter(map(_kernels, _between(layers)))
-    copies = [layer.name for layer in layers if layer.copies_pool]
+def _profile_words(layers: Sequence[PlanLayer], number: int, *, alone: bool) -> str:
+    own = list(_of_profile(layers, number))
+    plugins = Counter(layer.plugin for layer in own if layer.plugin)
+    between = Counter(map(_kernels, _between(own)))
+    copies = [layer.name for layer in own if layer.copies_pool]
     pools = f"copies of pools: {', '.join(copies)}" if copies else "no copy of a pool"
     counts = ", ".join(f"{count} {name}" for name, count in sorted(plugins.items()))
-    few = Counter(kind for layer in layers for kind in layer.weights if kind in _FEW_BITS)
+    # All layers are a lone profile's, also those before its first attention.
+    readers = layers if alone else own
+    few = Counter(kind for layer in readers for kind in layer.weights if kind in _FEW_BITS)
     counts += "".join(f", {n} kernels read {kind} weights" for kind, n in sorted(few.items()))
     runs = "; ".join(f"{count} times {words}" for words, count in between.most_common())
     return f"{counts}; between two attentions {runs or 'nothing'}; {pools}"

@@ -57,6 +57,17 @@ def test_a_layer_that_copies_a_pool_is_named() -> None:
     assert line.endswith("copies of pools: Reformatting CopyNode for pool_1")
 
 
+def test_the_one_profile_of_a_scoring_plan_counts_the_products_before_its_attention_too() -> None:
+    weight = "{ Name: w, Location: Device, Dimensions: [64,64], Datatype: FP8, Format: Row major }"
+    product = layer("node_linear_myl5_2", "gemm", "a", "qkv")
+    product = product.replace("Constants: []", f"Constants: [ {weight}]")
+    listed = layers_from_log(log_of(product, attention(0)))
+    (alone,) = short_words(listed, ("scoring",))
+    assert "1 LegoLinkAttention, 1 kernels read FP8 weights; between two" in alone
+    # Of two profiles nothing tells whose it is.
+    assert "FP8" not in short_words(listed, ("prefill", "decode"))[0]
+
+
 def test_a_log_without_a_list_has_no_layers() -> None:
     assert layers_from_log(["a detail"]) == ()
     assert short_words((), ("prefill",)) == []
