@@ -1,7 +1,6 @@
 """What a session of tests makes once, also where several workers run them."""
 
 import fcntl
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,8 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     Others wait meanwhile. What failed half made is made anew by the next who asks.
     """
     own = factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    # A worker's, by its name: a test's own pytest has the worker's environment and no other workers.
+    shared = own.parent if own.name.startswith("popen-") else own
     folder = shared / "made" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     done = folder.with_name(f"{folder.name}.done")

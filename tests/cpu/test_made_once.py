@@ -13,7 +13,6 @@ def factory(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> pytest.TempPathFactory:
     """As in a worker of a session whose folder is this test's."""
-    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
     monkeypatch.setattr(tmp_path_factory, "getbasetemp", lambda: tmp_path / "popen-gw0")
     return tmp_path_factory
 
@@ -48,3 +47,11 @@ def test_what_failed_half_made_is_made_anew_by_the_next_who_asks(
     with pytest.raises(OSError, match="no space"):
         made_once(factory, "one", fail)
     assert list(made_once(factory, "one", Path.mkdir).iterdir()) == []
+
+
+def test_a_session_without_workers_keeps_what_it_made_to_itself(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    monkeypatch.setattr(tmp_path_factory, "getbasetemp", lambda: tmp_path / "pytest-7")
+    assert made_once(tmp_path_factory, "one", Path.mkdir) == tmp_path / "pytest-7" / "made" / "one"
