@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graph_session import GraphSession, graph_runner, shape_of
+from graph_session import GraphSession, export_engine, graph_runner, shape_of
 from onnx import TensorProto
 from onnx_by_torch import torch_execution
 from onnx_reference import Execution, reference_execution
