@@ -14,7 +14,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     Others wait meanwhile. What failed half made is made anew by the next who asks.
     """
     own = factory.getbasetemp()
-    # A worker's, by its name: a test's own pytest has the worker's environment and no other workers.
+    # A worker's by its name: a test's own pytest has the worker's environment, and no workers.
     shared = own.parent if own.name.startswith("popen-") else own
     folder = shared / "made" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
