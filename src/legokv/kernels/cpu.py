@@ -284,7 +284,11 @@ class NativeCalls:
         arguments.instruction_set = instruction_set
         arguments.scoring = None if scoring is None else scoring.data_ptr()
         step = None if before is None else before.take(self.library)
-        if step is None or not step.advance(arguments, shape):
+        if step is not None and not step.advance(arguments, shape):
+            # Before the next one takes as much memory.
+            step.end()
+            step = None
+        if step is None:
             begun = self._functions.legokv_cpu_begin(ctypes.byref(arguments))
             if begun is None:
                 raise self.library.refusal()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -87,20 +87,27 @@ def tables_of(sequences: list[Rows]) -> AttentionTables:
 
 
 class Calls(NativeCalls):
-    """The library, and how many of its steps were begun anew."""
-
-    num_begun = 0
+    """The library, and which of its steps were begun anew and ended, in order."""
 
     def __init__(self) -> None:
         super().__init__(NativeLibrary(build_native_library(print)))
-        begin = self.library.functions.legokv_cpu_begin
+        self.noted: list[str] = []
+        self._note("begin")
+        self._note("end")
 
-        def counted(arguments: object) -> int | None:
-            self.num_begun += 1
-            begun: int | None = begin(arguments)
-            return begun
+    @property
+    def num_begun(self) -> int:
+        return self.noted.count("begin")
 
-        self.library.functions.legokv_cpu_begin = counted
+    def _note(self, name: str) -> None:
+        call = getattr(self.library.functions, f"legokv_cpu_{name}")
+
+        def noted(address: object) -> int | None:
+            self.noted.append(name)
+            given: int | None = call(address)
+            return given
+
+        setattr(self.library.functions, f"legokv_cpu_{name}", noted)
 
 
 @pytest.fixture
@@ -255,6 +262,25 @@ def test_whatever_else_changed_is_seen(calls, change):
     assert not check_both(calls, before, CHANGES[change](answers), pool)
 
 
+def test_another_type_or_build_or_number_of_threads_is_seen(calls):
+    answers, before = Answers(2), StepBefore()
+    pool, halves = pool_of(torch.float32), pool_of(torch.bfloat16)
+    portable = InstructionSet.PORTABLE
+    kinds = [
+        (pool, calls.best(torch.float32), 1),
+        (halves, calls.best(torch.bfloat16), 1),
+        (halves, portable, 1),
+        (halves, portable, 2),
+        (pool, portable, 2),
+    ]
+    for number, (kind, instruction_set, num_threads) in enumerate(kinds):
+        tables, other = answers.step({0: 5 + number, 1: 5 + number}), kind.clone()
+        out = attended(calls, tables, kind, before, instruction_set, num_threads)
+        assert calls.num_begun == 2 * number + 1
+        expected = attended(calls, tables, other, None, instruction_set, num_threads)
+        assert torch.equal(out, expected)
+
+
 def test_a_key_that_is_not_seen_yet_is_seen_later(calls):
     answers, before, pool = Answers(2), StepBefore(), pool_of(torch.float32)
     ahead = answers.step({0: 5, 1: 5})
@@ -301,6 +327,13 @@ def test_a_step_that_failed_is_not_kept(calls):
     assert before.take(calls.library) is None
 
 
+def test_a_step_that_cannot_go_on_is_freed_before_the_next_takes_memory(calls):
+    answers, before, pool = Answers(2), StepBefore(), pool_of(torch.float32)
+    for sequences in ({0: 5}, {0: 6, 1: 6}):
+        attended(calls, answers.step(sequences), pool, before)
+    assert calls.noted == ["begin", "end", "begin"]
+
+
 def test_another_librarys_step_is_not_taken(calls):
     answers, before, pool = Answers(2), StepBefore(), pool_of(torch.float32)
     check_both(calls, before, answers.step({0: 5, 1: 5}), pool)
@@ -312,18 +345,17 @@ def test_two_who_compute_at_once_never_have_one_step(calls):
     answers, before, pool = Answers(2), StepBefore(), pool_of(torch.float32)
     check_both(calls, before, answers.step({0: 5, 1: 5}), pool)
     tables, own = answers.step({0: 6, 1: 6}), []
+    meet = threading.Barrier(2, timeout=60)
 
-    def compute(meet: threading.Barrier) -> Iterator[None]:
+    def compute() -> None:
         with calls.step(tables, shape(torch.float32), num_threads=2, before=before) as step:
             own.append(step)
             meet.wait()
-        yield
 
-    meet = threading.Barrier(2)
-    threads = [threading.Thread(target=lambda: list(compute(meet))) for _ in range(2)]
+    threads = [threading.Thread(target=compute) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert own[0] is not own[1]
+    assert len({id(step) for step in own}) == 2
     assert check_both(calls, before, answers.step({0: 7, 1: 7}), pool)
