@@ -111,7 +111,7 @@ inline Doubles exponential(Doubles x) {
   return x < kLeastExponent ? Doubles{} : same_bits<Doubles>(bits);
 }
 
-// 2^x for x of at most 0, wrong by at most 1e-10 of it; at most 2^-1000 below -1000, of -infinity
+// 2^x for x of at most 1, wrong by at most 1e-10 of it; at most 2^-1000 below -1000, of -infinity
 // too. The polynomials have the least largest relative error of seven powers.
 inline Doubles near_power(Doubles x) {
 #if defined(__AVX512DQ__)

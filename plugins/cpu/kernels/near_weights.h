@@ -19,13 +19,16 @@ constexpr double kFarthestOffset = 1e6;
 
 // Halvings by which a block's weights are added as float32, each of one rounding.
 constexpr int kSumHalvings = __builtin_ctz(kDrawBlock / kLanes);
-// Of a float32 weight: 1.4 were found, of what its steps may be wrong by 1.6.
-constexpr double kWeightRoundings = 1.75;
-// Of a sum of weights. The one that decides is a share of another, so that the doubt is of all.
+// What a float32 weight's steps may be wrong by together, in such roundings: 1.4 were found.
+constexpr double kWeightRoundings = 1.9;
+// Of a sum of weights. What decides is the sum of some tokens less a share p of the sum of all. In
+// both a weight is wrong alike, which leaves at most 2 p (1 - p) of its roundings. Those of the
+// halvings may differ: 2 p of them. Where they are as many, both together are most at a p of 1.
 template <typename Number>
 constexpr double kDoubtOf = kDoubt;
 template <>
-inline constexpr double kDoubtOf<float> = kDoubt + 0x1p-24 * (kWeightRoundings + kSumHalvings);
+inline constexpr double kDoubtOf<float> = kDoubt + 0x1p-24 * 2 * kSumHalvings;
+static_assert(kWeightRoundings <= kSumHalvings);
 // So that what a float32 is short of the unit moves no exponent far.
 constexpr double kFarthestFloatOffset = 1 << 16;
 
