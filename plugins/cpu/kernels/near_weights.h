@@ -19,7 +19,7 @@ constexpr double kFarthestOffset = 1e6;
 
 // Halvings by which a block's weights are added as float32, each of one rounding.
 constexpr int kSumHalvings = __builtin_ctz(kDrawBlock / kLanes);
-// What a float32 weight's steps may be wrong by together, in such roundings: 1.4 were found.
+// What a float32 weight's steps may be wrong by together, in such roundings: 1.75 were found.
 constexpr double kWeightRoundings = 1.9;
 // Of a sum of weights. What decides is the sum of some tokens less a share p of the sum of all. In
 // both a weight is wrong alike, which leaves at most 2 p (1 - p) of its roundings. Those of the
