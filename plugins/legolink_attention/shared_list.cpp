@@ -107,7 +107,7 @@ void SharedList::see_page(int sequence, int index, std::vector<int32_t>* known) 
     seen_.push_back({page.page, filled, 0});
   }
   SeenPage& seen = seen_[number];
-  // Who sees less of it than others reads it alone.
+  // Who sees more or less of it than the first who does reads it alone.
   if (seen.filled != filled) return;
   seen.digest = mixed(mixed(seen.digest, sequence), page.base);
   ++seen.num_seers;

@@ -21,6 +21,14 @@ Status score(const LegokvLegolinkAttention& a, const int32_t* scoring, float* ma
   return status == Status::kOk ? launch_sum_weights(call, stream) : status;
 }
 
+Status check_shape(const LegokvLegolinkAttention& a) {
+  const Status status = check_attention_shape(a);
+  if (status != Status::kOk || !shares(a)) return status;
+  // A mass is of a slot of a sequence's own table, and rows are weighed by what they see there.
+  return invalid_argument("scored_attention: %d shared tiles, whose keys would have no mass",
+                          a.num_shared_tiles);
+}
+
 Status check_memory(const LegokvLegolinkAttention& a) {
   const int64_t need = scored_workspace_bytes(a);
   if (need == 0 || (a.workspace != nullptr && a.workspace_bytes >= need)) return Status::kOk;
@@ -34,7 +42,7 @@ Status check_memory(const LegokvLegolinkAttention& a) {
 LEGOKV_EXPORT int legokv_scored_attention(const LegokvLegolinkAttention* attention,
                                           const int32_t* scoring, float* mass, void* stream) {
   using legokv::Status;
-  Status status = legokv::check_attention_shape(*attention);
+  Status status = legokv::check_shape(*attention);
   if (status == Status::kOk) status = legokv::check_memory(*attention);
   if (status != Status::kOk) return static_cast<int>(status);
   const int attended = legokv_legolink_attention(attention, stream);
@@ -43,6 +51,6 @@ LEGOKV_EXPORT int legokv_scored_attention(const LegokvLegolinkAttention* attenti
 }
 
 LEGOKV_EXPORT int64_t legokv_scored_attention_workspace(const LegokvLegolinkAttention* attention) {
-  if (legokv::check_attention_shape(*attention) != legokv::Status::kOk) return -1;
+  if (legokv::check_shape(*attention) != legokv::Status::kOk) return -1;
   return legokv::scored_workspace_bytes(*attention);
 }

@@ -121,7 +121,8 @@ int legokv_kv_import(const struct LegokvKvImport* import, void* stream);
 int legokv_legolink_attention(const struct LegokvLegolinkAttention* attention, void* stream);
 
 // The same, and the mass [B, P, S] of each slot: the sum of the weights that it has in the
-// attention of the query heads of the last `scoring` [B] tokens of its sequence.
+// attention of the query heads of the last `scoring` [B] tokens of its sequence. Without shared
+// tiles: `pages` must have all that a sequence sees.
 int legokv_scored_attention(const struct LegokvLegolinkAttention* attention, const int32_t* scoring,
                             float* mass, void* stream);
 

@@ -290,7 +290,9 @@ class Launchers:
         """What each sequence still reads alone, as `pages`, and what is attended to together, from
         a step's INDEX_TABLES on the host; None where nothing is worth it.
 
-        Lists are as long as what was found, or as `room`. All are parts of one tensor.
+        With `room` there are lists of its sizes all the same, of nothing: where a captured graph
+        reads them, those of the step before must not stay. Else they are as long as what was found.
+        All are parts of one tensor.
         """
         pages = index["pages"]
         num_sequences, num_rows, _ = pages.shape
@@ -301,7 +303,7 @@ class Launchers:
         start = torch.empty(len(index["positions"]) + 1, dtype=torch.int32)
         sharing = sharing_arguments(index, num_heads, pool, most, (*lists, start))
         self._call(self.library.legokv_list_shared(ctypes.byref(sharing)))
-        if sharing.num_tiles == 0:
+        if sharing.num_tiles == 0 and room is None:
             return None
         own, *used = lists
         own = own.view(pages.shape)

@@ -183,6 +183,19 @@ def test_what_the_lists_have_no_room_for_is_read_alone_and_unused_entries_are_of
     assert torch.equal(ours, theirs)
 
 
+def test_where_nothing_is_shared_a_graph_s_lists_are_of_nothing_and_tables_have_all(launchers):
+    """Lists of a captured graph's sizes: those of the step before would stay in their place."""
+    inputs = inputs_of(asking([((0,), 5, 1), ((1,), 9, 2)], SIZES), SIZES, torch.bfloat16)
+    found = sharing(launchers, inputs, ROOM)
+    shared = found.tables.shared
+    assert [len(each) for each in (shared.tiles, shared.members, shared.pages)] == [40, 300, 90]
+    assert all((each == -1).all() for each in (shared.tiles, shared.members, shared.pages))
+    assert not shared.start.any()
+    assert torch.equal(found.tables.pages, inputs.tables.pages)
+    ours, theirs = (attended(launchers, each, num_splits=2) for each in (found, inputs))
+    assert torch.equal(ours, theirs)
+
+
 def test_tables_filled_up_and_in_any_order_share_the_same(launchers):
     inputs = inputs_of(asking(ORDERS, SIZES), SIZES, torch.bfloat16)
     pages = inputs.tables.pages
@@ -197,11 +210,12 @@ def test_tables_filled_up_and_in_any_order_share_the_same(launchers):
     torch.testing.assert_close(out, attended(launchers, inputs), rtol=0, atol=allowed)
 
 
-def test_who_sees_less_of_a_page_than_others_reads_it_alone(launchers):
+@pytest.mark.parametrize("who", range(3))
+def test_who_sees_less_of_a_page_than_others_reads_it_alone_also_the_first(launchers, who):
     inputs = inputs_of(asking([((0, 1), 5, 1)] * 3, SIZES), SIZES, torch.float16)
     pages, shared = inputs.tables.pages, sharing(launchers, inputs).tables.shared.pages[:, 0]
-    (row,) = torch.nonzero(pages[1, :, 0] == shared[0])
-    pages[1, row, 3] = 9
+    (row,) = torch.nonzero(pages[who, :, 0] == shared[0])
+    pages[who, row, 3] = 9
     listed = sharing(launchers, inputs)
     assert seen_by(listed.tables, 16) == seen_by(inputs.tables, 16)
     out, pool = run(launchers, listed)
@@ -334,6 +348,23 @@ def test_lists_that_no_kernel_can_follow_are_refused(launchers):
             workspace = torch.empty(launchers.workspace_bytes(arguments), dtype=torch.uint8)
             with pytest.raises(LaunchRefused, match="shared tiles without lists of tiles, members"):
                 launchers.legolink_attention(arguments, torch.empty_like(inputs.q), workspace)
+
+
+def test_a_scored_step_with_shared_tiles_is_refused_for_their_keys_would_have_no_mass(launchers):
+    inputs = sharing(launchers, inputs_of(asking(ORDERS, SIZES), SIZES, torch.float16))
+    arguments = attention_arguments(inputs.q, inputs.k, inputs.v, inputs.pool, inputs.tables)
+    words = f"{len(inputs.tables.shared.tiles)} shared tiles, whose keys would have no mass"
+    with pytest.raises(LaunchRefused, match=words):
+        launchers.scored_workspace_bytes(arguments)
+    num_sequences, num_rows, _ = inputs.tables.pages.shape
+    scoring = torch.ones(num_sequences, dtype=torch.int32)
+    mass = torch.full((num_sequences, num_rows, 16), 7.0)
+    workspace = torch.empty(launchers.workspace_bytes(arguments) + (1 << 20), dtype=torch.uint8)
+    with pytest.raises(LaunchRefused, match=words):
+        launchers.scored_attention(
+            arguments, torch.empty_like(inputs.q), (scoring, mass), workspace
+        )
+    assert (mass == 7.0).all()
 
 
 def test_a_step_that_cannot_be_listed_is_refused_with_the_numbers(launchers):
