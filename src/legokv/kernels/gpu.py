@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from legokv.errors import LaunchRefused
+from legokv.errors import EngineMismatch, LaunchRefused
 from legokv.kernels.gpu_structs import (
     STRUCTS,
     AttentionArguments,
@@ -242,11 +242,18 @@ class Launchers:
     structs: whose arguments are given to it; others it may take as it likes, as one of an older
     engine does whose imports alone are launched.
 
-    EngineMismatch, with both sizes, for a library that lays its arguments out otherwise.
+    EngineMismatch for a library that can't be loaded, or that lays its arguments out otherwise,
+    with both sizes.
     """
 
     def __init__(self, library: Path, structs: Collection[str] = tuple(STRUCTS)) -> None:
-        self.library = ctypes.CDLL(str(library))
+        try:
+            self.library = ctypes.CDLL(str(library))
+        except OSError as error:
+            raise EngineMismatch(
+                f"{library} can't be loaded ({error}): build the engine again, or the plugins with "
+                "build/build_plugins.py if they are not an engine's"
+            ) from None
         self.library.legokv_last_error.restype = ctypes.c_char_p
         self.library.legokv_library_info.restype = ctypes.c_char_p
         # Before any other function is named: an older library has fewer of them.

@@ -90,13 +90,22 @@ def check_machine(folder: Path, plan: PlanFacts, gpu: int = 0) -> None:
         plan.flavour,
         backend_version(plan.flavour),
         gpu_architecture(gpu) or "no GPU",
-        library_digest(folder / plan.library_file),
+        _digest(folder / plan.library_file),
     )
     check_plan(plan, here)
     if gpu_architecture(gpu) is None:
         raise EngineMismatch(
             f"{plan.plan_file} runs on an NVIDIA GPU, torch sees none here: choose runner 'torch'"
         )
+
+
+def _digest(library: Path) -> str:
+    try:
+        return library_digest(library)
+    except OSError as error:
+        raise EngineMismatch(
+            f"{library} cannot be read: {error.strerror or error}; build the engine again"
+        ) from None
 
 
 def _choice(folder: Path, facts: EngineFacts, requested: RunnerName) -> tuple[RunnerName, str]:

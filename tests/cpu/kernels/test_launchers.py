@@ -68,6 +68,21 @@ def test_a_library_that_does_not_say_how_it_takes_a_structure_is_refused(tmp_pat
         Launchers(library_of(tmp_path, {}))
 
 
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "No such file"), (b"ELF", "too short|invalid")]
+)
+def test_a_library_that_is_gone_or_is_none_is_refused_by_its_place(
+    tmp_path: Path, content: bytes | None, why: str
+) -> None:
+    library = tmp_path / "plugins.so"
+    if content is not None:
+        library.write_bytes(content)
+    with pytest.raises(
+        EngineMismatch, match=rf"{library} can't be loaded \(.*({why}).*\): build the"
+    ):
+        Launchers(library)
+
+
 def test_a_library_of_the_same_layouts_is_taken(tmp_path: Path) -> None:
     code = "long legokv_scored_attention_workspace(void) { return 0; }"
     assert Launchers(library_of(tmp_path, present(), code)).info() == {"structs": present()}

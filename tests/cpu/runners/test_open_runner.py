@@ -281,6 +281,18 @@ def test_a_plan_of_another_version_or_library_names_both_sides(
         check_machine(tmp_path, plan)
 
 
+def test_a_plan_whose_plugins_are_gone_names_their_place_and_the_next_step(
+    planned: EngineFacts, tmp_path: Path
+) -> None:
+    rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+    assert planned.plan is not None
+    plan = replace(planned.plan, version=rtx.__version__)
+    place = tmp_path / plan.library_file
+    words = f"{place} cannot be read: No such file or directory; build the engine again"
+    with pytest.raises(EngineMismatch, match=re.escape(words)):
+        check_machine(tmp_path, plan)
+
+
 @pytest.mark.usefixtures("no_gpu")
 def test_a_plan_without_a_gpu_is_refused_with_what_to_choose(
     planned: EngineFacts, tmp_path: Path
