@@ -90,7 +90,18 @@ def check_tensors(stored: Mapping[str, StoredTensor], config: ModelConfig) -> No
         raise UnsupportedModel(
             f"the checkpoint has {len(unused)} tensors {config.architecture} does not use, "
             f"the first is {unused[0]}: leaving them out would change the model"
+            f"{_other_packing(unused[0])}"
         )
+
+
+def _other_packing(name: str) -> str:
+    """To end a refusal of a tensor: what packed weights it is of, and the next step."""
+    if not name.endswith((".weight_g_idx", ".weight_zero_point")):
+        return ""
+    return (
+        "; INT4 is read around 0 and in a row's own order: take the unquantised checkpoint, or a "
+        "GGUF file"
+    )
 
 
 def used_names(stored: Mapping[str, StoredTensor], config: ModelConfig) -> set[str]:

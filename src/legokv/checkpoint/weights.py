@@ -14,6 +14,7 @@ from legokv.checkpoint.layout import (
     check_tensors,
     decoder_tensors,
     input_scale,
+    packed_shape,
     packed_weight,
     weight_scale,
 )
@@ -173,8 +174,22 @@ def _unpacked(name: str, readers: dict[str, Any]) -> Tensor:
     """INT4 numbers as int8 [N, K]: the first of eight in the lowest bits, 8 more than it is."""
     packed = packed_weight(name)
     words: Tensor = readers[packed].get_tensor(packed)
+    _check_shape(name, (words.shape[0], 8 * words.shape[1]), readers)
     parts = [(words >> (4 * place) & 15) - 8 for place in range(8)]
     return torch.stack(parts, -1).flatten(1).char()
+
+
+def _check_shape(name: str, shape: tuple[int, int], readers: dict[str, Any]) -> None:
+    """UnsupportedModel where the checkpoint says of what it packed that it had another shape."""
+    shape_tensor = packed_shape(name)
+    if shape_tensor not in readers:
+        return
+    numbers = readers[shape_tensor].get_tensor(shape_tensor).flatten()[:9].tolist()
+    if numbers != [*shape]:
+        raise UnsupportedModel(
+            f"{shape_tensor} is {numbers}, and {packed_weight(name)} has {[*shape]} numbers: "
+            "nothing says which of them are the weight's; take another checkpoint"
+        )
 
 
 def _scales(name: str, readers: dict[str, Any]) -> Tensor:

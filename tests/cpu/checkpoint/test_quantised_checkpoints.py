@@ -32,6 +32,9 @@ FP8_CONFIGS = pytest.mark.parametrize("config", [AUTO_FP8, COMPRESSED], ids=["au
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
+AROUND_0 = "INT4 is read around 0 and in a row's own order: take the unquantised checkpoint"
+
+
 def packed_with(part: str, change: dict[str, Any]) -> dict[str, Any]:
     """The config of a packed checkpoint, a part of its group changed."""
     group = PACKED["config_groups"]["group_0"]
@@ -216,8 +219,17 @@ def test_int4_numbers_and_scales_are_taken_as_they_are_for_plans_and_expanded_fo
         ({f"{UP}_scale": torch.ones(96, 3)}, rf"{UP}_scale is F32 \[96, 3\]"),
         ({f"{UP}_packed": torch.ones(96, 9).int()}, rf"{UP}_packed is I32 \[96, 9\]: \[96, 64\]"),
         ({f"{UP}_packed": None}, f"{UP} is missing"),
-        ({f"{UP}_g_idx": torch.zeros(64).int()}, "tensors LlamaForCausalLM does not use"),
-        ({f"{UP}_zero_point": torch.zeros(96, 2)}, "tensors LlamaForCausalLM does not use"),
+        (
+            {f"{UP}_g_idx": torch.zeros(64).int()},
+            rf"not use, the first is {UP}_g_idx: .*; {AROUND_0}",
+        ),
+        ({f"{UP}_zero_point": torch.zeros(96, 2)}, rf"first is {UP}_zero_point: .*; {AROUND_0}"),
+        (
+            {f"{UP}_shape": torch.tensor([96, 63])},
+            rf"{UP}_shape is \[96, 63\], and {UP}_packed has",
+        ),
+        ({f"{UP}_shape": torch.tensor([64, 96])}, r"has \[96, 64\] numbers: nothing says which"),
+        ({f"{UP}_shape": torch.arange(2000)}, r"_shape is \[0, 1, 2, 3, 4, 5, 6, 7, 8\], and"),
     ],
 )
 def test_int4_without_fitting_scales_or_with_more_beside_them_is_refused_by_name(
