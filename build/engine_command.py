@@ -161,9 +161,11 @@ def _settings(arguments: argparse.Namespace, backend: str) -> BuildSettings:
 
 
 def _as_the_checkpoint(settings: BuildSettings, checkpoint: Path) -> BuildSettings:
-    """The settings, with what the checkpoint has of few bits in a plan that can have it."""
-    backend = PLAN_BACKENDS.get(settings.backend)
-    takes = backend is not None and backend.takes_qdq
+    """The settings, with what the checkpoint has of few bits in a plan that can have it: one that
+    is built, or one that is there where auto's choice builds none."""
+    if settings.backend not in PLAN_BACKENDS:
+        return replace(settings, as_stored=settings.any_plan)
+    takes = PLAN_BACKENDS[settings.backend].takes_qdq
     form = form_of_few_bits(read_tensor_table(checkpoint)) if takes else "model"
     if form == "model" or settings.dtype != "bfloat16":
         return settings

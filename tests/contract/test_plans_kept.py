@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 from plan_builds import PLAN, settings_of
+from quantised_checkpoints import AUTO_FP8, fp8_checkpoint
 
 from legokv.build import kept
 from legokv.build.engine import BuildSettings, build_engine_folder, facts_from_checkpoint, with_plan
+from legokv.build.gate import PASSAGES
 from legokv.build.kept import AskedPlan, is_up_to_date, kept_plan, replacement
 from legokv.built.folder import read_engine_folder
+from legokv.built.plan_limits import PlanLimits
 from legokv.runners import opening
 
 pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed")
@@ -44,6 +47,29 @@ def test_auto_keeps_a_plan_that_is_there_and_torch_by_name_replaces_it_and_says_
     assert any(f"Replacing {again}: backend tensorrt-rtx becomes torch; plan {PLAN}" in line
                for line in said)  # fmt: skip
     assert not (again / PLAN).exists()
+
+
+def test_auto_that_builds_no_plan_keeps_one_of_the_few_bits_of_its_checkpoint(
+    plugin_library: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    # Whose inputs have no scales: the plan's calibration is found again.
+    config = AUTO_FP8 | {"activation_scheme": "dynamic"}
+    checkpoint = fp8_checkpoint(tiny_checkpoint("llama-wide"), tmp_path / "fp8", config, None)
+    engine, small = tmp_path / "engine", PlanLimits(64, 2, 4)
+    few = replace(settings_of("llama-wide", plugin_library), weights="qdq-fp8", samples=PASSAGES)
+    build_engine_folder(checkpoint, engine, replace(few, limits=small, exports_onnx=True))
+    before = (engine / "engine.json").read_bytes()
+    said: list[str] = []
+    auto = BuildSettings("llama-wide", exports_onnx=True, any_plan=True, as_stored=True)
+    assert not build_engine_folder(checkpoint, engine, auto, say=said.append)
+    assert (engine / "engine.json").read_bytes() == before
+    assert f"{engine} has {PLAN} (tensorrt-rtx " in said[-1]
+    # Asked for whole weights, or of another page size, it is replaced.
+    for other in (replace(auto, page_size=32), replace(auto, as_stored=False)):
+        copy = Path(shutil.copytree(engine, tmp_path / f"{other.page_size}"))
+        assert build_engine_folder(checkpoint, copy, other, say=said.append)
+        facts = read_engine_folder(copy)
+        assert (facts.weights, facts.backend, facts.plan) == ("model", "torch", None)
 
 
 def test_with_a_gpu_auto_keeps_a_plan_only_if_it_runs_there_and_is_as_asked(

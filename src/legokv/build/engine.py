@@ -7,7 +7,7 @@ from pathlib import Path
 
 from legokv.build.calibration import Calibration, calibrate, kept_calibration
 from legokv.build.gate import check_linking
-from legokv.build.kept import AskedPlan, is_up_to_date, kept_plan, replacement
+from legokv.build.kept import AskedPlan, has_plan_of, is_up_to_date, kept_plan, replacement
 from legokv.build.products import Inputs, make_products, product_names
 from legokv.built.folder import (
     FORMAT_VERSION,
@@ -53,6 +53,7 @@ class BuildSettings:
     plugin_library: makes a plan's plugins; called when all else is checked, as it may take minutes.
     limits: the most that one step of a plan holds.
     any_plan: a plan that is there already will do, whichever backend built it.
+    as_stored: so will one whose weights are in the few bits that the checkpoint has.
     imports: what puts arriving pages into a plan's pools: "stream", or "plugin" as a graph's node.
     flags: of `PLAN_FLAGS`, what a plan's builder is asked to do besides, in that order.
     weights: how matrices are kept, "model" in the type, or "int8", "int4": bfloat16, no plan.
@@ -76,6 +77,7 @@ class BuildSettings:
     plugin_library: Callable[[], Path] | None = None
     limits: PlanLimits = field(default_factory=PlanLimits)
     any_plan: bool = False
+    as_stored: bool = False
     imports: ImportBy = "stream"
     weights: str = "model"
     flags: tuple[str, ...] = ()
@@ -165,15 +167,12 @@ def build_engine_folder(
     False
     """
     refuse_foreign_folder(output)
-    facts = facts_from_checkpoint(checkpoint, settings)
-    calibration: Calibration | None = None
-    if is_calibrated(facts):
-        calibration = _calibration(facts, checkpoint, output, settings, say)
-        fingerprint = calibrated_fingerprint(facts.fingerprint, calibration.to_json())
-        facts = replace(facts, fingerprint=fingerprint)
-    names = product_names(facts, with_onnx=settings.exports_onnx)
+    facts, calibration = _facts(checkpoint, output, settings, say)
     if settings.any_plan and not force:
-        kept = kept_plan(output, facts, names, _asked_of(settings), keep_failed=keep_failed)
+        kept = _kept(facts, output, settings, keep_failed)
+        few = _as_stored(checkpoint, output, settings)
+        if kept is None and few is not None:
+            kept = _kept(_facts(checkpoint, output, few, say)[0], output, few, keep_failed)
         if kept is not None:
             say(f"{kept}, which auto keeps: a --backend by name, or --force, replaces it")
             return False
@@ -197,6 +196,36 @@ def build_engine_folder(
     return True
 
 
+def _facts(
+    checkpoint: Path, output: Path, settings: BuildSettings, say: Callable[[str], None]
+) -> tuple[EngineFacts, Calibration | None]:
+    """All facts but the plan's, of the calibration too where the weights want one."""
+    facts = facts_from_checkpoint(checkpoint, settings)
+    if not is_calibrated(facts):
+        return facts, None
+    calibration = _calibration(facts, checkpoint, output, settings, say)
+    fingerprint = calibrated_fingerprint(facts.fingerprint, calibration.to_json())
+    return replace(facts, fingerprint=fingerprint), calibration
+
+
+def _kept(
+    facts: EngineFacts, output: Path, settings: BuildSettings, keep_failed: bool
+) -> str | None:
+    names = product_names(facts, with_onnx=settings.exports_onnx)
+    asked = AskedPlan(settings.limits, settings.imports, settings.flags)
+    return kept_plan(output, facts, names, asked, keep_failed=keep_failed)
+
+
+def _as_stored(checkpoint: Path, output: Path, settings: BuildSettings) -> BuildSettings | None:
+    """The settings of a plan with the checkpoint's few bits; None where there is no such plan."""
+    if not settings.as_stored or (settings.weights, settings.dtype) != ("model", "bfloat16"):
+        return None
+    form = form_of_few_bits(read_tensor_table(checkpoint))
+    if form == "model" or not has_plan_of(output, form):
+        return None
+    return replace(settings, backend="auto", weights=form)
+
+
 def _calibration(
     facts: EngineFacts,
     checkpoint: Path,
@@ -214,10 +243,6 @@ def _calibration(
         return calibrate(checkpoint, facts.model, settings.samples, facts.fingerprint, say)
     say(f"FP8's calibration is kept: {kept.source}")
     return kept
-
-
-def _asked_of(settings: BuildSettings) -> AskedPlan:
-    return AskedPlan(settings.limits, settings.imports, settings.flags)
 
 
 def _judged(gate: GateFacts, *, keep_failed: bool) -> GateFacts:

@@ -57,6 +57,12 @@ def kept_plan(
     return f"{folder} has {_plan(before.plan)}"
 
 
+def has_plan_of(folder: Path, weights: str) -> bool:
+    """Whether `folder` is an engine with a plan whose weights are in that form."""
+    before = _found(folder)
+    return before is not None and before.plan is not None and before.weights == weights
+
+
 def replacement(folder: Path, facts: EngineFacts) -> str:
     """What changes in `folder` when the engine of `facts` takes its place, in words."""
     try:

@@ -54,6 +54,11 @@ def test_where_auto_chooses_a_plan_it_is_quantised_as_asked(
     for word, form in PLAN_FORMS.items():
         engine_command.build(engine_command.parse_arguments(None, [*options, "--quantize", word]))
         assert (asked[-1].backend, asked[-1].weights) == ("tensorrt-rtx", form)
+    # Where it chooses none, a plan that is there may be as the checkpoint is.
+    monkeypatch.setattr(engine_command, "choose_backend", lambda *of: "torch")
+    for more, as_stored in (([], True), (["--quantize", "none"], False)):
+        engine_command.build(engine_command.parse_arguments(None, [*options, *more]))
+        assert (asked[-1].any_plan, asked[-1].as_stored) == (True, as_stored)
 
 
 @pytest.mark.parametrize(
