@@ -37,7 +37,10 @@ HEADERS_FOLDER = "kernel_lens/include/tensorrt"
 HEADER = "NvInferRuntime.h"
 CACHE_FILE = "CMakeCache.txt"
 
+KEPT_LINES = 30
+
 _ENTRY = re.compile(r"^(\w+):\w+=(.*)$", re.MULTILINE)
+_ERROR = re.compile(r"\berror\b", re.IGNORECASE)
 
 
 def find_cmake() -> Path:
@@ -164,11 +167,6 @@ def _remove_objects(folder: Path) -> None:
     for objects in [*folder.rglob("CMakeFiles")]:
         if objects.exists():  # else it lay in another that has gone
             shutil.rmtree(objects)
-
-
-KEPT_LINES = 30
-
-_ERROR = re.compile(r"\berror\b", re.IGNORECASE)
 
 
 def run_compiler(command: Sequence[str], heard: Callable[[str], None]) -> str | None:
