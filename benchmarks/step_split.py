@@ -33,7 +33,7 @@ from legokv.engine import executor
 from legokv.engine.jobs import GenerateJob
 from legokv.engine.request import GenerateRequest
 from legokv.kernels.cpu import NativeCalls, NativeStep
-from legokv.kernels.linear import NativeGate, NativeLinear
+from legokv.kernels.linear import NativeGate, NativeLinear, NativeTail
 from legokv.kernels.native_library import NativeLibrary
 from legokv.runners.packed_weights import PackedLinear
 
@@ -87,7 +87,7 @@ class Clock:
         self.watch("run", executor, "run_step")
         self.watch("draw", executor, "draw_each")
         self.watch("attention", NativeStep, "attend")
-        for module in (NativeLinear, PackedLinear, NativeGate):
+        for module in (NativeLinear, NativeTail, PackedLinear, NativeGate):
             self.watch("products", module, "forward")
 
     def calls_of(self, path: Path) -> NativeCalls:

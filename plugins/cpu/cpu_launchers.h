@@ -230,8 +230,9 @@ int64_t legokv_cpu_block_bytes(int32_t num_columns, int32_t num_products, int32_
 int legokv_cpu_pack_blocks(const int8_t* weight, const void* scales, int32_t num_columns,
                            int32_t num_products, int32_t block_bits, void* packed);
 
-// Returns a LegokvStatus.
-int legokv_cpu_multiply(const struct LegokvCpuLinear* linear);
+// Computes `count` linear layers one after another, so that one may read what those before it
+// wrote; the first that is refused ends it. Returns a LegokvStatus.
+int legokv_cpu_multiply(const struct LegokvCpuLinear* linears, int32_t count);
 
 // Returns a LegokvStatus.
 int legokv_cpu_gate(const struct LegokvCpuGate* gate);

@@ -105,8 +105,12 @@ LEGOKV_EXPORT int legokv_cpu_pack_blocks(const int8_t* weight, const void* scale
       legokv::cpu::pack_blocks(weight, scales, num_columns, num_products, block_bits, packed));
 }
 
-LEGOKV_EXPORT int legokv_cpu_multiply(const LegokvCpuLinear* linear) {
-  return static_cast<int>(legokv::cpu::multiply(*linear));
+LEGOKV_EXPORT int legokv_cpu_multiply(const LegokvCpuLinear* linears, int32_t count) {
+  legokv::Status status = legokv::Status::kOk;
+  for (int32_t i = 0; i < count && status == legokv::Status::kOk; ++i) {
+    status = legokv::cpu::multiply(linears[i]);
+  }
+  return static_cast<int>(status);
 }
 
 LEGOKV_EXPORT int legokv_cpu_gate(const LegokvCpuGate* gate) {

@@ -45,6 +45,10 @@ class LinearArguments(ctypes.Structure):
     )
 
 
+TailArguments = LinearArguments * 3
+"""Of a layer's three products behind its attention."""
+
+
 class GateArguments(ctypes.Structure):
     """LegokvCpuGate of cpu_launchers.h."""
 
@@ -203,8 +207,27 @@ class LinearCalls:
         arguments.x, arguments.out, arguments.num_rows = x.data_ptr(), out.data_ptr(), num_rows
         arguments.instruction_set = instruction_set
         arguments.num_threads = torch.get_num_threads()
-        self._library.check(self._functions.legokv_cpu_multiply(ctypes.byref(arguments)))
+        self._library.check(self._functions.legokv_cpu_multiply(ctypes.byref(arguments), 1))
         return out
+
+    def feed(self, attended: Tensor, x: Tensor, tail: "NativeTail") -> Tensor:
+        """A layer's result [T, hidden] of its attention's [T, H * D] and its `x` [T, hidden]."""
+        num_rows, (hidden, num_attended) = x.shape[0], tail.out.shape
+        _check_rows("what attention gives", attended, (num_rows, num_attended), tail.out.dtype)
+        _check_rows("x", x, (num_rows, hidden), tail.out.dtype)
+        attended, x = attended.contiguous(), x.contiguous()
+        after, result = x.new_empty(num_rows, hidden), x.new_empty(num_rows, hidden)
+        wide = x.new_empty(num_rows, tail.gate_up.shape[0])
+        arguments = TailArguments.from_buffer_copy(tail.arguments)
+        out, gate_up, down = arguments
+        out.x, out.residual, out.out = attended.data_ptr(), x.data_ptr(), after.data_ptr()
+        gate_up.x, gate_up.out = out.out, wide.data_ptr()
+        down.x, down.residual, down.out = gate_up.out, out.out, result.data_ptr()
+        num_threads = torch.get_num_threads()
+        for each in arguments:
+            each.num_rows, each.num_threads = num_rows, num_threads
+        self._library.check(self._functions.legokv_cpu_multiply(arguments, len(arguments)))
+        return result
 
     def gate(self, x: Tensor, instruction_set: InstructionSet = InstructionSet.BEST) -> Tensor:
         """silu(gate) * up [T, N] of `x` [T, 2 * N]: a row's gates, then its ups."""
@@ -320,10 +343,34 @@ class NativeLinear(nn.Module):
         super().__init__()
         self._calls = calls
         self.weight = NativeWeight(calls, weight, bias)
-        self._instruction_set = calls.instruction_sets(self.weight.dtype)[-1]
+        self.instruction_set = calls.instruction_sets(self.weight.dtype)[-1]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self._calls.multiply(x, self.weight, self._instruction_set, residual)
+        return self._calls.multiply(x, self.weight, self.instruction_set, residual)
+
+
+class NativeTail(nn.Module):
+    """What a decoder's layer does behind its attention, by one call of the library.
+
+    The bits are those of its linear layers one by one: `out`, then `gate_up` with the norm before
+    it and `down` with the gate. A step of one token has them all in less time than Python takes to
+    ask for each.
+    """
+
+    def __init__(
+        self, calls: LinearCalls, out: NativeLinear, gate_up: NativeLinear, down: NativeLinear
+    ) -> None:
+        super().__init__()
+        self._calls = calls
+        self.out, self.gate_up, self.down = out.weight, gate_up.weight, down.weight
+        self.arguments = TailArguments(
+            *(each.arguments for each in (self.out, self.gate_up, self.down))
+        )
+        for copied, each in zip(self.arguments, (out, gate_up, down), strict=True):
+            copied.instruction_set = each.instruction_set
+
+    def forward(self, attended: Tensor, x: Tensor) -> Tensor:
+        return self._calls.feed(attended, x, self)
 
 
 class NativeGate(nn.Module):

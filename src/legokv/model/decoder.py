@@ -65,6 +65,8 @@ class Layer(nn.Module):
         self.gate_up = Linear(hidden, 2 * config.intermediate_size, bias=config.mlp_bias)
         self.gate: nn.Module = Gate()
         self.down = Linear(config.intermediate_size, hidden, bias=config.mlp_bias)
+        # In place of all behind attention, where something computes it at once.
+        self.tail: nn.Module | None = None
 
     def attend(self, x: Tensor, pool: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
         """What attention gives [T, H, D], and the pool after."""
@@ -76,7 +78,10 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, pool: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
         attended, pool = self.attend(x, pool, attention)
-        x = self.out(attended.flatten(1), x)
+        attended = attended.flatten(1)
+        if self.tail is not None:
+            return self.tail(attended, x), pool
+        x = self.out(attended, x)
         return self.down(self.gate(self.gate_up(self.mlp_norm(x))), x), pool
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from legokv.checkpoint.weights import Weight, dense_weight
-from legokv.kernels.linear import LinearCalls, NativeGate, NativeLinear, NativeNorm
+from legokv.kernels.linear import LinearCalls, NativeGate, NativeLinear, NativeNorm, NativeTail
 from legokv.kernels.native_library import InstructionSet, NativeLibrary
 from legokv.model.decoder import Decoder, Layer, RMSNorm
 from legokv.ops.block_weight import BlockEmbedding, BlockWeight
@@ -209,6 +209,13 @@ def _replace_norms(decoder: Decoder, calls: LinearCalls) -> None:
         for name in ("q_norm", "k_norm"):
             if getattr(layer, name) is not None:
                 setattr(layer, name, _native_norm(getattr(layer, name), calls))
+        out, gate_up, down = layer.out, layer.gate_up, layer.down
+        if (
+            isinstance(out, NativeLinear)
+            and isinstance(gate_up, NativeLinear)
+            and isinstance(down, NativeLinear)
+        ):
+            layer.tail = NativeTail(calls, out, gate_up, down)
     decoder.norm = _native_norm(decoder.norm, calls)
 
 

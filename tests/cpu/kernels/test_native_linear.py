@@ -20,6 +20,7 @@ from legokv.kernels.linear import (
     NativeGate,
     NativeLinear,
     NativeNorm,
+    NativeTail,
     NativeWeight,
     PackedMemory,
 )
@@ -240,6 +241,53 @@ def test_what_stands_before_and_behind_a_product_in_one_call_has_the_bits_of_sev
     assert torch.equal(calls.multiply(gates, gated, instruction_set, residual), expected)
 
 
+def tail_case(
+    calls: LinearCalls, instruction_set: InstructionSet, weight_dtype: torch.dtype
+) -> list[NativeLinear]:
+    """A layer's out, gate_up and down: 160 numbers of attention, a hidden size of 96."""
+    is_int8 = weight_dtype == torch.int8
+    dtype = torch.bfloat16 if is_int8 else weight_dtype
+    linears = []
+    for shape in ((2, 96, 160), (3, 2 * 224, 96), (4, 96, 224)):
+        _, weight, bias = case(shape, dtype)
+        of = block_weight(weight, "a weight") if is_int8 else weight
+        linears.append(NativeLinear(calls, of, bias))
+        linears[-1].instruction_set = instruction_set
+    norm = norm_case((1, 96), dtype)[0]
+    linears[1].weight.put_norm_before(NativeNorm(calls, norm.weight, norm.eps))
+    linears[2].weight.put_gate_before()
+    return linears
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 150])
+@pytest.mark.parametrize(("instruction_set", "weight_dtype"), [*FORMS, *IN_BYTES])
+def test_all_behind_a_layer_s_attention_in_one_call_has_the_bits_of_its_products_one_by_one(
+    calls, instruction_set, weight_dtype, num_rows, torch_threads
+):
+    dtype = torch.bfloat16 if weight_dtype == torch.int8 else weight_dtype
+    skip_if_missing(calls, instruction_set, dtype)
+    torch_threads(1 if num_rows == 1 else 2)
+    out, gate_up, down = tail_case(calls, instruction_set, weight_dtype)
+    attended, x = (norm_case((num_rows, size), dtype)[1] for size in (160, 96))
+    after = out(attended, x)
+    expected = down(gate_up(after), after)
+    assert torch.equal(NativeTail(calls, out, gate_up, down)(attended, x), expected)
+
+
+def test_rows_that_are_not_a_layer_s_are_refused_with_both_shapes(calls):
+    tail = NativeTail(calls, *tail_case(calls, InstructionSet.AVX2, torch.float32))
+    attended, x = torch.zeros(3, 160), torch.zeros(3, 96)
+    with pytest.raises(LaunchRefused, match=r"attention gives must be \[3, 160\].*is \[2, 160\]"):
+        tail(attended[:2], x)
+    with pytest.raises(LaunchRefused, match=r"x must be \[3, 96\].*is \[3, 95\]"):
+        tail(attended, x[:, 1:])
+    with pytest.raises(LaunchRefused, match=r"float32, it is .* of torch.bfloat16"):
+        tail(attended.bfloat16(), x)
+    tail.arguments[1].num_products = 95
+    with pytest.raises(LaunchRefused, match=r"multiply: 3 rows \[448, 95\]"):
+        tail(attended, x)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ["llama", "llama-untied", "qwen3"])
 def test_a_decoder_is_packed_whole(library, calls, name, dtype, tiny_checkpoint):
@@ -259,6 +307,7 @@ def test_a_decoder_is_packed_whole(library, calls, name, dtype, tiny_checkpoint)
     counts = Counter(type(each) for each in decoder.modules())
     assert counts[NativeGate] == num_apart
     assert counts[NativeNorm] == 2 * num_apart + num_head_norms + 1
+    assert counts[NativeTail] == config.num_layers - num_apart
 
 
 def test_tiles_that_the_library_was_compiled_without_are_left_to_onednn(
