@@ -17,6 +17,9 @@ from benchmarks.reuse.prompt import Prompt, TokenIds
 
 EXPERIMENT = "every method"
 NUM_CHUNKS = 8
+# Room for so many prompts: the documents alone, not rotated, behind each of two heads and as others
+# rank them are kept, and a method that ranks holds several while it computes.
+PROMPTS = 10
 HEAD_TOKENS = 16
 TIMED = tuple(name for name, method in METHODS.items() if method.has_documents)
 
@@ -27,14 +30,19 @@ def measure(model: tuple[Path, int], journal: Journal, rounds: int, limit: TimeL
     missing = [_key(name, n) for n in range(rounds) for name in TIMED]
     if limit.over or all(key in journal for key in missing):
         return
-    linked = LinkedModel(folder, "bfloat16", "native", 6 * NUM_CHUNKS * chunk_tokens + 4096)
-    prompt = _prompt(chunk_tokens, linked.facts.model.vocab_size)
+    linked = LinkedModel(folder, "bfloat16", "native", pool_tokens(chunk_tokens))
+    prompt = random_prompt(chunk_tokens, linked.facts.model.vocab_size)
     for number in range(rounds):
         for name in TIMED:
             if limit.over:
                 return
             if _key(name, number) not in journal:
                 journal.add(_key(name, number), _timed(linked, prompt, METHODS[name]))
+
+
+def pool_tokens(chunk_tokens: int) -> int:
+    """Room for all that the methods keep, and for what one of them computes meanwhile."""
+    return PROMPTS * NUM_CHUNKS * chunk_tokens + 4096
 
 
 def _timed(model: LinkedModel, prompt: Prompt, method: Method) -> dict[str, float]:
@@ -51,7 +59,7 @@ def _timed(model: LinkedModel, prompt: Prompt, method: Method) -> dict[str, floa
     return {"seconds": seconds_of(first_token), "share": share}
 
 
-def _prompt(chunk_tokens: int, vocabulary: int) -> Prompt:
+def random_prompt(chunk_tokens: int, vocabulary: int) -> Prompt:
     dice = random.Random(0)
 
     def ids(length: int) -> TokenIds:

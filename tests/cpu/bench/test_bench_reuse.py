@@ -9,6 +9,7 @@ import pytest
 import torch
 from paths import ROOT
 
+from benchmarks.cost import reuse_methods
 from benchmarks.reuse import cacheblend, guided, ranked
 from benchmarks.reuse.bootstrap import mean_interval
 from benchmarks.reuse.fidelity import measure
@@ -180,3 +181,17 @@ def test_a_greedy_answer_is_the_engine_s_own(model, tiny_engine_folder):
     found = answer(model, placed, 6, end="\0")
     model.release(placed)
     assert found == model.tokenizer.decode(expected).strip()
+
+
+def test_a_run_of_costs_has_room_for_the_documents_of_all_methods(tiny_engine_folder):
+    chunk_tokens = 512
+    model = LinkedModel(
+        tiny_engine_folder("llama"),
+        "bfloat16",
+        "native",
+        reuse_methods.pool_tokens(chunk_tokens),
+    )
+    prompt = reuse_methods.random_prompt(chunk_tokens, model.facts.model.vocab_size)
+    for name in reuse_methods.TIMED:
+        METHODS[name].compile(model, prompt)
+        model.release(METHODS[name].place(model, prompt))
