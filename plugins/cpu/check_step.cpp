@@ -6,6 +6,11 @@
 namespace legokv::cpu {
 namespace {
 
+// So far that differences of two, and a page's end, are still numbers of 32 bits.
+constexpr int32_t kMostPosition = 1 << 30;
+
+bool is_far(int32_t position) { return position < -kMostPosition || position > kMostPosition; }
+
 Status check_sizes(const LegokvCpuStep& step) {
   if (step.head_size < 16 || step.head_size % 16 != 0) {
     return invalid_argument("head size %d is not a multiple of 16", step.head_size);
@@ -48,6 +53,10 @@ Status check_sequences(const LegokvCpuStep& step) {
                                 step.positions[t - 1], step.positions[t], t, b);
       }
     }
+    if (end > first && (is_far(step.positions[first]) || is_far(step.positions[end - 1]))) {
+      return invalid_argument("sequence %d has positions %d to %d, they end at %d", b,
+                              step.positions[first], step.positions[end - 1], kMostPosition);
+    }
   }
   return Status::kOk;
 }
@@ -62,6 +71,10 @@ Status check_pages(const LegokvCpuStep& step) {
       return invalid_argument(
           "a table row has page %d with %d filled slots, the pool has %lld pages of %d", row.page,
           row.filled, static_cast<long long>(step.num_pool_pages), step.page_size);
+    }
+    if (is_far(row.base) || is_far(row.first_position)) {
+      return invalid_argument("a table row has base %d and begins at position %d, they end at %d",
+                              row.base, row.first_position, kMostPosition);
     }
   }
   return Status::kOk;

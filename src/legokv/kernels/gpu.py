@@ -305,6 +305,11 @@ class Launchers:
         num_sequences, num_rows, _ = pages.shape
         parts = num_sequences * _MOST_PARTS
         most = room or Room(parts, parts, num_sequences * num_rows)
+        if room is not None and room.tiles > 0 and 0 in (room.members, room.pages):
+            raise LaunchRefused(
+                f"room for {room.tiles} tiles needs some for members and pages, not for "
+                f"{room.members} and {room.pages}"
+            )
         sizes = (num_sequences * num_rows, most.tiles, most.members, most.pages)
         lists = [torch.empty((max(0, size), 4), dtype=torch.int32) for size in sizes]
         start = torch.empty(len(index["positions"]) + 1, dtype=torch.int32)

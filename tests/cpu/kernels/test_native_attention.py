@@ -277,6 +277,22 @@ def test_a_slot_outside_the_pool_is_not_written(calls):
             "a table row has page 10.. with .* the pool has",
         ),
         ("pages", lambda x: x[0, :, 3].add_(17), "filled slots, the pool has 4 pages of 16"),
+        (
+            "pages",
+            lambda x: x[0, :, 1].fill_(-(2**31)),
+            "base -2147483648 and begins at position 0",
+        ),
+        (
+            "pages",
+            lambda x: x[0, :, 2].fill_(-(2**31)),
+            "base 0 and begins at position -2147483648",
+        ),
+        (
+            "pages",
+            lambda x: x[0, :, 2].fill_(2**30 + 1),
+            "position 1073741825, they end at 1073741824",
+        ),
+        ("positions", lambda x: x[-1].fill_(2**31 - 1), "positions 0 to 2147483647, they end at"),
         ("positions", lambda x: x.neg_(), "positions go from 0 to -1 at token 1 of sequence 0"),
         ("query_start", lambda x: x.add_(1), "query_start begins with 1, not 0"),
         ("query_start", lambda x: x[1:].add_(1), "query_start goes from 0 to 21 at sequence 0"),

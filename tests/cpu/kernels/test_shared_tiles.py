@@ -376,3 +376,8 @@ def test_a_step_that_cannot_be_listed_is_refused_with_the_numbers(launchers):
         launchers.list_shared(index, 7, inputs.pool)
     with pytest.raises(LaunchRefused, match="room for -1 tiles, 2 members, 3 pages"):
         launchers.list_shared(index, 6, inputs.pool, Room(-1, 2, 3))
+    for room in (Room(2, 0, 3), Room(2, 3, 0)):
+        with pytest.raises(
+            LaunchRefused, match="room for 2 tiles needs some for members and pages"
+        ):
+            launchers.list_shared(index, 6, inputs.pool, room)
