@@ -57,12 +57,12 @@ def measure(session: Session) -> Iterator[dict[str, Any]]:
             torch.cuda.empty_cache()
 
 
-def forms(session: Session, work: Work) -> list[Form]:
+def forms(session: Session, work: Work, *, shares: bool) -> list[Form]:
     """What is timed: the plan's choice, with what is shared read once and without, the kernels by
     name, and splits where keys are many.
     """
     named = [Form()]
-    if session.shared(work.batch) is not None:
+    if shares:
         named.append(Form(lists=True))
     if work.is_ragged:
         return [*named, Form(Regime.SPLIT), Form(Regime.TILED)]
@@ -78,10 +78,10 @@ def measure_step(session: Session, work: Work) -> dict[str, Any]:
     tables = session.tables(work.batch)
     num_pools = session.num_pools(needed_bytes(session, work))
     layers = [make_layer(session, work) for _ in range(num_pools)]
-    listed = session.shared(work.batch) or tables
+    listed = session.shared(work.batch, tables)
     calls = {
-        form.name: kernel_call(session, layers, listed if form.lists else tables, form)
-        for form in forms(session, work)
+        form.name: kernel_call(session, layers, listed if form.lists and listed else tables, form)
+        for form in forms(session, work, shares=listed is not None)
     }
     calls["auto"]()
     others, meant, refused = gathered_calls(session, work, layers, tables)

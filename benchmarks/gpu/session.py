@@ -59,11 +59,11 @@ class Session:
             scale=model.head_size**-0.5,
         )
 
-    def shared(self, batch: StepBatch) -> AttentionTables | None:
-        """The same with what its sequences have in common listed; None where they share nothing."""
-        tables, model = self.tables(batch), self.model
+    def shared(self, batch: StepBatch, tables: AttentionTables) -> AttentionTables | None:
+        """A step's `tables` with what its sequences share listed; None where that is nothing."""
         if len(batch.pages) < 2:
             return None
+        model = self.model
         num_pages = int(batch.pages[..., 0].max()) + 1
         # Only its shape and where it lies are asked for.
         pool = torch.empty(1, dtype=self.dtype, device=self.device).expand(

@@ -73,8 +73,8 @@ def measure_step(session: Session, runner: EagerRunner, work: Work) -> dict[str,
     rounds = session.rounds if on_gpu else 1
     ids = torch.from_numpy(work.batch.input_ids).to(session.device)
     rows = torch.from_numpy(work.batch.logit_rows).to(session.device)
-    tables = session.shared(work.batch) or session.tables(work.batch)
-    attention = paged_attention(session, tables, work)
+    tables = session.tables(work.batch)
+    attention = paged_attention(session, session.shared(work.batch, tables) or tables, work)
 
     def step() -> Tensor:
         return runner.decoder(ids, rows, runner.pools, attention)[0]
